@@ -1,0 +1,29 @@
+"""The one exception that means: the input is wrong, not the program."""
+
+
+class InputError(ValueError):
+    """A value from outside (config, flag, file, argument) that cannot be used.
+
+    The message is one sentence that names the field, the value and what is
+    allowed. Programs under `experiments/` print it and exit with code 2.
+    """
+
+
+def check_choice(field: str, value: object, allowed) -> None:
+    """Raises InputError unless `value` is one of `allowed`.
+
+    Example:
+      >>> check_choice("gate", "max", ("min", "product"))
+      Traceback (most recent call last):
+      ...
+      tree_ffn.errors.InputError: gate: 'max' is not known; use one of: min, product.
+    """
+    if value not in allowed:
+        names = ", ".join(str(name) for name in allowed)
+        raise InputError(f"{field}: {value!r} is not known; use one of: {names}.")
+
+
+def check_positive_int(field: str, value: object, *, least: int = 1) -> None:
+    """Raises InputError unless `value` is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{field}: {value!r} is not allowed; use a whole number of at least {least}.")

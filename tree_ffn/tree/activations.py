@@ -1,0 +1,61 @@
+"""Activation functions by name: one table, each entry with its source.
+
+Names that differ only in an approximation are different names: `gelu` is the
+exact form with erf, `gelu_tanh` its tanh approximation.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.errors import check_choice
+
+
+def _relu2(z: jax.Array) -> jax.Array:
+    positive = jax.nn.relu(z)
+    return positive * positive
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    # z * Phi(z), Hendrycks & Gimpel 2016 (arXiv 1606.08415); UltraFastBERT's choice.
+    "gelu": lambda z: jax.nn.gelu(z, approximate=False),
+    # The tanh approximation of the same paper; GPT-2's choice.
+    "gelu_tanh": lambda z: jax.nn.gelu(z, approximate=True),
+    # max(z, 0), Nair & Hinton 2010; OPT's choice.
+    "relu": jax.nn.relu,
+    # max(z, 0)^2, So et al. 2021, Primer (arXiv 2109.08668).
+    "relu2": _relu2,
+    # max(z, 0) + slope * min(z, 0), Maas et al. 2013.
+    "leaky_relu": jax.nn.leaky_relu,
+    # z * sigmoid(z), Elfwing et al. 2017 (arXiv 1702.03118), "swish".
+    "silu": jax.nn.silu,
+    # Odd-symmetric and bounded.
+    "tanh": jnp.tanh,
+    # No activation: sap-ient-ai/FFF's choice.
+    "identity": lambda z: z,
+    # Even-symmetric: both sides of a decision work alike. Its gradient at 0 is 0.
+    "abs": jnp.abs,
+    # log(1 + exp(z)), Dugas et al. 2001.
+    "softplus": jax.nn.softplus,
+}
+
+
+def activation(name: str, negative_slope: float = 0.01) -> Callable[[jax.Array], jax.Array]:
+    """The elementwise function called `name`.
+
+    Args:
+      name: one of `ACTIVATIONS`.
+      negative_slope: slope of `leaky_relu` below zero; other names ignore it.
+
+    Raises:
+      InputError: `name` is not known; the message lists the known names.
+
+    Example:
+      >>> float(activation("relu2")(jnp.float32(3.0)))
+      9.0
+    """
+    check_choice("activation", name, ACTIVATIONS)
+    if name == "leaky_relu":
+        return lambda z: jax.nn.leaky_relu(z, negative_slope)
+    return ACTIVATIONS[name]

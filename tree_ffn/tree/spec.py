@@ -1,0 +1,82 @@
+"""What a layer of trees computes, as one frozen and hashable value."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from tree_ffn.errors import InputError, check_choice
+from tree_ffn.tree.activations import ACTIVATIONS
+from tree_ffn.tree.shape import TreeShape
+
+ROUTINGS = ("hard", "straight_through", "continuous")
+GATES = ("min", "product")
+ACT_SITES = ("node", "sum")
+BALANCES = ("none", "sign")
+ROUTERS = ("first_unit", "frozen")
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeSpec:
+    """Shape, activation and routing of a layer of trees.
+
+    Attributes:
+      shape: P, D, W, S.
+      activation: a name of `activations.ACTIVATIONS`.
+      negative_slope: slope of `leaky_relu` below zero.
+      act_site: `node`, act of every unit; or `sum`, act of the summed output.
+      routing: how decisions learn: `hard` (they do not), `straight_through`
+        (a sigmoid surrogate in the backward pass), `continuous` (gates that
+        vanish where a decision flips, so the exact gradient says enough).
+      gate: of `continuous`: `min` or `product` of the ancestors' gates.
+      kappa: of `continuous`: slope of the gate c(a) = 1 - exp(-kappa a).
+      beta: of `straight_through`: slope of the sigmoid surrogate.
+      balance: `none`, or `sign`: thresholds follow the sign of the visit skew.
+      balance_rate: step of that rule.
+      router: what decides at a node: its `first_unit` (the layer itself), or a
+        separate `frozen` random vector (the baseline `random_tree`).
+    """
+
+    shape: TreeShape
+    activation: str = "gelu"
+    negative_slope: float = 0.01
+    act_site: str = "node"
+    routing: str = "hard"
+    gate: str = "min"
+    kappa: float = 1.0
+    beta: float = 1.0
+    balance: str = "none"
+    balance_rate: float = 1e-3
+    router: str = "first_unit"
+
+    def __post_init__(self):
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("act_site", self.act_site, ACT_SITES)
+        check_choice("routing", self.routing, ROUTINGS)
+        check_choice("gate", self.gate, GATES)
+        check_choice("balance", self.balance, BALANCES)
+        check_choice("router", self.router, ROUTERS)
+        for field in ("kappa", "beta"):
+            if not getattr(self, field) > 0:
+                raise InputError(f"{field}: {getattr(self, field)!r} is not allowed; use a number above 0.")
+        if not self.balance_rate >= 0:
+            raise InputError(f"balance_rate: {self.balance_rate!r} is not allowed; use a number of at least 0.")
+        if self.router == "frozen" and self.routing != "hard":
+            raise InputError(
+                f"routing: {self.routing!r} cannot be used with router 'frozen', whose decisions do not learn; use 'hard'."
+            )
+
+
+class Info(NamedTuple):
+    """What a feed-forward layer reports beside its output.
+
+    Attributes:
+      leaf_TP: int32 [T, P], the leaf (0 .. 2^D - 1) each token reached in each
+        tree; for a mixture of experts the chosen experts [T, top_k]; for a
+        dense layer [T, 0].
+      aux_loss: float32 scalar to add to the training loss (0 except for a
+        mixture of experts with `balance="aux"`).
+    """
+
+    leaf_TP: jax.Array
+    aux_loss: jax.Array
