@@ -60,10 +60,13 @@ class TreeSpec:
             if not getattr(self, field) > 0:
                 raise InputError(f"{field}: {getattr(self, field)!r} is not allowed; use a number above 0.")
         if not self.balance_rate >= 0:
-            raise InputError(f"balance_rate: {self.balance_rate!r} is not allowed; use a number of at least 0.")
+            raise InputError(
+                f"balance_rate: {self.balance_rate!r} is not allowed; use a number of at least 0."
+            )
         if self.router == "frozen" and self.routing != "hard":
             raise InputError(
-                f"routing: {self.routing!r} cannot be used with router 'frozen', whose decisions do not learn; use 'hard'."
+                f"routing: {self.routing!r} cannot be used with router 'frozen', "
+                "whose decisions do not learn; use 'hard'."
             )
 
 
