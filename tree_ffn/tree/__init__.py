@@ -1,0 +1,21 @@
+"""The layer as mathematics: pure functions of jax arrays."""
+
+from tree_ffn.tree.activations import ACTIVATIONS, activation
+from tree_ffn.tree.apply import IMPLEMENTATIONS, init_params, pick_implementation, tree_ffn
+from tree_ffn.tree.routing import balance_by_counts, balance_update
+from tree_ffn.tree.shape import TreeShape
+from tree_ffn.tree.spec import Info, TreeSpec
+
+__all__ = [
+    "ACTIVATIONS",
+    "IMPLEMENTATIONS",
+    "Info",
+    "TreeShape",
+    "TreeSpec",
+    "activation",
+    "balance_by_counts",
+    "balance_update",
+    "init_params",
+    "pick_implementation",
+    "tree_ffn",
+]

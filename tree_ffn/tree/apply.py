@@ -1,0 +1,198 @@
+"""The one public function of the layer, and its initial weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.errors import InputError, check_choice
+from tree_ffn.tree import gather, grouped, masked
+from tree_ffn.tree.activations import activation
+from tree_ffn.tree.spec import Info, TreeSpec
+
+IMPLEMENTATIONS = {"masked": masked.trees, "gather": gather.trees, "grouped": grouped.trees}
+
+
+def tree_ffn(
+    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None
+) -> tuple[jax.Array, Info]:
+    """A feed-forward layer of P trees: every token walks one hard path per tree.
+
+        z[p,n,u] = <w_in[p,n,u], x> + b_in[p,n,u]
+        r[p,n]   = z[p,n,0] - threshold[p,n]
+        n_0 = 0;  n_{l+1} = 2 n_l + 1 + [r[p,n_l] > 0]
+        y = b_out + sum_p sum_l g[p,l] sum_u act(z[p,n_l,u]) w_out[p,n_l,u]
+                  + sum_s act(<w_in_shared[s], x> + b_in_shared[s]) w_out_shared[s]
+
+    At `act_site="sum"` units enter the sum linearly, shared ones too, and
+    y = b_out + act(sum). The gate g is 1 but under continuous routing.
+
+    Args:
+      params: see `init_params`.
+      x_TE: tokens [T, E], float32 or bfloat16; weights are cast to its dtype,
+        decision logits are float32.
+      spec: the layer; static under jit.
+      implementation: `masked`, `gather` or `grouped`; None picks one by the
+        measured rule of `pick_implementation`. All compute the same function.
+
+    Returns:
+      y_TE in x's dtype, and Info(leaf_TP, aux_loss=0).
+
+    Raises:
+      InputError: an unknown implementation, or weights that do not fit the spec.
+
+    Example:
+      >>> from tree_ffn.tree import TreeShape, TreeSpec
+      >>> spec = TreeSpec(TreeShape(n_trees=2, depth=3))
+      >>> params = init_params(jax.random.key(0), spec, width=8)
+      >>> y_TE, info = tree_ffn(params, jnp.ones((5, 8)), spec)
+      >>> y_TE.shape, info.leaf_TP.shape
+      ((5, 8), (5, 2))
+
+    Source: "Dynamic sparsity in tree-structured feed-forward layers at scale",
+    arXiv 2604.08565; hard routing with exact GELU, W = 1 and b_out = 0 is the
+    layer of UltraFastBERT, arXiv 2311.10770.
+    """
+    _check_fit(params, x_TE, spec)
+    s_TE, leaf_TP = _trees(params, x_TE, spec, implementation)
+    if spec.shape.shared_width:
+        s_TE += _shared(params["shared"], x_TE, spec)
+    if spec.act_site == "sum":
+        act = activation(spec.activation, spec.negative_slope)
+        s_TE = act(s_TE.astype(jnp.float32)).astype(x_TE.dtype)
+    y_TE = s_TE + params["b_out"].astype(x_TE.dtype)[None]
+    return y_TE, Info(leaf_TP, jnp.zeros((), jnp.float32))
+
+
+def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
+    """The execution that is fastest, by the table of results/speed_layer.jsonl.
+
+    Args:
+      spec: the layer.
+      n_tokens: T.
+      backend: `cpu`, `gpu` or `tpu`.
+    """
+    shape = spec.shape
+    if n_tokens <= 4 and backend != "tpu":
+        return "gather"
+    # A block of sorted tokens pays when a tree brings enough units to multiply.
+    if backend == "cpu":
+        return "grouped" if shape.path_units >= 8 else "masked"
+    wide = shape.path_units >= 64
+    return "grouped" if backend == "gpu" and wide and n_tokens >= 1024 else "masked"
+
+
+def init_params(
+    key: jax.Array,
+    spec: TreeSpec,
+    width: int,
+    *,
+    w_in_scale: float = 1.0,
+    w_out_scale: float = 1.0,
+    param_dtype=jnp.float32,
+) -> dict:
+    """Initial weights: normal w_in and w_out, zero biases and thresholds.
+
+        std(w_in) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
+
+    A, not F, is the fan-in of an output: that many units reach it.
+
+    Args:
+      key: a typed PRNG key.
+      spec: the layer.
+      width: E.
+      w_in_scale: see above.
+      w_out_scale: see above.
+      param_dtype: of w_in, b_in, w_out and b_out.
+
+    Returns:
+      {w_in [P,U,E], b_in [P,U], w_out [P,U,E], b_out [E], threshold [P,N],
+      shared: {w_in [S,E], b_in [S], w_out [S,E]} if S > 0,
+      router: {w [P,R,E]} under router `frozen`}; the last and the thresholds
+      are not trained.
+    """
+    shape = spec.shape
+    keys = jax.random.split(key, 5)
+    in_std, out_std = w_in_scale / width**0.5, w_out_scale / shape.active_units**0.5
+    units = (shape.n_trees, shape.tree_units)
+    params = {
+        "w_in": _normal(keys[0], (*units, width), in_std, param_dtype),
+        "b_in": jnp.zeros(units, param_dtype),
+        "w_out": _normal(keys[1], (*units, width), out_std, param_dtype),
+        "b_out": jnp.zeros((width,), param_dtype),
+        "threshold": jnp.zeros((shape.n_trees, shape.n_nodes), jnp.float32),
+    }
+    if shape.shared_width:
+        params["shared"] = {
+            "w_in": _normal(keys[2], (shape.shared_width, width), in_std, param_dtype),
+            "b_in": jnp.zeros((shape.shared_width,), param_dtype),
+            "w_out": _normal(keys[3], (shape.shared_width, width), out_std, param_dtype),
+        }
+    if spec.router == "frozen":
+        params["router"] = {
+            "w": _normal(keys[4], (shape.n_trees, shape.n_deciding, width), in_std, jnp.float32)
+        }
+    return params
+
+
+def _normal(key, shape, std, dtype):
+    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+def _trees(params, x_TE, spec, implementation):
+    if implementation is not None:
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
+        return IMPLEMENTATIONS[implementation](params, x_TE, spec)
+    chosen = pick_implementation(spec, x_TE.shape[0], jax.default_backend())
+    if spec.routing == "straight_through" and chosen != "masked":
+        return _masked_backward(spec, chosen, params, x_TE)
+    return IMPLEMENTATIONS[chosen](params, x_TE, spec)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _masked_backward(spec, implementation, params, x_TE):
+    """The fast execution where nothing is differentiated, the masked one where something is."""
+    return IMPLEMENTATIONS[implementation](params, x_TE, spec)
+
+
+def _masked_backward_fwd(spec, implementation, params, x_TE):
+    del implementation
+    return jax.vjp(lambda p, x: masked.trees(p, x, spec), params, x_TE, has_aux=False)
+
+
+def _masked_backward_bwd(spec, implementation, vjp, cotangents):
+    del spec, implementation
+    return vjp(cotangents)
+
+
+_masked_backward.defvjp(_masked_backward_fwd, _masked_backward_bwd)
+
+
+def _shared(shared, x_TE, spec):
+    """Output of the S units that are always on."""
+    z_TS = (
+        jnp.einsum("te,se->ts", x_TE, shared["w_in"].astype(x_TE.dtype))
+        + shared["b_in"].astype(x_TE.dtype)[None]
+    )
+    if spec.act_site == "node":
+        z_TS = activation(spec.activation, spec.negative_slope)(z_TS)
+    return jnp.einsum("ts,se->te", z_TS, shared["w_out"].astype(x_TE.dtype))
+
+
+def _check_fit(params, x_TE, spec):
+    shape = spec.shape
+    if x_TE.ndim != 2:
+        raise InputError(f"x: shape {x_TE.shape} is not allowed; use [tokens, width].")
+    width = x_TE.shape[1]
+    expected = {
+        "w_in": (shape.n_trees, shape.tree_units, width),
+        "b_in": (shape.n_trees, shape.tree_units),
+        "w_out": (shape.n_trees, shape.tree_units, width),
+        "b_out": (width,),
+        "threshold": (shape.n_trees, shape.n_nodes),
+    }
+    for name, wanted in expected.items():
+        if params[name].shape != wanted:
+            raise InputError(
+                f"{name}: shape {params[name].shape} does not fit the spec and x, which need {wanted}."
+            )

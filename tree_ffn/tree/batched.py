@@ -1,0 +1,99 @@
+"""Grouped execution as batched products over padded blocks: the form for accelerators.
+
+All blocks run at once: their rows are gathered to [M, size, E], their paths'
+weights to [M, A, E], and each projection is one batched product that the vendor
+library runs near its peak. M is static, at most T / size + 2^D; rows beyond a
+block's last are zero. Weight gradients are products per block, then summed over
+the blocks of a node by one product with a one-hot matrix per level: nothing is
+scattered.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.tree.blocks import Blocks, Tree, path_threshold
+from tree_ffn.tree.routing import hidden_on_path
+from tree_ffn.tree.spec import TreeSpec
+
+
+def forward(tree: Tree, x_TE: jax.Array, blocks: Blocks, size: int, spec: TreeSpec):
+    """Output of one tree and the pre-activations that its backward pass needs.
+
+    Returns:
+      s_TE in x's dtype; z float32 [M, size, path_units].
+    """
+    dtype = x_TE.dtype
+    x_MBE = _block_rows(x_TE, blocks, size)
+    w_in_MAE = _path_rows(tree.w_in_UE.astype(dtype), blocks.leaf_M, spec)
+    b_in_MA = _path_rows(tree.b_in_U.astype(jnp.float32), blocks.leaf_M, spec)
+    z_MBA = jnp.einsum("mbe,mae->mba", x_MBE, w_in_MAE, preferred_element_type=jnp.float32) + b_in_MA[:, None]
+    h_MBA = _hidden(z_MBA, tree, blocks, spec).astype(dtype)
+    w_out_MAE = _path_rows(tree.w_out_UE.astype(dtype), blocks.leaf_M, spec)
+    s_MBE = jnp.einsum("mba,mae->mbe", h_MBA, w_out_MAE)
+    return _token_rows(s_MBE, blocks), z_MBA
+
+
+def backward(
+    tree: Tree, x_TE: jax.Array, ds_TE: jax.Array, z_MBA: jax.Array, blocks: Blocks, size: int, spec: TreeSpec
+):
+    """Gradients of one tree: dx_TE, dw_in_UE, db_in_U, dw_out_UE (weights' in float32)."""
+    dtype = x_TE.dtype
+    x_MBE, ds_MBE = _block_rows(x_TE, blocks, size), _block_rows(ds_TE, blocks, size)
+    w_out_MAE = _path_rows(tree.w_out_UE.astype(dtype), blocks.leaf_M, spec)
+    h_MBA, vjp = jax.vjp(lambda z: _hidden(z, tree, blocks, spec), z_MBA)
+    dh_MBA = jnp.einsum("mbe,mae->mba", ds_MBE, w_out_MAE, preferred_element_type=jnp.float32)
+    # Padding rows of ds are zero, so dh and dz are zero there too, and h times ds.
+    (dz_MBA,) = vjp(dh_MBA)
+    db_in_U = _sum_over_blocks(dz_MBA.sum(axis=1), blocks.leaf_M, spec)
+    dz_MBA = dz_MBA.astype(dtype)
+    w_in_MAE = _path_rows(tree.w_in_UE.astype(dtype), blocks.leaf_M, spec)
+    dx_TE = _token_rows(jnp.einsum("mba,mae->mbe", dz_MBA, w_in_MAE), blocks)
+    dw_in_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", dz_MBA, x_MBE), blocks.leaf_M, spec)
+    dw_out_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", h_MBA.astype(dtype), ds_MBE), blocks.leaf_M, spec)
+    return dx_TE, dw_in_UE, db_in_U, dw_out_UE
+
+
+def _hidden(z_MBA, tree: Tree, blocks: Blocks, spec: TreeSpec):
+    threshold_MD = path_threshold(tree.threshold_N, blocks.leaf_M, spec)
+    threshold_MBD = jnp.broadcast_to(threshold_MD[:, None], (*z_MBA.shape[:2], spec.shape.depth))
+    return hidden_on_path(z_MBA, threshold_MBD, spec)
+
+
+def _block_rows(rows_TE, blocks: Blocks, size: int):
+    """Rows of every block, zero beyond its last: [M, size, E]."""
+    offset_B = jnp.arange(size, dtype=jnp.int32)
+    position_MB = blocks.first_M[:, None] + offset_B[None]
+    token_MB = jnp.take(blocks.order_T, position_MB, mode="clip")
+    rows_MBE = jnp.take(rows_TE, token_MB, axis=0, mode="clip")
+    real_MB = offset_B[None] < blocks.rows_M[:, None]
+    return jnp.where(real_MB[..., None], rows_MBE, jnp.zeros((), rows_TE.dtype))
+
+
+def _token_rows(rows_MBE, blocks: Blocks):
+    return jnp.take(rows_MBE.reshape(-1, rows_MBE.shape[-1]), blocks.slot_T, axis=0, mode="clip")
+
+
+def _path_rows(units_U, leaf_M, spec: TreeSpec):
+    """Rows of the units on every block's path, root first: [M, path_units, ...]."""
+    shape = spec.shape
+    runs = []
+    for level, width in enumerate(shape.widths):
+        start, stop = shape.level_starts[level], shape.level_starts[level + 1]
+        nodes_JW = units_U[start:stop].reshape(2**level, width, *units_U.shape[1:])
+        runs.append(jnp.take(nodes_JW, leaf_M >> (shape.depth - level), axis=0, mode="clip"))
+    return jnp.concatenate(runs, axis=1)
+
+
+def _sum_over_blocks(rows_MA, leaf_M, spec: TreeSpec):
+    """Sum of the blocks' path rows [M, path_units, ...] into the tree's units: float32 [U, ...]."""
+    shape = spec.shape
+    rest = rows_MA.shape[2:]
+    levels = []
+    for level, width in enumerate(shape.widths):
+        at = shape.path_starts[level]
+        rows = rows_MA[:, at : at + width].reshape(rows_MA.shape[0], -1)
+        nodes_J = jnp.arange(2**level, dtype=leaf_M.dtype)
+        one_hot_JM = (nodes_J[:, None] == (leaf_M >> (shape.depth - level))[None]).astype(rows.dtype)
+        summed = jnp.einsum("jm,mr->jr", one_hot_JM, rows, preferred_element_type=jnp.float32)
+        levels.append(summed.reshape(2**level * width, *rest))
+    return jnp.concatenate(levels, axis=0)

@@ -1,0 +1,104 @@
+"""Tokens of one tree, sorted by leaf and cut into blocks that share one path.
+
+Sorted by leaf, the tokens of any node stand side by side. Every leaf's run is
+cut into blocks of `size` rows; a block meets exactly one path, so its work is
+two small dense products with that path's units.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.tree.spec import TreeSpec
+
+
+class Tree(NamedTuple):
+    """Weights of one tree: one index of the layer's first axis."""
+
+    w_in_UE: jax.Array
+    b_in_U: jax.Array
+    w_out_UE: jax.Array
+    threshold_N: jax.Array
+
+
+class Blocks(NamedTuple):
+    """Tables of one tree's blocks; M is the static bound on their number.
+
+    Attributes:
+      order_T: token at every position of the sorted order.
+      leaf_M: leaf of every block.
+      first_M: position of its first row in the sorted order.
+      rows_M: real rows in it, at most `size`; 0 for blocks beyond `count`.
+      count: blocks in use.
+      slot_T: row (block * size + offset) that holds each token.
+    """
+
+    order_T: jax.Array
+    leaf_M: jax.Array
+    first_M: jax.Array
+    rows_M: jax.Array
+    count: jax.Array
+    slot_T: jax.Array
+
+
+def block_size(n_tokens: int, n_leaves: int) -> int:
+    """Power of two next to the mean run of a leaf, within 8 and 128.
+
+    Longer blocks waste rows on the ends of runs, shorter ones re-read a path's
+    weights; the mean run was the best of 8 .. 256 wherever it was measured
+    (results/speed_layer.jsonl).
+    """
+    size = 8
+    while size < 128 and size * n_leaves < n_tokens:
+        size *= 2
+    return size
+
+
+def max_blocks(n_tokens: int, n_leaves: int, size: int) -> int:
+    """Most blocks that `n_tokens` can need: every leaf may end on a partial one."""
+    return min(n_tokens, n_tokens // size + n_leaves)
+
+
+def make_blocks(leaf_T: jax.Array, n_leaves: int, size: int) -> Blocks:
+    """Sorts the tokens of one tree by leaf and cuts every leaf's run into blocks."""
+    n_tokens = leaf_T.shape[0]
+    order_T = jnp.argsort(leaf_T, stable=True).astype(jnp.int32)
+    counts = jnp.bincount(leaf_T, length=n_leaves).astype(jnp.int32)
+    ends = jnp.cumsum(counts, dtype=jnp.int32)
+    starts = ends - counts
+    blocks_of_leaf = (counts + size - 1) // size
+    last_block = jnp.cumsum(blocks_of_leaf, dtype=jnp.int32)
+    first_block = last_block - blocks_of_leaf
+
+    block = jnp.arange(max_blocks(n_tokens, n_leaves, size), dtype=jnp.int32)
+    leaf_M = jnp.searchsorted(last_block, block, side="right").astype(jnp.int32)
+    leaf_M = jnp.minimum(leaf_M, n_leaves - 1)
+    first_M = starts[leaf_M] + (block - first_block[leaf_M]) * size
+    rows_M = jnp.clip(ends[leaf_M] - first_M, 0, size)
+    in_use = block < last_block[-1]
+
+    position_T = (
+        jnp.zeros(n_tokens, jnp.int32)
+        .at[order_T]
+        .set(jnp.arange(n_tokens, dtype=jnp.int32), unique_indices=True)
+    )
+    offset_T = position_T - starts[leaf_T]
+    slot_T = (first_block[leaf_T] + offset_T // size) * size + offset_T % size
+    return Blocks(
+        order_T,
+        leaf_M,
+        jnp.where(in_use, first_M, n_tokens),
+        jnp.where(in_use, rows_M, 0),
+        last_block[-1],
+        slot_T,
+    )
+
+
+def path_threshold(threshold_N: jax.Array, leaf: jax.Array, spec: TreeSpec) -> jax.Array:
+    """Thresholds of the deciding nodes above `leaf` (any shape): [..., D]."""
+    depth = spec.shape.depth
+    nodes = [(2**level - 1) + (leaf >> (depth - level)) for level in range(depth)]
+    if not nodes:
+        return jnp.zeros((*leaf.shape, 0), jnp.float32)
+    return threshold_N[jnp.stack(nodes, axis=-1)].astype(jnp.float32)

@@ -1,0 +1,95 @@
+"""Gather execution: level by level, each token reads its node's rows.
+
+For few tokens: it reads the A active units' weights and nothing else. Rows are
+gathered and met by a dot product (an `einsum`: a fused multiply-and-sum is
+several times slower on CPUs). The backward pass never differentiates a gather,
+which would scatter with every token on the root's rows: it sorts the tokens
+into blocks, as the grouped execution does.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.tree import grouped, routing
+from tree_ffn.tree.spec import TreeSpec
+
+
+def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+    """Sum of the trees' paths, without shared units and b_out: see `masked.trees`.
+
+    Raises:
+      InputError: under differentiation with `straight_through` routing, which
+        needs units beside the path; `masked` computes them.
+    """
+    return _trees(spec, params, x_TE)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array):
+    shape, dtype = spec.shape, x_TE.dtype
+    tokens_trees = (x_TE.shape[0], shape.n_trees)
+    position = jnp.zeros(tokens_trees, jnp.int32)
+    gate = jnp.ones(tokens_trees, jnp.float32)
+    act = routing.unit_activation(spec)
+    s_TE = jnp.zeros(x_TE.shape, jnp.float32)
+    for level, width in enumerate(shape.widths):
+        start_TP = shape.level_starts[level] + position * width
+        w_in_TPWE = _rows(params["w_in"], start_TP, width).astype(dtype)
+        w_out_TPWE = _rows(params["w_out"], start_TP, width).astype(dtype)
+        b_in_TPW = _rows(params["b_in"], start_TP, width).astype(jnp.float32)
+        z_TPW = jnp.einsum("te,tpwe->tpw", x_TE, w_in_TPWE, preferred_element_type=jnp.float32) + b_in_TPW
+        h_TPW = gate[..., None] * act(z_TPW)
+        s_TE += jnp.einsum(
+            "tpw,tpwe->te", h_TPW.astype(dtype), w_out_TPWE, preferred_element_type=jnp.float32
+        )
+        if level < shape.depth:
+            r_TP = _decide(params, x_TE, z_TPW, 2**level - 1 + position, spec)
+            gate = routing.child_gate(gate, r_TP, spec)
+            position = 2 * position + (r_TP > 0).astype(jnp.int32)
+    return s_TE.astype(dtype), position
+
+
+def _trees_fwd(spec, params, x_TE):
+    grouped.refuse_straight_through(spec, "gather")
+    s_TE, leaf_TP = _trees(spec, params, x_TE)
+    return (s_TE, leaf_TP), (params, x_TE, leaf_TP)
+
+
+def _trees_bwd(spec, saved, cotangents):
+    params, x_TE, leaf_TP = saved
+    _, vjp = jax.vjp(lambda p, x: grouped.block_products(p, x, leaf_TP, spec), params, x_TE)
+    return vjp(cotangents[0])
+
+
+_trees.defvjp(_trees_fwd, _trees_bwd)
+
+
+def _decide(params, x_TE, z_TPW, node_TP, spec):
+    """Decision logits of the visited nodes: float32 [T, P]."""
+    threshold_TP = _rows(params["threshold"], node_TP, 1)[..., 0].astype(jnp.float32)
+    if spec.router == "frozen":
+        w_TPE = _rows(params["router"]["w"], node_TP, 1)[:, :, 0].astype(x_TE.dtype)
+        return jnp.einsum("te,tpe->tp", x_TE, w_TPE, preferred_element_type=jnp.float32) - threshold_TP
+    return z_TPW[..., 0] - threshold_TP
+
+
+def _rows(array_PU, start_TP: jax.Array, width: int) -> jax.Array:
+    """Runs of `width` rows, one a token and tree, from [P, U, ...]: [T, P, width, ...].
+
+    One gather of whole runs from the array as it is stored, so that no level is
+    sliced out first. Indices are in range by construction.
+    """
+    trees = jnp.broadcast_to(jnp.arange(array_PU.shape[0], dtype=jnp.int32)[None], start_TP.shape)
+    rest = array_PU.shape[2:]
+    numbers = jax.lax.GatherDimensionNumbers(
+        offset_dims=tuple(range(2, 3 + len(rest))), collapsed_slice_dims=(0,), start_index_map=(0, 1)
+    )
+    return jax.lax.gather(
+        array_PU,
+        jnp.stack([trees, start_TP], axis=-1),
+        numbers,
+        slice_sizes=(1, width, *rest),
+        mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )

@@ -1,0 +1,154 @@
+"""Decisions, paths and gates: how a token finds its way down a tree.
+
+The decision logit of node n is r[n] = z[n, 0] - threshold[n], the pre-activation
+of the node's first unit against a threshold that no optimizer touches. A token
+goes right where r > 0; ties and NaN go left. The path is always hard; `routing`
+says only how decisions learn and how a path's units are weighted.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.tree import usage
+from tree_ffn.tree.activations import activation
+from tree_ffn.tree.spec import TreeSpec
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def surrogate_step(r: jax.Array, beta: float) -> jax.Array:
+    """1 where r > 0, else 0; its derivative is that of sigmoid(beta r).
+
+    This one rule is the whole of straight-through routing: where visits are
+    products of such steps down a path, their derivative at node n is
+    visited(n) * (V(right) - V(left)), V(c) the hard path's output from child c.
+    """
+    del beta
+    return (r > 0).astype(r.dtype)
+
+
+@surrogate_step.defjvp
+def _surrogate_step_jvp(beta, primals, tangents):
+    (r,), (dr,) = primals, tangents
+    s = jax.nn.sigmoid(beta * r)
+    return surrogate_step(r, beta), beta * s * (1 - s) * dr
+
+
+def child_gate(gate: jax.Array, r: jax.Array, spec: TreeSpec) -> jax.Array:
+    """Gate of a node's children: g[0] = 1, g[l+1] = min(g[l], c(|r[l]|)), or the product.
+
+    c(a) = 1 - exp(-kappa a) vanishes where the decision flips, so the output is
+    a continuous function of the input although the path is hard. At equal gates
+    the one nearest the root keeps the gradient; d|r|/dr is 0 at r = 0.
+
+    Args:
+      gate: the node's own gate, any shape.
+      r: its decision logit, the same shape.
+      spec: `routing`, `gate` and `kappa` are read; other routings keep the gate.
+    """
+    if spec.routing != "continuous":
+        return gate
+    own = -jnp.expm1(-spec.kappa * jnp.abs(r))
+    if spec.gate == "product":
+        return gate * own
+    return jnp.where(own < gate, own, gate)
+
+
+def unit_activation(spec: TreeSpec):
+    """What a unit's pre-activation becomes: act at site `node`, itself at site `sum`."""
+    if spec.act_site == "sum":
+        return lambda z: z
+    return activation(spec.activation, spec.negative_slope)
+
+
+def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Array:
+    """Weights of a path's units in the output: g[l] * act(z[l, u]).
+
+    Args:
+      z: float32 [..., path_units], pre-activations of the visited units, root first.
+      threshold: [..., D] thresholds of the visited deciding nodes.
+      spec: the layer.
+
+    Returns:
+      float32, the shape of `z`.
+    """
+    act = unit_activation(spec)
+    if spec.routing != "continuous":
+        return act(z)
+    starts = spec.shape.path_starts
+    gate = jnp.ones_like(z[..., 0])
+    hidden = []
+    for level in range(spec.shape.n_levels):
+        z_level = z[..., starts[level] : starts[level + 1]]
+        hidden.append(gate[..., None] * act(z_level))
+        if level < spec.shape.depth:
+            gate = child_gate(gate, z_level[..., 0] - threshold[..., level], spec)
+    return jnp.concatenate(hidden, axis=-1)
+
+
+def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
+    """Decision logits of all deciding nodes: float32 [T, P, R], without gradient.
+
+    One small product over the R = 2^D - 1 routers of every tree; the way to
+    route many tokens when only the leaves are wanted.
+    """
+    if spec.router == "frozen":
+        w_PRE, b_PR = params["router"]["w"], 0.0
+    else:
+        routers = jnp.asarray(spec.shape.router_units, jnp.int32)
+        w_PRE = jnp.take(params["w_in"], routers, axis=1)
+        b_PR = jnp.take(params["b_in"], routers, axis=1).astype(jnp.float32)
+    logits = jnp.einsum("te,pre->tpr", x_TE, w_PRE.astype(x_TE.dtype), preferred_element_type=jnp.float32)
+    offset_PR = b_PR - params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
+    return jax.lax.stop_gradient(logits + offset_PR[None])
+
+
+def walk(r_TPR: jax.Array, depth: int) -> jax.Array:
+    """Leaves reached under the given decision logits: int32 [T, P]."""
+    position = jnp.zeros(r_TPR.shape[:2], jnp.int32)
+    for level in range(depth):
+        node = (2**level - 1) + position
+        # mode="clip": nodes are in range by construction, and clip costs no compare.
+        r = jnp.take_along_axis(r_TPR, node[..., None], axis=-1, mode="clip")[..., 0]
+        position = 2 * position + (r > 0).astype(jnp.int32)
+    return position
+
+
+def path_thresholds(threshold_PN: jax.Array, leaf_TP: jax.Array, depth: int) -> jax.Array:
+    """Thresholds of the deciding nodes on each token's paths: [T, P, D]."""
+    trees = jnp.arange(threshold_PN.shape[0])[None]
+    columns = [threshold_PN[trees, (2**level - 1) + (leaf_TP >> (depth - level))] for level in range(depth)]
+    if not columns:
+        return jnp.zeros((*leaf_TP.shape, 0), threshold_PN.dtype)
+    return jnp.stack(columns, axis=-1)
+
+
+def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:
+    """Thresholds after one step of sign balancing.
+
+        threshold += balance_rate * sign(visits right - visits left)
+
+    A node that sends most tokens right gets a higher threshold, so fewer go
+    right next time. Nodes of the bottom level decide nothing and stay.
+
+    Args:
+      threshold_PN: thresholds in heap order.
+      leaf_TP: int32 leaves of the step's tokens.
+      spec: `balance` and `balance_rate` are read; `none` changes nothing.
+
+    Source: the bias rule of auxiliary-loss-free balancing (arXiv 2408.15664),
+    applied to the two children of a node.
+    """
+    counts = usage.leaf_counts(leaf_TP, spec.shape.n_leaves)
+    return balance_by_counts(threshold_PN, counts, spec)
+
+
+def balance_by_counts(threshold_PN: jax.Array, counts_PJ: jax.Array, spec: TreeSpec) -> jax.Array:
+    """`balance_update` from leaf counts int32 [P, 2^D] (of several micro-batches, say)."""
+    if spec.balance == "none" or spec.shape.depth == 0:
+        return threshold_PN
+    visits_PN = usage.node_counts(counts_PJ)
+    left, right = visits_PN[:, 1::2], visits_PN[:, 2::2]
+    step = spec.balance_rate * jnp.sign(right - left).astype(threshold_PN.dtype)
+    return threshold_PN.at[:, : spec.shape.n_deciding].add(step)

@@ -1,0 +1,68 @@
+"""How much of a tree is used: counts and figures from leaf ids alone."""
+
+import jax
+import jax.numpy as jnp
+
+
+def leaf_counts(leaf_TP: jax.Array, n_leaves: int) -> jax.Array:
+    """Visits of every leaf: int32 [P, 2^D].
+
+    Args:
+      leaf_TP: int32 [T, P], the leaf each token reached in each tree.
+      n_leaves: 2^D.
+
+    Example:
+      >>> leaf_counts(jnp.array([[0], [3], [3]]), 4).tolist()
+      [[1, 0, 0, 2]]
+    """
+    n_trees = leaf_TP.shape[1]
+    bins = leaf_TP + n_leaves * jnp.arange(n_trees, dtype=leaf_TP.dtype)[None]
+    flat = jnp.bincount(bins.reshape(-1), length=n_trees * n_leaves)
+    return flat.astype(jnp.int32).reshape(n_trees, n_leaves)
+
+
+def node_counts(counts_PJ: jax.Array) -> jax.Array:
+    """Visits of every node in heap order, [P, N], from those of the leaves, [P, 2^D].
+
+    Example:
+      >>> node_counts(jnp.array([[1, 0, 0, 2]])).tolist()
+      [[3, 1, 2, 1, 0, 0, 2]]
+    """
+    levels = [counts_PJ]
+    while levels[0].shape[1] > 1:
+        below = levels[0]
+        levels.insert(0, below[:, 0::2] + below[:, 1::2])
+    return jnp.concatenate(levels, axis=1)
+
+
+def figures(counts_PJ: jax.Array) -> dict[str, jax.Array]:
+    """Usage of one layer in three numbers, each a float32 scalar.
+
+    - `dead_leaves`: share of leaves without a visit. (The name means what it
+      says only after 1,000 * 2^D tokens or more.)
+    - `leaf_entropy`: entropy of the visits over a tree's leaves in bits, divided
+      by D, mean over trees: 1 is balanced, 0 is one leaf; 0 by definition at D = 0.
+    - `constant_decisions`: share of decisions, weighted by visits, made at nodes
+      that sent every token the same way.
+
+    Args:
+      counts_PJ: int [P, 2^D] visits.
+    """
+    n_leaves = counts_PJ.shape[1]
+    counts = counts_PJ.astype(jnp.float32)
+    dead = jnp.mean((counts_PJ == 0).astype(jnp.float32))
+    depth = n_leaves.bit_length() - 1
+    if depth == 0:
+        zero = jnp.zeros((), jnp.float32)
+        return {"dead_leaves": dead, "leaf_entropy": zero, "constant_decisions": zero}
+    share = counts / jnp.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    bits = -jnp.sum(jnp.where(share > 0, share * jnp.log2(jnp.where(share > 0, share, 1.0)), 0.0), axis=1)
+    visits = node_counts(counts)
+    left, right = visits[:, 1::2], visits[:, 2::2]
+    decisions = left + right
+    constant = jnp.where(jnp.minimum(left, right) == 0, decisions, 0.0)
+    return {
+        "dead_leaves": dead,
+        "leaf_entropy": jnp.mean(bits) / depth,
+        "constant_decisions": constant.sum() / jnp.maximum(decisions.sum(), 1.0),
+    }
