@@ -1,0 +1,132 @@
+"""What README and docs say can be done can be done: code runs, commands and links exist."""
+
+import ast
+import pathlib
+import re
+import shlex
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+import tree_ffn
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language):
+    """Fenced blocks of one language, as (page name, text)."""
+    found = []
+    for page in PAGES:
+        fenced = re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+        found += [(page.name, text) for text in fenced]
+    return found
+
+
+def commands():
+    """Lines of the `sh` blocks, continued lines joined, comments gone."""
+    text = "\n".join(text for _, text in blocks("sh")).replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.split("#")[0].strip()]
+
+
+def program_of(command):
+    """(module, arguments) of a `python -m module ...` line, else None."""
+    words = shlex.split(command, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words.pop(0)
+    if words[1:2] == ["-m"] and words[0].endswith("python"):
+        return words[2], words[3:]
+    return None
+
+
+def known_flags(module):
+    """Names that a program's source gives to absl or argparse flags, and those of absl.app."""
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    names = {"help", "helpfull"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if called.startswith(("DEFINE_", "add_argument")):
+                names.add(str(node.args[0].value).lstrip("-"))
+    return names
+
+
+@pytest.mark.parametrize("page,text", blocks("python"))
+def test_python_blocks_run(page, text):
+    exec(compile(text, page, "exec"), {"__name__": "example"})  # any error fails the test
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_exist(command):
+    if command.startswith("make "):
+        target = command.split()[1]
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), command
+        return
+    module, arguments = program_of(command)
+    assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), command
+    known = known_flags(module)
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = re.split(r"[=.]", argument[2:])[0]
+            assert name in known or name.removeprefix("no") in known, f"{module} has no flag --{name}"
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if "--config=" in line])
+def test_configs_in_commands_load(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    own = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=own, lock_config=True)
+    _, arguments = program_of(command)
+    own(["program", *(argument for argument in arguments if argument.startswith("--config"))])
+    assert own["config"].value.model.width > 0 or own["config"].value.model.preset
+
+
+def test_links_lead_to_files():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_files_named_in_the_text_exist():
+    text = "\n".join(page.read_text() for page in PAGES)
+    for name in re.findall(r"\b(?:requirements[\w-]*|constraints-[\d.]+)\.txt", text):
+        assert (ROOT / name).is_file(), name
+    for name in re.findall(r"(?:configs|experiments|tests|tree_ffn)/[\w/]+\.py\b", text):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_legend_is_the_code_s():
+    """Every letter of tree_ffn/__init__.py stands in README's table."""
+    pairs = re.findall(r"(?:^|  )\s*([A-Z])  (\w+)", tree_ffn.__doc__, re.M)
+    section = (ROOT / "README.md").read_text().split("## Letters")[1].split("\n## ")[0]
+    cells = [cell.strip() for line in section.splitlines() if "|" in line for cell in line.split("|")]
+    explained = dict(zip(cells[1::1], cells[2::1]))
+    letters = {letter.strip() for cell in explained for letter in cell.split(",")}
+    assert len(pairs) >= 18 and {letter for letter, _ in pairs} <= letters
+
+
+def flat(config, prefix=""):
+    """{dotted key: value} of a nested config."""
+    values = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = value
+    return values
+
+
+def shown(value):
+    """A value as the config table writes it."""
+    return "" if value == "" else f"`{value}`"
+
+
+def test_the_config_table_is_complete():
+    from configs import default
+
+    table = (ROOT / "README.md").read_text().split("<!-- config -->")[1].split("<!-- /config -->")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) ?\| .+ \|$", table, re.M)
+    expected = {key: shown(value) for key, value in flat(default.get_config()).items()}
+    assert dict(rows) == expected
