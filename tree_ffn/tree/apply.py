@@ -54,14 +54,18 @@ def tree_ffn(
     layer of UltraFastBERT, arXiv 2311.10770.
     """
     _check_fit(params, x_TE, spec)
-    s_TE, leaf_TP = _trees(params, x_TE, spec, implementation)
+    s_TE, leaf_TP = sum_of_trees(params, x_TE, spec, implementation)
+    return finish(params, x_TE, s_TE, spec), Info(leaf_TP, jnp.zeros((), jnp.float32))
+
+
+def finish(params: dict, x_TE: jax.Array, s_TE: jax.Array, spec: TreeSpec) -> jax.Array:
+    """y from the sum of the trees: adds the shared units, the activation of site `sum`, and b_out."""
     if spec.shape.shared_width:
-        s_TE += _shared(params["shared"], x_TE, spec)
+        s_TE = s_TE + _shared(params["shared"], x_TE, spec)
     if spec.act_site == "sum":
         act = activation(spec.activation, spec.negative_slope)
         s_TE = act(s_TE.astype(jnp.float32)).astype(x_TE.dtype)
-    y_TE = s_TE + params["b_out"].astype(x_TE.dtype)[None]
-    return y_TE, Info(leaf_TP, jnp.zeros((), jnp.float32))
+    return s_TE + params["b_out"].astype(x_TE.dtype)[None]
 
 
 def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
@@ -139,7 +143,8 @@ def _normal(key, shape, std, dtype):
     return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
-def _trees(params, x_TE, spec, implementation):
+def sum_of_trees(params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None):
+    """(s_TE, leaf_TP): what the trees add up to, before `finish`. A part of the trees gives a part of the sum."""
     if implementation is not None:
         check_choice("implementation", implementation, IMPLEMENTATIONS)
         return IMPLEMENTATIONS[implementation](params, x_TE, spec)

@@ -1,0 +1,70 @@
+"""The dense baseline: the ordinary two-layer MLP, also called `narrow` when it is small."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.errors import check_choice, check_positive_int
+from tree_ffn.tree import ACTIVATIONS, Info, activation
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseSpec:
+    """A dense feed-forward layer of F units, every one of them active.
+
+    Attributes:
+      width: F.
+      activation: a name of `tree.activations.ACTIVATIONS`.
+      negative_slope: slope of `leaky_relu` below zero.
+
+    Raises:
+      InputError: names the field, its value and what is allowed.
+    """
+
+    width: int
+    activation: str = "gelu"
+    negative_slope: float = 0.01
+
+    def __post_init__(self):
+        check_positive_int("width", self.width)
+        check_choice("activation", self.activation, ACTIVATIONS)
+
+
+def init_params(key, spec: DenseSpec, width: int, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32):
+    """{w_in [F,E] of std w_in_scale / sqrt(E), b_in [F], w_out [F,E] of std w_out_scale / sqrt(F), b_out [E]}."""
+    key_in, key_out = jax.random.split(key)
+    shape = (spec.width, width)
+    return {
+        "w_in": jax.random.normal(key_in, shape, param_dtype) * (w_in_scale / width**0.5),
+        "b_in": jnp.zeros((spec.width,), param_dtype),
+        "w_out": jax.random.normal(key_out, shape, param_dtype) * (w_out_scale / spec.width**0.5),
+        "b_out": jnp.zeros((width,), param_dtype),
+    }
+
+
+def dense_ffn(params, x_TE: jax.Array, spec: DenseSpec) -> tuple[jax.Array, Info]:
+    """y = act(x w_in^T + b_in) w_out + b_out.
+
+    Args:
+      params: as `init_params` gives them; cast to x's dtype.
+      x_TE: tokens [T, E].
+      spec: width and activation.
+
+    Returns:
+      y_TE of x's dtype, and an Info without leaves.
+
+    Example:
+      >>> spec = DenseSpec(width=8)
+      >>> params = init_params(jax.random.key(0), spec, width=4)
+      >>> dense_ffn(params, jnp.ones((3, 4)), spec)[0].shape
+      (3, 4)
+    """
+    w_in_FE, b_in_F, w_out_FE, b_out_E = (
+        params[name].astype(x_TE.dtype) for name in ("w_in", "b_in", "w_out", "b_out")
+    )
+    act = activation(spec.activation, spec.negative_slope)
+    h_TF = act(jnp.einsum("TE,FE->TF", x_TE, w_in_FE) + b_in_F[None, :])
+    y_TE = jnp.einsum("TF,FE->TE", h_TF, w_out_FE) + b_out_E[None, :]
+    no_leaves = jnp.zeros((x_TE.shape[0], 0), jnp.int32)
+    return y_TE, Info(no_leaves, jnp.float32(0.0))

@@ -1,0 +1,172 @@
+"""One interface to every feed-forward layer: dense, mixture of experts, trees."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tree_ffn import tree
+from tree_ffn.models import dense, moe
+from tree_ffn.models.dense import DenseSpec
+from tree_ffn.models.moe import MoESpec
+from tree_ffn.models.sharded import sharded_tree_ffn
+from tree_ffn.models.spec import FFNSpec
+from tree_ffn.tree import Info, TreeSpec
+
+# Leaves that no optimizer touches; they live in the collection "routing".
+ROUTING_NAMES = ("threshold", "router", "selection_bias")
+
+
+class Units(NamedTuple):
+    """F, the units of a layer, and A, those that are active for a token."""
+
+    total: int
+    active: int
+
+
+def units(spec: FFNSpec) -> Units:
+    """F and A of a layer; a router's own weights count in neither.
+
+    Example:
+      >>> units(MoESpec(n_experts=32, expert_width=96))
+      Units(total=3072, active=96)
+    """
+    if isinstance(spec, DenseSpec):
+        return Units(spec.width, spec.width)
+    if isinstance(spec, MoESpec):
+        return Units(spec.n_experts * spec.expert_width, spec.top_k * spec.expert_width)
+    return Units(spec.shape.total_units, spec.shape.active_units)
+
+
+def total_units(spec: FFNSpec) -> int:
+    """F."""
+    return units(spec).total
+
+
+def active_units(spec: FFNSpec) -> int:
+    """A."""
+    return units(spec).active
+
+
+def active_share(spec: FFNSpec) -> float:
+    """A / F."""
+    return units(spec).active / units(spec).total
+
+
+def ffn_params(spec: FFNSpec, width: int) -> int:
+    """Trained parameters of a layer: w_in, b_in, w_out of F units, b_out, and an expert router's."""
+    router = spec.n_experts * width if isinstance(spec, MoESpec) else 0
+    return total_units(spec) * (2 * width + 1) + width + router
+
+
+def ffn_flops(spec: FFNSpec, width: int) -> int:
+    """Multiply-adds x 2 of one token's forward pass: its A units, and routers that are not units.
+
+    What the layer needs, not what an execution spends: masked execution, and
+    this repository's mixture of experts, compute all F units.
+    """
+    deciding = 0
+    if isinstance(spec, MoESpec):
+        deciding = spec.n_experts
+    elif isinstance(spec, TreeSpec) and spec.router == "frozen":
+        deciding = spec.shape.n_trees * spec.shape.depth
+    return 4 * active_units(spec) * width + 2 * deciding * width
+
+
+def init_ffn(
+    key, spec: FFNSpec, width: int, *, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32
+) -> dict:
+    """Initial weights of any layer, those of `ROUTING_NAMES` among them.
+
+    std(w_in) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
+    """
+    init = {DenseSpec: dense.init_params, MoESpec: moe.init_params, TreeSpec: tree.init_params}[type(spec)]
+    return init(key, spec, width, w_in_scale=w_in_scale, w_out_scale=w_out_scale, param_dtype=param_dtype)
+
+
+def apply_ffn(params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None):
+    """(y_TE, Info) of any layer; `implementation` is read by trees only."""
+    if isinstance(spec, DenseSpec):
+        return dense.dense_ffn(params, x_TE, spec)
+    if isinstance(spec, MoESpec):
+        return moe.moe_ffn(params, x_TE, spec)
+    return sharded_tree_ffn(params, x_TE, spec, implementation)
+
+
+def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
+    """What balancing makes of a layer's `routing` collection after a step.
+
+    Trees with balance `sign`: threshold += rate * sign(visits right - left).
+    Experts with balance `bias`: selection_bias += rate * sign(mean load - load).
+    Everything else is returned as it is.
+
+    Args:
+      spec: the layer.
+      routing: its collection, e.g. {"threshold": [P, N]}; or that of a run of
+        layers, each leaf with one more leading axis.
+      info: what the forward pass reported; stacked alike.
+
+    Returns:
+      the new collection.
+    """
+    if isinstance(spec, TreeSpec) and spec.balance == "sign":
+        name, update = "threshold", tree.balance_update
+    elif isinstance(spec, MoESpec) and spec.balance == "bias":
+        name, update = "selection_bias", moe.balance_update
+    else:
+        return routing
+    if info.leaf_TP.ndim == 3:
+        new = jax.vmap(lambda value, leaf_TP: update(value, leaf_TP, spec))(routing[name], info.leaf_TP)
+    else:
+        new = update(routing[name], info.leaf_TP, spec)
+    return {**routing, name: new}
+
+
+class FFN(nn.Module):
+    """A feed-forward layer of any kind as a Linen module.
+
+    Trained leaves are in collection "params", all others (thresholds, frozen
+    routers, selection biases) in "routing".
+
+    Attributes:
+      spec: which layer.
+      implementation: execution of trees: None, `masked`, `gather` or `grouped`.
+      w_in_scale: w_in starts with std w_in_scale / sqrt(E).
+      w_out_scale: w_out starts with std w_out_scale / sqrt(A).
+      param_dtype: of the trained leaves.
+
+    Example:
+      >>> layer = FFN(TreeSpec(tree.TreeShape(n_trees=2, depth=3)))
+      >>> x = jnp.ones((4, 5, 16))
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> y, info = layer.apply(variables, x)
+      >>> y.shape, info.leaf_TP.shape
+      ((4, 5, 16), (20, 2))
+    """
+
+    spec: FFNSpec
+    implementation: str | None = None
+    w_in_scale: float = 1.0
+    w_out_scale: float = 1.0
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, Info]:
+        """y of x's shape [..., E] and dtype, and Info over the T = prod(...) tokens."""
+        width = x.shape[-1]
+        if self.is_initializing():
+            fresh = init_ffn(
+                self.make_rng("params"), self.spec, width, w_in_scale=self.w_in_scale,
+                w_out_scale=self.w_out_scale, param_dtype=self.param_dtype,
+            )  # fmt: skip
+            for name, value in fresh.items():
+                self.put_variable("routing" if name in ROUTING_NAMES else "params", name, value)
+        params = {**self.variables["params"], **self.variables.get("routing", {})}
+        y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation)
+        return y_TE.reshape(x.shape), info
+
+
+def build_ffn(spec: FFNSpec, **options) -> FFN:
+    """The Linen module of a layer; `options` are the other fields of `FFN`."""
+    return FFN(spec, **options)

@@ -1,0 +1,135 @@
+"""The mixture-of-experts baseline: token-choice top-k, dropless, softmax gate.
+
+Every expert is computed for every token and the unchosen are weighed by zero:
+two GEMMs over all X * W units, exact and simple, at the cost of the dense
+layer. That is what a baseline for quality needs; speed is not claimed for it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.tree import ACTIVATIONS, Info, activation
+
+MOE_BALANCES = ("none", "aux", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoESpec:
+    """A layer of X experts, two-layer MLPs of W units each, of which a token uses k.
+
+        F = X W,    A = k W    (the router's own X E weights count in neither)
+
+    Attributes:
+      n_experts: X.
+      expert_width: W.
+      top_k: k.
+      renormalise: the chosen gates sum to 1 (with k = 1 the gate is then the
+        constant 1 and the router learns from the balance term alone).
+      balance: `none`; `aux`, the loss of Switch Transformers; or `bias`, added
+        to the gates for the choice only and moved against the load.
+      balance_rate: step of `bias` per update.
+      aux_weight: weight of `aux`.
+      activation: a name of `tree.activations.ACTIVATIONS`.
+      negative_slope: slope of `leaky_relu` below zero.
+
+    Raises:
+      InputError: names the field, its value and what is allowed.
+    """
+
+    n_experts: int
+    expert_width: int
+    top_k: int = 1
+    renormalise: bool = False
+    balance: str = "bias"
+    balance_rate: float = 1e-3
+    aux_weight: float = 1e-2
+    activation: str = "gelu"
+    negative_slope: float = 0.01
+
+    def __post_init__(self):
+        for field in ("n_experts", "expert_width", "top_k"):
+            check_positive_int(field, getattr(self, field))
+        if self.top_k > self.n_experts:
+            raise InputError(
+                f"top_k: {self.top_k} is not allowed; a token can use at most n_experts = {self.n_experts}."
+            )
+        check_choice("balance", self.balance, MOE_BALANCES)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        for field in ("balance_rate", "aux_weight"):
+            if not getattr(self, field) >= 0:
+                raise InputError(
+                    f"{field}: {getattr(self, field)!r} is not allowed; use a number of at least 0."
+                )
+
+
+def init_params(key, spec: MoESpec, width: int, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32):
+    """{w_router [X,E], w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E], selection_bias [X]}.
+
+    Standard deviations as for a layer of trees: w_in_scale / sqrt(E) and
+    w_out_scale / sqrt(A); the router's is 1 / sqrt(E).
+    """
+    key_router, key_in, key_out = jax.random.split(key, 3)
+    units = (spec.n_experts, spec.expert_width)
+    active = spec.top_k * spec.expert_width
+    return {
+        "w_router": jax.random.normal(key_router, (spec.n_experts, width), param_dtype) / width**0.5,
+        "w_in": jax.random.normal(key_in, (*units, width), param_dtype) * (w_in_scale / width**0.5),
+        "b_in": jnp.zeros(units, param_dtype),
+        "w_out": jax.random.normal(key_out, (*units, width), param_dtype) * (w_out_scale / active**0.5),
+        "b_out": jnp.zeros((width,), param_dtype),
+        "selection_bias": jnp.zeros((spec.n_experts,), jnp.float32),
+    }
+
+
+def moe_ffn(params, x_TE: jax.Array, spec: MoESpec) -> tuple[jax.Array, Info]:
+    """y = b_out + sum over the chosen experts e of g_e * (act(x w_in_e^T + b_in_e) w_out_e).
+
+        p = softmax(w_router x),  chosen = the k largest of p + selection_bias
+        g_e = p_e for the chosen (divided by their sum if `renormalise`), else 0
+        aux = aux_weight * X * sum_e f_e mean(p_e),  f_e the share of choices that fell on e
+
+    Args:
+      params: as `init_params` gives them; weights are cast to x's dtype, router
+        logits and gates are float32.
+      x_TE: tokens [T, E].
+      spec: sizes, gate and balance.
+
+    Returns:
+      y_TE of x's dtype, and Info(chosen experts int32 [T, k], aux).
+
+    Source: Switch Transformers (arXiv 2101.03961, eq. 4-6) for gate and
+    auxiliary loss; Wang et al. 2024 (arXiv 2408.15664) for the selection bias.
+    """
+    dtype = x_TE.dtype
+    logits_TX = jnp.einsum(
+        "TE,XE->TX", x_TE, params["w_router"].astype(dtype), preferred_element_type=jnp.float32
+    )
+    p_TX = jax.nn.softmax(logits_TX, axis=-1)
+    # The choice carries no gradient; the gate does.
+    score_TX = jax.lax.stop_gradient(p_TX) + params["selection_bias"][None, :]
+    _, chosen_Tk = jax.lax.top_k(score_TX, spec.top_k)
+    chosen_TX = jax.nn.one_hot(chosen_Tk, spec.n_experts, dtype=jnp.float32).sum(axis=1)
+    gate_TX = p_TX * chosen_TX
+    if spec.renormalise:
+        gate_TX = gate_TX / gate_TX.sum(axis=-1, keepdims=True)
+
+    act = activation(spec.activation, spec.negative_slope)
+    z_TXW = jnp.einsum("TE,XWE->TXW", x_TE, params["w_in"].astype(dtype))
+    h_TXW = act(z_TXW + params["b_in"].astype(dtype)[None]) * gate_TX.astype(dtype)[:, :, None]
+    y_TE = jnp.einsum("TXW,XWE->TE", h_TXW, params["w_out"].astype(dtype))
+    y_TE = y_TE + params["b_out"].astype(dtype)[None, :]
+
+    aux_loss = jnp.float32(0.0)
+    if spec.balance == "aux":
+        share_X = chosen_TX.mean(axis=0) / spec.top_k
+        aux_loss = spec.aux_weight * spec.n_experts * jnp.sum(share_X * p_TX.mean(axis=0))
+    return y_TE, Info(chosen_Tk.astype(jnp.int32), aux_loss)
+
+
+def balance_update(bias_X: jax.Array, chosen_Tk: jax.Array, spec: MoESpec) -> jax.Array:
+    """selection_bias += balance_rate * sign(mean load - load): the overloaded are chosen less."""
+    load_X = jnp.bincount(chosen_Tk.reshape(-1), length=spec.n_experts).astype(jnp.float32)
+    return bias_X + spec.balance_rate * jnp.sign(load_X.mean() - load_X)

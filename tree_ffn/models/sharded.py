@@ -1,0 +1,76 @@
+"""A layer of trees on a mesh: who walks which tree for which token.
+
+Trees are walked with data-dependent gathers and loops, which a partitioner
+cannot split; so under a ("data", "model") mesh each device walks its own part
+inside `jax.shard_map`. Dense layers and experts are plain matrix products and
+are left to the partitioner.
+"""
+
+import dataclasses
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+from tree_ffn.tree import Info, TreeSpec, tree_ffn
+from tree_ffn.tree.apply import finish, sum_of_trees
+
+TREE_NAMES = ("w_in", "b_in", "w_out", "threshold", "router")  # leaves whose first axis is P
+
+
+def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None):
+    """`tree_ffn`, split over the mesh that `jax.set_mesh` made current.
+
+    - P divisible by the model axis: tokens go over "data", whole trees over
+      "model"; each device sums its own trees and one sum over "model" joins them.
+    - Otherwise (few wide trees): tokens go over both axes and every device
+      gathers the weights, which are sharded for storage only.
+
+    Tokens that an axis does not divide are not split over it. Without a mesh,
+    or with one device, this is `tree_ffn`.
+
+    Returns:
+      y_TE and Info(leaf_TP, aux_loss=0).
+    """
+    axes = _mesh_axes()
+    if axes["data"] * axes["model"] == 1:
+        return tree_ffn(params, x_TE, spec, implementation)
+    n_tokens, n_trees = x_TE.shape[0], spec.shape.n_trees
+    model = axes["model"]
+    by_trees = model > 1 and n_trees % model == 0
+    over = ("data",) if by_trees else ("data", "model")
+    while over and n_tokens % _size(axes, over):
+        over = over[:-1]
+    trees_over = "model" if by_trees else None
+    local_shape = dataclasses.replace(spec.shape, n_trees=n_trees // model) if by_trees else spec.shape
+    local_spec = dataclasses.replace(spec, shape=local_shape)
+
+    def walk(params, x_TE):
+        s_TE, leaf_TP = sum_of_trees(params, x_TE, local_spec, implementation)
+        return s_TE[None], leaf_TP
+
+    # Partial sums leave as [model, T, E] and are added outside: the partitioner
+    # makes that one all-reduce, and its transpose costs no communication.
+    s_MTE, leaf_TP = jax.shard_map(
+        walk,
+        in_specs=(PartitionSpec(trees_over), PartitionSpec(over or None)),
+        out_specs=(PartitionSpec(trees_over, over or None), PartitionSpec(over or None, trees_over)),
+        check_vma=False,  # the loops of the executions start from constants, which vary over no axis
+    )({name: params[name] for name in TREE_NAMES if name in params}, x_TE)
+    y_TE = finish(params, x_TE, s_MTE.sum(axis=0), spec)
+    return y_TE, Info(leaf_TP, jax.numpy.zeros((), jax.numpy.float32))
+
+
+def _mesh_axes() -> dict[str, int]:
+    """Sizes of "data" and "model" in the current mesh; 1 where there is none, or where a caller split already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = dict(mesh.shape) if not mesh.empty else {}
+    if not mesh.empty and any(kind == AxisType.Manual for kind in mesh.axis_types):
+        sizes = {}
+    return {"data": sizes.get("data", 1), "model": sizes.get("model", 1)}
+
+
+def _size(axes: dict[str, int], names) -> int:
+    size = 1
+    for name in names:
+        size *= axes[name]
+    return size

@@ -1,0 +1,169 @@
+"""Frozen values that say what a model is: everything a forward pass needs but the weights."""
+
+import dataclasses
+import itertools
+
+from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.models.dense import DenseSpec
+from tree_ffn.models.moe import MoESpec
+from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
+
+FFNSpec = DenseSpec | MoESpec | TreeSpec
+FFN_CLASSES = {"dense": DenseSpec, "moe": MoESpec, "tree": TreeSpec}
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class InitSpec:
+    """Scales of the initial weights; biases start at 0, norms at the identity.
+
+    Attributes:
+      embed: standard deviation of token and position embeddings.
+      attn_in: query, key and value weights have std attn_in / sqrt(E).
+      attn_out: the attention's output weights have std attn_out / sqrt(E).
+      w_in: FFN input weights have std w_in / sqrt(E).
+      w_out: FFN output weights have std w_out / sqrt(A), A the active units.
+    """
+
+    embed: float = 0.05
+    attn_in: float = 1.0
+    attn_out: float = 0.1
+    w_in: float = 0.7
+    w_out: float = 0.05
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not value >= 0:
+                raise InputError(f"init.{field.name}: {value!r} is not allowed; use a number of at least 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A pre-LN decoder (GPT-2 / OPT style): learned positions, tied embeddings, one FFN spec per layer.
+
+    Attributes:
+      vocab_size: V.
+      context: the most positions the model can attend to.
+      width: E.
+      n_layers: number of layers.
+      n_heads: H; K = E / H.
+      ffns: the feed-forward layer of every layer, first to last.
+      implementation: execution of tree layers: None (measured rule), `masked`,
+        `gather` or `grouped`.
+      dtype: of activations and matrix products, `float32` or `bfloat16`.
+      param_dtype: of the stored weights.
+      remat: recompute a layer's activations in the backward pass.
+      norm_eps: epsilon of the layer norms.
+      vocab_multiple: the embedding table has V rounded up to this many rows;
+        the rows beyond V are never scored.
+      scan: run equal neighbouring layers as one `lax.scan` over stacked
+        weights; without it every layer stands alone (see `unrolled`).
+      init: scales of the initial weights.
+
+    Raises:
+      InputError: names the field, its value and what is allowed.
+    """
+
+    vocab_size: int
+    context: int
+    width: int
+    n_layers: int
+    n_heads: int
+    ffns: tuple[FFNSpec, ...]
+    implementation: str | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: bool = False
+    norm_eps: float = 1e-5
+    vocab_multiple: int = 1
+    scan: bool = True
+    init: InitSpec = InitSpec()
+
+    def __post_init__(self):
+        for field in ("vocab_size", "context", "width", "n_layers", "n_heads", "vocab_multiple"):
+            check_positive_int(field, getattr(self, field))
+        if self.width % self.n_heads:
+            raise InputError(
+                f"width: {self.width} is not allowed; it must be a multiple of n_heads = {self.n_heads}."
+            )
+        if len(self.ffns) != self.n_layers:
+            raise InputError(
+                f"ffns: {len(self.ffns)} layers are described, but n_layers is {self.n_layers}; the two must be equal."
+            )
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("param_dtype", self.param_dtype, DTYPES)
+        if self.implementation is not None:
+            check_choice("implementation", self.implementation, IMPLEMENTATIONS)
+        if not self.norm_eps > 0:
+            raise InputError(f"norm_eps: {self.norm_eps!r} is not allowed; use a number above 0.")
+
+    @property
+    def head_width(self) -> int:
+        """K."""
+        return self.width // self.n_heads
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding table: V rounded up to `vocab_multiple`."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def runs(self) -> tuple[tuple[FFNSpec, int], ...]:
+        """(FFN spec, number of layers) of every run of equal neighbouring layers.
+
+        Example:
+          >>> narrow, wide = DenseSpec(width=4), DenseSpec(width=8)
+          >>> spec = ModelSpec(9, 8, 4, n_layers=3, n_heads=1, ffns=(wide, narrow, narrow))
+          >>> [(ffn.width, length) for ffn, length in spec.runs]
+          [(8, 1), (4, 2)]
+        """
+        if not self.scan:
+            return tuple((ffn, 1) for ffn in self.ffns)
+        return tuple((ffn, len(list(group))) for ffn, group in itertools.groupby(self.ffns))
+
+
+def spec_to_dict(spec: ModelSpec) -> dict:
+    """A ModelSpec as plain JSON values; each FFN carries its `kind`."""
+    values = dataclasses.asdict(spec)
+    kinds = {cls: kind for kind, cls in FFN_CLASSES.items()}
+    values["ffns"] = [{"kind": kinds[type(ffn)], **dataclasses.asdict(ffn)} for ffn in spec.ffns]
+    return values
+
+
+def spec_from_dict(values: dict) -> ModelSpec:
+    """The inverse of `spec_to_dict`.
+
+    Raises:
+      InputError: a key is missing or unknown, or a value is not allowed.
+    """
+    values = dict(values)
+    values["init"] = _construct(InitSpec, "model.init", values.get("init", {}))
+    values["ffns"] = tuple(_ffn_from_dict(ffn) for ffn in values.get("ffns", ()))
+    return _construct(ModelSpec, "model", values)
+
+
+def _ffn_from_dict(values):
+    values = dict(values)
+    kind = values.pop("kind", None)
+    check_choice("ffns.kind", kind, FFN_CLASSES)
+    if kind == "tree":
+        shape = dict(values.get("shape", {}))
+        if isinstance(shape.get("node_width"), list):
+            shape["node_width"] = tuple(shape["node_width"])
+        values["shape"] = _construct(TreeShape, "ffns.shape", shape)
+    return _construct(FFN_CLASSES[kind], f"ffns ({kind})", values)
+
+
+def _construct(cls, where, values):
+    known = {field.name for field in dataclasses.fields(cls)}
+    required = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    for name in values:
+        check_choice(f"{where}: field", name, sorted(known))
+    if missing := sorted(required - set(values)):
+        raise InputError(f"{where}: {', '.join(missing)} missing; a model needs each of them.")
+    return cls(**values)
