@@ -32,7 +32,10 @@ class DenseSpec:
 
 
 def init_params(key, spec: DenseSpec, width: int, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32):
-    """{w_in [F,E] of std w_in_scale / sqrt(E), b_in [F], w_out [F,E] of std w_out_scale / sqrt(F), b_out [E]}."""
+    """{w_in [F,E], b_in [F], w_out [F,E], b_out [E]}.
+
+    Standard deviations are w_in_scale / sqrt(E) and w_out_scale / sqrt(F); biases are 0.
+    """
     key_in, key_out = jax.random.split(key)
     shape = (spec.width, width)
     return {

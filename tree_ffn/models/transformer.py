@@ -152,7 +152,8 @@ class Transformer(nn.Module):
 
     Example:
       >>> from tree_ffn.models.dense import DenseSpec
-      >>> spec = ModelSpec(vocab_size=257, context=16, width=8, n_layers=2, n_heads=2, ffns=(DenseSpec(32),) * 2)
+      >>> ffns = (DenseSpec(width=32),) * 2
+      >>> spec = ModelSpec(vocab_size=257, context=16, width=8, n_layers=2, n_heads=2, ffns=ffns)
       >>> tokens = jnp.zeros((1, 16), jnp.int32)
       >>> variables = Transformer(spec).init(jax.random.key(0), tokens)
       >>> logits, infos = Transformer(spec).apply(variables, tokens)
