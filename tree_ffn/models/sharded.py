@@ -61,7 +61,7 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
 
 
 def _mesh_axes() -> dict[str, int]:
-    """Sizes of "data" and "model" in the current mesh; 1 where there is none, or a caller has split already."""
+    """Sizes of "data" and "model" in the current mesh; 1 without one, or inside a split."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = dict(mesh.shape) if not mesh.empty else {}
     if not mesh.empty and any(kind == AxisType.Manual for kind in mesh.axis_types):

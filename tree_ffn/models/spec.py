@@ -89,7 +89,7 @@ class ModelSpec:
             )
         if len(self.ffns) != self.n_layers:
             raise InputError(
-                f"ffns: {len(self.ffns)} layers are described, but n_layers is {self.n_layers}; make them equal."
+                f"ffns: {len(self.ffns)} layers described, but n_layers is {self.n_layers}; make them equal."
             )
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("param_dtype", self.param_dtype, DTYPES)

@@ -144,7 +144,7 @@ def _normal(key, shape, std, dtype):
 
 
 def sum_of_trees(params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None):
-    """(s_TE, leaf_TP): what the trees add up to, before `finish`; some of the trees give a part of the sum."""
+    """(s_TE, leaf_TP): what the trees add up to, before `finish`; some trees give a part of the sum."""
     if implementation is not None:
         check_choice("implementation", implementation, IMPLEMENTATIONS)
         return IMPLEMENTATIONS[implementation](params, x_TE, spec)
