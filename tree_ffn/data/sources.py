@@ -1,0 +1,135 @@
+"""Rows by number, wherever they are kept."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from tree_ffn.errors import InputError
+
+# A split below this is read into memory once: a random row then costs nothing.
+IN_MEMORY_BYTES = 512 << 20
+
+
+class RowSource(Protocol):
+    """A split: `len(source)` rows of `row_tokens` tokens."""
+
+    row_tokens: int
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of some numbers, int32 [n, C + 1]."""
+        ...
+
+
+class ArrayRows:
+    """Rows of an array or memory map [R, C + 1]."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self.row_tokens = array.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        return self.array[numbers].astype(np.int32)
+
+
+class RecordRows:
+    """Rows of a TFDS data source whose records hold `tokens`.
+
+    Args:
+      data_source: what `builder.as_data_source` gives.
+      row_tokens: C + 1.
+      vocab_size: V, which no token may reach.
+      where: how errors call the data set.
+      start, stop: the records to use.
+    """
+
+    def __init__(
+        self,
+        data_source,
+        row_tokens: int,
+        vocab_size: int,
+        where: str,
+        start: int = 0,
+        stop: int | None = None,
+    ):
+        self.data_source, self.row_tokens, self.vocab_size, self.where = (
+            data_source,
+            row_tokens,
+            vocab_size,
+            where,
+        )
+        self.start = start
+        self.length = (len(data_source) if stop is None else stop) - start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        records = [int(number) + self.start for number in numbers]
+        try:
+            rows = [record["tokens"] for record in self.data_source.__getitems__(records)]
+        except Exception as error:  # the readers raise RuntimeError, ValueError, IndexError and more
+            raise damaged(self.where, error) from error
+        return checked_tokens(np.asarray(rows), self.row_tokens, self.vocab_size, self.where)
+
+
+def checked_tokens(rows: np.ndarray, row_tokens: int, vocab_size: int, where: str) -> np.ndarray:
+    """Rows as int32 [n, C + 1].
+
+    Raises:
+      InputError: they have another length, or hold ids that the vocabulary
+        does not have.
+    """
+    if rows.ndim != 2 or rows.shape[1] != row_tokens:
+        raise InputError(
+            f"{where}: records of shape {rows.shape[1:]} do not fit; "
+            f"rows of model.context + 1 = {row_tokens} tokens are needed."
+        )
+    if rows.size and (rows.min() < 0 or rows.max() >= vocab_size):
+        beyond = rows.max() if rows.max() >= vocab_size else rows.min()
+        raise InputError(
+            f"{where}: token id {beyond} is not allowed; the vocabulary has 0 to {vocab_size - 1}."
+        )
+    return rows.astype(np.int32)
+
+
+def damaged(where: str, error: Exception) -> InputError:
+    """The sentence for records that cannot be read."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return InputError(f"{where}: cannot be read as ArrayRecord ({reason}); delete it and prepare it again.")
+
+
+def in_memory(source: RecordRows, dtype: np.dtype) -> RowSource:
+    """The source itself if it is large, else all its rows in memory."""
+    if len(source) * source.row_tokens * dtype.itemsize > IN_MEMORY_BYTES:
+        return source
+    rows = np.empty((len(source), source.row_tokens), dtype)
+    for start in range(0, len(source), 4096):
+        numbers = np.arange(start, min(start + 4096, len(source)))
+        rows[numbers] = source.rows(numbers)
+    return ArrayRows(rows)
+
+
+def open_npy(path: Path, row_tokens: int, n_rows: int) -> ArrayRows:
+    """Rows of a NumPy file: in memory if small, else mapped.
+
+    Raises:
+      InputError: it is not such a file, or not whole.
+    """
+    try:
+        rows = np.load(path, mmap_mode=None if path.stat().st_size <= IN_MEMORY_BYTES else "r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); delete its directory, it will be made again."
+        ) from error
+    if rows.shape != (n_rows, row_tokens):
+        raise InputError(
+            f"{path}: has shape {rows.shape}, not {(n_rows, row_tokens)}; "
+            "delete its directory, it will be made again."
+        )
+    return ArrayRows(rows)

@@ -1,0 +1,100 @@
+"""The cache directory: rows written, locked, and opened again."""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tree_ffn.data.rows import Split, write_npy
+from tree_ffn.data.sources import RecordRows, RowSource, damaged, in_memory, open_npy
+from tree_ffn.errors import InputError
+
+_RECORDS = "token_rows"
+
+
+def choose_format(name: str) -> str:
+    """`auto` resolved: `array_record` where its packages are installed, else `memory`.
+
+    Raises:
+      InputError: `array_record` is asked for and they are not.
+    """
+    installed = all(importlib.util.find_spec(package) for package in ("tensorflow_datasets", "array_record"))
+    if name == "array_record" and not installed:
+        raise InputError(
+            "data.format: 'array_record' needs the packages tensorflow-datasets and array-record; "
+            "install them or use 'memory'."
+        )
+    return ("array_record" if installed else "memory") if name == "auto" else name
+
+
+@contextlib.contextmanager
+def writing(cache: Path) -> Iterator[None]:
+    """Turns what a file system refuses into one sentence that names the cache directory."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"data.cache_dir: {cache} cannot be written ({reason}); free space or name another."
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds the preparation of `directory` against other processes; waits for them."""
+    with open(directory.with_name(f"{directory.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_rows(
+    directory: Path, splits: dict[str, Split], row_tokens: int, dtype: np.dtype, rows_format: str
+) -> None:
+    """Writes both splits into an existing directory.
+
+    Raises:
+      InputError: there is not enough space.
+      OSError: the file system refuses.
+    """
+    needed = sum(split.n_rows for split in splits.values()) * row_tokens * dtype.itemsize
+    free = shutil.disk_usage(directory).free
+    if needed * 1.1 > free:
+        raise InputError(
+            f"data.cache_dir: {directory.parent.parent} has {free >> 20} MB free and the rows take "
+            f"{needed >> 20} MB; free some space or name another."
+        )
+    if rows_format == "memory":
+        for name, split in splits.items():
+            write_npy(directory / f"{name}.npy", split, dtype)
+        return
+    from tree_ffn.data.builder import write_array_record
+
+    try:
+        write_array_record(directory / _RECORDS, splits, row_tokens, dtype)
+    except (RuntimeError, ValueError) as error:  # how ArrayRecord's writer reports a failed write
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def open_rows(directory: Path, split: str, meta: dict) -> RowSource:
+    """One split of a prepared directory.
+
+    Raises:
+      InputError: its files are missing, cut off or foreign.
+    """
+    if meta["format"] == "memory":
+        return open_npy(directory / f"{split}.npy", meta["row_tokens"], meta["splits"][split]["rows"])
+    import tensorflow_datasets as tfds
+
+    where = f"data.cache_dir: {directory}"
+    try:
+        records = tfds.builder_from_directory(os.fspath(directory / _RECORDS)).as_data_source(split)
+    except Exception as error:  # no such file, broken JSON, a format without its package
+        raise damaged(where, error) from error
+    source = RecordRows(records, meta["row_tokens"], meta["vocab_size"], where)
+    return in_memory(source, np.dtype(meta["dtype"]))

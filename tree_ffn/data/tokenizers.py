@@ -1,0 +1,160 @@
+"""Text to token ids and back: raw bytes, or byte-pair vocabularies from files."""
+
+import abc
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tree_ffn.data.compressed import plain_name, read_bytes
+from tree_ffn.errors import InputError
+
+ALLOWED = (
+    "'bytes', the path of a tokenizer.json, or two paths 'vocab.json,merges.bpe' (.gz, .xz, .zst allowed)"
+)
+
+# The token that ends a document, the first of these that the vocabulary has.
+# `</s>` comes first: OPT's vocabulary also lists an `<|endoftext|>` that the
+# model never saw.
+END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "[EOS]")
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back; `end_id` ends a document and is never text.
+
+    Attributes:
+      vocab_size: V; every id is below it.
+      end_id: the token put after each document.
+      name: a short name without any path.
+      fingerprint: sha256 of what defines the ids.
+    """
+
+    vocab_size: int
+    end_id: int
+    name: str
+    fingerprint: str
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, int32 arrays; no special tokens are added or recognised."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; end tokens and ids beyond the vocabulary give nothing."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of one text, int32 [n]."""
+        return self.encode_batch([text])[0]
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes 0..255, and 256 to end a document.
+
+    Example:
+      >>> ByteTokenizer().encode("né").tolist()
+      [110, 195, 169]
+    """
+
+    vocab_size = 257
+    end_id = 256
+    name = "bytes"
+    fingerprint = hashlib.sha256(b"UTF-8 bytes, end of document 256").hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(int(i) for i in ids if 0 <= int(i) < 256).decode("utf-8", errors="replace")
+
+
+class FileTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library, which encodes on all cores.
+
+    Args:
+      engine: a `tokenizers.Tokenizer`.
+      name, fingerprint: as in `Tokenizer`.
+    """
+
+    def __init__(self, engine, name: str, fingerprint: str):
+        engine.no_truncation()
+        engine.no_padding()
+        # Text that spells a special token is still text.
+        engine.encode_special_tokens = True
+        vocabulary = engine.get_vocab(with_added_tokens=True)
+        end = next((token for token in END_TOKENS if token in vocabulary), None)
+        if end is None:
+            raise InputError(
+                f"data.tokenizer: {name!r} has no end token; it needs one of {', '.join(END_TOKENS)}."
+            )
+        self.engine, self.name, self.fingerprint = engine, name, fingerprint
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.end_id = vocabulary[end]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(one.ids, np.int32) for one in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        kept = [int(i) for i in ids if 0 <= int(i) < self.vocab_size and int(i) != self.end_id]
+        return self.engine.decode(kept, skip_special_tokens=True)
+
+
+def load_tokenizer(text: str) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names.
+
+    Args:
+      text: `bytes`; the path of a tokenizer.json; or two paths joined by a
+        comma, a vocabulary (GPT-2's encoder.json, OPT's gpt2-vocab.json) and
+        its merges (vocab.bpe, merges.txt). Files may be packed (.xz, .gz, .zst).
+
+    Raises:
+      InputError: the name is not known, or a file is not such a tokenizer.
+
+    Example:
+      >>> load_tokenizer("bytes").vocab_size
+      257
+    """
+    if text == "bytes":
+        return ByteTokenizer()
+    paths = [Path(part.strip()).expanduser() for part in text.split(",")]
+    names = [plain_name(path) for path in paths]
+    if len(paths) > 2 or not names[0].endswith(".json"):
+        raise InputError(f"data.tokenizer: {text!r} is not known; use {ALLOWED}.")
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"data.tokenizer: {str(path)!r} is not a file; use {ALLOWED}.")
+    contents = [read_bytes(path) for path in paths]
+    build = _from_tokenizer_json if len(paths) == 1 else _from_vocab_and_merges
+    try:
+        engine = build(*contents)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"data.tokenizer: {text!r} cannot be used ({error}); use {ALLOWED}.") from error
+    return FileTokenizer(engine, "+".join(names), hashlib.sha256(b"".join(contents)).hexdigest())
+
+
+def _from_tokenizer_json(content: bytes):
+    tokenizers = _library()
+    return tokenizers.Tokenizer.from_buffer(content)
+
+
+def _from_vocab_and_merges(vocabulary: bytes, merges: bytes):
+    """GPT-2's byte-level BPE from its two files (Radford et al., 2019)."""
+    tokenizers = _library()
+    lines = merges.decode("utf-8").split("\n")
+    pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(vocabulary), merges=pairs))
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = tokenizers.decoders.ByteLevel()
+    return engine
+
+
+def _library():
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InputError("data.tokenizer: files need the package tokenizers; install it.") from error
+    return tokenizers
