@@ -1,0 +1,186 @@
+"""What every config has: all knobs with a first value, and the grammar of a config's argument."""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+from configs.presets import FIELDS, PRESETS
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+    """Reads the text after the colon of `--config=configs/x.py:key=value,...`, strictly.
+
+    Args:
+      arg: `key=value` pairs, comma separated; None or "" gives the defaults.
+      **defaults: the known keys; a value is read as the type of its default.
+
+    Returns:
+      a ConfigDict of `defaults` with what `arg` says.
+
+    Raises:
+      ValueError: one sentence: an unknown or repeated key, or a value of another type.
+
+    Example:
+      >>> parse_arg("steps=10,kind=dense", steps=5, kind="tree", remat=False).to_dict()
+      {'kind': 'dense', 'remat': False, 'steps': 10}
+    """
+    values, seen = dict(defaults), set()
+    for item in arg.split(",") if arg else ():
+        key, equals, text = item.partition("=")
+        if not equals or key not in defaults:
+            known = ", ".join(f"{name}={default}" for name, default in defaults.items())
+            raise ValueError(f"config argument: {item!r} is not known; use key=value of: {known}.")
+        if key in seen:
+            raise ValueError(f"config argument: {key!r} is given twice; give it once.")
+        seen.add(key)
+        values[key] = _read(key, text, type(defaults[key]))
+    return ConfigDict(values)
+
+
+def _read(key, text, kind):
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"config argument: {key}={text} is not allowed; use true or false.")
+        return text == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        allowed = f"use a value of type {kind.__name__}"
+        raise ValueError(f"config argument: {key}={text} is not allowed; {allowed}.") from None
+
+
+class _Op(NamedTuple):
+    """How a FieldReference is computed from others, in the form that ml_collections reads."""
+
+    fn: Any
+    args: list
+
+
+def follow(default, fn, *references) -> FieldReference:
+    """A field that is fn(*references) until something else is assigned to it.
+
+    So `--config.model.width=512` also widens the tree, and a config file, a
+    preset and a flag may each say a part without knowing of the others. A
+    finished run's config.json shows plain values.
+    """
+    op = _Op(lambda _, *values: fn(*values), list(references))
+    return FieldReference(default, field_type=type(default), op=op)
+
+
+class _Preset(FieldReference):
+    """The name of a preset; an unknown one is refused where it is set."""
+
+    def set(self, value, type_safe=True):
+        if value and value not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise ValueError(f"model.preset: {value!r} is not known; use one of: {known} (or '' for micro).")
+        super().set(value, type_safe)
+
+
+def base_config() -> ConfigDict:
+    """Every knob with its first value; a config file changes what it is about."""
+    config = ConfigDict()
+    config.seed = 0
+    config.model = model_config()
+    config.ffn = ffn_config(config.model.get_ref("width"))
+    config.data = data_config()
+
+    config.train = ConfigDict()
+    config.train.batch_size = 32  # rows a step, over all devices and microbatches
+    config.train.steps = 1000
+    config.train.accumulation = 1  # microbatches a step
+    config.train.log_every = 20  # steps between lines of metrics
+    config.train.eval_every = 200  # steps between validations; 0: with checkpoints only
+    config.train.eval_batches = 20  # batches of a validation; 0: the whole split
+    config.train.checkpoint_every = 200  # steps between checkpoints; 0: at the end only
+    config.train.keep = 2  # latest checkpoints kept, beside the best
+    config.train.z_loss = 0.0  # weight of mean(logsumexp(logits)^2); 1e-4 where logits drift
+
+    config.optim = ConfigDict()
+    config.optim.lr = 1e-3  # highest learning rate
+    config.optim.schedule = "cosine"  # cosine | wsd | constant, after the warm-up
+    config.optim.warmup = 100  # steps of linear rise
+    config.optim.final_share = 0.1  # final rate / lr
+    config.optim.decay_share = 0.2  # of wsd: share of the steps that its decay takes
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.95
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.1  # of matrices; no biases, norms, thresholds
+    config.optim.clip = 1.0  # largest norm of the gradient; 0: no clipping
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that split the batch; -1: all that "model" leaves
+    config.mesh.model = 1  # devices that split weights and trees
+    return config
+
+
+def model_config() -> ConfigDict:
+    """The decoder; its sizes follow `preset` until they are set."""
+    model = ConfigDict()
+    preset = _Preset("")
+    model.preset = preset  # a name of configs/presets.py; '' means micro
+    for place, name in enumerate(FIELDS):
+        model[name] = follow(0, lambda preset, place=place: PRESETS[preset or "micro"][place], preset)
+    model.layers = ""  # '': ffn.kind everywhere; or e.g. 'dense,tree*4,dense'
+    model.dtype = "float32"  # of activations and products: float32 | bfloat16
+    model.param_dtype = "float32"  # of stored weights
+    model.remat = False  # recompute activations in the backward pass: less memory, a third more time
+    model.norm_eps = 1e-5
+    model.vocab_multiple = 1  # embedding rows are rounded up to a multiple (64 helps GPUs)
+    # Standard deviations of the initial weights, in units of 1 / sqrt(fan-in)
+    # but for embed. A large w_out swamps the embeddings and hides every
+    # difference between feed-forward layers.
+    model.init = ConfigDict({"embed": 0.05, "attn_in": 1.0, "attn_out": 0.1, "w_in": 0.7, "w_out": 0.05})
+    return model
+
+
+def ffn_config(width: FieldReference) -> ConfigDict:
+    """The feed-forward layer: one tree whose nodes follow the model's width.
+
+    With D = 7 and W = E / 64, F is about 4 E, as in an ordinary dense layer,
+    and A / F = 8 / 255 = 3.1 %. The paper's shape of the same size is
+    n_trees = E / 64 with node_width = 1.
+    """
+    ffn = ConfigDict()
+    ffn.kind = "tree"  # dense | narrow | moe | tree | random_tree
+    ffn.width = 0  # of dense; 0: F of the tree fields (narrow always has their A)
+    ffn.activation = "gelu"  # a name of tree_ffn/tree/activations.py
+    ffn.negative_slope = 0.01  # of leaky_relu
+    ffn.n_trees = 1  # P
+    ffn.depth = 7  # D
+    # W: one for all levels, or one per level, e.g. 1,1,1,32
+    ffn.node_width = follow((), lambda width: (max(1, width // 64),), width)
+    ffn.shared_width = 0  # S, units that are always on
+    ffn.act_site = "node"  # node | sum
+    ffn.routing = "continuous"  # hard (the paper) | straight_through | continuous
+    ffn.gate = "min"  # of continuous: min | product
+    ffn.kappa = 1.0  # of continuous: slope of the gate
+    ffn.beta = 1.0  # of straight_through: slope of the surrogate
+    ffn.balance = "none"  # none | sign
+    ffn.balance_rate = 1e-3  # of sign, and of the experts' bias
+    ffn.implementation = "auto"  # auto | masked | gather | grouped
+    ffn.n_experts = 32  # X, of moe
+    ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k
+    ffn.top_k = 1  # experts a token uses
+    ffn.renormalise = False  # the chosen gates sum to 1
+    ffn.moe_balance = "bias"  # none | aux | bias
+    ffn.aux_weight = 1e-2  # of aux
+    return ffn
+
+
+def data_config() -> ConfigDict:
+    """Where text comes from and how it becomes rows of tokens."""
+    data = ConfigDict()
+    data.corpus = "python_stdlib"  # python_stdlib | files | tfds
+    data.files = ""  # of files: glob patterns, comma separated
+    data.valid_files = ""  # of files: what is held out; '': valid_share of the documents
+    data.text_field = "text"  # of JSONL files
+    data.tfds_dir = ""  # of tfds: a prepared directory
+    data.tfds_name = ""  # of tfds: a registered name
+    data.tokenizer = "bytes"  # bytes | tokenizer.json(.xz) | 'vocab.json,merges.bpe'
+    data.cache_dir = "data_cache"  # where prepared rows are kept
+    data.valid_share = 0.05
+    data.format = "auto"  # auto | array_record | memory
+    data.workers = 2  # threads that read ahead
+    return data

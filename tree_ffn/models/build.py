@@ -1,0 +1,136 @@
+"""From a config to a ModelSpec: the door where a config's values are checked."""
+
+from contextlib import contextmanager
+
+from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.models.dense import DenseSpec
+from tree_ffn.models.moe import MoESpec
+from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
+from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
+
+KINDS = ("dense", "narrow", "moe", "tree", "random_tree")
+
+MODEL_FIELDS = (
+    "width", "n_layers", "n_heads", "context", "dtype", "param_dtype", "remat", "norm_eps", "vocab_multiple",
+)  # fmt: skip
+TREE_FIELDS = (
+    "activation", "negative_slope", "act_site", "routing", "gate", "kappa", "beta", "balance", "balance_rate",
+)  # fmt: skip
+MOE_FIELDS = (
+    "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
+)  # fmt: skip
+
+
+def model_spec_from_config(config, vocab_size: int) -> ModelSpec:
+    """The model that `config.model` and `config.ffn` describe.
+
+    Args:
+      config: a ConfigDict, or anything with its attributes (see
+        configs/common.py for all of them).
+      vocab_size: V, the tokenizer's.
+
+    Raises:
+      InputError: names the config's field, its value and what is allowed.
+
+    Example:
+      >>> from configs.default import get_config   # doctest: +SKIP
+      >>> model_spec_from_config(get_config("preset=nano"), vocab_size=257).width   # doctest: +SKIP
+      128
+    """
+    model, ffn = config.model, config.ffn
+    check_choice("ffn.implementation", ffn.implementation, ("auto", *IMPLEMENTATIONS))
+    check_positive_int("model.n_layers", model.n_layers)
+    kinds = layer_kinds(model.layers, model.n_layers, ffn.kind)
+    specs = {kind: ffn_spec(ffn, kind) for kind in kinds}
+    scales = ("embed", "attn_in", "attn_out", "w_in", "w_out")
+    with _named("model."):
+        return ModelSpec(
+            vocab_size=vocab_size,
+            ffns=tuple(specs[kind] for kind in kinds),
+            implementation=None if ffn.implementation == "auto" else ffn.implementation,
+            init=InitSpec(**{name: getattr(model.init, name) for name in scales}),
+            **{name: getattr(model, name) for name in MODEL_FIELDS},
+        )
+
+
+def layer_kinds(pattern: str, n_layers: int, default: str) -> tuple[str, ...]:
+    """The kind of every layer that `model.layers` names.
+
+    Args:
+      pattern: kinds, comma separated, each with an optional count; '' means
+        `default` everywhere.
+      n_layers: how many there must be.
+      default: `ffn.kind`.
+
+    Raises:
+      InputError: an unknown kind, a bad count, or another number of layers.
+
+    Example:
+      >>> layer_kinds("dense,tree*2,dense", 4, "tree")
+      ('dense', 'tree', 'tree', 'dense')
+    """
+    check_choice("ffn.kind", default, KINDS)
+    if not pattern:
+        return (default,) * n_layers
+    kinds: list[str] = []
+    for item in pattern.split(","):
+        kind, star, count = (part.strip() for part in item.partition("*"))
+        check_choice("model.layers", kind, KINDS)
+        if star and (not count.isdecimal() or int(count) < 1):
+            raise InputError(
+                f"model.layers: {item.strip()!r} is not allowed; write a kind and a count of at least 1, "
+                "e.g. tree*10."
+            )
+        kinds += [kind] * (int(count) if star else 1)
+    if len(kinds) != n_layers:
+        raise InputError(
+            f"model.layers: {pattern!r} names {len(kinds)} layers, but model.n_layers is {n_layers}; "
+            "make them equal."
+        )
+    return tuple(kinds)
+
+
+def ffn_spec(ffn, kind: str) -> FFNSpec:
+    """The layer that `config.ffn` describes when its kind is `kind`.
+
+    `dense` has `width` units, or F of the tree fields where that is 0; `narrow`
+    is dense with their A; `moe` has experts of `expert_width` units, or of A /
+    top_k where that is 0; `random_tree` is a tree with frozen random routers
+    and hard routing, whatever `routing` says.
+
+    Raises:
+      InputError: names the config's field, its value and what is allowed.
+    """
+    check_choice("ffn.kind", kind, KINDS)
+    with _named("ffn."):
+        shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width), ffn.shared_width)
+        if kind in ("dense", "narrow"):
+            check_positive_int("width", ffn.width, least=0)
+            width = shape.active_units if kind == "narrow" else ffn.width or shape.total_units
+            return DenseSpec(width, ffn.activation, ffn.negative_slope)
+        if kind == "moe":
+            check_positive_int("top_k", ffn.top_k)
+            check_choice("moe_balance", ffn.moe_balance, ("none", "aux", "bias"))
+            values = {name: getattr(ffn, name) for name in MOE_FIELDS}
+            width = ffn.expert_width or max(1, shape.active_units // ffn.top_k)
+            return MoESpec(expert_width=width, balance=ffn.moe_balance, **values)
+        values = {name: getattr(ffn, name) for name in TREE_FIELDS}
+        if kind == "random_tree":
+            values |= {"routing": "hard", "router": "frozen"}
+        return TreeSpec(shape, **values)
+
+
+def _node_width(value):
+    """A single width for all levels may be written as a number or as a tuple of one."""
+    if isinstance(value, int):
+        return value
+    return value[0] if len(value) == 1 else tuple(value)
+
+
+@contextmanager
+def _named(prefix: str):
+    """Puts the config section before the field that an InputError names."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
