@@ -4,7 +4,8 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
     python -m experiments.train --config=configs/quickstart.py:kind=narrow --workdir=runs/narrow
 
-A tree layer has F = 510 units, of which A = 16 (3.1 %) work for a token; `narrow` is dense with 16, `dense` with 510.
+A tree layer has F = 510 units, of which A = 16 (3.1 %) work for a token; `narrow` is dense with 16,
+`dense` with 510.
 """
 
 from configs import common
