@@ -17,6 +17,11 @@ def _relu2(z: jax.Array) -> jax.Array:
     return positive * positive
 
 
+def absolute(z: jax.Array) -> jax.Array:
+    """|z| with derivative sign(z), so 0 at 0, where that of `jnp.abs` is 1."""
+    return z * jnp.sign(z)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # z * Phi(z), Hendrycks & Gimpel 2016 (arXiv 1606.08415); UltraFastBERT's choice.
     "gelu": lambda z: jax.nn.gelu(z, approximate=False),
@@ -35,7 +40,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # No activation: sap-ient-ai/FFF's choice.
     "identity": lambda z: z,
     # Even-symmetric: both sides of a decision work alike. Its gradient at 0 is 0.
-    "abs": jnp.abs,
+    "abs": absolute,
     # log(1 + exp(z)), Dugas et al. 2001.
     "softplus": jax.nn.softplus,
 }

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree import usage
-from tree_ffn.tree.activations import activation
+from tree_ffn.tree.activations import absolute, activation
 from tree_ffn.tree.spec import TreeSpec
 
 
@@ -49,7 +49,7 @@ def child_gate(gate: jax.Array, r: jax.Array, spec: TreeSpec) -> jax.Array:
     """
     if spec.routing != "continuous":
         return gate
-    own = -jnp.expm1(-spec.kappa * jnp.abs(r))
+    own = -jnp.expm1(-spec.kappa * absolute(r))
     if spec.gate == "product":
         return gate * own
     return jnp.where(own < gate, own, gate)
