@@ -1,0 +1,245 @@
+"""The layer of trees in float64 NumPy, forward and backward, written from its definition alone.
+
+It shares nothing with `tree_ffn.tree` but the fields of a TreeSpec: plain loops over tokens, trees and
+levels, every derivative by hand. What the three executions compute is compared with this.
+
+    z[p,n,u] = <w_in[p,n,u], x> + b_in[p,n,u]          r[p,n] = z[p,n,0] - threshold[p,n]
+    n_0 = 0;  n_{l+1} = 2 n_l + 1 + [r[p,n_l] > 0]     (ties and NaN go left)
+    y = b_out + sum_p sum_l g[p,l] sum_u act(z[p,n_l,u]) w_out[p,n_l,u] + shared units
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _sigmoid(z):
+    return np.where(z >= 0, 1 / (1 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z))))
+
+
+def _gelu(z, slope):
+    cdf = 0.5 * (1 + _erf(z / math.sqrt(2)))
+    return z * cdf, cdf + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh(z, slope):
+    inner = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+    t = np.tanh(inner)
+    d_inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+    return 0.5 * z * (1 + t), 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * d_inner
+
+
+# name -> function of (z, negative slope) that returns the value and the derivative.
+ACTIVATIONS = {
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": lambda z, slope: (np.maximum(z, 0), (z > 0) * 1.0),
+    "relu2": lambda z, slope: (np.maximum(z, 0) ** 2, 2 * np.maximum(z, 0)),
+    "leaky_relu": lambda z, slope: (np.where(z >= 0, z, slope * z), np.where(z >= 0, 1.0, slope)),
+    "silu": lambda z, slope: (z * _sigmoid(z), _sigmoid(z) * (1 + z * (1 - _sigmoid(z)))),
+    "tanh": lambda z, slope: (np.tanh(z), 1 - np.tanh(z) ** 2),
+    "identity": lambda z, slope: (z, np.ones_like(z)),
+    "abs": lambda z, slope: (np.abs(z), np.sign(z)),
+    "softplus": lambda z, slope: (np.logaddexp(0, z), _sigmoid(z)),
+}
+
+
+class Step(NamedTuple):
+    """A visited node: heap index, rows of its units, their pre-activations, decision logit, gate."""
+
+    node: int
+    rows: slice
+    z: np.ndarray
+    r: float
+    gate: float
+
+
+class Result(NamedTuple):
+    """y [T, E], leaf [T, P], and per token and tree the visited nodes."""
+
+    y: np.ndarray
+    leaf: np.ndarray
+    paths: list[list[list[Step]]]
+
+
+def to_float64(params):
+    """The same weights as float64 NumPy arrays."""
+    if isinstance(params, dict):
+        return {name: to_float64(value) for name, value in params.items()}
+    return np.asarray(params).astype(np.float64)
+
+
+def rows_of(spec, node):
+    """The units of a heap node: levels from the root, in each level nodes from the left, in each node W_l."""
+    widths = spec.shape.node_width
+    if isinstance(widths, int):
+        widths = [widths] * (spec.shape.depth + 1)
+    level, first_node, start = 0, 0, 0
+    while node >= first_node + 2**level:
+        start += 2**level * widths[level]
+        first_node += 2**level
+        level += 1
+    start += (node - first_node) * widths[level]
+    return slice(start, start + widths[level])
+
+
+def _act(spec, z):
+    return ACTIVATIONS[spec.activation](z, spec.negative_slope)
+
+
+def _unit(spec, z):
+    """What a unit contributes, and the derivative of that: the activation, or z itself at site `sum`."""
+    return _act(spec, z) if spec.act_site == "node" else (z, np.ones_like(z))
+
+
+def _visit(params, x, spec, tree, node):
+    rows = rows_of(spec, node)
+    z = params["w_in"][tree, rows] @ x + params["b_in"][tree, rows]
+    decider = z[0]
+    if spec.router == "frozen":
+        deciding = node < 2**spec.shape.depth - 1
+        decider = params["router"]["w"][tree, node] @ x if deciding else np.nan
+    return rows, z, decider - params["threshold"][tree, node]
+
+
+def _c(spec, r):
+    return 1 - math.exp(-spec.kappa * abs(r))
+
+
+def _descend(params, x, spec, tree, node=0, leaf=None):
+    """The hard path from `node` to the bottom; through `leaf` where one is given."""
+    depth, steps, gates = spec.shape.depth, [], []
+    level = int(math.log2(node + 1))
+    while True:
+        rows, z, r = _visit(params, x, spec, tree, node)
+        gate = 1.0
+        if spec.routing == "continuous" and gates:
+            gate = min(gates) if spec.gate == "min" else math.prod(gates)
+        steps.append(Step(node, rows, z, r, gate))
+        if level == depth:
+            return steps
+        if spec.routing == "continuous":
+            gates.append(_c(spec, r))
+        right = bool(r > 0) if leaf is None else bool(leaf >> (depth - 1 - level) & 1)
+        node = 2 * node + 1 + right
+        level += 1
+
+
+def _path_sum(params, spec, tree, steps):
+    return sum(s.gate * (_unit(spec, s.z)[0] @ params["w_out"][tree, s.rows]) for s in steps)
+
+
+def _pre_output(params, x, spec, paths):
+    """The sum over all active units, without b_out."""
+    total = sum(_path_sum(params, spec, tree, steps) for tree, steps in enumerate(paths))
+    if "shared" in params:
+        shared = params["shared"]
+        total = total + _unit(spec, shared["w_in"] @ x + shared["b_in"])[0] @ shared["w_out"]
+    return total
+
+
+def forward(params, x_TE, spec, leaf_TP=None) -> Result:
+    """The layer's output; along the paths to `leaf_TP` where given, else along its own."""
+    params, x_TE = to_float64(params), to_float64(x_TE)
+    y, leaf, all_paths = np.zeros_like(x_TE), [], []
+    for t, x in enumerate(x_TE):
+        paths = [
+            _descend(params, x, spec, p, leaf=None if leaf_TP is None else int(leaf_TP[t, p]))
+            for p in range(spec.shape.n_trees)
+        ]
+        total = _pre_output(params, x, spec, paths)
+        y[t] = params["b_out"] + (total if spec.act_site == "node" else _act(spec, total)[0])
+        leaf.append([steps[-1].node - (2**spec.shape.depth - 1) for steps in paths])
+        all_paths.append(paths)
+    return Result(y, np.array(leaf, np.int32).reshape(len(x_TE), spec.shape.n_trees), all_paths)
+
+
+def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates):
+    """dL/dr of every visited deciding node, from routing alone."""
+    depth = spec.shape.depth
+    d_r = np.zeros(depth + 1)
+    if spec.routing == "straight_through":
+        for level in range(depth):
+            taken = steps[level + 1].node
+            left = 2 * steps[level].node + 1
+            other = left + 1 if taken == left else left
+            value_taken = _path_sum(params, spec, tree, steps[level + 1 :])
+            value_other = _path_sum(params, spec, tree, _descend(params, x, spec, tree, node=other))
+            rise = value_taken - value_other if taken == left + 1 else value_other - value_taken
+            e = math.exp(-abs(spec.beta * steps[level].r))
+            d_r[level] = spec.beta * e / (1 + e) ** 2 * (d_sum @ rise)
+    if spec.routing == "continuous":
+        c = [_c(spec, step.r) for step in steps[:depth]]
+        d_c = np.zeros(depth)
+        for level in range(1, depth + 1):
+            if spec.gate == "min":
+                d_c[c[:level].index(min(c[:level]))] += d_gates[level]  # index: the one nearest the root
+            else:
+                for j in range(level):
+                    d_c[j] += d_gates[level] * math.prod(c[:j] + c[j + 1 : level])
+        for level in range(depth):
+            r = steps[level].r
+            d_r[level] = d_c[level] * spec.kappa * math.exp(-spec.kappa * abs(r)) * np.sign(r)
+    return d_r
+
+
+def backward(params, x_TE, spec, dy_TE, leaf_TP=None):
+    """Gradients of sum(dy * y): a dict like params (without threshold and router), and dx [T, E]."""
+    params, x_TE, dy_TE = to_float64(params), to_float64(x_TE), to_float64(dy_TE)
+    grads = {name: np.zeros_like(params[name]) for name in ("w_in", "b_in", "w_out", "b_out")}
+    if "shared" in params:
+        grads["shared"] = {name: np.zeros_like(w) for name, w in params["shared"].items()}
+    dx_TE = np.zeros_like(x_TE)
+    result = forward(params, x_TE, spec, leaf_TP)
+    for t, (x, dy) in enumerate(zip(x_TE, dy_TE)):
+        grads["b_out"] += dy
+        d_sum = dy
+        if spec.act_site == "sum":
+            d_sum = dy * _act(spec, _pre_output(params, x, spec, result.paths[t]))[1]
+        for p, steps in enumerate(result.paths[t]):
+            d_z, d_gates = [], []
+            for step in steps:
+                value, slope = _unit(spec, step.z)
+                along = params["w_out"][p, step.rows] @ d_sum
+                grads["w_out"][p, step.rows] += step.gate * np.outer(value, d_sum)
+                d_z.append(step.gate * along * slope)
+                d_gates.append(value @ along)
+            d_r = _decision_gradients(params, x, spec, p, steps, d_sum, d_gates)
+            for level, step in enumerate(steps):
+                if spec.router != "frozen":
+                    d_z[level][0] += d_r[level]
+                grads["w_in"][p, step.rows] += np.outer(d_z[level], x)
+                grads["b_in"][p, step.rows] += d_z[level]
+                dx_TE[t] += d_z[level] @ params["w_in"][p, step.rows]
+        if "shared" in params:
+            shared, d_shared = params["shared"], grads["shared"]
+            value, slope = _unit(spec, shared["w_in"] @ x + shared["b_in"])
+            d_shared["w_out"] += np.outer(value, d_sum)
+            dz = (shared["w_out"] @ d_sum) * slope
+            d_shared["w_in"] += np.outer(dz, x)
+            d_shared["b_in"] += dz
+            dx_TE[t] += dz @ shared["w_in"]
+    return grads, dx_TE
+
+
+def decision_margin(params, x_TE, spec, leaf_TP):
+    """|r| and its rounding bound at the first node where `leaf_TP` leaves the oracle's own path.
+
+    A logit that is summed in float32 from exactly represented factors errs by at most
+    (E + 4) 2^-24 (sum |w x| + |b| + |threshold|), to first order. One pair for each leaf that differs.
+    """
+    params, x_TE = to_float64(params), to_float64(x_TE)
+    pairs = []
+    own = forward(params, x_TE, spec)
+    given = forward(params, x_TE, spec, leaf_TP)
+    for t, p in np.argwhere(own.leaf != np.asarray(leaf_TP)):
+        steps, other = own.paths[t][p], given.paths[t][p]
+        level = next(l for l in range(len(steps)) if steps[l].node != other[l].node) - 1
+        rows, node = steps[level].rows, steps[level].node
+        size = np.abs(params["w_in"][p, rows.start]) @ np.abs(x_TE[t])
+        size += abs(params["b_in"][p, rows.start]) + abs(params["threshold"][p, node])
+        pairs.append((abs(steps[level].r), (x_TE.shape[1] + 4) * 2.0**-24 * size))
+    return pairs
