@@ -1,0 +1,210 @@
+"""Checkpoints of a run: the only module that imports orbax.
+
+A checkpoint holds three items: `model` (params and routing, so thresholds
+too), `optimizer` (step and optimizer state) and `meta` (resolved config, facts
+about the data). The data state is the step: row order is a pure function of it.
+"""
+
+import os
+import types
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from tree_ffn.errors import InputError
+from tree_ffn.training.sharding import path_name
+from tree_ffn.training.step import TrainState
+
+_policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+    """The checkpoints of a workdir; saving goes on in the background.
+
+    Args:
+      workdir: directory of the run; they lie in `checkpoints/`.
+      keep: keeps this many of the latest, and the best by validation loss.
+
+    Raises:
+      InputError: the directory cannot be written.
+
+    Example:
+      >>> with Checkpoints(workdir, keep=2) as checkpoints:     # doctest: +SKIP
+      ...     checkpoints.save(state, meta, val_loss=2.5)
+      ...     state, meta = checkpoints.restore(abstract_state)
+    """
+
+    def __init__(self, workdir: str, keep: int = 1):
+        self.directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        best = _policies.BestN(
+            get_metric_fn=_val_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self.directory,
+                preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise InputError(f"workdir: {self.directory} cannot be written ({error.strerror}).") from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        # After an error the first message counts, not what closing says.
+        if kind is None:
+            self.close()
+        else:
+            try:
+                self._orbax.close()
+            except Exception:
+                pass
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a whole checkpoint, ascending."""
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    @property
+    def latest(self) -> int | None:
+        """The last of `steps`."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def best(self) -> int | None:
+        """The step with the lowest validation loss; the latest where none was measured."""
+        measured = [c for c in self._orbax.checkpoints if c.metrics]
+        return min(measured, key=lambda c: _val_loss(c.metrics)).step if measured else self.latest
+
+    def save(self, state: TrainState, meta: dict, val_loss: float | None = None) -> None:
+        """Starts to save `state`; `wait` or the next save says whether it arrived.
+
+        Args:
+          state: it may be donated as soon as this returns.
+          meta: JSON-like facts; `config` and `data`.
+          val_loss: what `best` goes by.
+
+        Raises:
+          InputError: the disk is full or cannot be written. Earlier checkpoints stay whole.
+        """
+        step = int(state.step)
+        if step in self.steps:
+            return
+        items = {
+            "model": state.variables,
+            "optimizer": {"step": state.step, "opt_state": state.opt_state},
+            "meta": {**meta, "step": step},
+        }
+        metrics = None if val_loss is None else {"val_loss": float(val_loss)}
+        self._guard(lambda: self._orbax.save_checkpointables_async(step, items, metrics=metrics, force=True))
+
+    def wait(self) -> None:
+        """Returns when the last save has arrived on disk.
+
+        Raises:
+          InputError: it did not.
+        """
+        self._guard(self._orbax.wait)
+
+    def close(self) -> None:
+        """Waits, then frees the threads."""
+        self._guard(self._orbax.close)
+
+    def meta(self, step: int | None = None) -> dict:
+        """`meta` of the checkpoint of `step`, the latest by default."""
+        return self._orbax.load_checkpointables(step or self.latest, {"meta": None})["meta"]
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+        """State and meta of a checkpoint, placed as `abstract` says.
+
+        Args:
+          abstract: shapes, dtypes and shardings; of any mesh.
+          step: which one, the latest by default.
+
+        Raises:
+          InputError: the checkpoint has another structure, shape or dtype; the
+            message names the first leaf that differs.
+        """
+        step = step or self.latest
+        items = {
+            "model": abstract.variables,
+            "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
+        }
+        self._compare(step, items)
+        found = self._orbax.load_checkpointables(step, {**items, "meta": None})
+        state = TrainState(**found["optimizer"], **found["model"])
+        return state, found["meta"]
+
+    def restore_variables(self, abstract: dict, step: int) -> dict:
+        """The item `model` alone: {"params", "routing"}."""
+        self._compare(step, {"model": abstract})
+        return self._orbax.load_checkpointables(step, {"model": abstract})["model"]
+
+    def _compare(self, step: int, items: dict) -> None:
+        saved = self._orbax.checkpointables_metadata(step).metadata
+        for item, abstract in items.items():
+            compare_leaves(f"{self.directory}/{step}", _leaves(saved[item]), _leaves(abstract))
+
+    def _guard(self, action) -> None:
+        """Runs `action`; says what a full or read-only disk means."""
+        try:
+            action()
+        except Exception as error:
+            cause = _disk_error(error)
+            if cause is None:
+                raise
+            raise InputError(
+                f"workdir: {self.directory} cannot be written ({cause}); checkpoints up to step "
+                f"{self.latest} are whole."
+            ) from error
+
+
+def _val_loss(metrics: dict) -> float:
+    return metrics["val_loss"]
+
+
+def _leaves(tree) -> dict[str, tuple]:
+    """{path: (shape, dtype)} of the leaves of a tree of arrays or of orbax metadata."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in flat}
+
+
+def compare_leaves(source: str, saved: dict[str, tuple], wanted: dict[str, tuple]) -> None:
+    """Raises InputError that names the first leaf in which two {path: (shape, dtype)} differ."""
+    for name in sorted(saved.keys() | wanted.keys()):
+        if name not in saved:
+            raise InputError(f"checkpoint: {source} has no {name}, which this model has {_said(wanted[name])}.")
+        if name not in wanted:
+            raise InputError(f"checkpoint: {source} has {name} {_said(saved[name])}, which this model has not.")
+        if saved[name] != wanted[name]:
+            raise InputError(
+                f"checkpoint: {name} of {source} is {_said(saved[name])}, but this model needs {_said(wanted[name])}."
+            )
+
+
+def _said(leaf: tuple) -> str:
+    shape, dtype = leaf
+    return f"{dtype.name}[{','.join(map(str, shape))}]"
+
+
+def _disk_error(error: BaseException | None) -> str | None:
+    """What the operating system said, if `error` comes from a file; looks at causes too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.strerror or str(error)
+        for said in ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded"):
+            if said in str(error):
+                return said
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def namespace(value):
+    """JSON dict as an object with attributes, lists as tuples: how code reads a config."""
+    if isinstance(value, dict):
+        return types.SimpleNamespace(**{name: namespace(item) for name, item in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(namespace(item) for item in value)
+    return value
