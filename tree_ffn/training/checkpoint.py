@@ -6,7 +6,6 @@ about the data). The data state is the step: row order is a pure function of it.
 """
 
 import os
-import types
 
 import jax
 import numpy as np
@@ -199,12 +198,3 @@ def _disk_error(error: BaseException | None) -> str | None:
                 return said
         error = error.__cause__ or error.__context__
     return None
-
-
-def namespace(value):
-    """JSON dict as an object with attributes, lists as tuples: how code reads a config."""
-    if isinstance(value, dict):
-        return types.SimpleNamespace(**{name: namespace(item) for name, item in value.items()})
-    if isinstance(value, list | tuple):
-        return tuple(namespace(item) for item in value)
-    return value

@@ -1,20 +1,12 @@
-"""Figures of a run and where they go: metrics.jsonl, TensorBoard, the terminal.
+"""Figures of a run: loss in its three units, usage of every layer, tokens a second."""
 
-One process writes, and one object does: `Metrics`. A line of metrics.jsonl is
-one flat JSON object: step, split, loss, ppl, and so on.
-"""
-
-import json
 import math
-import os
-import sys
 import time
 
 import numpy as np
 
-from tree_ffn.errors import InputError
-from tree_ffn.models.ffn import MoESpec
-from tree_ffn.models.transformer import ModelSpec, runs_of
+from tree_ffn.models.moe import MoESpec
+from tree_ffn.models.spec import ModelSpec
 from tree_ffn.tree.usage import figures
 
 
@@ -46,7 +38,7 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
       `constant_decisions` (share of decisions that always went one way).
     """
     values, first = {}, 0
-    for (ffn, n_layers), counts in zip(runs_of(model), usage):
+    for (ffn, n_layers), counts in zip(model.runs, usage):
         for layer in range(n_layers if counts is not None else 0):
             one = np.asarray(counts[layer])
             found = _expert_figures(one[0]) if isinstance(ffn, MoESpec) else figures(one)
@@ -89,133 +81,3 @@ class Throughput:
         rate = self._tokens / self._seconds if self._seconds > 0 else None
         self._tokens, self._seconds = 0, 0.0
         return rate
-
-
-class Metrics:
-    """Writes metrics.jsonl and, where the package is present, TensorBoard events.
-
-    Args:
-      workdir: directory of the run.
-      step: the step at which the run starts or resumes; later lines of an
-        interrupted run are dropped, so that the file has every step once.
-
-    Raises:
-      InputError: the file cannot be written.
-    """
-
-    def __init__(self, workdir: str, step: int = 0):
-        self._path = os.path.join(workdir, "metrics.jsonl")
-        try:
-            _drop_after(self._path, step)
-            self._file = open(self._path, "a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"workdir: {self._path} cannot be written ({error.strerror}).") from error
-        self._events = _event_writer(os.path.join(workdir, "tensorboard"), step)
-
-    def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Appends one line, and the same scalars as TensorBoard events."""
-        line = {"step": step, "split": split, **values}
-        try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise InputError(f"workdir: {self._path} cannot be written ({error.strerror}).") from error
-        if self._events:
-            self._events(step, {f"{split}/{name}": value for name, value in values.items()})
-
-    def close(self) -> None:
-        """Flushes and closes both."""
-        self._file.close()
-        if self._events:
-            self._events(None, {})
-
-
-def _drop_after(path: str, step: int) -> None:
-    """Removes lines of later steps, and a torn last line, from metrics.jsonl."""
-    if not os.path.exists(path):
-        return
-    kept = []
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                keep = line.endswith("\n") and json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):
-                keep = False
-            kept += [line] if keep else []
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        file.writelines(kept)
-    os.replace(path + ".new", path)
-
-
-def _event_writer(directory: str, step: int):
-    """Function (step, scalars) that writes TensorBoard events; None without the package."""
-    try:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError:
-        return None
-    writer = EventFileWriter(directory)
-    # TensorBoard forgets what an interrupted run wrote after this step.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    writer.add_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
-
-    def write(step: int | None, scalars: dict[str, float]) -> None:
-        if step is None:
-            return writer.close()
-        values = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values)))
-
-    return write
-
-
-class Progress:
-    """A bar on a terminal, plain lines elsewhere: loss, tokens/s, time left, dead leaves.
-
-    Args:
-      steps: length of the run.
-      start: finished steps when it starts or resumes.
-      log: takes the plain lines.
-      bar: draw a bar; by default where stderr is a terminal.
-    """
-
-    def __init__(self, steps: int, start: int, log=print, bar: bool | None = None):
-        self._steps, self._log, self._bar, self._note = steps, log, None, ""
-        if sys.stderr.isatty() if bar is None else bar:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
-
-    def step(self, step: int, loss: float) -> None:
-        """A step has finished."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}{self._note}", refresh=False)
-            self._bar.update(step - self._bar.n)
-
-    def line(self, step: int, values: dict[str, float], seconds_left: float | None) -> None:
-        """Figures of a window of training steps."""
-        dead = [value for name, value in values.items() if name.startswith("dead_leaves/")]
-        note = f", {values['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in values else ""
-        note += f", dead leaves {100 * max(dead):.0f} %" if dead else ""
-        self._note = note
-        if self._bar is None:
-            left = "" if seconds_left is None else f", {_duration(seconds_left)} left"
-            self._log(f"step {step}/{self._steps}: loss {values['loss']:.4f}{note}{left}")
-
-    def say(self, text: str) -> None:
-        """One line of its own, above the bar."""
-        if self._bar is None:
-            self._log(text)
-        else:
-            self._bar.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        """Leaves the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

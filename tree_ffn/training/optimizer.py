@@ -16,8 +16,8 @@ SCHEDULES = ("cosine", "wsd", "constant")
 # matrix decays, embeddings and positions too; biases and norms do not.
 # Thresholds are not parameters and never come here.
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
-    (r"(^|/)(bias|scale|b|b_in|b_out|b_q|b_k|b_v|b_o)$", False),
-    (r"(^|/)(kernel|embedding|tokens|positions|w|w_in|w_out|w_q|w_k|w_v|w_o|router)$", True),
+    (r"(^|/)(bias|scale|b_(in|out|qkv))$", False),
+    (r"(^|/)(tokens|positions|w_(in|out|qkv|router))$", True),
 )
 
 

@@ -17,16 +17,25 @@ from tree_ffn.errors import InputError, check_positive_int
 BOTH = ("data", "model")
 
 # (regex on the path of a leaf, its PartitionSpecs in order of preference). The
-# first spec whose axes divide the leaf's dimensions is taken; the leading axis
-# of everything inside a run is the layer. A path without a rule, and a leaf
-# that none of its specs fits, are errors. Optimizer moments have the path of their parameter
-# as the end of their own, so they are sharded alike.
+# first row that matches a path is its row, and the first spec whose axes divide
+# the leaf's dimensions is taken. A path without a row, and a leaf that none of
+# its row's specs fits, are errors. The leading axis of everything inside a run
+# is the layer. Optimizer moments are sharded like their parameter, whose path
+# is the end of their own.
 RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
-    # Trees [layers, P, U, E]: whole trees over "model", each device walks its
-    # own; few wide trees are spread for storage over both axes, on E or on U.
+    # Trees [layers, P, U, E] (experts [layers, X, W, E], dense [layers, F, E]): whole trees over
+    # "model", each device walks its own; few wide trees are spread for storage, over both axes.
     (r"ffn/w_(in|out)$", (P(None, "model"), P(None, None, None, BOTH), P(None, None, BOTH), P())),
-    (r"ffn/(b_in|threshold)$", (P(None, "model"), P())),
-    (r"", (P(),)),
+    (r"ffn/(b_in|threshold|router/w)$", (P(None, "model"), P())),
+    (r"ffn/(b_out|w_router|selection_bias|shared/(w_in|b_in|w_out))$", (P(),)),
+    # Heads over "model".
+    (r"attn/w_qkv$", (P(None, None, None, "model"), P())),
+    (r"attn/b_qkv$", (P(None, None, "model"), P())),
+    (r"attn/w_out$", (P(None, "model"), P())),
+    (r"attn/b_out$", (P(),)),
+    # The vocabulary over "model" (model.vocab_multiple makes it divide).
+    (r"embed/tokens$", (P("model"), P())),
+    (r"(embed/positions|(ln_1|ln_2|ln_f)/(scale|bias)|step|count)$", (P(),)),
 )
 
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tree_ffn.models.ffn import MoESpec, update_routing
-from tree_ffn.models.transformer import ModelSpec, Transformer, runs_of
+from tree_ffn.models.moe import MoESpec
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Transformer, update_model_routing
 from tree_ffn.tree import Info, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
 
@@ -79,7 +80,7 @@ def empty_usage(model: ModelSpec) -> tuple[jax.Array | None, ...]:
     Trees: int32 [layers, P, 2^D]. Experts: int32 [layers, 1, X].
     """
     usage = []
-    for ffn, n_layers in runs_of(model):
+    for ffn, n_layers in model.runs:
         if isinstance(ffn, TreeSpec):
             usage.append(jnp.zeros((n_layers, ffn.shape.n_trees, ffn.shape.n_leaves), jnp.int32))
         elif isinstance(ffn, MoESpec):
@@ -106,17 +107,6 @@ def count_usage(usage, infos: tuple[Info, ...]):
         return counts + jax.vmap(functools.partial(leaf_counts, n_leaves=counts.shape[2]))(leaf)
 
     return tuple(add(counts, info) for counts, info in zip(usage, infos))
-
-
-def rebalance(routing: dict, infos: tuple[Info, ...], model: ModelSpec) -> dict:
-    """Routing variables after one step, from the leaves of all its tokens."""
-    updated = dict(routing)
-    for index, ((ffn, _), info) in enumerate(zip(runs_of(model), infos)):
-        name = f"run_{index}"
-        if name in routing:
-            layers = routing[name]["ffn"]
-            updated[name] = {**routing[name], "ffn": jax.vmap(functools.partial(update_routing, ffn))(layers, info)}
-    return updated
 
 
 def _gradients(state: TrainState, batch, model: ModelSpec, accumulation: int, z_loss: float):
@@ -166,10 +156,11 @@ def train_step(
       `grad_norm` (before clipping) and `lr`.
     """
     grads, nll, infos = _gradients(state, batch, model, accumulation, z_loss)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": nll, "grad_norm": optax.global_norm(grads), "lr": schedule(state.step)}
-    routing = rebalance(state.routing, infos, model)
+    metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+    routing = update_model_routing(model, state.routing, infos)
     state = TrainState(state.step + 1, params, routing, opt_state)
     return state, count_usage(usage, infos), metrics
 

@@ -1,0 +1,130 @@
+"""The loop: restore, step, report, validate, save, stop."""
+
+import contextlib
+
+import jax
+import numpy as np
+
+from tree_ffn.data.pipeline import Batches, valid_batches
+from tree_ffn.training import setup, workdir as workdirs
+from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.report import Done, Report, stopwatch
+from tree_ffn.training.sharding import put_batch
+from tree_ffn.training.signals import Interrupted, StopSignals
+
+
+def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[str, float]:
+    """Trains a model, or goes on with the run that `workdir` holds.
+
+    Args:
+      config: as configs/default.py describes; a ConfigDict or anything with its attributes.
+      workdir: where config.json, metrics.jsonl, tensorboard/ and checkpoints/ go.
+      log: takes lines of text.
+      bar: draw a progress bar; by default where stderr is a terminal.
+
+    Returns:
+      figures of the final validation (`loss`, `ppl`, `bits_per_byte`, usage),
+      with `step`, `train_loss`, `tokens_per_s` and `seconds_per_step`.
+
+    Raises:
+      InputError: the config, the data or the workdir cannot be used.
+      Diverged: loss or gradient is not finite.
+      Interrupted: SIGTERM or Ctrl-C; the state is saved.
+
+    Example:
+      >>> train(config, "runs/tree")["bits_per_byte"]        # doctest: +SKIP
+      2.41
+    """
+    plan = setup.plan_run(config)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan))
+        data = setup.prepare_data(config, plan.model, log)
+        stack.enter_context(jax.set_mesh(plan.mesh))
+        stop = stack.enter_context(StopSignals())
+        run = Run(plan, data, workdir, workdirs.resolved(config), checkpoints)
+        report = Report(workdir, plan, data.meta["bytes_per_token"], run.step, log, bar)
+        stack.callback(report.close)
+        if run.step:
+            report.say(f"resumed at step {run.step} of {plan.train.steps}")
+        return run.train(report, stop)
+
+
+class Run:
+    """A run in progress: its state, and what can be done with it.
+
+    Args:
+      plan: the checked config.
+      data: prepared corpus.
+      workdir: directory of the run.
+      config: resolved config, for the checkpoints.
+      checkpoints: of the workdir; the latest is restored if there is one.
+
+    Attributes:
+      step: finished steps.
+      state: the TrainState after them.
+    """
+
+    def __init__(self, plan, data, workdir: str, config: dict, checkpoints: Checkpoints):
+        self.plan, self.data, self.workdir, self.checkpoints = plan, data, workdir, checkpoints
+        self._meta = {"config": config, "data": data.meta}
+        self._programs = setup.compile_programs(plan)
+        if checkpoints.latest is None:
+            self.state = self._programs.init(jax.random.key(plan.seed))
+        else:
+            workdirs.check_same_data(workdir, checkpoints.meta()["data"], data.meta)
+            self.state, _ = checkpoints.restore(self._programs.abstract)
+        self.step = self._first = int(self.state.step)
+
+    def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
+        """The steps that are left; figures of the final validation."""
+        spec, usage, waiting, figures = self.plan.train, self._programs.empty_usage(), None, {}
+        batches = Batches(self.data.train, spec.batch_size, self.plan.seed)
+        with contextlib.closing(batches.iterate(self.step)) as rows:
+            while self.step < spec.steps:
+                batch = put_batch(next(rows), self.plan.mesh)
+                self.state, usage, metrics = self._programs.train_step(self.state, usage, batch)
+                self.step += 1
+                if waiting:  # the figures of a step are fetched when the next one is under way
+                    report.step(waiting)
+                waiting = Done(self.step, metrics, None)
+                if self._due(spec.log_every):
+                    waiting = waiting._replace(usage=usage)
+                    usage = self._programs.empty_usage()
+                save = self._due(spec.checkpoint_every)
+                if save or stop.received or self._due(spec.eval_every):
+                    report.step(waiting)  # nothing is saved before its loss is known to be a number
+                    waiting = None
+                    if stop.received:
+                        self._interrupt(stop.received)
+                    figures = self.validate(report)
+                if save:
+                    self.checkpoints.save(self.state, self._meta, val_loss=figures["loss"])
+        self.checkpoints.wait()
+        figures = figures or self.validate(report, write=False)  # nothing was left to do
+        return report.summary | figures | {"step": self.step}
+
+    def _due(self, every: int) -> bool:
+        """Whether something done every so many steps is due now; everything is at the end."""
+        return self.step == self.plan.train.steps or (every > 0 and self.step % every == 0)
+
+    def validate(self, report: Report, write: bool = True) -> dict[str, float]:
+        """Loss and usage over the fixed validation batches, reported and returned."""
+        seconds, losses, usage = stopwatch(), [], self._programs.empty_usage()
+        spec = self.plan.train
+        for batch in valid_batches(self.data.valid, spec.batch_size, spec.eval_batches):
+            batch = put_batch(batch, self.plan.mesh)
+            loss, usage = self._programs.eval_step(self.state.variables, usage, batch)
+            losses.append(loss)
+        losses, usage = jax.device_get((losses, usage))
+        tokens = len(losses) * spec.batch_size * self.plan.model.context
+        return report.valid(self.step, float(np.mean(losses, dtype=np.float64)), usage, tokens, seconds(), write)
+
+    def _interrupt(self, signum: int):
+        """Saves, waits, and leaves with a line that says how to resume."""
+        self.checkpoints.save(self.state, self._meta)
+        self.checkpoints.wait()
+        raise Interrupted(
+            f"stopped by signal {signum} after step {self.step} of {self.plan.train.steps}; the state is saved: "
+            f"run the same command with --workdir={self.workdir} to resume.",
+            signum,
+        )

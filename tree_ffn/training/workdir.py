@@ -1,0 +1,185 @@
+"""The directory of a run: its config, and whether a new config may go on in it."""
+
+import json
+import os
+import re
+import types
+
+import numpy as np
+
+from tree_ffn.errors import InputError
+from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.optimizer import learning_rate
+from tree_ffn.training.setup import optim_spec
+
+# Keys that may change when a run is resumed: they say how and where it runs,
+# not what it computes. The data are compared by content, not by path.
+MAY_DIFFER = (
+    r"^train\.(log_every|eval_every|eval_batches|checkpoint_every|keep)$",
+    r"^mesh\.",
+    r"^model\.remat$",
+    r"^ffn\.implementation$",
+    r"^data\.(files|valid_files|tfds_dir|cache_dir|format|workers)$",
+)
+
+# These may change too, if the learning rate of every step already made stays as it was.
+SCHEDULE_KEYS = {"train.steps", "optim.schedule", "optim.final_share", "optim.decay_share"}
+
+
+def resolved(config) -> dict:
+    """A config (ConfigDict, dict or namespace) as plain JSON values.
+
+    Example:
+      >>> resolved({"ffn": {"node_width": (1, 2)}})
+      {'ffn': {'node_width': [1, 2]}}
+    """
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    elif hasattr(config, "__dict__"):
+        config = vars(config)
+    if isinstance(config, dict):
+        return {name: resolved(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [resolved(value) for value in config]
+    return config
+
+
+class Namespace(types.SimpleNamespace):
+    """A config without ml_collections: `config.optim.lr`, `config["optim"]["lr"]`."""
+
+    __getitem__ = types.SimpleNamespace.__getattribute__
+
+
+def namespace(value):
+    """JSON values as a config: dicts as `Namespace`, lists as tuples."""
+    if isinstance(value, dict):
+        return Namespace(**{name: namespace(item) for name, item in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(namespace(item) for item in value)
+    return value
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    """{"optim.lr": 1e-3, ...} of a nested dict."""
+    values = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            values.update(flat(value, f"{prefix}{name}."))
+        else:
+            values[prefix + name] = value
+    return values
+
+
+def differing_keys(old: dict, new: dict) -> dict[str, tuple]:
+    """{key: (old value, new value)} of two nested dicts; a missing value is None."""
+    old, new = flat(old), flat(new)
+    keys = sorted(old.keys() | new.keys())
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def open_workdir(workdir: str, config, plan) -> Checkpoints:
+    """Makes a workdir ready for a run, new or resumed, and gives its checkpoints.
+
+    Args:
+      workdir: directory of the run; made if it is not there.
+      config: of the run to start.
+      plan: its `setup.Plan`.
+
+    Raises:
+      InputError: the workdir holds a run of another config (the message lists
+        the keys that differ), or cannot be read or written.
+    """
+    known, wanted = read_config(workdir), resolved(config)
+    if known is None:
+        write_config(workdir, wanted)
+        return Checkpoints(workdir, plan.train.keep)
+    checkpoints = Checkpoints(workdir, plan.train.keep)
+    try:
+        check_same_config(workdir, known, wanted, checkpoints.latest or 0)
+        write_config(workdir, wanted)
+    except InputError:
+        checkpoints.close()
+        raise
+    return checkpoints
+
+
+def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> None:
+    """Raises InputError that lists the keys in which `wanted` may not differ from `known`.
+
+    Args:
+      workdir: for the message.
+      known: resolved config of the run so far.
+      wanted: resolved config to go on with.
+      step: finished steps; the learning rates of both are compared over them.
+    """
+    changed = {
+        key: values
+        for key, values in differing_keys(known, wanted).items()
+        if not any(re.search(pattern, key) for pattern in MAY_DIFFER)
+    }
+    if changed.keys() <= SCHEDULE_KEYS and same_past(known, wanted, step):
+        return
+    said = ", ".join(f"{key} ({was!r} there, {now!r} here)" for key, (was, now) in changed.items())
+    raise InputError(
+        f"workdir: {workdir} holds a run of another config; these keys differ: {said}; "
+        "use its config, or another --workdir."
+    )
+
+
+def same_past(known: dict, wanted: dict, step: int) -> bool:
+    """Whether both configs have the same learning rate in each of the first `step` steps."""
+    made = np.arange(step, dtype=np.float32)
+    old, new = (learning_rate(optim_spec(namespace(config)))(made) for config in (known, wanted))
+    return np.array_equal(old, new)
+
+
+def check_same_data(workdir: str, known: dict, meta: dict) -> None:
+    """Raises InputError unless a checkpoint's data facts are those of the prepared corpus.
+
+    Args:
+      workdir: for the message.
+      known: `meta` of the corpus that the checkpoint was trained on.
+      meta: of the corpus at hand.
+    """
+    for key in ("sha256", "tokenizer_fingerprint", "rows"):
+        if known.get(key) != meta.get(key):
+            raise InputError(
+                f"data: the run in {workdir} was trained on other data ({key} {known.get(key)!r} there, "
+                f"{meta.get(key)!r} here); use the same corpus and tokenizer, or another --workdir."
+            )
+
+
+def read_config(workdir: str) -> dict | None:
+    """config.json of a workdir; None where there is none.
+
+    Raises:
+      InputError: the file is no JSON object.
+    """
+    path = os.path.join(workdir, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"workdir: {path} cannot be read as JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise InputError(f"workdir: {path} holds no JSON object.")
+    return config
+
+
+def write_config(workdir: str, config: dict) -> None:
+    """Writes config.json as a whole, or not at all.
+
+    Raises:
+      InputError: the workdir cannot be written.
+    """
+    path = os.path.join(workdir, "config.json")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2)
+            file.write("\n")
+        os.replace(path + ".new", path)
+    except OSError as error:
+        raise InputError(f"workdir: {path} cannot be written ({error.strerror}).") from error
