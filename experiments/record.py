@@ -130,7 +130,7 @@ def public_config(config, data_meta: dict) -> dict:
     """
     config = resolved(config)
     data = {key: value for key, value in config["data"].items() if key in ("corpus", "valid_share", "text_field")}
-    known = ("corpus", "sha256", "tokenizer", "tokenizer_fingerprint", "vocab_size", "python")
+    known = ("corpus", "sha256", "tokenizer", "tokenizer_sha256", "vocab_size", "row_tokens", "splits", "python")
     data |= {key: data_meta[key] for key in known if key in data_meta}
     return {**config, "data": data}
 

@@ -20,6 +20,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.describe import describe
 from tree_ffn.training.loop import train
+from tree_ffn.training.workdir import read_json
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run, e.g. configs/quickstart.py; --config.optim.lr=1e-3 changes one value.", lock_config=True
@@ -50,7 +51,10 @@ def main() -> None:
     figures = train(config, _WORKDIR.value)
 
     if _RESULTS.value:
-        record.append_figures(_RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, workdir=_WORKDIR.value)
+        meta = read_json(_WORKDIR.value, "data.json")
+        record.append_figures(
+            _RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config, data_meta=meta
+        )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[s
         data = setup.prepare_data(config, plan.model, log)
         stack.enter_context(jax.set_mesh(plan.mesh))
         stop = stack.enter_context(StopSignals())
-        run = Run(plan, data, workdir, workdirs.resolved(config), checkpoints)
+        workdirs.write_json(workdir, "data.json", data.meta)
+        batches = Batches(data.train, plan.train.batch_size, plan.seed, config.data.workers)
+        run = Run(plan, batches, data, workdirs.resolved(config), workdir, checkpoints)
         report = Report(workdir, plan, data.meta["bytes_per_token"], run.step, log, bar)
         stack.callback(report.close)
         if run.step:
@@ -54,9 +56,10 @@ class Run:
 
     Args:
       plan: the checked config.
+      batches: of the training split.
       data: prepared corpus.
-      workdir: directory of the run.
       config: resolved config, for the checkpoints.
+      workdir: directory of the run.
       checkpoints: of the workdir; the latest is restored if there is one.
 
     Attributes:
@@ -64,8 +67,9 @@ class Run:
       state: the TrainState after them.
     """
 
-    def __init__(self, plan, data, workdir: str, config: dict, checkpoints: Checkpoints):
-        self.plan, self.data, self.workdir, self.checkpoints = plan, data, workdir, checkpoints
+    def __init__(self, plan, batches: Batches, data, config: dict, workdir: str, checkpoints: Checkpoints):
+        self.plan, self.batches, self.data = plan, batches, data
+        self.workdir, self.checkpoints = workdir, checkpoints
         self._meta = {"config": config, "data": data.meta}
         self._programs = setup.compile_programs(plan)
         if checkpoints.latest is None:
@@ -78,8 +82,7 @@ class Run:
     def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
         """The steps that are left; figures of the final validation."""
         spec, usage, waiting, figures = self.plan.train, self._programs.empty_usage(), None, {}
-        batches = Batches(self.data.train, spec.batch_size, self.plan.seed)
-        with contextlib.closing(batches.iterate(self.step)) as rows:
+        with contextlib.closing(self._rows()) as rows:
             while self.step < spec.steps:
                 batch = put_batch(next(rows), self.plan.mesh)
                 self.state, usage, metrics = self._programs.train_step(self.state, usage, batch)
@@ -102,6 +105,10 @@ class Run:
         self.checkpoints.wait()
         figures = figures or self.validate(report, write=False)  # nothing was left to do
         return report.summary | figures | {"step": self.step}
+
+    def _rows(self):
+        """Batches from here on; a generator, so that closing it stops threads that read ahead."""
+        yield from self.batches.iterate(self.step)
 
     def _due(self, every: int) -> bool:
         """Whether something done every so many steps is due now; everything is at the end."""

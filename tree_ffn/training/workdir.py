@@ -89,14 +89,14 @@ def open_workdir(workdir: str, config, plan) -> Checkpoints:
       InputError: the workdir holds a run of another config (the message lists
         the keys that differ), or cannot be read or written.
     """
-    known, wanted = read_config(workdir), resolved(config)
+    known, wanted = read_json(workdir, "config.json"), resolved(config)
     if known is None:
-        write_config(workdir, wanted)
+        write_json(workdir, "config.json", wanted)
         return Checkpoints(workdir, plan.train.keep)
     checkpoints = Checkpoints(workdir, plan.train.keep)
     try:
         check_same_config(workdir, known, wanted, checkpoints.latest or 0)
-        write_config(workdir, wanted)
+        write_json(workdir, "config.json", wanted)
     except InputError:
         checkpoints.close()
         raise
@@ -141,7 +141,7 @@ def check_same_data(workdir: str, known: dict, meta: dict) -> None:
       known: `meta` of the corpus that the checkpoint was trained on.
       meta: of the corpus at hand.
     """
-    for key in ("sha256", "tokenizer_fingerprint", "rows"):
+    for key in ("sha256", "tokenizer_sha256", "row_tokens", "splits"):
         if known.get(key) != meta.get(key):
             raise InputError(
                 f"data: the run in {workdir} was trained on other data ({key} {known.get(key)!r} there, "
@@ -149,37 +149,36 @@ def check_same_data(workdir: str, known: dict, meta: dict) -> None:
             )
 
 
-def read_config(workdir: str) -> dict | None:
-    """config.json of a workdir; None where there is none.
+def read_json(workdir: str, name: str) -> dict | None:
+    """A JSON file of the workdir; None where there is none.
 
     Raises:
       InputError: the file is no JSON object.
     """
-    path = os.path.join(workdir, "config.json")
+    path = os.path.join(workdir, name)
     try:
         with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+            value = json.load(file)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"workdir: {path} cannot be read as JSON ({error}).") from error
-    if not isinstance(config, dict):
+        raise InputError(f"workdir: {path} cannot be read ({error}).") from error
+    if not isinstance(value, dict):
         raise InputError(f"workdir: {path} holds no JSON object.")
-    return config
+    return value
 
 
-def write_config(workdir: str, config: dict) -> None:
-    """Writes config.json as a whole, or not at all.
+def write_json(workdir: str, name: str, value: dict) -> None:
+    """Writes a JSON file of the workdir as a whole, or not at all.
 
     Raises:
       InputError: the workdir cannot be written.
     """
-    path = os.path.join(workdir, "config.json")
+    path = os.path.join(workdir, name)
     try:
         os.makedirs(workdir, exist_ok=True)
         with open(path + ".new", "w", encoding="utf-8") as file:
-            json.dump(config, file, indent=2)
-            file.write("\n")
+            file.write(json.dumps(value, indent=2) + "\n")
         os.replace(path + ".new", path)
     except OSError as error:
         raise InputError(f"workdir: {path} cannot be written ({error.strerror}).") from error
