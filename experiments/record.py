@@ -114,7 +114,9 @@ def check_row(result: dict) -> None:
             raise InputError(f"results row: {field} {result[field]!r} is not allowed; use {rule}.")
     path = re.search(r"""(?<![\w.)/])/[\w.-]+/[^\s"]*""", json.dumps([result["config"], result["command"]]))
     if path:
-        raise InputError(f"results row: {path.group()!r} is a path of this machine; name data by corpus and sha256.")
+        raise InputError(
+            f"results row: {path.group()!r} is a path of this machine; name data by corpus and sha256."
+        )
 
 
 def _is_name(value) -> bool:
@@ -129,8 +131,19 @@ def public_config(config, data_meta: dict) -> dict:
       data_meta: facts of the prepared corpus.
     """
     config = resolved(config)
-    data = {key: value for key, value in config["data"].items() if key in ("corpus", "valid_share", "text_field")}
-    known = ("corpus", "sha256", "tokenizer", "tokenizer_sha256", "vocab_size", "row_tokens", "splits", "python")
+    data = {
+        key: value for key, value in config["data"].items() if key in ("corpus", "valid_share", "text_field")
+    }
+    known = (
+        "corpus",
+        "sha256",
+        "tokenizer",
+        "tokenizer_sha256",
+        "vocab_size",
+        "row_tokens",
+        "splits",
+        "python",
+    )
     data |= {key: data_meta[key] for key in known if key in data_meta}
     return {**config, "data": data}
 
@@ -223,7 +236,9 @@ def _read_rows(path: str):
         yield row
 
 
-def append_figures(path: str, figures: dict[str, float], *, table: str, row: str, config, data_meta: dict) -> None:
+def append_figures(
+    path: str, figures: dict[str, float], *, table: str, row: str, config, data_meta: dict
+) -> None:
     """Appends the figures of one run or evaluation: one row each for loss, ppl, usage and so on.
 
     Per-layer figures (`dead_leaves/0`, ...) become their mean over the layers.
@@ -243,4 +258,6 @@ def append_figures(path: str, figures: dict[str, float], *, table: str, row: str
             means.setdefault(metric, []).append(value)
     for metric, values in means.items():
         value = sum(values) / len(values)
-        append_result(path, table=table, row=row, metric=metric, value=value, seed=known.get("seed"), config=known)
+        append_result(
+            path, table=table, row=row, metric=metric, value=value, seed=known.get("seed"), config=known
+        )

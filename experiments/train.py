@@ -9,7 +9,6 @@ The same command again goes on from the last checkpoint. SIGTERM saves and exits
 with 0. To look inside with a debugger or print: --nojit, with a small model.
 """
 
-
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -23,11 +22,20 @@ from tree_ffn.training.loop import train
 from tree_ffn.training.workdir import read_json
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run, e.g. configs/quickstart.py; --config.optim.lr=1e-3 changes one value.", lock_config=True
+    "config",
+    None,
+    "The run, e.g. configs/quickstart.py; --config.optim.lr=1e-3 changes one value.",
+    lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if it is not there, resumed if it is.")
-_DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes, active share and FLOPs of the model; train nothing.")
-_NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow; print and breakpoints work everywhere.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; made if it is not there, resumed if it is."
+)
+_DESCRIBE = flags.DEFINE_bool(
+    "describe", False, "Print sizes, active share and FLOPs of the model; train nothing."
+)
+_NOJIT = flags.DEFINE_bool(
+    "nojit", False, "Run without compiling: slow; print and breakpoints work everywhere."
+)
 _RESULTS = flags.DEFINE_string("results", None, "Append the final figures to this results file (JSONL).")
 _TABLE = flags.DEFINE_string("table", "cpu_small", "Table of the results rows.")
 _ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")

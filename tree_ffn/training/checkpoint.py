@@ -6,13 +6,19 @@ about the data). The data state is the step: row order is a pure function of it.
 """
 
 import os
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from tree_ffn.errors import InputError
-from tree_ffn.training.sharding import path_name
+from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Transformer
+from tree_ffn.training.config import Namespace, namespace
+from tree_ffn.training.sharding import make_mesh, path_name, placed
 from tree_ffn.training.step import TrainState
 
 _policies = ocp.training.preservation_policies
@@ -23,10 +29,11 @@ class Checkpoints:
 
     Args:
       workdir: directory of the run; they lie in `checkpoints/`.
-      keep: keeps this many of the latest, and the best by validation loss.
+      keep: keeps this many of the latest, and the best by validation loss;
+        None only reads, beside a run that may be writing.
 
     Raises:
-      InputError: the directory cannot be written.
+      InputError: the directory cannot be written, or, to read, has no checkpoint.
 
     Example:
       >>> with Checkpoints(workdir, keep=2) as checkpoints:     # doctest: +SKIP
@@ -34,8 +41,10 @@ class Checkpoints:
       ...     state, meta = checkpoints.restore(abstract_state)
     """
 
-    def __init__(self, workdir: str, keep: int = 1):
+    def __init__(self, workdir: str, keep: int | None = None):
         self.directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        if keep is None and not os.path.isdir(self.directory):
+            raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
         best = _policies.BestN(
             get_metric_fn=_val_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -43,7 +52,7 @@ class Checkpoints:
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=keep is not None,
             )
         except OSError as error:
             raise InputError(f"workdir: {self.directory} cannot be written ({error.strerror}).") from error
@@ -136,8 +145,21 @@ class Checkpoints:
         state = TrainState(**found["optimizer"], **found["model"])
         return state, found["meta"]
 
+    def find(self, step: int | str) -> int:
+        """The step that `best`, `latest` or a number names.
+
+        Raises:
+          InputError: there is no such checkpoint.
+        """
+        if not self.steps:
+            raise InputError(f"workdir: {self.directory} has no whole checkpoint.")
+        found = {"best": self.best, "latest": self.latest}.get(step, step)
+        if found not in self.steps:
+            raise InputError(f"step: {step!r} has no checkpoint; use best, latest or one of {self.steps}.")
+        return found
+
     def restore_variables(self, abstract: dict, step: int) -> dict:
-        """The item `model` alone: {"params", "routing"}."""
+        """The item `model` alone: {"params", "routing"}; arguments and errors as `restore`."""
         self._compare(step, {"model": abstract})
         return self._orbax.load_checkpointables(step, {"model": abstract})["model"]
 
@@ -160,6 +182,49 @@ class Checkpoints:
             ) from error
 
 
+class Restored(NamedTuple):
+    """A trained model, ready to be applied.
+
+    Attributes:
+      config: the run's config, with attributes.
+      model: what `Transformer` takes.
+      variables: {"params", "routing"}.
+      meta: `config`, `data`, `step` as saved.
+    """
+
+    config: Namespace
+    model: ModelSpec
+    variables: dict
+    meta: dict
+
+
+def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | None = None) -> Restored:
+    """The model of a run, without its optimizer.
+
+    Args:
+      workdir: of the run, finished or not.
+      step: `best` by validation loss, `latest`, or a number.
+      mesh: where weights go; the first device alone by default.
+
+    Raises:
+      InputError: there is no such checkpoint, or its config makes another model.
+
+    Example:
+      >>> run = restore_for_inference("runs/tree")                          # doctest: +SKIP
+      >>> Transformer(run.model).apply(run.variables, tokens_BC)            # doctest: +SKIP
+    """
+    mesh = mesh or make_mesh(1, 1, jax.devices()[:1])
+    with Checkpoints(workdir) as checkpoints:
+        found = checkpoints.find(step)
+        meta = checkpoints.meta(found)
+        config = namespace(meta["config"])
+        model = model_spec_from_config(config, meta["data"]["vocab_size"])
+        tokens_BC = jax.ShapeDtypeStruct((1, model.context), "int32")
+        shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), tokens_BC)
+        abstract = placed({"params": shapes["params"], "routing": shapes.get("routing", {})}, mesh)
+        return Restored(config, model, checkpoints.restore_variables(abstract, found), meta)
+
+
 def _val_loss(metrics: dict) -> float:
     return metrics["val_loss"]
 
@@ -174,9 +239,13 @@ def compare_leaves(source: str, saved: dict[str, tuple], wanted: dict[str, tuple
     """Raises InputError that names the first leaf in which two {path: (shape, dtype)} differ."""
     for name in sorted(saved.keys() | wanted.keys()):
         if name not in saved:
-            raise InputError(f"checkpoint: {source} has no {name}, which this model has {_said(wanted[name])}.")
+            raise InputError(
+                f"checkpoint: {source} has no {name}, which this model has {_said(wanted[name])}."
+            )
         if name not in wanted:
-            raise InputError(f"checkpoint: {source} has {name} {_said(saved[name])}, which this model has not.")
+            raise InputError(
+                f"checkpoint: {source} has {name} {_said(saved[name])}, which this model has not."
+            )
         if saved[name] != wanted[name]:
             raise InputError(
                 f"checkpoint: {name} of {source} is {_said(saved[name])}, but this model needs {_said(wanted[name])}."
@@ -193,7 +262,12 @@ def _disk_error(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.strerror or str(error)
-        for said in ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded"):
+        for said in (
+            "No space left on device",
+            "File too large",
+            "Read-only file system",
+            "Disk quota exceeded",
+        ):
             if said in str(error):
                 return said
         error = error.__cause__ or error.__context__

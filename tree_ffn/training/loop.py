@@ -3,12 +3,14 @@
 import contextlib
 
 import jax
-import numpy as np
 
 from tree_ffn.data.pipeline import Batches, valid_batches
-from tree_ffn.training import setup, workdir as workdirs
+from tree_ffn.training import setup
+from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
-from tree_ffn.training.report import Done, Report, stopwatch
+from tree_ffn.training.config import resolved
+from tree_ffn.training.programs import compile_programs
+from tree_ffn.training.report import Done, Report
 from tree_ffn.training.sharding import put_batch
 from tree_ffn.training.signals import Interrupted, StopSignals
 
@@ -43,7 +45,7 @@ def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[s
         stop = stack.enter_context(StopSignals())
         workdirs.write_json(workdir, "data.json", data.meta)
         batches = Batches(data.train, plan.train.batch_size, plan.seed, config.data.workers)
-        run = Run(plan, batches, data, workdirs.resolved(config), workdir, checkpoints)
+        run = Run(plan, batches, data, resolved(config), workdir, checkpoints)
         report = Report(workdir, plan, data.meta["bytes_per_token"], run.step, log, bar)
         stack.callback(report.close)
         if run.step:
@@ -71,7 +73,7 @@ class Run:
         self.plan, self.batches, self.data = plan, batches, data
         self.workdir, self.checkpoints = workdir, checkpoints
         self._meta = {"config": config, "data": data.meta}
-        self._programs = setup.compile_programs(plan)
+        self._programs = compile_programs(plan)
         if checkpoints.latest is None:
             self.state = self._programs.init(jax.random.key(plan.seed))
         else:
@@ -81,7 +83,7 @@ class Run:
 
     def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
         """The steps that are left; figures of the final validation."""
-        spec, usage, waiting, figures = self.plan.train, self._programs.empty_usage(), None, {}
+        spec, usage, waiting, figures = self.plan.train, self._programs.scorer.empty_usage(), None, {}
         with contextlib.closing(self._rows()) as rows:
             while self.step < spec.steps:
                 batch = put_batch(next(rows), self.plan.mesh)
@@ -92,7 +94,7 @@ class Run:
                 waiting = Done(self.step, metrics, None)
                 if self._due(spec.log_every):
                     waiting = waiting._replace(usage=usage)
-                    usage = self._programs.empty_usage()
+                    usage = self._programs.scorer.empty_usage()
                 save = self._due(spec.checkpoint_every)
                 if save or stop.received or self._due(spec.eval_every):
                     report.step(waiting)  # nothing is saved before its loss is known to be a number
@@ -116,15 +118,8 @@ class Run:
 
     def validate(self, report: Report, write: bool = True) -> dict[str, float]:
         """Loss and usage over the fixed validation batches, reported and returned."""
-        seconds, losses, usage = stopwatch(), [], self._programs.empty_usage()
-        spec = self.plan.train
-        for batch in valid_batches(self.data.valid, spec.batch_size, spec.eval_batches):
-            batch = put_batch(batch, self.plan.mesh)
-            loss, usage = self._programs.eval_step(self.state.variables, usage, batch)
-            losses.append(loss)
-        losses, usage = jax.device_get((losses, usage))
-        tokens = len(losses) * spec.batch_size * self.plan.model.context
-        return report.valid(self.step, float(np.mean(losses, dtype=np.float64)), usage, tokens, seconds(), write)
+        batches = valid_batches(self.data.valid, self.plan.train.batch_size, self.plan.train.eval_batches)
+        return report.valid(self.step, self._programs.scorer(self.state.variables, batches), write)
 
     def _interrupt(self, signum: int):
         """Saves, waits, and leaves with a line that says how to resume."""

@@ -3,6 +3,7 @@
 import math
 import time
 
+import jax
 import numpy as np
 
 from tree_ffn.models.moe import MoESpec
@@ -39,20 +40,28 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
     """
     values, first = {}, 0
     for (ffn, n_layers), counts in zip(model.runs, usage):
-        for layer in range(n_layers if counts is not None else 0):
-            one = np.asarray(counts[layer])
-            found = _expert_figures(one[0]) if isinstance(ffn, MoESpec) else figures(one)
-            values.update({f"{name}/{first + layer}": float(value) for name, value in found.items()})
+        if counts is not None:
+            found = _expert_figures(np.asarray(counts)) if isinstance(ffn, MoESpec) else _tree_figures(counts)
+            for name, one_a_layer in jax.device_get(found).items():
+                values.update(
+                    {f"{name}/{first + layer}": float(one_a_layer[layer]) for layer in range(n_layers)}
+                )
         first += n_layers
     return values
 
 
-def _expert_figures(counts_X: np.ndarray) -> dict[str, float]:
-    """Dead share and entropy / log X of expert counts."""
-    share = counts_X / max(counts_X.sum(), 1)
-    share = share[share > 0]
-    largest = math.log(len(counts_X)) or 1.0
-    return {"dead_leaves": float(np.mean(counts_X == 0)), "leaf_entropy": float(-(share * np.log(share)).sum() / largest)}
+_tree_figures = jax.jit(jax.vmap(figures))  # of counts [layers, P, 2^D]
+
+
+def _expert_figures(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Dead share and entropy / log X of expert counts [layers, 1, X]."""
+    n_experts = counts.shape[-1]
+    share = counts[:, 0] / np.maximum(counts.sum(axis=(1, 2)), 1)[:, None]
+    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
+    return {
+        "dead_leaves": (share == 0).mean(axis=1),
+        "leaf_entropy": entropy / max(math.log(n_experts), 1e-9),
+    }
 
 
 class Throughput:

@@ -55,7 +55,9 @@ class OptimSpec:
         check_choice("optim.schedule", self.schedule, SCHEDULES)
         check_positive_int("optim.warmup", self.warmup, least=0)
         if self.warmup > self.steps:
-            raise InputError(f"optim.warmup: {self.warmup} is not allowed; use at most train.steps = {self.steps}.")
+            raise InputError(
+                f"optim.warmup: {self.warmup} is not allowed; use at most train.steps = {self.steps}."
+            )
         for field, good, rule in (
             ("lr", self.lr > 0, "a number above 0"),
             ("eps", self.eps > 0, "a number above 0"),

@@ -1,14 +1,15 @@
 """Everything a run says: checks each step's figures, and sends them to file, events and terminal."""
 
 import math
-import time
 from typing import NamedTuple
 
 import jax
 
 from tree_ffn.training.metrics import Throughput, loss_figures, usage_figures
+from tree_ffn.training.programs import Score
 from tree_ffn.training.progress import Progress
 from tree_ffn.training.signals import Diverged
+from tree_ffn.training.step import empty_usage
 from tree_ffn.training.writers import MetricsWriter
 from tree_ffn.tree import TreeSpec
 
@@ -46,6 +47,7 @@ class Report:
         self._tokens = plan.train.batch_size * plan.model.context
         self._throughput, self._losses, self._warned = Throughput(), [], set()
         self.summary: dict[str, float] = {}
+        usage_figures(empty_usage(plan.model), plan.model)  # compiles, so that no step has to wait for it
 
     def step(self, done: Done) -> None:
         """Waits for a step's figures; they go to the bar, and into a line where one is due.
@@ -81,14 +83,16 @@ class Report:
         self._writer.write(done.step, "train", line)
         self._progress.line(done.step, line, left)
 
-    def valid(self, step: int, loss: float, usage, tokens: int, seconds: float, write: bool = True) -> dict[str, float]:
-        """Figures of a validation over `tokens` tokens: written, said and returned."""
-        values = loss_figures(loss, self._bytes_per_token) | usage_figures(usage, self._plan.model)
+    def valid(self, step: int, score: Score, write: bool = True) -> dict[str, float]:
+        """Figures of a validation: written, said and returned."""
+        values = loss_figures(score.loss, self._bytes_per_token) | usage_figures(
+            score.usage, self._plan.model
+        )
         if write:
-            self._writer.write(step, "valid", {**values, "tokens": tokens, "seconds": round(seconds, 3)})
+            self._writer.write(step, "valid", {**values, "tokens": score.tokens})
         bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
-        self.say(f"step {step}: validation loss {loss:.4f}, perplexity {values['ppl']:.2f}{bits}")
-        self._warn_dead(step, values, tokens)
+        self.say(f"step {step}: validation loss {score.loss:.4f}, perplexity {values['ppl']:.2f}{bits}")
+        self._warn_dead(step, values, score.tokens)
         self._throughput.pause()
         return values
 
@@ -123,9 +127,3 @@ class Report:
         """Closes files and bar."""
         self._progress.close()
         self._writer.close()
-
-
-def stopwatch():
-    """Function that gives the seconds since this call."""
-    start = time.perf_counter()
-    return lambda: time.perf_counter() - start

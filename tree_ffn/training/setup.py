@@ -1,18 +1,16 @@
 """From a config to everything that a run needs, checked before any device work."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from tree_ffn.data import corpus, tokenizers
 from tree_ffn.data.spec import corpus_spec_from_config
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.training import optimizer, sharding, step
+from tree_ffn.training import optimizer, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,53 +106,3 @@ def plan_run(config) -> Plan:
 def prepare_data(config, model: ModelSpec, log=print) -> corpus.PreparedCorpus:
     """The corpus of `config.data`, cut into rows for `model`."""
     return corpus.prepare(corpus_spec_from_config(config), row_tokens=model.context + 1, log=log)
-
-
-class Programs(NamedTuple):
-    """The compiled functions of a run, with the shapes and shardings of its state."""
-
-    abstract: step.TrainState
-    init: Any
-    train_step: Any
-    eval_step: Any
-    empty_usage: Any
-
-
-def compile_programs(plan: Plan) -> Programs:
-    """jit with shardings of everything that runs on devices; compiled at first use.
-
-    State and counts are donated: the step writes over them.
-    """
-    optim = optimizer.make_optimizer(plan.optim)
-    init = functools.partial(step.init_state, model=plan.model, optimizer=optim)
-    shapes = jax.eval_shape(init, jax.random.key(plan.seed))
-    shardings = sharding.shardings_for(shapes, plan.mesh)
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
-    )
-    everywhere, rows = NamedSharding(plan.mesh, PartitionSpec()), sharding.batch_sharding(plan.mesh)
-    one_step = functools.partial(
-        step.train_step,
-        model=plan.model,
-        optimizer=optim,
-        schedule=optimizer.learning_rate(plan.optim),
-        accumulation=plan.train.accumulation,
-        z_loss=plan.train.z_loss,
-    )
-    return Programs(
-        abstract=abstract,
-        init=jax.jit(init, out_shardings=shardings),
-        train_step=jax.jit(
-            one_step,
-            in_shardings=(shardings, everywhere, rows),
-            out_shardings=(shardings, everywhere, everywhere),
-            donate_argnums=(0, 1),
-        ),
-        eval_step=jax.jit(
-            functools.partial(step.eval_step, model=plan.model),
-            in_shardings=({"params": shardings.params, "routing": shardings.routing}, everywhere, rows),
-            out_shardings=(everywhere, everywhere),
-            donate_argnums=(1,),
-        ),
-        empty_usage=jax.jit(functools.partial(step.empty_usage, plan.model), out_shardings=everywhere),
-    )

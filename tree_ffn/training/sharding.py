@@ -106,7 +106,9 @@ def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh, rules=RULES) -> Parti
             for spec in specs:
                 if _fits(spec, shape, mesh):
                     return spec
-            raise KeyError(f"{name} of shape {shape} fits no spec of the rule {pattern!r} on {dict(mesh.shape)}")
+            raise KeyError(
+                f"{name} of shape {shape} fits no spec of the rule {pattern!r} on {dict(mesh.shape)}"
+            )
     raise KeyError(f"no rule of RULES matches {name}")
 
 
@@ -117,6 +119,12 @@ def shardings_for(tree, mesh: Mesh, rules=RULES):
         return NamedSharding(mesh, spec_of(path_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def placed(shapes, mesh: Mesh, rules=RULES):
+    """Tree of ShapeDtypeStruct like `shapes`, each with its sharding by the table."""
+    put = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return jax.tree.map(put, shapes, shardings_for(shapes, mesh, rules))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

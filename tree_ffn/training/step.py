@@ -48,7 +48,9 @@ def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransf
     return TrainState(jnp.int32(0), params, routing, optimizer.init(params))
 
 
-def next_token_loss(logits_BCV: jax.Array, targets_BC: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
+def next_token_loss(
+    logits_BCV: jax.Array, targets_BC: jax.Array, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """Mean cross-entropy over all targets, in nats a token, and the same with the z-loss added.
 
         nll = logsumexp(logits) - logits[target],   z = z_loss logsumexp(logits)^2
@@ -137,7 +139,15 @@ def _join(info: Info) -> Info:
 
 
 def train_step(
-    state: TrainState, usage, batch, *, model: ModelSpec, optimizer, schedule, accumulation: int = 1, z_loss: float = 0.0
+    state: TrainState,
+    usage,
+    batch,
+    *,
+    model: ModelSpec,
+    optimizer,
+    schedule,
+    accumulation: int = 1,
+    z_loss: float = 0.0,
 ):
     """One optimizer step, then one balancing step outside the gradient.
 
