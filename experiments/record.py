@@ -23,18 +23,22 @@ from tree_ffn.training.workdir import resolved
 
 TABLES = (
     "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small", "quality_attempts",
-    "quality_curves", "conversion", "scoring_speed", "speed_layer", "speed_decode", "speed_train", "plan", "faults",
+    "quality_curves", "conversion", "scoring_speed", "speed_layer", "speed_decode", "speed_train", "plan",
+    "faults",
 )  # fmt: skip
 FIELDS = (
     "table", "row", "metric", "value", "unit", "seed", "device", "config", "config_hash", "commit", "command",
     "versions", "date",
 )  # fmt: skip
 KEY = ("table", "row", "metric", "seed", "device", "config_hash")
+DATA_FACTS = (
+    "corpus", "sha256", "tokenizer", "tokenizer_sha256", "vocab_size", "row_tokens", "splits", "python",
+)  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 UNITS = {
     "val_loss": "nats/token", "train_loss": "nats/token", "ppl": "1", "bits_per_byte": "bits/byte",
-    "gap_closed": "1", "active_share": "1", "dead_leaves": "1", "leaf_entropy": "1", "constant_decisions": "1",
-    "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms", "step": "steps",
+    "gap_closed": "1", "active_share": "1", "dead_leaves": "1", "leaf_entropy": "1",
+    "constant_decisions": "1", "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
 }  # fmt: skip
 
 
@@ -95,7 +99,8 @@ def check_row(result: dict) -> None:
     unknown = [field for field in result if field not in FIELDS]
     if missing or unknown:
         raise InputError(
-            f"results row: fields {missing + unknown} are missing or not known; use exactly {', '.join(FIELDS)}."
+            f"results row: fields {missing + unknown} are missing or not known; "
+            f"use exactly {', '.join(FIELDS)}."
         )
     check_choice("table", result["table"], TABLES)
     number, whole = int | float, int | None

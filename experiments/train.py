@@ -27,15 +27,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "The run, e.g. configs/quickstart.py; --config.optim.lr=1e-3 changes one value.",
     lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; made if it is not there, resumed if it is."
-)
-_DESCRIBE = flags.DEFINE_bool(
-    "describe", False, "Print sizes, active share and FLOPs of the model; train nothing."
-)
-_NOJIT = flags.DEFINE_bool(
-    "nojit", False, "Run without compiling: slow; print and breakpoints work everywhere."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; a run that is there goes on.")
+_DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes and FLOPs of the model; train nothing.")
+_NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the final figures to this results file (JSONL).")
 _TABLE = flags.DEFINE_string("table", "cpu_small", "Table of the results rows.")
 _ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")

@@ -9,7 +9,6 @@ import os
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
@@ -18,8 +17,12 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.config import Namespace, namespace
-from tree_ffn.training.sharding import make_mesh, path_name, placed
+from tree_ffn.training.leaves import compare_leaves
+from tree_ffn.training.sharding import make_mesh, placed
 from tree_ffn.training.step import TrainState
+
+# What a full or read-only disk says through tensorstore, which raises no OSError.
+DISK_ERRORS = ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded")
 
 _policies = ocp.training.preservation_policies
 
@@ -166,7 +169,7 @@ class Checkpoints:
     def _compare(self, step: int, items: dict) -> None:
         saved = self._orbax.checkpointables_metadata(step).metadata
         for item, abstract in items.items():
-            compare_leaves(f"{self.directory}/{step}", _leaves(saved[item]), _leaves(abstract))
+            compare_leaves(f"{self.directory}/{step}", saved[item], abstract)
 
     def _guard(self, action) -> None:
         """Runs `action`; says what a full or read-only disk means."""
@@ -227,34 +230,6 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
 
 def _val_loss(metrics: dict) -> float:
     return metrics["val_loss"]
-
-
-def _leaves(tree) -> dict[str, tuple]:
-    """{path: (shape, dtype)} of the leaves of a tree of arrays or of orbax metadata."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path_name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in flat}
-
-
-def compare_leaves(source: str, saved: dict[str, tuple], wanted: dict[str, tuple]) -> None:
-    """Raises InputError that names the first leaf in which two {path: (shape, dtype)} differ."""
-    for name in sorted(saved.keys() | wanted.keys()):
-        if name not in saved:
-            raise InputError(
-                f"checkpoint: {source} has no {name}, which this model has {_said(wanted[name])}."
-            )
-        if name not in wanted:
-            raise InputError(
-                f"checkpoint: {source} has {name} {_said(saved[name])}, which this model has not."
-            )
-        if saved[name] != wanted[name]:
-            raise InputError(
-                f"checkpoint: {name} of {source} is {_said(saved[name])}, but this model needs {_said(wanted[name])}."
-            )
-
-
-def _said(leaf: tuple) -> str:
-    shape, dtype = leaf
-    return f"{dtype.name}[{','.join(map(str, shape))}]"
 
 
 def _disk_error(error: BaseException | None) -> str | None:

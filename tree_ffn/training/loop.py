@@ -1,6 +1,7 @@
 """The loop: restore, step, report, validate, save, stop."""
 
 import contextlib
+import signal
 
 import jax
 
@@ -126,7 +127,7 @@ class Run:
         self.checkpoints.save(self.state, self._meta)
         self.checkpoints.wait()
         raise Interrupted(
-            f"stopped by signal {signum} after step {self.step} of {self.plan.train.steps}; the state is saved: "
-            f"run the same command with --workdir={self.workdir} to resume.",
+            f"stopped by {signal.Signals(signum).name} after step {self.step} of {self.plan.train.steps}; "
+            f"the state is saved in {self.workdir}: run the same command again to resume.",
             signum,
         )
