@@ -2,7 +2,7 @@
 
     python -m experiments.evaluate --workdir=runs/tree
     python -m experiments.evaluate --workdir=runs/tree --step=latest --files='novels/*.txt.xz'
-    python -m experiments.evaluate --workdir=runs/tree --results=results/cpu_small.jsonl --row=tree_hard_P12_W1
+    python -m experiments.evaluate --workdir=runs/tree --results=results/cpu_small.jsonl --row=dense
 
 Prints loss (nats a token), perplexity, bits per byte, active share, and the use
 of every layer's leaves or experts; --json writes the same.
@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import cli, record
 from tree_ffn.data import corpus_spec_from_config, prepare, valid_batches
+from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.ffn import units
 from tree_ffn.training.checkpoint import Restored, restore_for_inference
@@ -26,9 +27,7 @@ from tree_ffn.training.sharding import make_mesh
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
-_CORPUS = flags.DEFINE_enum(
-    "corpus", None, ["python_stdlib", "files", "tfds"], "Another corpus than the run's."
-)
+_CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Another corpus than the run's.")
 _FILES = flags.DEFINE_string("files", None, "Text files to score (glob patterns, comma separated).")
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "Prepared TFDS directory to score.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
@@ -36,7 +35,7 @@ _SPLIT = flags.DEFINE_enum(
     "split",
     None,
     ["train", "valid", "all"],
-    "Which rows: valid by default, all where --files names other text.",
+    "Which rows; with --files all, else valid.",
 )
 _BATCHES = flags.DEFINE_integer("batches", 0, "Batches to score; 0 is all.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
@@ -56,7 +55,8 @@ def main() -> None:
     mesh = make_mesh(data=-1, model=1)
     if _BATCH_SIZE.value % mesh.shape["data"]:
         raise InputError(
-            f"--batch_size: {_BATCH_SIZE.value} is not allowed; use a multiple of {mesh.shape['data']} devices."
+            f"--batch_size: {_BATCH_SIZE.value} is not allowed; use a multiple of the "
+            f"{mesh.shape['data']} devices."
         )
     run = restore_for_inference(_WORKDIR.value, step, mesh)
     corpus = other_corpus(
