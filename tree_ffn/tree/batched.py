@@ -11,50 +11,94 @@ scattered.
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree.blocks import Blocks, Tree, path_threshold
+from tree_ffn.tree.blocks import Blocks, Weights, path_threshold
 from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
 
 
-def forward(tree: Tree, x_TE: jax.Array, blocks: Blocks, size: int, spec: TreeSpec):
-    """Output of one tree and the pre-activations that its backward pass needs.
+def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec: TreeSpec):
+    """Sum of the trees and the pre-activations that the backward pass needs.
+
+    Args:
+      weights: of all trees, [P, ...].
+      x_TE: tokens.
+      blocks_P: tables of every tree, stacked [P, ...].
+      size: rows of a block.
+      spec: the layer.
 
     Returns:
-      s_TE in x's dtype; z float32 [M, size, path_units].
+      s_TE in x's dtype; z float32 [P, M, size, path_units].
     """
+    if spec.shape.n_trees == 1:
+        s_TE, z = _forward_tree(_only(weights), x_TE, _only(blocks_P), size, spec)
+        return s_TE, z[None]
+
+    def add_tree(sum_TE, tree_and_blocks):
+        s_TE, z = _forward_tree(tree_and_blocks[0], x_TE, tree_and_blocks[1], size, spec)
+        return sum_TE + s_TE.astype(jnp.float32), z
+
+    s_TE, z = jax.lax.scan(add_tree, jnp.zeros(x_TE.shape, jnp.float32), (weights, blocks_P))
+    return s_TE.astype(x_TE.dtype), z
+
+
+def backward(weights: Weights, x_TE, ds_TE, z, blocks_P: Blocks, size: int, spec: TreeSpec):
+    """Gradients: dx_TE in x's dtype, and float32 dw_in, db_in and dw_out of all trees."""
+    if spec.shape.n_trees == 1:
+        dx_TE, *grads = _backward_tree(_only(weights), x_TE, ds_TE, z[0], _only(blocks_P), size, spec)
+        return dx_TE, *(grad[None] for grad in grads)
+
+    def add_tree(sum_TE, inputs):
+        tree, blocks, z_tree = inputs
+        dx_TE, *grads = _backward_tree(tree, x_TE, ds_TE, z_tree, blocks, size, spec)
+        return sum_TE + dx_TE.astype(jnp.float32), grads
+
+    dx_TE, grads = jax.lax.scan(add_tree, jnp.zeros(x_TE.shape, jnp.float32), (weights, blocks_P, z))
+    return dx_TE.astype(x_TE.dtype), *grads
+
+
+def _only(stacked):
+    return jax.tree.map(lambda leaf: leaf[0], stacked)
+
+
+def _forward_tree(tree: Weights, x_TE: jax.Array, blocks: Blocks, size: int, spec: TreeSpec):
     dtype = x_TE.dtype
     x_MBE = _block_rows(x_TE, blocks, size)
-    w_in_MAE = _path_rows(tree.w_in_UE.astype(dtype), blocks.leaf_M, spec)
-    b_in_MA = _path_rows(tree.b_in_U.astype(jnp.float32), blocks.leaf_M, spec)
+    w_in_MAE = _path_rows(tree.w_in.astype(dtype), blocks.leaf_M, spec)
+    b_in_MA = _path_rows(tree.b_in.astype(jnp.float32), blocks.leaf_M, spec)
     z_MBA = jnp.einsum("mbe,mae->mba", x_MBE, w_in_MAE, preferred_element_type=jnp.float32) + b_in_MA[:, None]
     h_MBA = _hidden(z_MBA, tree, blocks, spec).astype(dtype)
-    w_out_MAE = _path_rows(tree.w_out_UE.astype(dtype), blocks.leaf_M, spec)
+    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, spec)
     s_MBE = jnp.einsum("mba,mae->mbe", h_MBA, w_out_MAE)
     return _token_rows(s_MBE, blocks), z_MBA
 
 
-def backward(
-    tree: Tree, x_TE: jax.Array, ds_TE: jax.Array, z_MBA: jax.Array, blocks: Blocks, size: int, spec: TreeSpec
+def _backward_tree(
+    tree: Weights,
+    x_TE: jax.Array,
+    ds_TE: jax.Array,
+    z_MBA: jax.Array,
+    blocks: Blocks,
+    size: int,
+    spec: TreeSpec,
 ):
-    """Gradients of one tree: dx_TE, dw_in_UE, db_in_U, dw_out_UE (weights' in float32)."""
     dtype = x_TE.dtype
     x_MBE, ds_MBE = _block_rows(x_TE, blocks, size), _block_rows(ds_TE, blocks, size)
-    w_out_MAE = _path_rows(tree.w_out_UE.astype(dtype), blocks.leaf_M, spec)
+    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, spec)
     h_MBA, vjp = jax.vjp(lambda z: _hidden(z, tree, blocks, spec), z_MBA)
     dh_MBA = jnp.einsum("mbe,mae->mba", ds_MBE, w_out_MAE, preferred_element_type=jnp.float32)
     # Padding rows of ds are zero, so dh and dz are zero there too, and h times ds.
     (dz_MBA,) = vjp(dh_MBA)
     db_in_U = _sum_over_blocks(dz_MBA.sum(axis=1), blocks.leaf_M, spec)
     dz_MBA = dz_MBA.astype(dtype)
-    w_in_MAE = _path_rows(tree.w_in_UE.astype(dtype), blocks.leaf_M, spec)
+    w_in_MAE = _path_rows(tree.w_in.astype(dtype), blocks.leaf_M, spec)
     dx_TE = _token_rows(jnp.einsum("mba,mae->mbe", dz_MBA, w_in_MAE), blocks)
     dw_in_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", dz_MBA, x_MBE), blocks.leaf_M, spec)
     dw_out_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", h_MBA.astype(dtype), ds_MBE), blocks.leaf_M, spec)
     return dx_TE, dw_in_UE, db_in_U, dw_out_UE
 
 
-def _hidden(z_MBA, tree: Tree, blocks: Blocks, spec: TreeSpec):
-    threshold_MD = path_threshold(tree.threshold_N, blocks.leaf_M, spec)
+def _hidden(z_MBA, tree: Weights, blocks: Blocks, spec: TreeSpec):
+    threshold_MD = path_threshold(tree.threshold, blocks.leaf_M, spec)
     threshold_MBD = jnp.broadcast_to(threshold_MD[:, None], (*z_MBA.shape[:2], spec.shape.depth))
     return hidden_on_path(z_MBA, threshold_MBD, spec)
 

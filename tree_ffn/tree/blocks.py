@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from tree_ffn.tree.spec import TreeSpec
 
 
-class Tree(NamedTuple):
-    """Weights of one tree: one index of the layer's first axis."""
+class Weights(NamedTuple):
+    """What block products need of a layer; [P, ...], or one tree of it without the P."""
 
-    w_in_UE: jax.Array
-    b_in_U: jax.Array
-    w_out_UE: jax.Array
-    threshold_N: jax.Array
+    w_in: jax.Array
+    b_in: jax.Array
+    w_out: jax.Array
+    threshold: jax.Array
 
 
 class Blocks(NamedTuple):
@@ -31,6 +31,7 @@ class Blocks(NamedTuple):
       first_M: position of its first row in the sorted order.
       rows_M: real rows in it, at most `size`; 0 for blocks beyond `count`.
       count: blocks in use.
+      position_T: position of every token in the sorted order.
       slot_T: row (block * size + offset) that holds each token.
     """
 
@@ -39,17 +40,20 @@ class Blocks(NamedTuple):
     first_M: jax.Array
     rows_M: jax.Array
     count: jax.Array
+    position_T: jax.Array
     slot_T: jax.Array
 
 
 def block_size(n_tokens: int, n_leaves: int) -> int:
-    """Power of two next to the mean run of a leaf, within 8 and 128.
+    """Power of two next to the mean run of a leaf, within 8 and 128 (or T).
 
     Longer blocks waste rows on the ends of runs, shorter ones re-read a path's
     weights; the mean run was the best of 8 .. 256 wherever it was measured
     (results/speed_layer.jsonl).
     """
-    size = 8
+    size = 1
+    while size < 8 and size < n_tokens:
+        size *= 2
     while size < 128 and size * n_leaves < n_tokens:
         size *= 2
     return size
@@ -91,6 +95,7 @@ def make_blocks(leaf_T: jax.Array, n_leaves: int, size: int) -> Blocks:
         jnp.where(in_use, first_M, n_tokens),
         jnp.where(in_use, rows_M, 0),
         last_block[-1],
+        position_T,
         slot_T,
     )
 

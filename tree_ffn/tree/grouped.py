@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
 from tree_ffn.tree import batched, loop, routing
-from tree_ffn.tree.blocks import Tree, block_size, make_blocks
+from tree_ffn.tree.blocks import Weights, block_size, make_blocks
 from tree_ffn.tree.spec import TreeSpec
 
 
@@ -34,8 +34,8 @@ def block_products(params: dict, x_TE: jax.Array, leaf_TP: jax.Array, spec: Tree
     Differentiable in x and in w_in, b_in and w_out; each gradient touches the
     visited units alone, and none goes through the leaves.
     """
-    stacked = Tree(params["w_in"], params["b_in"], params["w_out"], params["threshold"])
-    return _block_products(spec, stacked, x_TE, leaf_TP)
+    weights = Weights(params["w_in"], params["b_in"], params["w_out"], params["threshold"])
+    return _block_products(spec, weights, x_TE, leaf_TP)
 
 
 def refuse_straight_through(spec: TreeSpec, implementation: str) -> None:
@@ -48,59 +48,29 @@ def refuse_straight_through(spec: TreeSpec, implementation: str) -> None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _block_products(spec, stacked, x_TE, leaf_TP):
-    return _forward(spec, stacked, x_TE, leaf_TP)[0]
+def _block_products(spec, weights, x_TE, leaf_TP):
+    return _forward(spec, weights, x_TE, leaf_TP)[0]
 
 
-def _forward(spec, stacked, x_TE, leaf_TP):
-    form = _form()
-    size = block_size(x_TE.shape[0], spec.shape.n_leaves)
-
-    def one_tree(tree, leaf_T):
-        blocks = make_blocks(leaf_T, spec.shape.n_leaves, size)
-        s_TE, z = form.forward(tree, x_TE, blocks, size, spec)
-        return s_TE, (blocks, z)
-
-    def add_tree(sum_TE, inputs):
-        s_TE, saved = one_tree(*inputs)
-        return sum_TE + s_TE.astype(jnp.float32), saved
-
-    if spec.shape.n_trees == 1:
-        s_TE, saved = one_tree(_only(stacked), leaf_TP[:, 0])
-        return s_TE, jax.tree.map(lambda leaf: leaf[None], saved)
-    zeros = jnp.zeros(x_TE.shape, jnp.float32)
-    s_TE, saved = jax.lax.scan(add_tree, zeros, (stacked, leaf_TP.T))
-    return s_TE.astype(x_TE.dtype), saved
-
-
-def _block_products_fwd(spec, stacked, x_TE, leaf_TP):
+def _block_products_fwd(spec, weights, x_TE, leaf_TP):
     refuse_straight_through(spec, "grouped")
-    s_TE, saved = _forward(spec, stacked, x_TE, leaf_TP)
-    return s_TE, (stacked, x_TE, saved)
+    return _forward(spec, weights, x_TE, leaf_TP)
 
 
-def _block_products_bwd(spec, residuals, ds_TE):
-    stacked, x_TE, (blocks_P, z_P) = residuals
-    form = _form()
-    size = block_size(x_TE.shape[0], spec.shape.n_leaves)
+def _forward(spec, weights, x_TE, leaf_TP):
+    form, size = _form(), block_size(x_TE.shape[0], spec.shape.n_leaves)
+    tables = functools.partial(make_blocks, n_leaves=spec.shape.n_leaves, size=size)
+    blocks_P = jax.vmap(tables, in_axes=1)(leaf_TP)
+    s_TE, z = form.forward(weights, x_TE, blocks_P, size, spec)
+    return s_TE, (weights, x_TE, blocks_P, z)
 
-    def add_tree(dx_TE, inputs):
-        tree, blocks, z = inputs
-        dx, dw_in, db_in, dw_out = form.backward(tree, x_TE, ds_TE, z, blocks, size, spec)
-        grads = (
-            dw_in.astype(tree.w_in_UE.dtype),
-            db_in.astype(tree.b_in_U.dtype),
-            dw_out.astype(tree.w_out_UE.dtype),
-        )
-        return dx_TE + dx.astype(jnp.float32), grads
 
-    zeros = jnp.zeros(x_TE.shape, jnp.float32)
-    if spec.shape.n_trees == 1:
-        dx_TE, grads = add_tree(zeros, _only((stacked, blocks_P, z_P)))
-        grads = jax.tree.map(lambda leaf: leaf[None], grads)
-    else:
-        dx_TE, grads = jax.lax.scan(add_tree, zeros, (stacked, blocks_P, z_P))
-    return Tree(*grads, jnp.zeros_like(stacked.threshold_N)), dx_TE.astype(x_TE.dtype), None
+def _block_products_bwd(spec, saved, ds_TE):
+    weights, x_TE, blocks_P, z = saved
+    form, size = _form(), block_size(x_TE.shape[0], spec.shape.n_leaves)
+    dx_TE, *grads = form.backward(weights, x_TE, ds_TE, z, blocks_P, size, spec)
+    grads = [grad.astype(weight.dtype) for grad, weight in zip(grads, weights)]
+    return Weights(*grads, jnp.zeros_like(weights.threshold)), dx_TE, None
 
 
 _block_products.defvjp(_block_products_fwd, _block_products_bwd)
@@ -109,7 +79,3 @@ _block_products.defvjp(_block_products_fwd, _block_products_bwd)
 def _form():
     """A loop copies no weights and pads nothing; batched products fill an accelerator."""
     return loop if jax.default_backend() == "cpu" else batched
-
-
-def _only(stacked):
-    return jax.tree.map(lambda leaf: leaf[0], stacked)

@@ -2,98 +2,117 @@
 
 The loop runs as often as there are real blocks, reads one path's weights at a
 time and adds weight gradients in place, so no work is spent on padding and no
-weights are copied per token. (`lax.fori_loop` with a traced bound is legal here
-because the forward and the backward pass are both written out.)
+weights are copied per token or per tree. (`lax.fori_loop` with a traced bound
+is legal here because the forward and the backward pass are both written out.)
 """
 
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree.blocks import Blocks, Tree, path_threshold
+from tree_ffn.tree.blocks import Blocks, Weights, path_threshold
 from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
 
 
-def forward(tree: Tree, x_TE: jax.Array, blocks: Blocks, size: int, spec: TreeSpec):
-    """Output of one tree and the pre-activations that its backward pass needs.
+def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec: TreeSpec):
+    """Sum of the trees and the pre-activations that the backward pass needs.
+
+    Args:
+      weights: of all trees, [P, ...].
+      x_TE: tokens.
+      blocks_P: tables of every tree, stacked [P, ...].
+      size: rows of a block.
+      spec: the layer.
 
     Returns:
-      s_TE in x's dtype; z float32 [T + size, path_units] in sorted order.
+      s_TE in x's dtype; z float32 [P, T + size, path_units], tokens in sorted order.
     """
-    n_tokens, width = x_TE.shape
-    x_sorted = _sorted_rows(x_TE, blocks, size)
-    z_sorted = jnp.zeros((n_tokens + size, spec.shape.path_units), jnp.float32)
-    s_sorted = jnp.zeros((n_tokens + size, width), x_TE.dtype)
+    (n_tokens, width), dtype = x_TE.shape, x_TE.dtype
 
-    def one_block(m, carry):
-        z_sorted, s_sorted = carry
-        leaf, first = blocks.leaf_M[m], blocks.first_M[m]
-        w_in_AE = _path_rows(tree.w_in_UE, leaf, spec).astype(x_TE.dtype)
-        w_out_AE = _path_rows(tree.w_out_UE, leaf, spec).astype(x_TE.dtype)
-        b_in_A = _path_rows(tree.b_in_U, leaf, spec).astype(jnp.float32)
-        x_BE = jax.lax.dynamic_slice_in_dim(x_sorted, first, size)
-        z_BA = jnp.einsum("be,ae->ba", x_BE, w_in_AE, preferred_element_type=jnp.float32) + b_in_A[None]
-        h_BA = _hidden(z_BA, tree, leaf, spec)
-        s_BE = jnp.einsum("ba,ae->be", h_BA.astype(x_TE.dtype), w_out_AE)
-        # Blocks come in sorted order, so rows beyond a block's last are
-        # overwritten by the next block, and the last block's are cut off below.
-        z_sorted = jax.lax.dynamic_update_slice_in_dim(z_sorted, z_BA, first, axis=0)
-        s_sorted = jax.lax.dynamic_update_slice_in_dim(s_sorted, s_BE, first, axis=0)
-        return z_sorted, s_sorted
+    def one_tree(p, carry):
+        sum_TE, z = carry
+        blocks = _tree_of(blocks_P, p)
+        x_sorted = _sorted_rows(x_TE, blocks, size)
 
-    z_sorted, s_sorted = jax.lax.fori_loop(0, blocks.count, one_block, (z_sorted, s_sorted))
-    return _unsorted_rows(s_sorted, blocks), z_sorted
+        def one_block(m, carry):
+            z, s_sorted = carry
+            leaf, first = blocks.leaf_M[m], blocks.first_M[m]
+            z_BA = _matmul("be,ae->ba", _block(x_sorted, first, size), _path(weights.w_in, p, leaf, spec))
+            z_BA += _path(weights.b_in, p, leaf, spec).astype(jnp.float32)[None]
+            h_BA = hidden_on_path(z_BA, _thresholds(weights, p, leaf, size, spec), spec)
+            s_BE = _matmul("ba,ae->be", h_BA.astype(dtype), _path(weights.w_out, p, leaf, spec)).astype(dtype)
+            # Blocks come in sorted order, so rows beyond a block's last are
+            # overwritten by the next block, and the last block's are cut off.
+            z = jax.lax.dynamic_update_slice(z, z_BA[None], (p, first, 0))
+            return z, jax.lax.dynamic_update_slice(s_sorted, s_BE, (first, 0))
 
+        z, s_sorted = jax.lax.fori_loop(0, blocks.count, one_block, (z, jnp.zeros_like(x_sorted)))
+        return sum_TE + _token_rows(s_sorted, blocks).astype(jnp.float32), z
 
-def backward(
-    tree: Tree,
-    x_TE: jax.Array,
-    ds_TE: jax.Array,
-    z_sorted: jax.Array,
-    blocks: Blocks,
-    size: int,
-    spec: TreeSpec,
-):
-    """Gradients of one tree: dx_TE, dw_in_UE, db_in_U, dw_out_UE (weights' in float32)."""
-    x_sorted, ds_sorted = _sorted_rows(x_TE, blocks, size), _sorted_rows(ds_TE, blocks, size)
-    gradients = (
-        jnp.zeros(x_sorted.shape, x_TE.dtype),
-        jnp.zeros(tree.w_in_UE.shape, jnp.float32),
-        jnp.zeros(tree.b_in_U.shape, jnp.float32),
-        jnp.zeros(tree.w_out_UE.shape, jnp.float32),
-    )
-
-    def one_block(m, carry):
-        dx_sorted, dw_in_UE, db_in_U, dw_out_UE = carry
-        leaf, first = blocks.leaf_M[m], blocks.first_M[m]
-        w_in_AE = _path_rows(tree.w_in_UE, leaf, spec).astype(x_TE.dtype)
-        w_out_AE = _path_rows(tree.w_out_UE, leaf, spec).astype(x_TE.dtype)
-        x_BE = jax.lax.dynamic_slice_in_dim(x_sorted, first, size)
-        ds_BE = jax.lax.dynamic_slice_in_dim(ds_sorted, first, size)
-        z_BA = jax.lax.dynamic_slice_in_dim(z_sorted, first, size)
-        real_B1 = (jnp.arange(size) < blocks.rows_M[m])[:, None]
-        h_BA, vjp = jax.vjp(lambda z: _hidden(z, tree, leaf, spec), z_BA)
-        dh_BA = jnp.einsum("be,ae->ba", ds_BE, w_out_AE, preferred_element_type=jnp.float32)
-        (dz_BA,) = vjp(dh_BA)
-        h_BA = jnp.where(real_B1, h_BA, 0.0).astype(x_TE.dtype)
-        dz_BA = jnp.where(real_B1, dz_BA, 0.0)
-        db_in_U = _add_path_rows(db_in_U, dz_BA.sum(axis=0), leaf, spec)
-        dz_BA = dz_BA.astype(x_TE.dtype)
-        dx_BE = jnp.einsum("ba,ae->be", dz_BA, w_in_AE)
-        dx_sorted = jax.lax.dynamic_update_slice_in_dim(dx_sorted, dx_BE, first, axis=0)
-        dw_in_AE = jnp.einsum("ba,be->ae", dz_BA, x_BE, preferred_element_type=jnp.float32)
-        dw_out_AE = jnp.einsum("ba,be->ae", h_BA, ds_BE, preferred_element_type=jnp.float32)
-        dw_in_UE = _add_path_rows(dw_in_UE, dw_in_AE, leaf, spec)
-        dw_out_UE = _add_path_rows(dw_out_UE, dw_out_AE, leaf, spec)
-        return dx_sorted, dw_in_UE, db_in_U, dw_out_UE
-
-    dx_sorted, dw_in_UE, db_in_U, dw_out_UE = jax.lax.fori_loop(0, blocks.count, one_block, gradients)
-    return _unsorted_rows(dx_sorted, blocks), dw_in_UE, db_in_U, dw_out_UE
+    z = jnp.zeros((spec.shape.n_trees, n_tokens + size, spec.shape.path_units), jnp.float32)
+    sum_TE, z = _for_trees(spec, one_tree, (jnp.zeros((n_tokens, width), jnp.float32), z))
+    return sum_TE.astype(dtype), z
 
 
-def _hidden(z_BA, tree: Tree, leaf, spec: TreeSpec):
-    threshold_D = path_threshold(tree.threshold_N, leaf, spec)
-    return hidden_on_path(z_BA, jnp.broadcast_to(threshold_D, (z_BA.shape[0], spec.shape.depth)), spec)
+def backward(weights: Weights, x_TE, ds_TE, z, blocks_P: Blocks, size: int, spec: TreeSpec):
+    """Gradients: dx_TE in x's dtype, and float32 dw_in, db_in and dw_out of all trees."""
+    dtype = x_TE.dtype
+
+    def one_tree(p, carry):
+        dx_TE, *weight_grads = carry
+        blocks = _tree_of(blocks_P, p)
+        x_sorted, ds_sorted = _sorted_rows(x_TE, blocks, size), _sorted_rows(ds_TE, blocks, size)
+
+        def one_block(m, carry):
+            dx_sorted, dw_in, db_in, dw_out = carry
+            leaf, first = blocks.leaf_M[m], blocks.first_M[m]
+            x_BE, ds_BE = _block(x_sorted, first, size), _block(ds_sorted, first, size)
+            z_BA = jax.lax.dynamic_slice(z, (p, first, 0), (1, size, spec.shape.path_units))[0]
+            threshold = _thresholds(weights, p, leaf, size, spec)
+            h_BA, vjp = jax.vjp(lambda z_BA: hidden_on_path(z_BA, threshold, spec), z_BA)
+            (dz_BA,) = vjp(_matmul("be,ae->ba", ds_BE, _path(weights.w_out, p, leaf, spec)))
+            real_B1 = (jnp.arange(size) < blocks.rows_M[m])[:, None]
+            h_BA = jnp.where(real_B1, h_BA, 0.0).astype(dtype)
+            dz_BA = jnp.where(real_B1, dz_BA, 0.0)
+            db_in = _add_path(db_in, dz_BA.sum(axis=0), p, leaf, spec)
+            dz_BA = dz_BA.astype(dtype)
+            dx_BE = _matmul("ba,ae->be", dz_BA, _path(weights.w_in, p, leaf, spec)).astype(dtype)
+            dx_sorted = jax.lax.dynamic_update_slice(dx_sorted, dx_BE, (first, 0))
+            dw_in = _add_path(dw_in, _matmul("ba,be->ae", dz_BA, x_BE), p, leaf, spec)
+            dw_out = _add_path(dw_out, _matmul("ba,be->ae", h_BA, ds_BE), p, leaf, spec)
+            return dx_sorted, dw_in, db_in, dw_out
+
+        carry = (jnp.zeros_like(x_sorted), *weight_grads)
+        dx_sorted, *weight_grads = jax.lax.fori_loop(0, blocks.count, one_block, carry)
+        return dx_TE + _token_rows(dx_sorted, blocks).astype(jnp.float32), *weight_grads
+
+    shapes = (x_TE.shape, weights.w_in.shape, weights.b_in.shape, weights.w_out.shape)
+    dx_TE, *weight_grads = _for_trees(spec, one_tree, tuple(jnp.zeros(s, jnp.float32) for s in shapes))
+    return dx_TE.astype(dtype), *weight_grads
+
+
+def _for_trees(spec: TreeSpec, one_tree, carry):
+    if spec.shape.n_trees == 1:
+        return one_tree(0, carry)
+    return jax.lax.fori_loop(0, spec.shape.n_trees, one_tree, carry)
+
+
+def _matmul(subscripts: str, a, b):
+    """Product with a float32 result; the weights `b` come in their own dtype."""
+    return jnp.einsum(subscripts, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
+
+
+def _thresholds(weights: Weights, p, leaf, size: int, spec: TreeSpec):
+    threshold_D = path_threshold(weights.threshold[p], leaf, spec)
+    return jnp.broadcast_to(threshold_D, (size, spec.shape.depth))
+
+
+def _tree_of(blocks_P: Blocks, p) -> Blocks:
+    return jax.tree.map(lambda table: table[p], blocks_P)
+
+
+def _block(rows_sorted, first, size: int):
+    return jax.lax.dynamic_slice_in_dim(rows_sorted, first, size)
 
 
 def _sorted_rows(rows_TE, blocks: Blocks, size: int):
@@ -102,35 +121,34 @@ def _sorted_rows(rows_TE, blocks: Blocks, size: int):
     return jnp.pad(rows, ((0, size), (0, 0)))
 
 
-def _unsorted_rows(rows_sorted, blocks: Blocks):
-    n_tokens = blocks.order_T.shape[0]
-    position_T = (
-        jnp.zeros(n_tokens, jnp.int32)
-        .at[blocks.order_T]
-        .set(jnp.arange(n_tokens, dtype=jnp.int32), unique_indices=True)
-    )
-    return jnp.take(rows_sorted, position_T, axis=0, mode="clip")
+def _token_rows(rows_sorted, blocks: Blocks):
+    return jnp.take(rows_sorted, blocks.position_T, axis=0, mode="clip")
 
 
-def _level_start(leaf, level: int, spec: TreeSpec):
-    """First unit of the node that the path to `leaf` visits at `level`."""
+def _runs(p, leaf, spec: TreeSpec):
+    """Where the path to `leaf` of tree p has its units: (level, index of the first, width)."""
     shape = spec.shape
-    return shape.level_starts[level] + (leaf >> (shape.depth - level)) * shape.widths[level]
+    for level, width in enumerate(shape.widths):
+        first = shape.level_starts[level] + (leaf >> (shape.depth - level)) * width
+        yield level, (p, first), width
 
 
-def _path_rows(units_U, leaf, spec: TreeSpec):
-    """Rows of the units on the path to `leaf`, root first: [path_units, ...]."""
+def _path(units_PU, p, leaf, spec: TreeSpec):
+    """Rows of the units on the path to `leaf` of tree p, root first: [path_units, ...]."""
+    rest = units_PU.shape[2:]
+    zeros = (0,) * len(rest)
     runs = [
-        jax.lax.dynamic_slice_in_dim(units_U, _level_start(leaf, level, spec), width)
-        for level, width in enumerate(spec.shape.widths)
+        jax.lax.dynamic_slice(units_PU, (*start, *zeros), (1, width, *rest))[0]
+        for _, start, width in _runs(p, leaf, spec)
     ]
     return jnp.concatenate(runs, axis=0)
 
 
-def _add_path_rows(units_U, rows_A, leaf, spec: TreeSpec):
+def _add_path(units_PU, rows_A, p, leaf, spec: TreeSpec):
     """Adds `rows_A` to the path's rows, a run a level, in place inside a loop."""
-    for level, width in enumerate(spec.shape.widths):
-        start, at = _level_start(leaf, level, spec), spec.shape.path_starts[level]
-        run = jax.lax.dynamic_slice_in_dim(units_U, start, width) + rows_A[at : at + width]
-        units_U = jax.lax.dynamic_update_slice_in_dim(units_U, run, start, axis=0)
-    return units_U
+    zeros = (0,) * (units_PU.ndim - 2)
+    for level, start, width in _runs(p, leaf, spec):
+        rows = rows_A[spec.shape.path_starts[level] :][:width]
+        here = jax.lax.dynamic_slice(units_PU, (*start, *zeros), (1, *rows.shape))
+        units_PU = jax.lax.dynamic_update_slice(units_PU, here + rows[None], (*start, *zeros))
+    return units_PU

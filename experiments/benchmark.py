@@ -1,0 +1,364 @@
+"""Times the layer against dense layers: the only source of speed claims.
+
+    python -m experiments.benchmark layer                        # the whole table
+    python -m experiments.benchmark layer --widths=768 --tokens=1,4096 --shapes=wide
+    python -m experiments.benchmark layer --results=results/speed_layer.jsonl
+
+How it is measured. Every variant is compiled as a chain of layers with weights
+of their own (a call rotates through more weight memory than caches hold) where
+each layer's input depends on the last one's output, on fresh random inputs.
+Outputs are compared with the masked execution before anything is timed. The
+variants of one row take turns, and the ratios are of medians in one run. The
+dense layer is the fastest of four weight layouts, found for each row anew. The
+floor is the larger of the fewest bytes over the copy bandwidth and of the
+fewest operations over the rate of a large matrix product, both measured first.
+"""
+
+import dataclasses
+import functools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments import cli, record
+from tree_ffn.errors import InputError, check_choice
+from tree_ffn.tree import TreeShape, TreeSpec, activation, init_params, tree_ffn
+from tree_ffn.tree.shape import flops_per_token
+
+SUITES = ("layer",)
+SHAPES = ("wide", "narrow", "thin_routers")
+PASSES = ("forward", "train")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("widths", ["256", "768", "2048"], "Model widths E.")
+flags.DEFINE_list("tokens", ["1", "16", "256", "4096"], "Token counts T.")
+flags.DEFINE_list("shapes", ["wide", "narrow"], f"Tree shapes with A = E / 8: {', '.join(SHAPES)}.")
+flags.DEFINE_list("passes", list(PASSES), "forward, train (forward and backward), or both.")
+flags.DEFINE_list("executions", ["masked", "gather", "grouped"], "Executions of the trees to time.")
+flags.DEFINE_integer("depth", 7, "Depth D of the trees.")
+flags.DEFINE_string("routing", "continuous", "Routing of the trees.")
+flags.DEFINE_string("activation", "gelu", "Activation of the trees and of the dense layers.")
+flags.DEFINE_enum("usage", "uniform", ["uniform", "skewed", "one_leaf"], "Which leaves the tokens reach.")
+flags.DEFINE_string("dtype", "", "float32 or bfloat16; default: bfloat16 on accelerators, float32 on CPUs.")
+flags.DEFINE_float("seconds", 2.0, "Time to spend on a measurement of one variant.")
+flags.DEFINE_integer("gather_limit", 256, "Most tokens for which gather is timed (it is for few).")
+flags.DEFINE_string("results", "", "File to append rows to, e.g. results/speed_layer.jsonl.")
+flags.DEFINE_integer("seed", 0, "Seed of weights and inputs.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row: a tree shape at a width, a number of tokens, a pass."""
+
+    width: int
+    n_tokens: int
+    spec: TreeSpec
+    direction: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        shape = self.spec.shape
+        node = "x".join(map(str, shape.widths)) if isinstance(shape.node_width, tuple) else shape.node_width
+        return f"d{self.width}_T{self.n_tokens}_P{shape.n_trees}_W{node}_{self.direction}"
+
+    def layers(self) -> int:
+        """Length of the chain: enough for 128 MiB of dense weights, at most 32 layers."""
+        layer_bytes = 2 * self.spec.shape.total_units * self.width * jnp.dtype(self.dtype).itemsize
+        most = 32 if self.n_tokens <= 16 else 4 if self.n_tokens <= 256 else 1
+        return max(1, min(most, 2**27 // layer_bytes))
+
+
+@dataclasses.dataclass
+class Variant:
+    """A layer to time: `init(key)` gives its weights, `apply(weights, x)` its output."""
+
+    name: str
+    init: Callable
+    apply: Callable
+
+
+def tree_spec(shape_name: str, width: int, depth: int, routing: str, act: str) -> TreeSpec:
+    """Trees with A = E / 8 at D = 7: one wide tree, many narrow ones, or routers above wide leaves."""
+    check_choice("--shapes", shape_name, SHAPES)
+    if width % 64:
+        raise InputError(f"--widths: {width} is not allowed; use a multiple of 64.")
+    shape = {
+        "wide": lambda: TreeShape(1, depth, width // 64),
+        "narrow": lambda: TreeShape(width // 64, depth, 1),
+        "thin_routers": lambda: TreeShape(1, depth, (1,) * depth + (width // 8,)),
+    }[shape_name]()
+    return TreeSpec(shape, routing=routing, activation=act)
+
+
+def tree_variant(case: Case, execution: str, usage: str) -> Variant:
+    def init(key):
+        params = init_params(key, case.spec, case.width, param_dtype=case.dtype)
+        # z is about normal here, so a threshold is a quantile of the decisions.
+        params["threshold"] += {"uniform": 0.0, "skewed": 0.84, "one_leaf": 1e9}[usage]
+        return params
+
+    return Variant(execution, init, lambda p, x: tree_ffn(p, x, case.spec, execution)[0])
+
+
+def dense_variants(case: Case, units: int, name: str) -> list[Variant]:
+    """Four weight layouts of one two-layer perceptron."""
+    act = activation(case.spec.activation)
+    shapes = {"EF": (case.width, units), "FE": (units, case.width)}
+    variants = []
+    for layout_in in shapes:
+        for layout_out in shapes:
+
+            def init(key, layout_in=layout_in, layout_out=layout_out):
+                k_in, k_out = jax.random.split(key)
+                return {
+                    "w_in": jax.random.normal(k_in, shapes[layout_in], case.dtype) * case.width**-0.5,
+                    "b_in": jnp.zeros(units, case.dtype),
+                    "w_out": jax.random.normal(k_out, shapes[layout_out], case.dtype) * units**-0.5,
+                    "b_out": jnp.zeros(case.width, case.dtype),
+                }
+
+            def apply(p, x_TE, layout_in=layout_in, layout_out=layout_out):
+                z = jnp.einsum(f"TE,{layout_in}->TF", x_TE, p["w_in"]) + p["b_in"][None]
+                return jnp.einsum(f"TF,{layout_out}->TE", act(z), p["w_out"]) + p["b_out"][None]
+
+            variants.append(Variant(f"{name}[{layout_in},{layout_out}]", init, apply))
+    return variants
+
+
+class Timed:
+    """A compiled chain of layers of one variant, and its times."""
+
+    def __init__(self, case: Case, variant: Variant, key):
+        self.name, self.layers = variant.name, case.layers()
+        self.weights = [variant.init(k) for k in jax.random.split(key, self.layers)]
+        abstract = jax.ShapeDtypeStruct((self.layers, case.n_tokens, case.width), case.dtype)
+        chain = _chain(variant.apply, self.layers)
+        if case.direction == "train":
+            chain = jax.grad(lambda w, x, f=chain: jnp.sum(f(w, x).astype(jnp.float32)), argnums=(0, 1))
+        self.run = jax.jit(chain).lower(self.weights, abstract).compile()
+        self.times: list[float] = []
+
+    def memory(self) -> int:
+        """Bytes of arguments, results and temporaries of one layer's call."""
+        stats = self.run.memory_analysis()
+        parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes)
+        return sum(parts) // self.layers
+
+    def measure(self, x, repeats: int) -> None:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            out = self.run(self.weights, x)
+        jax.block_until_ready(out)
+        self.times.append((time.perf_counter() - start) / repeats / self.layers)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
+
+
+def _chain(apply, layers: int):
+    def run(weights, x_NTE):
+        y = jnp.zeros_like(x_NTE[0])
+        for layer in range(layers):
+            # A whiff of the last output keeps the layers in sequence.
+            y = apply(weights[layer], x_NTE[layer] + jnp.asarray(1e-3, y.dtype) * y)
+        return y
+
+    return run
+
+
+def time_all(case: Case, timed: list[Timed], seconds: float, key, rounds: int = 1000) -> None:
+    """Times the variants in turns until each had its seconds: at least 3 rounds, at most `rounds`."""
+    repeats = {}
+    for t in timed:  # the first call also warms up
+        x = _inputs(case, key, t.layers)
+        jax.block_until_ready(t.run(t.weights, x))
+        t.measure(x, 1)
+        single = t.times.pop() * t.layers
+        repeats[t.name] = max(1, min(50, int(0.02 / single)))
+    spent = dict.fromkeys(repeats, 0.0)
+    for index in range(rounds):
+        if index >= 3 and all(s >= seconds for s in spent.values()):
+            break
+        x = _inputs(case, jax.random.fold_in(key, index), timed[0].layers)
+        for t in timed:
+            if index < 3 or spent[t.name] < seconds:
+                t.measure(x, repeats[t.name])
+                spent[t.name] += t.times[-1] * t.layers * repeats[t.name]
+
+
+def _inputs(case: Case, key, layers: int):
+    x = jax.random.normal(key, (layers, case.n_tokens, case.width), jnp.float32).astype(case.dtype)
+    return jax.block_until_ready(x)
+
+
+def fastest(case: Case, variants: list[Variant], key) -> Timed:
+    """The fastest of several layouts of the same layer, by three short measurements each."""
+    best = None
+    for variant in variants:
+        timed = Timed(case, variant, key)
+        time_all(case, [timed], 0.0, key)
+        if best is None or timed.median < best.median:
+            best = timed
+    best.times.clear()
+    return best
+
+
+def check_outputs(case: Case, executions: list[str], usage: str, key) -> None:
+    """Refuses to time executions whose outputs differ from the masked one's."""
+    params = tree_variant(case, "masked", usage).init(key)
+    x = jax.random.normal(key, (case.n_tokens, case.width), jnp.float32).astype(case.dtype)
+    run = functools.partial(jax.jit(tree_ffn, static_argnums=(2, 3)), params, x, case.spec)
+    y_ref, info_ref = run("masked")
+    bound = 1e-3 if case.dtype == "float32" else 3e-2
+    for execution in executions:
+        y, info = run(execution)
+        same = jnp.all(info.leaf_TP == info_ref.leaf_TP, axis=1)
+        error = jnp.linalg.norm(jnp.where(same[:, None], (y - y_ref).astype(jnp.float32), 0.0))
+        error = float(error / jnp.linalg.norm(y_ref.astype(jnp.float32)))
+        if float(jnp.mean(same)) < 0.98 or not error < bound:
+            agree = 100 * float(jnp.mean(same))
+            raise RuntimeError(
+                f"{case.name}: {execution} differs from masked by {error:.2g} ({agree:.2f} % same leaves)"
+            )
+
+
+@functools.cache
+def ceilings(dtype: str) -> tuple[float, float]:
+    """Bytes/s of a large copy (read + write) and operations/s of a large matrix product."""
+    size = 2**26 if jax.default_backend() == "cpu" else 2**29
+    big = jnp.ones(size, jnp.float32)
+    copy = jax.jit(lambda a: a + 1)
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    square = jax.random.normal(jax.random.key(0), (side, side), jnp.float32).astype(dtype)
+    product = jax.jit(lambda a: a @ a)
+
+    def best(f, a):
+        jax.block_until_ready(f(a))
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            jax.block_until_ready(f(a))
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return 8 * size / best(copy, big), 2 * side**3 / best(product, square)
+
+
+def floor_seconds(case: Case) -> float:
+    """Least time: bytes of the active weights and tokens, or operations of the active units."""
+    bandwidth, rate = ceilings(case.dtype)
+    shape, item = case.spec.shape, jnp.dtype(case.dtype).itemsize
+    touched = min(shape.total_units, case.n_tokens * shape.active_units)
+    forward_bytes = item * case.width * (2 * touched + 2 * case.n_tokens)
+    forward_ops = case.n_tokens * flops_per_token(shape, case.width)
+    if case.direction == "forward":
+        return max(forward_bytes / bandwidth, forward_ops / rate)
+    # Backward: reads weights and both cotangents again, writes all weight gradients.
+    train_bytes = 2 * forward_bytes + item * case.width * (2 * shape.total_units + 2 * case.n_tokens)
+    return max(train_bytes / bandwidth, 3 * forward_ops / rate)
+
+
+def run_case(case: Case, executions: list[str], usage: str, seconds: float, seed: int) -> dict[str, dict]:
+    """Times of dense, narrow and every execution: {variant: {metric: value}}."""
+    key = jax.random.key(seed)
+    if case.n_tokens > FLAGS.gather_limit:
+        executions = [e for e in executions if e != "gather"]
+    check_outputs(case, executions, usage, key)
+    shape = case.spec.shape
+    timed = [
+        fastest(case, dense_variants(case, shape.total_units, "dense"), key),
+        fastest(case, dense_variants(case, shape.active_units, "narrow"), key),
+    ]
+    timed += [Timed(case, tree_variant(case, e, usage), key) for e in executions]
+    time_all(case, timed, seconds, key)
+    dense, narrow = timed[0].median, timed[1].median
+    floor = floor_seconds(case)
+    rows = {}
+    for t in timed:
+        rows[t.name] = {
+            "time_ms": 1e3 * t.median,
+            "ratio_to_dense": dense / t.median,
+            "ratio_to_narrow": narrow / t.median,
+            "floor_share": floor / t.median,
+            "memory_mb": t.memory() / 2**20,
+        }
+    return rows
+
+
+def print_case(case: Case, rows: dict[str, dict]) -> None:
+    print(f"\n{case.name}  ({case.dtype}, A/F {100 * case.spec.shape.active_share:.1f} %)")
+    print(f"  {'layer':<16}{'ms':>11}{'x dense':>9}{'x narrow':>10}{'of floor':>10}{'MiB':>9}")
+    for name, row in rows.items():
+        floor = f"{100 * row['floor_share']:.1f} %" if "[" not in name else ""
+        print(
+            f"  {name:<16}{row['time_ms']:>11.4f}{row['ratio_to_dense']:>9.2f}"
+            f"{row['ratio_to_narrow']:>10.2f}{floor:>10}{row['memory_mb']:>9.0f}",
+            flush=True,
+        )
+
+
+def layer_suite() -> None:
+    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    bandwidth, rate = ceilings(dtype)
+    kind = jax.devices()[0].device_kind
+    print(f"{kind}: copy {bandwidth / 1e9:.1f} GB/s, {dtype} product {rate / 1e9:.0f} GFLOP/s")
+    for width in map(int, FLAGS.widths):
+        for shape_name in FLAGS.shapes:
+            spec = tree_spec(shape_name, width, FLAGS.depth, FLAGS.routing, FLAGS.activation)
+            for n_tokens in map(int, FLAGS.tokens):
+                for direction in FLAGS.passes:
+                    check_choice("--passes", direction, PASSES)
+                    case = Case(width, n_tokens, spec, direction, dtype)
+                    rows = run_case(case, FLAGS.executions, FLAGS.usage, FLAGS.seconds, FLAGS.seed)
+                    print_case(case, rows)
+                    if FLAGS.results:
+                        write_rows(case, rows)
+
+
+def write_rows(case: Case, rows: dict[str, dict]) -> None:
+    bandwidth, rate = ceilings(case.dtype)
+    for variant, metrics in rows.items():
+        config = {
+            "variant": variant,
+            "width": case.width,
+            "tokens": case.n_tokens,
+            "dtype": case.dtype,
+            "direction": case.direction,
+            "usage": FLAGS.usage,
+            "spec": dataclasses.asdict(case.spec),
+            "cores": len(os.sched_getaffinity(0)),
+            "copy_gb_per_s": bandwidth / 1e9,
+            "product_gflop_per_s": rate / 1e9,
+        }
+        for metric, value in metrics.items():
+            record.append_result(
+                FLAGS.results,
+                table="speed_layer",
+                row=f"{case.name}.{variant.partition('[')[0]}",
+                metric=metric,
+                value=value,
+                unit={"time_ms": "ms", "memory_mb": "MiB"}.get(metric, "1"),
+                seed=None,
+                config=config,
+            )
+
+
+def main() -> None:
+    layer_suite()
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0].startswith("-"):
+        arguments = ["layer", *arguments]
+    if arguments[0] not in SUITES:
+        sys.exit(f"benchmark: {arguments[0]!r} is not known; use one of: {', '.join(SUITES)}.")
+    cli.run(main, [sys.argv[0], *arguments[1:]])
