@@ -1,0 +1,70 @@
+"""What all programs share: how they start, and how they say that something is wrong.
+
+Exit codes: 0 done (or saved after SIGTERM), 1 the run failed, 2 the input is
+wrong (one sentence on stderr says what), 130 stopped by Ctrl-C.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from tree_ffn.errors import InputError
+from tree_ffn.training.signals import Diverged, Interrupted
+
+
+def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
+    """Parses flags, runs `main()`, turns what went wrong into one sentence; exits.
+
+    Args:
+      main: the program; it reads its flags from absl.
+      argv: the command line, sys.argv by default.
+
+    Raises:
+      SystemExit: always; its code is as in the head of this file.
+
+    Example:
+      >>> if __name__ == "__main__":       # doctest: +SKIP
+      ...     run(main)
+    """
+    app.run(lambda rest: _main(main, rest), argv=argv, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, with one sentence instead of the whole help text on an error."""
+    try:
+        rest = flags.FLAGS(argv)
+    except Exception as error:  # flags, config files and their arguments all end here
+        _fail(error, 2)
+    # Other libraries log their own business at INFO level.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    return rest
+
+
+def _main(main: Callable[[], None], rest: list[str]) -> int:
+    try:
+        if rest[1:]:
+            raise InputError(f"argument: {rest[1]!r} is not known; flags have the form --name=value.")
+        main()
+    except InputError as error:
+        _fail(error, 2)
+    except Diverged as error:
+        _fail(error, 1)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr, flush=True)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _fail(error: Exception, code: int):
+    """Prints `error` as one line and exits."""
+    if isinstance(error, KeyError):  # its str is a repr
+        error = Exception(*error.args)
+    text = " ".join(str(error).split()) or type(error).__name__
+    program = os.path.basename(sys.argv[0])
+    print(f"{program}: {text}", file=sys.stderr, flush=True)
+    sys.exit(code)

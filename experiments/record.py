@@ -1,0 +1,268 @@
+"""The measured rows in results/*.jsonl that README and tables are made from.
+
+One measurement a line; lines are appended, never edited. A later line with the
+same (table, row, metric, seed, device, config_hash) supersedes the earlier one.
+"""
+
+import datetime
+import glob
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import jax
+
+from tree_ffn.errors import InputError, check_choice
+from tree_ffn.training.workdir import resolved
+
+TABLES = (
+    "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small", "quality_attempts",
+    "quality_curves", "conversion", "scoring_speed", "speed_layer", "speed_decode", "speed_train", "plan",
+    "faults",
+)  # fmt: skip
+FIELDS = (
+    "table", "row", "metric", "value", "unit", "seed", "device", "config", "config_hash", "commit", "command",
+    "versions", "date",
+)  # fmt: skip
+KEY = ("table", "row", "metric", "seed", "device", "config_hash")
+DATA_FACTS = (
+    "corpus", "sha256", "tokenizer", "tokenizer_sha256", "vocab_size", "row_tokens", "splits", "python",
+)  # fmt: skip
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+UNITS = {
+    "val_loss": "nats/token", "train_loss": "nats/token", "ppl": "1", "bits_per_byte": "bits/byte",
+    "gap_closed": "1", "active_share": "1", "dead_leaves": "1", "leaf_entropy": "1",
+    "constant_decisions": "1", "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
+}  # fmt: skip
+
+
+def append_result(
+    path: str, *, table: str, row: str, metric: str, value: float, seed: int | None, config: dict,
+    unit: str | None = None, device: str | None = None, command: str | None = None,
+) -> dict:  # fmt: skip
+    """Appends one measurement to a results file and returns the row.
+
+    Args:
+      path: the JSONL file; made if it is not there.
+      table, row, metric: names, e.g. "cpu_small", "tree_hard_P12_W1", "val_loss".
+      value: a finite number.
+      seed: of the run; None for timings.
+      config: resolved config; data as name and sha256, never as a path (see `public_config`).
+      unit: by default the unit of the metric in `UNITS`.
+      device: by default that of this process (see `device_name`).
+      command: by default this process's own (see `public_command`).
+
+    Raises:
+      InputError: a field is not allowed, or the file cannot be written.
+
+    Example:
+      >>> append_result("results/cpu.jsonl", table="cpu_small", row="dense", metric="val_loss",
+      ...     value=1.25, seed=0, config={"model": {"width": 128}})          # doctest: +SKIP
+    """
+    result = {
+        "table": table, "row": row, "metric": metric, "value": value,
+        "unit": unit or UNITS.get(metric), "seed": seed, "device": device or device_name(),
+        "config": resolved(config), "config_hash": config_hash(config), "commit": commit(),
+        "command": command or public_command(), "versions": versions(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    check_row(result)
+    _append_line(path, json.dumps(result, allow_nan=False))
+    return result
+
+
+def _append_line(path: str, line: str) -> None:
+    """One write of one whole line; a torn line before it is closed first, never removed."""
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"results: {path} cannot be written ({error.strerror}).") from error
+
+
+def check_row(result: dict) -> None:
+    """Raises InputError unless `result` has every field of `FIELDS`, each of an allowed form."""
+    missing = [field for field in FIELDS if field not in result]
+    unknown = [field for field in result if field not in FIELDS]
+    if missing or unknown:
+        raise InputError(
+            f"results row: fields {missing + unknown} are missing or not known; "
+            f"use exactly {', '.join(FIELDS)}."
+        )
+    check_choice("table", result["table"], TABLES)
+    number, whole = int | float, int | None
+    for field, good, rule in (
+        ("row", _is_name(result["row"]), "letters, digits and _ . + -"),
+        ("metric", _is_name(result["metric"]), "letters, digits and _ . + -"),
+        ("value", isinstance(result["value"], number) and math.isfinite(result["value"]), "a finite number"),
+        ("unit", isinstance(result["unit"], str) and result["unit"], "a unit such as nats/token, ms or 1"),
+        ("seed", isinstance(result["seed"], whole) and result["seed"] is not True, "a whole number or None"),
+        ("device", _is_name(result["device"]), "a name such as cpu or h200"),
+        ("config", isinstance(result["config"], dict), "a dict"),
+        ("command", isinstance(result["command"], str) and result["command"], "a command line"),
+        ("versions", isinstance(result["versions"], dict), "a dict of package versions"),
+    ):
+        if not good:
+            raise InputError(f"results row: {field} {result[field]!r} is not allowed; use {rule}.")
+    path = re.search(r"""(?<![\w.)/])/[\w.-]+/[^\s"]*""", json.dumps([result["config"], result["command"]]))
+    if path:
+        raise InputError(
+            f"results row: {path.group()!r} is a path of this machine; name data by corpus and sha256."
+        )
+
+
+def _is_name(value) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value) is not None
+
+
+def public_config(config, data_meta: dict) -> dict:
+    """Resolved config whose data section says what the data are, not where.
+
+    Args:
+      config: the run's config.
+      data_meta: facts of the prepared corpus.
+    """
+    config = resolved(config)
+    data = {
+        key: value for key, value in config["data"].items() if key in ("corpus", "valid_share", "text_field")
+    }
+    known = (
+        "corpus",
+        "sha256",
+        "tokenizer",
+        "tokenizer_sha256",
+        "vocab_size",
+        "row_tokens",
+        "splits",
+        "python",
+    )
+    data |= {key: data_meta[key] for key in known if key in data_meta}
+    return {**config, "data": data}
+
+
+def config_hash(config) -> str:
+    """12 hex digits of a config's content; its `seed` is left out, so that seeds can be averaged."""
+    values = {key: value for key, value in resolved(config).items() if key != "seed"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def public_command(argv: list[str] | None = None) -> str:
+    """The command line as anybody may type it: absolute directories become PATH.
+
+    Example:
+      >>> public_command(["/x/repo/experiments/train.py", "--workdir=/tmp/a", "--config=configs/smoke.py"])
+      'python -m experiments.train --workdir=PATH/a --config=configs/smoke.py'
+    """
+    program, *rest = sys.argv if argv is None else argv
+    name = os.path.splitext(os.path.basename(program))[0]
+    rest = [re.sub(r"(^|[=,:])/(?:[^,\s/]+/)*", r"\1PATH/", word) for word in rest]
+    return " ".join([f"python -m experiments.{name}", *rest])
+
+
+def device_name() -> str:
+    """`cpu`, or the accelerator's short name with the count where there are several: `h200`, `h100x4`."""
+    devices = [device for device in jax.devices() if device.platform != "cpu"]
+    if not devices:
+        return "cpu"
+    words = re.findall(r"[A-Za-z]*\d+\w*|v\d\w*", devices[0].device_kind)
+    name = (words[0] if words else devices[0].platform).lower()
+    return name if len(devices) == 1 else f"{name}x{len(devices)}"
+
+
+def commit() -> str:
+    """Short hash of the checkout, with -dirty where tracked files differ; `unknown` without git."""
+    where = os.path.dirname(os.path.abspath(__file__))
+    try:
+        run = lambda *words: subprocess.run(
+            ["git", "-C", where, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return run("rev-parse", "--short=12", "HEAD") + ("-dirty" if run("status", "-s", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("TREE_FFN_COMMIT", "unknown")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def load_results(paths) -> list[dict]:
+    """Rows of results files in order, without those that a later row supersedes.
+
+    Args:
+      paths: files or globs, e.g. "results/*.jsonl", or a list of them; later files come later.
+
+    Raises:
+      InputError: names the file and line that is no row.
+    """
+    rows = {}
+    for pattern in [paths] if isinstance(paths, str) else paths:
+        for path in sorted(glob.glob(pattern)) or [pattern]:
+            for row in _read_rows(path):
+                key = tuple(row[field] for field in KEY)
+                rows.pop(key, None)
+                rows[key] = row
+    return list(rows.values())
+
+
+def _read_rows(path: str):
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"results: {path} cannot be read ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            check_row(row)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise InputError(f"results: {path}, line {number}: {error}") from error
+        yield row
+
+
+def append_figures(
+    path: str, figures: dict[str, float], *, table: str, row: str, config, data_meta: dict
+) -> None:
+    """Appends the figures of one run or evaluation: one row each for loss, ppl, usage and so on.
+
+    Per-layer figures (`dead_leaves/0`, ...) become their mean over the layers.
+
+    Args:
+      path: results file.
+      figures: as `train` returns them; `loss` is that of the validation split.
+      table, row: names of the rows.
+      config: the run's config.
+      data_meta: facts of its corpus.
+    """
+    known = public_config(config, data_meta)
+    means: dict[str, list[float]] = {}
+    for name, value in figures.items():
+        metric = {"loss": "val_loss"}.get(name, name).split("/")[0]
+        if metric in UNITS:
+            means.setdefault(metric, []).append(value)
+    for metric, values in means.items():
+        value = sum(values) / len(values)
+        append_result(
+            path, table=table, row=row, metric=metric, value=value, seed=known.get("seed"), config=known
+        )

@@ -1,0 +1,63 @@
+"""Trains a language model, or goes on with a run.
+
+    python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
+    python -m experiments.train --config=configs/quickstart.py --config.optim.lr=1e-3 --workdir=runs/slow
+    python -m experiments.train --config=configs/default.py --config.model.preset=125m --describe
+
+The workdir gets config.json, metrics.jsonl, TensorBoard events and checkpoints.
+The same command again goes on from the last checkpoint. SIGTERM saves and exits
+with 0. To look inside with a debugger or print: --nojit, with a small model.
+"""
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli, record
+from tree_ffn.data.tokenizers import load_tokenizer
+from tree_ffn.errors import InputError
+from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.describe import describe
+from tree_ffn.training.loop import train
+from tree_ffn.training.workdir import read_json
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The run, e.g. configs/quickstart.py; --config.optim.lr=1e-3 changes one value.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; a run that is there goes on.")
+_DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes and FLOPs of the model; train nothing.")
+_NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
+_RESULTS = flags.DEFINE_string("results", None, "Append the final figures to this results file (JSONL).")
+_TABLE = flags.DEFINE_string("table", "cpu_small", "Table of the results rows.")
+_ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")
+
+
+def main() -> None:
+    config = _CONFIG.value
+    if config is None:
+        raise InputError("--config is missing; name a file, e.g. --config=configs/quickstart.py.")
+    if _DESCRIBE.value:
+        model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
+        print(describe(model)[0])
+        return
+    if _WORKDIR.value is None:
+        raise InputError("--workdir is missing; name the directory of the run, e.g. --workdir=runs/first.")
+    if _RESULTS.value and not _ROW.value:
+        raise InputError("--row is missing; --results needs a name for the row, e.g. --row=tree_hard_P12_W1.")
+    if _NOJIT.value:
+        jax.config.update("jax_disable_jit", True)
+
+    figures = train(config, _WORKDIR.value)
+
+    if _RESULTS.value:
+        meta = read_json(_WORKDIR.value, "data.json")
+        record.append_figures(
+            _RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config, data_meta=meta
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,253 @@
+"""Checkpoints of a run: the only module that imports orbax.
+
+A checkpoint holds two items, `model` (params and routing, so thresholds too)
+and `optimizer` (step and optimizer state), and as JSON its `meta` (resolved
+config, facts about the data). The data state is the step: row order is a pure
+function of it.
+"""
+
+import os
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from tree_ffn.errors import InputError
+from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Transformer
+from tree_ffn.training.config import Namespace, namespace
+from tree_ffn.training.leaves import compare_leaves
+from tree_ffn.training.sharding import make_mesh, placed
+from tree_ffn.training.step import TrainState
+
+# What a full or read-only disk says through tensorstore, which raises no OSError.
+DISK_ERRORS = ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded")
+
+_policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+    """The checkpoints of a workdir; saving goes on in the background.
+
+    Args:
+      workdir: directory of the run; they lie in `checkpoints/`.
+      keep: keeps this many of the latest, and the best by validation loss;
+        None only reads, beside a run that may be writing.
+
+    Raises:
+      InputError: the directory cannot be written, or, to read, has no checkpoint.
+
+    Example:
+      >>> with Checkpoints(workdir, keep=2) as checkpoints:     # doctest: +SKIP
+      ...     checkpoints.save(state, meta, val_loss=2.5)
+      ...     state, meta = checkpoints.restore(abstract_state)
+    """
+
+    def __init__(self, workdir: str, keep: int | None = None):
+        self.directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        if keep is None and not os.path.isdir(self.directory):
+            raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
+        best = _policies.BestN(
+            get_metric_fn=_val_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self.directory,
+                preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
+                cleanup_tmp_directories=keep is not None,
+            )
+        except OSError as error:
+            raise InputError(f"workdir: {self.directory} cannot be written ({error.strerror}).") from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        # After an error the first message counts, not what closing says.
+        if kind is None:
+            self.close()
+        else:
+            try:
+                self._orbax.close()
+            except Exception:
+                pass
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a whole checkpoint, ascending."""
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    @property
+    def latest(self) -> int | None:
+        """The last of `steps`."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def best(self) -> int | None:
+        """The step with the lowest validation loss; the latest where none was measured."""
+        measured = [c for c in self._orbax.checkpoints if c.metrics]
+        return min(measured, key=lambda c: _val_loss(c.metrics)).step if measured else self.latest
+
+    def save(self, state: TrainState, meta: dict, val_loss: float | None = None) -> None:
+        """Starts to save `state`; `wait` or the next save says whether it arrived.
+
+        Args:
+          state: it may be donated as soon as this returns.
+          meta: JSON-like facts; `config` and `data`.
+          val_loss: what `best` goes by.
+
+        Raises:
+          InputError: the disk is full or cannot be written. Earlier checkpoints stay whole.
+        """
+        step = int(state.step)
+        if step in self.steps:
+            return
+        items = {
+            "model": state.variables,
+            "optimizer": {"step": state.step, "opt_state": state.opt_state},
+        }
+        meta = {**meta, "step": step}
+        metrics = None if val_loss is None else {"val_loss": float(val_loss)}
+        self._guard(
+            lambda: self._orbax.save_checkpointables_async(
+                step, items, metrics=metrics, custom_metadata=meta, force=True
+            )
+        )
+
+    def wait(self) -> None:
+        """Returns when the last save has arrived on disk.
+
+        Raises:
+          InputError: it did not.
+        """
+        self._guard(self._orbax.wait)
+
+    def close(self) -> None:
+        """Waits, then frees the threads."""
+        self._guard(self._orbax.close)
+
+    def meta(self, step: int | None = None) -> dict:
+        """`meta` of the checkpoint of `step`, the latest by default."""
+        return self._orbax.checkpointables_metadata(step or self.latest).custom_metadata
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+        """State and meta of a checkpoint, placed as `abstract` says.
+
+        Args:
+          abstract: shapes, dtypes and shardings; of any mesh.
+          step: which one, the latest by default.
+
+        Raises:
+          InputError: the checkpoint has another structure, shape or dtype; the
+            message names the first leaf that differs.
+        """
+        step = step or self.latest
+        items = {
+            "model": abstract.variables,
+            "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
+        }
+        self._compare(step, items)
+        found = self._orbax.load_checkpointables(step, items)
+        return TrainState(**found["optimizer"], **found["model"]), self.meta(step)
+
+    def find(self, step: int | str) -> int:
+        """The step that `best`, `latest` or a number names.
+
+        Raises:
+          InputError: there is no such checkpoint.
+        """
+        if not self.steps:
+            raise InputError(f"workdir: {self.directory} has no whole checkpoint.")
+        found = {"best": self.best, "latest": self.latest}.get(step, step)
+        if found not in self.steps:
+            raise InputError(f"step: {step!r} has no checkpoint; use best, latest or one of {self.steps}.")
+        return found
+
+    def restore_variables(self, abstract: dict, step: int) -> dict:
+        """The item `model` alone: {"params", "routing"}; arguments and errors as `restore`."""
+        self._compare(step, {"model": abstract})
+        return self._orbax.load_checkpointables(step, {"model": abstract})["model"]
+
+    def _compare(self, step: int, items: dict) -> None:
+        saved = self._orbax.checkpointables_metadata(step).metadata
+        for item, abstract in items.items():
+            compare_leaves(f"{self.directory}/{step}", saved[item], abstract)
+
+    def _guard(self, action) -> None:
+        """Runs `action`; says what a full or read-only disk means."""
+        try:
+            action()
+        except Exception as error:
+            cause = _disk_error(error)
+            if cause is None:
+                raise
+            raise InputError(
+                f"workdir: {self.directory} cannot be written ({cause}); checkpoints up to step "
+                f"{self.latest} are whole."
+            ) from error
+
+
+class Restored(NamedTuple):
+    """A trained model, ready to be applied.
+
+    Attributes:
+      config: the run's config, with attributes.
+      model: what `Transformer` takes.
+      variables: {"params", "routing"}.
+      meta: `config`, `data`, `step` as saved.
+    """
+
+    config: Namespace
+    model: ModelSpec
+    variables: dict
+    meta: dict
+
+
+def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | None = None) -> Restored:
+    """The model of a run, without its optimizer.
+
+    Args:
+      workdir: of the run, finished or not.
+      step: `best` by validation loss, `latest`, or a number.
+      mesh: where weights go; the first device alone by default.
+
+    Raises:
+      InputError: there is no such checkpoint, or its config makes another model.
+
+    Example:
+      >>> run = restore_for_inference("runs/tree")                          # doctest: +SKIP
+      >>> Transformer(run.model).apply(run.variables, tokens_BC)            # doctest: +SKIP
+    """
+    mesh = mesh or make_mesh(1, 1, jax.devices()[:1])
+    with Checkpoints(workdir) as checkpoints:
+        found = checkpoints.find(step)
+        meta = checkpoints.meta(found)
+        config = namespace(meta["config"])
+        model = model_spec_from_config(config, meta["data"]["vocab_size"])
+        tokens_BC = jax.ShapeDtypeStruct((1, model.context), "int32")
+        shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), tokens_BC)
+        abstract = placed({"params": shapes["params"], "routing": shapes.get("routing", {})}, mesh)
+        return Restored(config, model, checkpoints.restore_variables(abstract, found), meta)
+
+
+def _val_loss(metrics: dict) -> float:
+    return metrics["val_loss"]
+
+
+def _disk_error(error: BaseException | None) -> str | None:
+    """What the operating system said, if `error` comes from a file; looks at causes too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.strerror or str(error)
+        for said in (
+            "No space left on device",
+            "File too large",
+            "Read-only file system",
+            "Disk quota exceeded",
+        ):
+            if said in str(error):
+                return said
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,133 @@
+"""The loop: restore, step, report, validate, save, stop."""
+
+import contextlib
+import signal
+
+import jax
+
+from tree_ffn.data.pipeline import Batches, valid_batches
+from tree_ffn.training import setup
+from tree_ffn.training import workdir as workdirs
+from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.config import resolved
+from tree_ffn.training.programs import compile_programs
+from tree_ffn.training.report import Done, Report
+from tree_ffn.training.sharding import put_batch
+from tree_ffn.training.signals import Interrupted, StopSignals
+
+
+def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[str, float]:
+    """Trains a model, or goes on with the run that `workdir` holds.
+
+    Args:
+      config: as configs/default.py describes; a ConfigDict or anything with its attributes.
+      workdir: where config.json, metrics.jsonl, tensorboard/ and checkpoints/ go.
+      log: takes lines of text.
+      bar: draw a progress bar; by default where stderr is a terminal.
+
+    Returns:
+      figures of the final validation (`loss`, `ppl`, `bits_per_byte`, usage),
+      with `step`, `train_loss`, `tokens_per_s` and `seconds_per_step`.
+
+    Raises:
+      InputError: the config, the data or the workdir cannot be used.
+      Diverged: loss or gradient is not finite.
+      Interrupted: SIGTERM or Ctrl-C; the state is saved.
+
+    Example:
+      >>> train(config, "runs/tree")["bits_per_byte"]        # doctest: +SKIP
+      2.41
+    """
+    plan = setup.plan_run(config)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan))
+        data = setup.prepare_data(config, plan.model, log)
+        stack.enter_context(jax.set_mesh(plan.mesh))
+        stop = stack.enter_context(StopSignals())
+        workdirs.write_json(workdir, "data.json", data.meta)
+        batches = Batches(data.train, plan.train.batch_size, plan.seed, config.data.workers)
+        run = Run(plan, batches, data, resolved(config), workdir, checkpoints)
+        report = Report(workdir, plan, data.meta["bytes_per_token"], run.step, log, bar)
+        stack.callback(report.close)
+        if run.step:
+            report.say(f"resumed at step {run.step} of {plan.train.steps}")
+        return run.train(report, stop)
+
+
+class Run:
+    """A run in progress: its state, and what can be done with it.
+
+    Args:
+      plan: the checked config.
+      batches: of the training split.
+      data: prepared corpus.
+      config: resolved config, for the checkpoints.
+      workdir: directory of the run.
+      checkpoints: of the workdir; the latest is restored if there is one.
+
+    Attributes:
+      step: finished steps.
+      state: the TrainState after them.
+    """
+
+    def __init__(self, plan, batches: Batches, data, config: dict, workdir: str, checkpoints: Checkpoints):
+        self.plan, self.batches, self.data = plan, batches, data
+        self.workdir, self.checkpoints = workdir, checkpoints
+        self._meta = {"config": config, "data": data.meta}
+        self._programs = compile_programs(plan)
+        if checkpoints.latest is None:
+            self.state = self._programs.init(jax.random.key(plan.seed))
+        else:
+            workdirs.check_same_data(workdir, checkpoints.meta()["data"], data.meta)
+            self.state, _ = checkpoints.restore(self._programs.abstract)
+        self.step = self._first = int(self.state.step)
+
+    def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
+        """The steps that are left; figures of the final validation."""
+        spec, usage, waiting, figures = self.plan.train, self._programs.scorer.empty_usage(), None, {}
+        with contextlib.closing(self._rows()) as rows:
+            while self.step < spec.steps:
+                batch = put_batch(next(rows), self.plan.mesh)
+                self.state, usage, metrics = self._programs.train_step(self.state, usage, batch)
+                self.step += 1
+                if waiting:  # the figures of a step are fetched when the next one is under way
+                    report.step(waiting)
+                waiting = Done(self.step, metrics, None)
+                if self._due(spec.log_every):
+                    waiting = waiting._replace(usage=usage)
+                    usage = self._programs.scorer.empty_usage()
+                save = self._due(spec.checkpoint_every)
+                if save or stop.received or self._due(spec.eval_every):
+                    report.step(waiting)  # nothing is saved before its loss is known to be a number
+                    waiting = None
+                    if stop.received:
+                        self._interrupt(stop.received)
+                    figures = self.validate(report)
+                if save:
+                    self.checkpoints.save(self.state, self._meta, val_loss=figures["loss"])
+        self.checkpoints.wait()
+        figures = figures or self.validate(report, write=False)  # nothing was left to do
+        return report.summary | figures | {"step": self.step}
+
+    def _rows(self):
+        """Batches from here on; a generator, so that closing it stops threads that read ahead."""
+        yield from self.batches.iterate(self.step)
+
+    def _due(self, every: int) -> bool:
+        """Whether something done every so many steps is due now; everything is at the end."""
+        return self.step == self.plan.train.steps or (every > 0 and self.step % every == 0)
+
+    def validate(self, report: Report, write: bool = True) -> dict[str, float]:
+        """Loss and usage over the fixed validation batches, reported and returned."""
+        batches = valid_batches(self.data.valid, self.plan.train.batch_size, self.plan.train.eval_batches)
+        return report.valid(self.step, self._programs.scorer(self.state.variables, batches), write)
+
+    def _interrupt(self, signum: int):
+        """Saves, waits, and leaves with a line that says how to resume."""
+        self.checkpoints.save(self.state, self._meta)
+        self.checkpoints.wait()
+        raise Interrupted(
+            f"stopped by {signal.Signals(signum).name} after step {self.step} of {self.plan.train.steps}; "
+            f"the state is saved in {self.workdir}: run the same command again to resume.",
+            signum,
+        )

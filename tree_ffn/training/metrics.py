@@ -1,0 +1,92 @@
+"""Figures of a run: loss in its three units, usage of every layer, tokens a second."""
+
+import math
+import time
+
+import jax
+import numpy as np
+
+from tree_ffn.models.moe import MoESpec
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.tree.usage import figures
+
+
+def loss_figures(loss: float, bytes_per_token: float = 0.0) -> dict[str, float]:
+    """Loss in nats a token, perplexity, and bits per byte where the bytes are known.
+
+        ppl = exp(loss),   bits_per_byte = loss / ln 2 / bytes_per_token
+
+    Example:
+      >>> loss_figures(math.log(256.0), bytes_per_token=1.0)["bits_per_byte"]
+      8.0
+    """
+    values = {"loss": loss, "ppl": math.exp(min(loss, 700.0))}
+    if bytes_per_token:
+        values["bits_per_byte"] = loss / math.log(2.0) / bytes_per_token
+    return values
+
+
+def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
+    """Flat figures of every layer that routes, keyed `dead_leaves/<layer>` and so on.
+
+    Args:
+      usage: visit counts, one a run, as `step.empty_usage`.
+      model: says which layers a run holds.
+
+    Returns:
+      `dead_leaves` (share of leaves, or experts, without a visit),
+      `leaf_entropy` (over its largest value) and, of trees,
+      `constant_decisions` (share of decisions that always went one way).
+    """
+    values, first = {}, 0
+    for (ffn, n_layers), counts in zip(model.runs, usage):
+        if counts is not None:
+            found = _expert_figures(np.asarray(counts)) if isinstance(ffn, MoESpec) else _tree_figures(counts)
+            for name, one_a_layer in jax.device_get(found).items():
+                values.update(
+                    {f"{name}/{first + layer}": float(one_a_layer[layer]) for layer in range(n_layers)}
+                )
+        first += n_layers
+    return values
+
+
+_tree_figures = jax.jit(jax.vmap(figures))  # of counts [layers, P, 2^D]
+
+
+def _expert_figures(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Dead share and entropy / log X of expert counts [layers, 1, X]."""
+    n_experts = counts.shape[-1]
+    share = counts[:, 0] / np.maximum(counts.sum(axis=(1, 2)), 1)[:, None]
+    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
+    return {
+        "dead_leaves": (share == 0).mean(axis=1),
+        "leaf_entropy": entropy / max(math.log(n_experts), 1e-9),
+    }
+
+
+class Throughput:
+    """Tokens per second of training alone: compiling, validation and saving are left out.
+
+    The clock starts when the first step has finished, and stands still in `pause`.
+    """
+
+    def __init__(self, clock=time.perf_counter):
+        self._clock, self._since, self._tokens, self._seconds = clock, None, 0, 0.0
+
+    def step(self, tokens: int) -> None:
+        """A step of `tokens` tokens has finished."""
+        now = self._clock()
+        if self._since is not None:
+            self._seconds += now - self._since
+            self._tokens += tokens
+        self._since = now
+
+    def pause(self) -> None:
+        """Something else is done before the next step finishes; that step is not counted."""
+        self._since = None
+
+    def take(self) -> float | None:
+        """Tokens per second since the last call; None before two steps have finished."""
+        rate = self._tokens / self._seconds if self._seconds > 0 else None
+        self._tokens, self._seconds = 0, 0.0
+        return rate

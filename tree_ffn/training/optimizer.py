@@ -1,0 +1,138 @@
+"""AdamW with a warm-up, a schedule, clipping, and weight decay by parameter name."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tree_ffn.errors import InputError, check_choice, check_positive_int
+
+SCHEDULES = ("cosine", "wsd", "constant")
+
+# Which parameters decay, by name; the first row that matches a path decides,
+# and a path that no row matches is an error. As in GPT-2's training, every
+# matrix decays, embeddings and positions too; biases and norms do not.
+# Thresholds are not parameters and never come here.
+DECAY_RULES: tuple[tuple[str, bool], ...] = (
+    (r"(^|/)(bias|scale|b_(in|out|qkv))$", False),
+    (r"(^|/)(tokens|positions|w_(in|out|qkv|router))$", True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimSpec:
+    """How weights are updated.
+
+    Attributes:
+      steps: length of the run, in optimizer steps; the schedule ends there.
+      lr: highest learning rate.
+      schedule: after the warm-up: `cosine` to the final rate; `wsd`, constant
+        and then linear to the final rate; or `constant`.
+      warmup: steps of linear rise from 0.
+      final_share: final rate / lr, of `cosine` and `wsd`.
+      decay_share: share of `steps` that the decay of `wsd` takes.
+      b1, b2, eps: of Adam.
+      weight_decay: decoupled decay, multiplied by the learning rate.
+      clip: largest global norm of the gradient; 0 does not clip.
+    """
+
+    steps: int
+    lr: float
+    schedule: str = "cosine"
+    warmup: int = 0
+    final_share: float = 0.1
+    decay_share: float = 0.2
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self):
+        check_positive_int("train.steps", self.steps)
+        check_choice("optim.schedule", self.schedule, SCHEDULES)
+        check_positive_int("optim.warmup", self.warmup, least=0)
+        if self.warmup > self.steps:
+            raise InputError(
+                f"optim.warmup: {self.warmup} is not allowed; use at most train.steps = {self.steps}."
+            )
+        for field, good, rule in (
+            ("lr", self.lr > 0, "a number above 0"),
+            ("eps", self.eps > 0, "a number above 0"),
+            ("b1", 0 <= self.b1 < 1, "a number of at least 0 and below 1"),
+            ("b2", 0 <= self.b2 < 1, "a number of at least 0 and below 1"),
+            ("final_share", 0 <= self.final_share <= 1, "a number from 0 to 1"),
+            ("decay_share", 0 <= self.decay_share <= 1, "a number from 0 to 1"),
+            ("weight_decay", self.weight_decay >= 0, "a number of at least 0"),
+            ("clip", self.clip >= 0, "a number of at least 0 (0 does not clip)"),
+        ):
+            if not good:
+                raise InputError(f"optim.{field}: {getattr(self, field)!r} is not allowed; use {rule}.")
+
+
+def learning_rate(spec: OptimSpec) -> optax.Schedule:
+    """Learning rate as a function of the number of finished steps.
+
+    With i finished steps, w = warmup, n = steps and f = final_share:
+
+        i < w                lr (i + 1) / w
+        cosine               lr (f + (1 - f) (1 + cos(pi (i - w) / (n - w))) / 2)
+        wsd, last d steps    lr (f + (1 - f) (n - i) / d),  d = decay_share n
+        otherwise            lr
+
+    Source: cosine, Loshchilov & Hutter 2017 (arXiv 1608.03983); wsd, Hu et al.
+    2024, MiniCPM (arXiv 2404.06395), with a linear end.
+    """
+    warmup, steps = float(max(spec.warmup, 1)), float(spec.steps)
+    decay_steps = max(spec.decay_share * spec.steps, 1.0)
+
+    def schedule(count):
+        i = jnp.asarray(count, jnp.float32)
+        if spec.schedule == "cosine":
+            done = jnp.clip((i - spec.warmup) / max(steps - spec.warmup, 1.0), 0.0, 1.0)
+            share = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        elif spec.schedule == "wsd":
+            share = jnp.clip((steps - i) / decay_steps, 0.0, 1.0)
+        else:
+            share = jnp.ones_like(i)
+        if spec.schedule != "constant":
+            share = spec.final_share + (1.0 - spec.final_share) * share
+        return spec.lr * jnp.minimum((i + 1.0) / warmup, 1.0) * share
+
+    return schedule
+
+
+def decay_mask(params) -> dict:
+    """Tree of booleans like `params`: True where `DECAY_RULES` says that a leaf decays.
+
+    Raises:
+      KeyError: no rule matches a leaf; name it in `DECAY_RULES`.
+
+    Example:
+      >>> decay_mask({"ffn": {"w_in": 0.0, "b_in": 0.0}})
+      {'ffn': {'b_in': False, 'w_in': True}}
+    """
+
+    def decays(path, _):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, decay in DECAY_RULES:
+            if re.search(pattern, name):
+                return decay
+        raise KeyError(f"no rule of DECAY_RULES matches the parameter {name}")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(spec: OptimSpec) -> optax.GradientTransformation:
+    """Clipping, Adam, decoupled decay by name, and the learning rate, in this order.
+
+    Source: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101).
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(spec.clip) if spec.clip else optax.identity(),
+        optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps),
+        optax.add_decayed_weights(spec.weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(learning_rate(spec)),
+    )

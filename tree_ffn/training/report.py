@@ -1,0 +1,130 @@
+"""Everything a run says: checks each step's figures, and sends them to file, events and terminal."""
+
+import math
+from typing import NamedTuple
+
+import jax
+
+from tree_ffn.training.metrics import Throughput, loss_figures, usage_figures
+from tree_ffn.training.programs import Score
+from tree_ffn.training.progress import Progress
+from tree_ffn.training.signals import Diverged
+from tree_ffn.training.step import empty_usage
+from tree_ffn.training.writers import MetricsWriter
+from tree_ffn.tree import TreeSpec
+
+
+class Done(NamedTuple):
+    """A step that was dispatched: its number, and figures that may not be there yet.
+
+    Attributes:
+      step: finished steps, this one included.
+      metrics: scalars on the device: `loss`, `grad_norm`, `lr`.
+      usage: visit counts since the last line, where a line is due; else None.
+    """
+
+    step: int
+    metrics: dict
+    usage: tuple | None
+
+
+class Report:
+    """One writer for a run.
+
+    Args:
+      workdir: directory of the run.
+      plan: a `setup.Plan`.
+      bytes_per_token: of the validation split, for bits per byte.
+      start: finished steps when the run starts or resumes.
+      log: takes plain lines.
+      bar: draw a bar; None where stderr is a terminal.
+    """
+
+    def __init__(self, workdir: str, plan, bytes_per_token: float, start: int, log, bar: bool | None):
+        self._plan, self._bytes_per_token = plan, bytes_per_token
+        self._writer = MetricsWriter(workdir, start)
+        self._progress = Progress(plan.train.steps, start, log, bar)
+        self._tokens = plan.train.batch_size * plan.model.context
+        self._throughput, self._losses, self._warned = Throughput(), [], set()
+        self.summary: dict[str, float] = {}
+        # Compiles, so that no step has to wait for it.
+        usage_figures(jax.device_get(empty_usage(plan.model)), plan.model)
+
+    def step(self, done: Done) -> None:
+        """Waits for a step's figures; they go to the bar, and into a line where one is due.
+
+        Raises:
+          Diverged: loss or gradient is not finite.
+        """
+        values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
+        self._throughput.step(self._tokens)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                raise Diverged(
+                    f"step {done.step}: {name} is {values[name]}; the run stops here. "
+                    "A lower optim.lr, a longer optim.warmup or a smaller optim.clip may help."
+                )
+        self._losses.append(values["loss"])
+        self._progress.step(done.step, values["loss"])
+        if done.usage is not None:
+            self._line(done, values)
+
+    def _line(self, done: Done, values: dict[str, float]) -> None:
+        """A line of metrics over the window since the last one."""
+        line = loss_figures(sum(self._losses) / len(self._losses))
+        rate, self._losses = self._throughput.take(), []
+        left = None
+        if rate:
+            line["tokens_per_s"] = rate
+            left = (self._plan.train.steps - done.step) * self._tokens / rate
+            self.summary |= {"tokens_per_s": rate, "seconds_per_step": self._tokens / rate}
+        line |= {"lr": values["lr"], "grad_norm": values["grad_norm"]}
+        line |= usage_figures(jax.device_get(done.usage), self._plan.model)
+        self.summary["train_loss"] = line["loss"]
+        self._writer.write(done.step, "train", line)
+        self._progress.line(done.step, line, left)
+
+    def valid(self, step: int, score: Score, write: bool = True) -> dict[str, float]:
+        """Figures of a validation: written, said and returned."""
+        values = loss_figures(score.loss, self._bytes_per_token) | usage_figures(
+            score.usage, self._plan.model
+        )
+        if write:
+            self._writer.write(step, "valid", {**values, "tokens": score.tokens})
+        bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
+        self.say(f"step {step}: validation loss {score.loss:.4f}, perplexity {values['ppl']:.2f}{bits}")
+        self._warn_dead(step, values, score.tokens)
+        self._throughput.pause()
+        return values
+
+    def _warn_dead(self, step: int, values: dict[str, float], tokens: int) -> None:
+        """Says once a layer that most of its leaves are dead, when that can be known.
+
+        Not before warm-up ends: until then nearly all leaves of a healthy tree are
+        unvisited. And not below 1,000 * 2^D tokens, which is what dead means.
+        """
+        if step <= self._plan.optim.warmup:
+            return
+        layers = [ffn for ffn, n_layers in self._plan.model.runs for _ in range(n_layers)]
+        for layer, ffn in enumerate(layers):
+            dead = values.get(f"dead_leaves/{layer}", 0.0)
+            enough = isinstance(ffn, TreeSpec) and tokens >= 1000 * ffn.shape.n_leaves
+            if enough and dead > 0.5 and layer not in self._warned:
+                self._warned.add(layer)
+                self.say(
+                    f"step {step}: layer {layer} left {100 * dead:.0f} % of its leaves without a visit in "
+                    f"{tokens:,} validation tokens; ffn.balance='sign' or a smaller ffn.depth may help"
+                )
+
+    def pause(self) -> None:
+        """Something that is not training begins; its time does not count."""
+        self._throughput.pause()
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self._progress.say(text)
+
+    def close(self) -> None:
+        """Closes files and bar."""
+        self._progress.close()
+        self._writer.close()

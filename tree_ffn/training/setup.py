@@ -1,0 +1,108 @@
+"""From a config to everything that a run needs, checked before any device work."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from tree_ffn.data import corpus, tokenizers
+from tree_ffn.data.spec import corpus_spec_from_config
+from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.training import optimizer, sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSpec:
+    """How long a run is and how often it does what; all counts are optimizer steps.
+
+    Attributes:
+      batch_size: rows a step, over all devices and microbatches.
+      steps: length of the run.
+      accumulation: microbatches a step.
+      log_every: a line of metrics.
+      eval_every: a validation; 0 only at the end and with checkpoints.
+      eval_batches: batches of a validation; 0 is the whole split.
+      checkpoint_every: a checkpoint (and a validation, so that `best` is known); 0 only at the end.
+      keep: latest checkpoints kept, beside the best.
+      z_loss: weight of the z-loss; 0 is off.
+    """
+
+    batch_size: int
+    steps: int
+    accumulation: int
+    log_every: int
+    eval_every: int
+    eval_batches: int
+    checkpoint_every: int
+    keep: int
+    z_loss: float
+
+    def __post_init__(self):
+        for field in ("batch_size", "steps", "accumulation", "log_every", "keep"):
+            check_positive_int(f"train.{field}", getattr(self, field))
+        for field in ("eval_every", "eval_batches", "checkpoint_every"):
+            check_positive_int(f"train.{field}", getattr(self, field), least=0)
+        if not self.z_loss >= 0:
+            raise InputError(f"train.z_loss: {self.z_loss!r} is not allowed; use a number of at least 0.")
+        if self.batch_size % self.accumulation:
+            raise InputError(
+                f"train.batch_size: {self.batch_size} is not allowed; "
+                f"use a multiple of train.accumulation = {self.accumulation}."
+            )
+
+    def fit(self, mesh: Mesh) -> None:
+        """Raises InputError unless every device along "data" gets equally many rows."""
+        rows, data = self.batch_size // self.accumulation, mesh.shape["data"]
+        if rows % data:
+            raise InputError(
+                f"train.batch_size: {self.batch_size} is not allowed; a microbatch of {rows} rows "
+                f"does not split over {data} devices (mesh.data)."
+            )
+
+
+def _fields(spec_class, section) -> dict[str, Any]:
+    """The fields of a frozen spec that a config section has, as plain values."""
+    names = [field.name for field in dataclasses.fields(spec_class)]
+    return {name: getattr(section, name) for name in names if hasattr(section, name)}
+
+
+def optim_spec(config) -> optimizer.OptimSpec:
+    """OptimSpec of `config.optim` and `config.train.steps`."""
+    return optimizer.OptimSpec(steps=config.train.steps, **_fields(optimizer.OptimSpec, config.optim))
+
+
+def train_spec(config) -> TrainSpec:
+    """TrainSpec of `config.train`."""
+    return TrainSpec(**_fields(TrainSpec, config.train))
+
+
+class Plan(NamedTuple):
+    """A run, checked but not started."""
+
+    model: ModelSpec
+    optim: optimizer.OptimSpec
+    train: TrainSpec
+    mesh: Mesh
+    seed: int
+
+
+def plan_run(config) -> Plan:
+    """Everything of a config but the data, as frozen specs.
+
+    Raises:
+      InputError: names the field, its value and what is allowed.
+    """
+    vocab_size = tokenizers.load_tokenizer(config.data.tokenizer).vocab_size
+    train = train_spec(config)
+    check_positive_int("seed", config.seed, least=0)
+    model = model_spec_from_config(config, vocab_size)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+    train.fit(mesh)
+    return Plan(model, optim_spec(config), train, mesh, config.seed)
+
+
+def prepare_data(config, model: ModelSpec, log=print) -> corpus.PreparedCorpus:
+    """The corpus of `config.data`, cut into rows for `model`."""
+    return corpus.prepare(corpus_spec_from_config(config), row_tokens=model.context + 1, log=log)

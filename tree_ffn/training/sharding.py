@@ -1,0 +1,137 @@
+"""Where arrays live: one mesh of two axes, and one strict table for parameters.
+
+The mesh has the axes "data" (batches are split over it) and "model" (weights
+are). `jax.jit` with these shardings is all there is; on one device the same
+code runs with a 1 x 1 mesh.
+"""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec as P
+
+from tree_ffn.errors import InputError, check_positive_int
+
+BOTH = ("data", "model")
+
+# (regex on the path of a leaf, its PartitionSpecs in order of preference). The
+# first row that matches a path is its row, and the first spec whose axes divide
+# the leaf's dimensions is taken. A path without a row, and a leaf that none of
+# its row's specs fits, are errors. The leading axis of everything inside a run
+# is the layer. Optimizer moments are sharded like their parameter, whose path
+# is the end of their own.
+RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
+    # Trees [layers, P, U, E] (experts [layers, X, W, E], dense [layers, F, E]): whole trees over
+    # "model", each device walks its own; few wide trees are spread for storage, over both axes.
+    (r"ffn/w_(in|out)$", (P(None, "model"), P(None, None, None, BOTH), P(None, None, BOTH), P())),
+    (r"ffn/(b_in|threshold|router/w)$", (P(None, "model"), P())),
+    (r"ffn/(b_out|w_router|selection_bias|shared/(w_in|b_in|w_out))$", (P(),)),
+    # Heads over "model".
+    (r"attn/w_qkv$", (P(None, None, None, "model"), P())),
+    (r"attn/b_qkv$", (P(None, None, "model"), P())),
+    (r"attn/w_out$", (P(None, "model"), P())),
+    (r"attn/b_out$", (P(),)),
+    # The vocabulary over "model" (model.vocab_multiple makes it divide).
+    (r"embed/tokens$", (P("model"), P())),
+    (r"(embed/positions|(ln_1|ln_2|ln_f)/(scale|bias)|step|count)$", (P(),)),
+)
+
+
+def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
+    """Mesh of shape (data, model) with automatic axes; -1 takes the devices that are left.
+
+    Args:
+      data: devices that split the batch, or -1.
+      model: devices that split weights, or -1.
+      devices: the devices to use, all of this job's by default.
+
+    Raises:
+      InputError: data x model is not the number of devices.
+
+    Example:
+      >>> make_mesh(data=-1, model=1).axis_names
+      ('data', 'model')
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": data, "model": model}
+    for name, size in sizes.items():
+        if size == -1:
+            continue
+        check_positive_int(f"mesh.{name}", size)
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) == 1 and len(devices) % known == 0:
+        sizes[free[0]] = len(devices) // known
+    elif free or known != len(devices):
+        raise InputError(
+            f"mesh: data={data}, model={model} does not fit {len(devices)} devices; "
+            "their product must be that number, and one of them may be -1."
+        )
+    shape = (sizes["data"], sizes["model"])
+    return jax.make_mesh(shape, BOTH, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def path_name(path) -> str:
+    """`params/run_0/ffn/w_in` for a key path of jax.tree_util."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _fits(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> bool:
+    """Whether the mesh axes of `spec` divide the dimensions of `shape`."""
+    if len(spec) > len(shape):
+        return False
+    for size, axes in zip(shape, spec):
+        names = (axes,) if isinstance(axes, str) else (axes or ())
+        if size % int(np.prod([mesh.shape[name] for name in names])):
+            return False
+    return True
+
+
+def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh, rules=RULES) -> PartitionSpec:
+    """PartitionSpec of one leaf by the table.
+
+    Args:
+      name: path of the leaf, parts joined by "/".
+      shape: its shape.
+      mesh: the mesh whose axis sizes decide what divides.
+      rules: (regex, specs in order of preference).
+
+    Raises:
+      KeyError: no rule matches `name`, or none of the rule's specs fits.
+    """
+    for pattern, specs in rules:
+        if re.search(pattern, name):
+            for spec in specs:
+                if _fits(spec, shape, mesh):
+                    return spec
+            raise KeyError(
+                f"{name} of shape {shape} fits no spec of the rule {pattern!r} on {dict(mesh.shape)}"
+            )
+    raise KeyError(f"no rule of RULES matches {name}")
+
+
+def shardings_for(tree, mesh: Mesh, rules=RULES):
+    """Tree of NamedSharding like `tree` (arrays or shapes), by the table."""
+
+    def sharding(path, leaf):
+        return NamedSharding(mesh, spec_of(path_name(path), leaf.shape, mesh, rules))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def placed(shapes, mesh: Mesh, rules=RULES):
+    """Tree of ShapeDtypeStruct like `shapes`, each with its sharding by the table."""
+    put = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return jax.tree.map(put, shapes, shardings_for(shapes, mesh, rules))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches [B, ...]: split over "data"."""
+    return NamedSharding(mesh, P("data"))
+
+
+def put_batch(batch: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Host batch [B, ...] as one array over the mesh; a process sends only its own rows."""
+    return jax.make_array_from_callback(batch.shape, batch_sharding(mesh), lambda index: batch[index])

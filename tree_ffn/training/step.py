@@ -1,0 +1,182 @@
+"""One step of training and of validation: pure functions of state and batch.
+
+Nothing here compiles, prints or reads a clock; `loop` does. A batch is int32
+[B, C + 1]: the first C tokens are read, the last C are predicted.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tree_ffn.models.moe import MoESpec
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Transformer, update_model_routing
+from tree_ffn.tree import Info, TreeSpec
+from tree_ffn.tree.usage import leaf_counts
+
+
+class TrainState(NamedTuple):
+    """Everything that a run carries from step to step; all of it is in a checkpoint.
+
+    Attributes:
+      step: int32 scalar, finished steps.
+      params: what the optimizer trains.
+      routing: what only balancing changes: thresholds, frozen routers, the
+        selection bias of a mixture of experts.
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: dict
+    routing: dict
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> dict:
+        """What `Transformer.apply` takes."""
+        return {"params": self.params, "routing": self.routing}
+
+
+def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransformation) -> TrainState:
+    """State at step 0; under `jax.eval_shape` its shapes."""
+    tokens_BC = jnp.zeros((1, model.context), jnp.int32)
+    variables = Transformer(model).init(key, tokens_BC)
+    params, routing = variables["params"], variables.get("routing", {})
+    return TrainState(jnp.int32(0), params, routing, optimizer.init(params))
+
+
+def next_token_loss(
+    logits_BCV: jax.Array, targets_BC: jax.Array, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy over all targets, in nats a token, and the same with the z-loss added.
+
+        nll = logsumexp(logits) - logits[target],   z = z_loss logsumexp(logits)^2
+
+    Args:
+      logits_BCV: float32 logits.
+      targets_BC: int32 tokens to predict.
+      z_loss: weight of the z-loss; 0 is off.
+
+    Source: z-loss, Chowdhery et al. 2022, PaLM (arXiv 2204.02311), section 5.
+    """
+    total_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+    target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1, mode="clip")[..., 0]
+    nll = jnp.mean(total_BC - target_BC)
+    return nll, nll + z_loss * jnp.mean(jnp.square(total_BC)) if z_loss else nll
+
+
+def loss_fn(params, routing, batch, model: ModelSpec, z_loss: float):
+    """Training loss of one batch, and (cross-entropy, infos)."""
+    logits_BCV, infos = Transformer(model).apply({"params": params, "routing": routing}, batch[:, :-1])
+    nll, loss = next_token_loss(logits_BCV, batch[:, 1:], z_loss)
+    loss = loss + sum(jnp.sum(info.aux_loss) for info in infos)
+    return loss, (nll, infos)
+
+
+def empty_usage(model: ModelSpec) -> tuple[jax.Array | None, ...]:
+    """Zero visit counts, one array a run of equal layers; None for dense layers.
+
+    Trees: int32 [layers, P, 2^D]. Experts: int32 [layers, 1, X].
+    """
+    usage = []
+    for ffn, n_layers in model.runs:
+        if isinstance(ffn, TreeSpec):
+            usage.append(jnp.zeros((n_layers, ffn.shape.n_trees, ffn.shape.n_leaves), jnp.int32))
+        elif isinstance(ffn, MoESpec):
+            usage.append(jnp.zeros((n_layers, 1, ffn.n_experts), jnp.int32))
+        else:
+            usage.append(None)
+    return tuple(usage)
+
+
+def count_usage(usage, infos: tuple[Info, ...]):
+    """`usage` with the visits of `infos` added.
+
+    Args:
+      usage: as `empty_usage`.
+      infos: one a run, `leaf_TP` int32 [layers, T, P].
+    """
+
+    def add(counts, info):
+        if counts is None:
+            return None
+        leaf = info.leaf_TP
+        if counts.shape[1] == 1:  # the top-k experts of a token count alike
+            leaf = leaf.reshape(leaf.shape[0], -1, 1)
+        return counts + jax.vmap(functools.partial(leaf_counts, n_leaves=counts.shape[2]))(leaf)
+
+    return tuple(add(counts, info) for counts, info in zip(usage, infos))
+
+
+def _gradients(state: TrainState, batch, model: ModelSpec, accumulation: int, z_loss: float):
+    """Gradient, cross-entropy and infos of a batch, in `accumulation` microbatches."""
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulation == 1:
+        (_, (nll, infos)), grads = grad_fn(state.params, state.routing, batch, model, z_loss)
+        return grads, nll, infos
+
+    # Rows a, a + n, a + 2n, ... are microbatch a: every device keeps its own rows.
+    micro = batch.reshape(-1, accumulation, batch.shape[1]).swapaxes(0, 1)
+
+    def one(carry, rows):
+        (_, (nll, infos)), grads = grad_fn(state.params, state.routing, rows, model, z_loss)
+        return jax.tree.map(jnp.add, carry, (grads, nll)), infos
+
+    zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0))
+    (grads, nll), infos = jax.lax.scan(one, zeros, micro)
+    grads, nll = jax.tree.map(lambda total: total / accumulation, (grads, nll))
+    return grads, nll, tuple(_join(info) for info in infos)
+
+
+def _join(info: Info) -> Info:
+    """Infos [microbatches, layers, T, ...] of one run as one info of all tokens."""
+    leaf = jnp.moveaxis(info.leaf_TP, 0, 1)
+    leaf = leaf.reshape(leaf.shape[0], leaf.shape[1] * leaf.shape[2], leaf.shape[3])
+    return Info(leaf, jnp.mean(info.aux_loss, axis=0))
+
+
+def train_step(
+    state: TrainState,
+    usage,
+    batch,
+    *,
+    model: ModelSpec,
+    optimizer,
+    schedule,
+    accumulation: int = 1,
+    z_loss: float = 0.0,
+):
+    """One optimizer step, then one balancing step outside the gradient.
+
+    Args:
+      state: before the step.
+      usage: visit counts so far, as `empty_usage`.
+      batch: int32 [B, C + 1].
+      model: the model.
+      optimizer: of `make_optimizer`.
+      schedule: its learning rate, to report it.
+      accumulation: microbatches; divides B.
+      z_loss: weight of the z-loss.
+
+    Returns:
+      (state, usage, metrics): metrics are scalars `loss` (cross-entropy alone),
+      `grad_norm` (before clipping) and `lr`.
+    """
+    grads, nll, infos = _gradients(state, batch, model, accumulation, z_loss)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+    routing = update_model_routing(model, state.routing, infos)
+    state = TrainState(state.step + 1, params, routing, opt_state)
+    return state, count_usage(usage, infos), metrics
+
+
+def eval_step(variables: dict, usage, batch, *, model: ModelSpec):
+    """Mean cross-entropy of one batch, and `usage` with its visits added."""
+    logits_BCV, infos = Transformer(model).apply(variables, batch[:, :-1])
+    nll, _ = next_token_loss(logits_BCV, batch[:, 1:])
+    return nll, count_usage(usage, infos)

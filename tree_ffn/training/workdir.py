@@ -1,0 +1,133 @@
+"""The directory of a run: its config, and whether a new config may go on in it."""
+
+import json
+import os
+import re
+
+import numpy as np
+
+from tree_ffn.errors import InputError
+from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.config import differing_keys, namespace, resolved
+from tree_ffn.training.optimizer import learning_rate
+from tree_ffn.training.setup import optim_spec
+
+# Keys that may change when a run is resumed: they say how and where it runs,
+# not what it computes. The data are compared by content, not by path.
+MAY_DIFFER = (
+    r"^train\.(log_every|eval_every|eval_batches|checkpoint_every|keep)$",
+    r"^mesh\.",
+    r"^model\.remat$",
+    r"^ffn\.implementation$",
+    r"^data\.(files|valid_files|tfds_dir|cache_dir|format|workers)$",
+)
+
+# These may change too, if the learning rate of every step already made stays as it was.
+SCHEDULE_KEYS = {"train.steps", "optim.schedule", "optim.final_share", "optim.decay_share"}
+
+
+def open_workdir(workdir: str, config, plan) -> Checkpoints:
+    """Makes a workdir ready for a run, new or resumed, and gives its checkpoints.
+
+    Args:
+      workdir: directory of the run; made if it is not there.
+      config: of the run to start.
+      plan: its `setup.Plan`.
+
+    Raises:
+      InputError: the workdir holds a run of another config (the message lists
+        the keys that differ), or cannot be read or written.
+    """
+    known, wanted = read_json(workdir, "config.json"), resolved(config)
+    if known is None:
+        write_json(workdir, "config.json", wanted)
+        return Checkpoints(workdir, plan.train.keep)
+    checkpoints = Checkpoints(workdir, plan.train.keep)
+    try:
+        check_same_config(workdir, known, wanted, checkpoints.latest or 0)
+        write_json(workdir, "config.json", wanted)
+    except InputError:
+        checkpoints.close()
+        raise
+    return checkpoints
+
+
+def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> None:
+    """Raises InputError that lists the keys in which `wanted` may not differ from `known`.
+
+    Args:
+      workdir: for the message.
+      known: resolved config of the run so far.
+      wanted: resolved config to go on with.
+      step: finished steps; the learning rates of both are compared over them.
+    """
+    changed = {
+        key: values
+        for key, values in differing_keys(known, wanted).items()
+        if not any(re.search(pattern, key) for pattern in MAY_DIFFER)
+    }
+    if changed.keys() <= SCHEDULE_KEYS and same_past(known, wanted, step):
+        return
+    said = ", ".join(f"{key} ({was!r} there, {now!r} here)" for key, (was, now) in changed.items())
+    raise InputError(
+        f"workdir: {workdir} holds a run of another config; these keys differ: {said}; "
+        "use its config, or another --workdir."
+    )
+
+
+def same_past(known: dict, wanted: dict, step: int) -> bool:
+    """Whether both configs have the same learning rate in each of the first `step` steps."""
+    made = np.arange(step, dtype=np.float32)
+    old, new = (learning_rate(optim_spec(namespace(config)))(made) for config in (known, wanted))
+    return np.array_equal(old, new)
+
+
+def check_same_data(workdir: str, known: dict, meta: dict) -> None:
+    """Raises InputError unless a checkpoint's data facts are those of the prepared corpus.
+
+    Args:
+      workdir: for the message.
+      known: `meta` of the corpus that the checkpoint was trained on.
+      meta: of the corpus at hand.
+    """
+    for key in ("sha256", "tokenizer_sha256", "row_tokens", "splits"):
+        if known.get(key) != meta.get(key):
+            raise InputError(
+                f"data: the run in {workdir} was trained on other data ({key} {known.get(key)!r} there, "
+                f"{meta.get(key)!r} here); use the same corpus and tokenizer, or another --workdir."
+            )
+
+
+def read_json(workdir: str, name: str) -> dict | None:
+    """A JSON file of the workdir; None where there is none.
+
+    Raises:
+      InputError: the file is no JSON object.
+    """
+    path = os.path.join(workdir, name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"workdir: {path} cannot be read ({error}).") from error
+    if not isinstance(value, dict):
+        raise InputError(f"workdir: {path} holds no JSON object.")
+    return value
+
+
+def write_json(workdir: str, name: str, value: dict) -> None:
+    """Writes a JSON file of the workdir as a whole, or not at all.
+
+    Raises:
+      InputError: the workdir cannot be written.
+    """
+    path = os.path.join(workdir, name)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+        os.replace(path + ".new", path)
+    except OSError as error:
+        raise InputError(f"workdir: {path} cannot be written ({error.strerror}).") from error

@@ -1,0 +1,86 @@
+"""Where figures are written: metrics.jsonl, one flat JSON object a line, and TensorBoard events."""
+
+import json
+import os
+import time
+
+from tree_ffn.errors import InputError
+
+
+class MetricsWriter:
+    """Writes metrics.jsonl and, where the package is present, TensorBoard events.
+
+    Args:
+      workdir: directory of the run.
+      step: the step at which the run starts or resumes; later lines of an
+        interrupted run are dropped, so that the file has every step once.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+
+    def __init__(self, workdir: str, step: int = 0):
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        try:
+            _drop_after(self._path, step)
+            self._file = open(self._path, "a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"workdir: {self._path} cannot be written ({error.strerror}).") from error
+        self._events = _event_writer(os.path.join(workdir, "tensorboard"), step)
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Appends one line, and the same scalars as TensorBoard events."""
+        line = {"step": step, "split": split, **values}
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"workdir: {self._path} cannot be written ({error.strerror}).") from error
+        if self._events:
+            self._events(step, {f"{split}/{name}": value for name, value in values.items()})
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        if self._events:
+            self._events(None, {})
+
+
+def _drop_after(path: str, step: int) -> None:
+    """Removes lines of later steps, and a torn last line, from metrics.jsonl."""
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                keep = line.endswith("\n") and json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                keep = False
+            kept += [line] if keep else []
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.writelines(kept)
+    os.replace(path + ".new", path)
+
+
+def _event_writer(directory: str, step: int):
+    """Function (step, scalars) that writes TensorBoard events; None without the package."""
+    try:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        return None
+    writer = EventFileWriter(directory)
+    # TensorBoard forgets what an interrupted run wrote after this step.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    writer.add_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def write(step: int | None, scalars: dict[str, float]) -> None:
+        if step is None:
+            return writer.close()
+        values = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        writer.add_event(
+            event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+        )
+
+    return write
