@@ -1,14 +1,14 @@
 """Rows of tokens as an ArrayRecord data set of TFDS; needs no TensorFlow."""
 
+import contextlib
+import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-
-from tree_ffn.data.rows import Split
 
 
 class TokenRows(tfds.core.GeneratorBasedBuilder):
@@ -25,9 +25,14 @@ class TokenRows(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(
-        self, *, splits: dict[str, Split] | None = None, row_tokens: int = 1, dtype="uint16", **kwargs
+        self,
+        *,
+        blocks: dict[str, Iterable[np.ndarray]] | None = None,
+        row_tokens: int = 1,
+        dtype="uint16",
+        **kwargs,
     ):
-        self.row_splits, self.row_tokens, self.row_dtype = splits or {}, row_tokens, np.dtype(dtype)
+        self.blocks, self.row_tokens, self.row_dtype = blocks or {}, row_tokens, np.dtype(dtype)
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -40,27 +45,34 @@ class TokenRows(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {name: self._generate_examples(split) for name, split in self.row_splits.items()}
+        return {split: self._generate_examples(blocks) for split, blocks in self.blocks.items()}
 
-    def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict]]:
-        number = 0
-        for block in split.rows():
-            for row in block:
-                yield number, {"tokens": row}
-                number += 1
+    def _generate_examples(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, dict]]:
+        rows = (row for block in blocks for row in block)
+        return ((number, {"tokens": row}) for number, row in enumerate(rows))
 
 
-def write_array_record(directory: Path, splits: dict[str, Split], row_tokens: int, dtype: np.dtype) -> None:
-    """Writes all splits as a TFDS directory (the one with dataset_info.json)."""
-    work = directory.with_name(directory.name + ".work")
-    shutil.rmtree(work, ignore_errors=True)
+def write_array_record(
+    directory: Path, blocks: dict[str, Iterable[np.ndarray]], row_tokens: int, dtype: np.dtype
+) -> None:
+    """Writes splits as a TFDS directory (the one with dataset_info.json).
+
+    Args:
+      directory: made by the call.
+      blocks: of each split, its rows in blocks [n, C + 1].
+      row_tokens: C + 1.
+      dtype: of the tokens.
+    """
+    work = directory.with_name(f"{directory.name}.work")
     builder = TokenRows(
-        splits=splits,
+        blocks=blocks,
         row_tokens=row_tokens,
         dtype=dtype,
         data_dir=os.fspath(work),
         file_format="array_record",
     )
-    builder.download_and_prepare()
+    # TFDS prints and draws bars of its own; ours has been drawn by now.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        builder.download_and_prepare()
     os.replace(os.fspath(builder.data_dir), directory)
     shutil.rmtree(work)

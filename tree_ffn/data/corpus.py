@@ -154,7 +154,7 @@ def _make(
     else:
         parts = tokenise(inputs.sources, tokenizer, work / "parts", log)
         splits = choose_splits(parts, facts["row_tokens"], spec.valid_share)
-        write_rows(made, splits, facts["row_tokens"], np.dtype(facts["dtype"]), facts["format"])
+        write_rows(made, splits, np.dtype(facts["dtype"]), facts["format"], log)
         documents = sum(split.documents for split in splits.values())
         figures = {
             name: {"rows": split.n_rows, "tokens": split.tokens, "bytes": split.bytes}

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sized
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -23,6 +23,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str, log: Callable[[str], None]):
         self.label, self.total, self.log = label, total, log
+        self.position = 0
         self.next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
         self.bar = _bar(label, total, unit) if sys.stderr.isatty() else None
 
@@ -35,11 +36,18 @@ class Progress:
 
     def to(self, position: int) -> None:
         """The task has come to `position`."""
+        self.position = position
         if self.bar is not None:
             self.bar.update(position - self.bar.n)
         elif time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             self.log(f"{self.label}: {100 * position // max(self.total, 1)} %")
+
+    def along(self, blocks: Iterable[Sized]) -> Iterator:
+        """The same blocks; each moves the position by its length when the next is asked for."""
+        for block in blocks:
+            yield block
+            self.to(self.position + len(block))
 
 
 def _bar(label: str, total: int, unit: str):

@@ -5,16 +5,19 @@ import fcntl
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from tree_ffn.data.progress import Progress
 from tree_ffn.data.rows import Split, write_npy
 from tree_ffn.data.sources import RecordRows, RowSource, damaged, in_memory, open_npy
 from tree_ffn.errors import InputError
 
 _RECORDS = "token_rows"
+
+Log = Callable[[str], None]
 
 
 def choose_format(name: str) -> str:
@@ -54,7 +57,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def write_rows(
-    directory: Path, splits: dict[str, Split], row_tokens: int, dtype: np.dtype, rows_format: str
+    directory: Path, splits: dict[str, Split], dtype: np.dtype, rows_format: str, log: Log
 ) -> None:
     """Writes both splits into an existing directory.
 
@@ -62,21 +65,28 @@ def write_rows(
       InputError: there is not enough space.
       OSError: the file system refuses.
     """
-    needed = sum(split.n_rows for split in splits.values()) * row_tokens * dtype.itemsize
+    shapes = {name: (split.n_rows, split.row_tokens) for name, split in splits.items()}
+    needed = sum(rows * row_tokens for rows, row_tokens in shapes.values()) * dtype.itemsize
     free = shutil.disk_usage(directory).free
     if needed * 1.1 > free:
         raise InputError(
             f"data.cache_dir: {directory.parent.parent} has {free >> 20} MB free and the rows take "
             f"{needed >> 20} MB; free some space or name another."
         )
-    if rows_format == "memory":
-        for name, split in splits.items():
-            write_npy(directory / f"{name}.npy", split, dtype)
-        return
+    with Progress("writing rows", sum(rows for rows, _ in shapes.values()), "row", log) as progress:
+        blocks = {name: progress.along(split.rows()) for name, split in splits.items()}
+        if rows_format == "memory":
+            for name in splits:
+                write_npy(directory / f"{name}.npy", blocks[name], shapes[name], dtype)
+        else:
+            _write_records(directory / _RECORDS, blocks, shapes["train"][1], dtype)
+
+
+def _write_records(directory: Path, blocks: dict, row_tokens: int, dtype: np.dtype) -> None:
     from tree_ffn.data.builder import write_array_record
 
     try:
-        write_array_record(directory / _RECORDS, splits, row_tokens, dtype)
+        write_array_record(directory, blocks, row_tokens, dtype)
     except (RuntimeError, ValueError) as error:  # how ArrayRecord's writer reports a failed write
         raise OSError(str(error).splitlines()[0]) from error
 
