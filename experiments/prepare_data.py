@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from experiments import cli
 from tree_ffn.data import CorpusSpec, corpus_spec_from_config, prepare
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 
 
 def main() -> None:
@@ -50,9 +50,8 @@ def prepare_named(spec: CorpusSpec) -> None:
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # no network, a missing package, a full disk: TFDS wraps them in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"data.tfds_name: {spec.tfds_name!r} cannot be prepared here ({reason}); "
+            f"data.tfds_name: {spec.tfds_name!r} cannot be prepared here ({reason(error)}); "
             "some sets need a network or the package tensorflow-cpu."
         ) from error
 

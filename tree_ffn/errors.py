@@ -27,3 +27,14 @@ def check_positive_int(field: str, value: object, *, least: int = 1) -> None:
     """Raises InputError unless `value` is an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{field}: {value!r} is not allowed; use a whole number of at least {least}.")
+
+
+def reason(error: BaseException) -> str:
+    """What another library's exception says, short enough to stand inside a sentence.
+
+    Example:
+      >>> reason(RuntimeError("the file is cut off.\\nat byte 7"))
+      'the file is cut off'
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:")

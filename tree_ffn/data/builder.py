@@ -29,10 +29,10 @@ class TokenRows(tfds.core.GeneratorBasedBuilder):
         *,
         blocks: dict[str, Iterable[np.ndarray]] | None = None,
         row_tokens: int = 1,
-        dtype="uint16",
+        dtype: np.dtype | type = np.uint16,
         **kwargs,
     ):
-        self.blocks, self.row_tokens, self.row_dtype = blocks or {}, row_tokens, np.dtype(dtype)
+        self.blocks, self.row_tokens, self.row_dtype = blocks or {}, row_tokens, dtype
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 
 SUFFIXES = (".gz", ".xz", ".zst")
 _CHUNK = 1 << 20
@@ -31,7 +31,7 @@ def read_chunks(path: Path, on_stored: Callable[[int], None] = lambda position: 
                 on_stored(stored.tell())
                 yield chunk
     except _DAMAGE as error:
-        raise InputError(f"{path}: cannot be unpacked ({_brief(error)}); use an intact file.") from error
+        raise InputError(f"{path}: cannot be unpacked ({reason(error)}); use an intact file.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); use a readable file.") from error
 
@@ -74,7 +74,3 @@ def _zst_chunks(stored: BinaryIO) -> Iterator[bytes]:
         raise zlib.error(str(error)) from error
     if unpacker is not None:
         raise EOFError("the file ends too early")
-
-
-def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

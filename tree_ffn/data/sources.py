@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 
 # A split below this is read into memory once: a random row then costs nothing.
 IN_MEMORY_BYTES = 512 << 20
@@ -75,33 +75,34 @@ class RecordRows:
             rows = [record["tokens"] for record in self.data_source.__getitems__(records)]
         except Exception as error:  # the readers raise RuntimeError, ValueError, IndexError and more
             raise damaged(self.where, error) from error
-        return checked_tokens(np.asarray(rows), self.row_tokens, self.vocab_size, self.where)
+        return checked_tokens(rows, self.row_tokens, self.vocab_size, self.where)
 
 
-def checked_tokens(rows: np.ndarray, row_tokens: int, vocab_size: int, where: str) -> np.ndarray:
-    """Rows as int32 [n, C + 1].
+def checked_tokens(records: list, row_tokens: int, vocab_size: int, where: str) -> np.ndarray:
+    """Records as rows, int32 [n, C + 1].
 
     Raises:
-      InputError: they have another length, or hold ids that the vocabulary
-        does not have.
+      InputError: they have another shape, or hold ids that the vocabulary does
+        not have.
     """
-    if rows.ndim != 2 or rows.shape[1] != row_tokens:
+    shape = next((np.shape(record) for record in records if np.shape(record) != (row_tokens,)), None)
+    if shape is not None:
         raise InputError(
-            f"{where}: records of shape {rows.shape[1:]} do not fit; "
-            f"rows of model.context + 1 = {row_tokens} tokens are needed."
+            f"{where}: records of shape {shape} do not fit; "
+            f"model.context + 1 = {row_tokens} tokens are needed."
         )
-    if rows.size and (rows.min() < 0 or rows.max() >= vocab_size):
-        beyond = rows.max() if rows.max() >= vocab_size else rows.min()
+    rows = np.asarray(records).reshape(len(records), row_tokens)
+    beyond = rows[(rows < 0) | (rows >= vocab_size)]
+    if beyond.size:
         raise InputError(
-            f"{where}: token id {beyond} is not allowed; the vocabulary has 0 to {vocab_size - 1}."
+            f"{where}: token id {beyond[0]} is not allowed; the vocabulary has 0 to {vocab_size - 1}."
         )
     return rows.astype(np.int32)
 
 
 def damaged(where: str, error: Exception) -> InputError:
     """The sentence for records that cannot be read."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return InputError(f"{where}: cannot be read as ArrayRecord ({reason}); delete it and prepare it again.")
+    return InputError(f"{where}: cannot be read ({reason(error)}); delete it and prepare it again.")
 
 
 def in_memory(source: RecordRows, dtype: np.dtype) -> RowSource:

@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tree_ffn.data.progress import Progress
 from tree_ffn.data.rows import Split, write_npy
 from tree_ffn.data.sources import RecordRows, RowSource, damaged, in_memory, open_npy
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 
 _RECORDS = "token_rows"
 
@@ -42,9 +43,9 @@ def writing(cache: Path) -> Iterator[None]:
         cache.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        what = error.strerror or reason(error)
         raise InputError(
-            f"data.cache_dir: {cache} cannot be written ({reason}); free space or name another."
+            f"data.cache_dir: {cache} cannot be written ({what}); free space or name another."
         ) from error
 
 
@@ -88,7 +89,7 @@ def _write_records(directory: Path, blocks: dict, row_tokens: int, dtype: np.dty
     try:
         write_array_record(directory, blocks, row_tokens, dtype)
     except (RuntimeError, ValueError) as error:  # how ArrayRecord's writer reports a failed write
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(reason(error)) from error
 
 
 def open_rows(directory: Path, split: str, meta: dict) -> RowSource:
@@ -103,7 +104,8 @@ def open_rows(directory: Path, split: str, meta: dict) -> RowSource:
 
     where = f"data.cache_dir: {directory}"
     try:
-        records = tfds.builder_from_directory(os.fspath(directory / _RECORDS)).as_data_source(split)
+        builder: Any = tfds.builder_from_directory(os.fspath(directory / _RECORDS))
+        records = builder.as_data_source(split)
     except Exception as error:  # no such file, broken JSON, a format without its package
         raise damaged(where, error) from error
     source = RecordRows(records, meta["row_tokens"], meta["vocab_size"], where)

@@ -6,6 +6,7 @@ ArrayRecord files and needs no TensorFlow for that.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,13 +15,16 @@ from tree_ffn.data.documents import Segment, documents, segments
 from tree_ffn.data.inputs import Inputs, OnStored, Source, content_hash, file_hash
 from tree_ffn.data.sources import RecordRows, damaged
 from tree_ffn.data.spec import CorpusSpec
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
+
+# A tfds.core.DatasetBuilder, whose decorated methods type checkers take for methods without arguments.
+Builder = Any
 
 TOKENS = "tokens"
 VALID_SPLITS = ("valid", "validation")
 
 
-def open_builder(spec: CorpusSpec) -> tfds.core.DatasetBuilder:
+def open_builder(spec: CorpusSpec) -> Builder:
     """The prepared data set that `data.tfds_dir` or `data.tfds_name` names.
 
     Raises:
@@ -33,17 +37,17 @@ def open_builder(spec: CorpusSpec) -> tfds.core.DatasetBuilder:
             f"{where}: is not prepared under {builder.data_dir}; "
             "run python -m experiments.prepare_data with this config first."
         )
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    file_format = builder.info.file_format
+    if file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise InputError(
-            f"{where}: is kept as {builder.info.file_format.value}; "
-            "prepare it with file_format='array_record'."
+            f"{where}: is kept as {file_format.value}; prepare it with file_format='array_record'."
         )
     if "train" not in builder.info.splits:
         raise InputError(f"{where}: has no split 'train', only {', '.join(builder.info.splits) or 'none'}.")
     return builder
 
 
-def named_builder(spec: CorpusSpec) -> tfds.core.DatasetBuilder:
+def named_builder(spec: CorpusSpec) -> Builder:
     """The registered data set `data.tfds_name`, prepared or not."""
     try:
         return tfds.builder(spec.tfds_name, data_dir=spec.tfds_dir or None)
@@ -54,13 +58,12 @@ def named_builder(spec: CorpusSpec) -> tfds.core.DatasetBuilder:
         ) from error
 
 
-def _directory_builder(directory: str) -> tfds.core.DatasetBuilder:
+def _directory_builder(directory: str) -> Builder:
     try:
         return tfds.builder_from_directory(directory)
     except Exception as error:  # no such file, broken JSON, unknown features
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"data.tfds_dir: {directory!r} is not a prepared TFDS data set ({reason}); "
+            f"data.tfds_dir: {directory!r} is not a prepared TFDS data set ({reason(error)}); "
             "use the directory with dataset_info.json."
         ) from error
 
@@ -69,19 +72,19 @@ def _where(spec: CorpusSpec) -> str:
     return f"data.tfds_name: {spec.tfds_name}" if spec.tfds_name else f"data.tfds_dir: {spec.tfds_dir}"
 
 
-def split_names(builder: tfds.core.DatasetBuilder) -> dict[str, str]:
+def split_names(builder: Builder) -> dict[str, str]:
     """Our splits and what the data set calls them; `valid` is missing if it has none."""
     valid = next((name for name in VALID_SPLITS if name in builder.info.splits), None)
     return {"train": "train"} | ({"valid": valid} if valid else {})
 
 
-def has_tokens(builder: tfds.core.DatasetBuilder, spec: CorpusSpec) -> bool:
+def has_tokens(builder: Builder, spec: CorpusSpec) -> bool:
     """Whether the records are rows of tokens; if not, they are text.
 
     Raises:
       InputError: they are neither.
     """
-    features = builder.info.features or {}
+    features = builder.info.features
     if TOKENS not in features and spec.text_field not in features:
         raise InputError(
             f"data.text_field: {spec.text_field!r} is no feature of the data set; "
@@ -90,7 +93,7 @@ def has_tokens(builder: tfds.core.DatasetBuilder, spec: CorpusSpec) -> bool:
     return TOKENS in features
 
 
-def dataset_inputs(builder: tfds.core.DatasetBuilder, spec: CorpusSpec) -> Inputs:
+def dataset_inputs(builder: Builder, spec: CorpusSpec) -> Inputs:
     """The files of a data set, hashed, and its text as streams of documents."""
     listing, sources = [], []
     splits = split_names(builder)
@@ -103,7 +106,7 @@ def dataset_inputs(builder: tfds.core.DatasetBuilder, spec: CorpusSpec) -> Input
     return Inputs(builder.name, content_hash(listing), listing, sources, {})
 
 
-def _reader(builder: tfds.core.DatasetBuilder, split: str, spec: CorpusSpec):
+def _reader(builder: Builder, split: str, spec: CorpusSpec):
     where = _where(spec)
 
     def read(on_stored: OnStored) -> Iterator[Segment]:
@@ -130,9 +133,7 @@ def _text(records, number: int, field: str, where: str) -> str:
         raise InputError(f"{where}: record {number} has no UTF-8 text under {field!r}.") from error
 
 
-def token_rows(
-    builder: tfds.core.DatasetBuilder, spec: CorpusSpec, row_tokens: int, vocab_size: int
-) -> dict[str, RecordRows]:
+def token_rows(builder: Builder, spec: CorpusSpec, row_tokens: int, vocab_size: int) -> dict[str, RecordRows]:
     """Both splits of a data set of token rows, in place.
 
     Without a split of its own, `valid` is the last `valid_share` of the rows.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tree_ffn.data.compressed import plain_name, read_bytes
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 
 ALLOWED = (
     "'bytes', the path of a tokenizer.json, or two paths 'vocab.json,merges.bpe' (.gz, .xz, .zst allowed)"
@@ -132,7 +132,8 @@ def load_tokenizer(text: str) -> Tokenizer:
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise InputError(f"data.tokenizer: {text!r} cannot be used ({error}); use {ALLOWED}.") from error
+        what = reason(error)
+        raise InputError(f"data.tokenizer: {text!r} cannot be used ({what}); use {ALLOWED}.") from error
     return FileTokenizer(engine, "+".join(names), hashlib.sha256(b"".join(contents)).hexdigest())
 
 

@@ -1,0 +1,125 @@
+"""Finding and hashing what a corpus is made from."""
+
+import gzip
+import hashlib
+import lzma
+import subprocess
+
+import pytest
+
+from tree_ffn.data.compressed import read_bytes
+from tree_ffn.data.inputs import file_inputs, find_inputs, stdlib_inputs
+from tree_ffn.data.spec import CorpusSpec
+from tree_ffn.errors import InputError
+
+
+def pack_zst(content: bytes) -> bytes:
+    zstandard = pytest.importorskip("zstandard")
+    half = len(content) // 2
+    return b"".join(zstandard.ZstdCompressor().compress(part) for part in (content[:half], content[half:]))
+
+
+PACKERS = {"": lambda content: content, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": pack_zst}
+
+
+def read(inputs) -> list[str]:
+    """The documents of all sources."""
+    found = [""]
+    for source in inputs.sources:
+        for segment in source.read(lambda position: None):
+            found[-1] += segment.text
+            if segment.ends:
+                found.append("")
+    return found[:-1]
+
+
+def files(tmp_path, patterns="*", **fields) -> CorpusSpec:
+    pattern = ",".join(f"{tmp_path}/{part}" for part in patterns.split(","))
+    return CorpusSpec(corpus="files", files=pattern, **fields)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_packed_files_read_as_plain_ones(tmp_path, suffix):
+    content = b"some text\n" * 300_000
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(PACKERS[suffix](content))
+    assert read_bytes(path) == content
+    assert read(file_inputs(files(tmp_path))) == [content.decode()]
+    if suffix:
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(InputError, match=r"a\.txt.*: cannot be unpacked \("):
+            read_bytes(path)
+        path.write_bytes(b"this was never packed")
+        with pytest.raises(InputError, match=r"a\.txt.*: cannot be unpacked \("):
+            read_bytes(path)
+
+
+def test_positions_reach_the_stored_size(tmp_path):
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"some text\n" * 300_000))
+    (source,) = file_inputs(files(tmp_path)).sources
+    positions = []
+    list(source.read(positions.append))
+    assert positions == sorted(positions) and positions[-1] == source.stored_bytes
+
+
+def test_hash_is_what_sha256sum_says(tmp_path):
+    for name in ("b.txt", "a.txt"):
+        (tmp_path / name).write_text(f"text of {name}")
+    command = f"cd {tmp_path} && sha256sum a.txt b.txt | sha256sum"
+    expected = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout.split()[
+        0
+    ]
+    assert file_inputs(files(tmp_path)).sha256 == expected
+    one = file_inputs(files(tmp_path, "a.txt"))
+    assert one.sha256 == hashlib.sha256(b"text of a.txt").hexdigest()
+
+
+def test_globs_and_splits(tmp_path):
+    for name in ("x/a.txt", "x/b.txt", "y/deep/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"text": "json"}' if name.endswith("jsonl") else name)
+    inputs = file_inputs(files(tmp_path, "x/*.txt,../" + tmp_path.name + "/**/*.*"))
+    assert [name for name, _, _ in inputs.listing] == ["a.txt", "b.txt", "c.jsonl"]
+    assert inputs.name == "deep+x" and read(inputs) == ["x/a.txt", "x/b.txt", "json"]
+    inputs = file_inputs(files(tmp_path, "x/*", valid_files=f"{tmp_path}/x/b*"))
+    assert [(name, split) for name, _, split in inputs.listing] == [("a.txt", "train"), ("b.txt", "valid")]
+
+
+def test_globs_that_match_nothing(tmp_path):
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match=r"^data\.files: .*none\*' matches no file"):
+        find_inputs(files(tmp_path, "a.txt,none*"))
+    with pytest.raises(InputError, match=r"^data\.files: .*matches no file"):
+        find_inputs(files(tmp_path, "directory"))
+    with pytest.raises(InputError, match=r"^data\.valid_files: 'x' matches no file"):
+        find_inputs(files(tmp_path, valid_files="x"))
+    with pytest.raises(InputError, match=r"^data\.files: .* matches nothing that data\.valid_files leaves"):
+        find_inputs(files(tmp_path, valid_files=f"{tmp_path}/*.txt"))
+
+
+def test_standard_library_rules(tmp_path):
+    for name in (
+        "z.py",
+        "a/b.py",
+        "a/test/c.py",
+        "tests/d.py",
+        "site-packages/e.py",
+        "idlelib/f.py",
+        "g.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}")
+    (tmp_path / "latin.py").write_bytes(b"# \xe9")
+    (tmp_path / "empty.py").write_text("")
+    inputs = stdlib_inputs(tmp_path)
+    assert [name for name, _, _ in inputs.listing] == ["a/b.py", "empty.py", "z.py"]
+    assert read(inputs) == ["# a/b.py", "# z.py"]
+    assert inputs.facts["files_left_out"] == 1
+
+
+def test_the_real_standard_library_is_there():
+    inputs = stdlib_inputs()
+    names = {name for name, _, _ in inputs.listing}
+    assert {"json/decoder.py", "textwrap.py"} <= names and not any("/test/" in name for name in names)
+    assert len(names) > 300 and inputs.sources[0].stored_bytes > 5e6
