@@ -28,6 +28,8 @@ def get_config(arg=None):
     ffn.n_trees, ffn.depth, ffn.node_width = 1, 7, (2,)
     ffn.routing, ffn.gate, ffn.kappa = "continuous", "min", 1.0
 
+    config.data.format = "memory"  # 11 MB: a NumPy file opens at once
+
     config.train.batch_size, config.train.steps = 16, arg.steps
     config.train.log_every = max(1, arg.steps // 14)
     config.train.eval_every = config.train.checkpoint_every = 0  # at the end only

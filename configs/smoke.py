@@ -15,6 +15,7 @@ def get_config(arg=None):
     config.ffn.kind = arg.kind
     config.ffn.n_trees, config.ffn.depth, config.ffn.node_width = 2, 3, (1,)
     config.ffn.n_experts = 4
+    config.data.format = "memory"  # opens at once
     config.train.batch_size, config.train.steps = 8, arg.steps
     config.train.log_every, config.train.eval_every, config.train.checkpoint_every = 2, 3, 3
     config.train.eval_batches = 2

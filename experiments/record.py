@@ -22,9 +22,9 @@ from tree_ffn.errors import InputError, check_choice
 from tree_ffn.training.workdir import resolved
 
 TABLES = (
-    "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small", "quality_attempts",
-    "quality_curves", "conversion", "scoring_speed", "speed_layer", "speed_decode", "speed_train", "plan",
-    "faults",
+    "quickstart", "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small",
+    "quality_attempts", "quality_curves", "conversion", "scoring_speed", "speed_layer", "speed_decode",
+    "speed_train", "plan", "faults",
 )  # fmt: skip
 FIELDS = (
     "table", "row", "metric", "value", "unit", "seed", "device", "config", "config_hash", "commit", "command",
