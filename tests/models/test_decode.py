@@ -1,0 +1,148 @@
+"""Decoding with a cache equals the full forward pass; sampling does what it says."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.kinds import KINDS, model_spec
+from tree_ffn.errors import InputError
+from tree_ffn.models import Transformer, decode
+from tree_ffn.models.decode import Sampling, sample
+
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 23, (2, 12)), jnp.int32)
+GREEDY = Sampling(greedy=True)
+
+
+def init(spec):
+    return jax.jit(Transformer(spec).init)(jax.random.key(0), TOKENS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cache_equals_the_full_forward_token_by_token(kind):
+    spec = model_spec(KINDS["dense"], KINDS[kind], KINDS[kind])
+    variables = init(spec)
+    expected, _ = Transformer(spec).apply(variables, TOKENS)
+    spec, variables = decode.for_decoding(spec, variables)
+    apply = jax.jit(Transformer(spec).apply)
+    logits, _, cache = apply(variables, TOKENS[:, :5], decode.init_cache(spec, 2, 12))
+    parts = [logits]
+    for c in range(5, 12):
+        logits, _, cache = apply(variables, TOKENS[:, c : c + 1], cache)
+        parts.append(logits)
+    assert int(cache.length) == 12
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, atol=1e-5)
+
+
+def test_the_form_for_decoding_scores_alike_in_bfloat16():
+    spec = model_spec(*[KINDS["continuous"]] * 2, KINDS["moe"], dtype="bfloat16", implementation="masked")
+    variables = init(spec)
+    expected, _ = jax.jit(Transformer(spec).apply)(variables, TOKENS)
+    spec, variables = decode.for_decoding(spec, variables)
+    ffn = variables["params"]["run_0"]["ffn"]
+    assert ffn["w_in"].dtype == jnp.bfloat16 and ffn["b_in"].dtype == jnp.float32
+    np.testing.assert_array_equal(jax.jit(Transformer(spec).apply)(variables, TOKENS)[0], expected)
+
+
+def test_greedy_text_is_that_of_the_full_forward():
+    spec = model_spec(KINDS["hard"])
+    variables = init(spec)
+    tokens = TOKENS[:, :3]
+    for _ in range(6):
+        logits, _ = Transformer(spec).apply(variables, tokens)
+        tokens = jnp.concatenate([tokens, jnp.argmax(logits[:, -1:], axis=-1).astype(jnp.int32)], axis=1)
+    new = decode.generate(spec, variables, TOKENS[:, :3], 6, GREEDY)
+    np.testing.assert_array_equal(new, tokens[:, 3:])
+
+
+def test_decoding_compiles_one_step(monkeypatch):
+    chex.clear_trace_counter()
+    once = chex.assert_max_traces(decode.advance, n=1)
+    monkeypatch.setattr(decode, "_advance", jax.jit(once, static_argnames=("spec", "sampling")))
+    spec = model_spec(KINDS["hard"])
+    variables = init(spec)
+    for length in (2, 3, 5):  # other prompts, the same step
+        assert decode.generate(spec, variables, TOKENS[:, :length], 8, GREEDY).shape == (2, 8)
+
+
+def test_generation_stops_at_the_stop_token_and_at_the_context():
+    spec = model_spec(KINDS["dense"])
+    variables = init(spec)
+    whole = decode.generate(spec, variables, TOKENS[:1, :4], 12, GREEDY)
+    assert whole.shape == (1, 12)  # 4 + 12 fill the context of 16
+    stop = int(whole[0, 2])
+    first = whole[0].tolist().index(stop)
+    stopped = decode.generate(spec, variables, TOKENS[:1, :4], 12, GREEDY, stop_id=stop)
+    np.testing.assert_array_equal(stopped, whole[:, : first + 1])
+
+
+@pytest.mark.parametrize(
+    "prompt, n_tokens, words",
+    [
+        ([[1] * 10], 7, "tokens: 7 new tokens after a prompt of 10 .* context of 16; use at most 6,"),
+        ([[1]], 0, "tokens: 0 is not allowed"),
+        ([[]], 1, "prompt: shape .1, 0. is not allowed"),
+        ([[1, 23]], 1, "prompt: token 23 is not allowed; use 0 to 22"),
+        ([[-1, 2]], 1, "prompt: token -1 is not allowed"),
+    ],
+)
+def test_bad_requests_are_refused(prompt, n_tokens, words):
+    spec = model_spec(KINDS["dense"])
+    with pytest.raises(InputError, match=f"^{words}"):
+        next(decode.stream(spec, {}, prompt, n_tokens))
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+def test_bad_sampling_is_refused(fields):
+    with pytest.raises(InputError, match=f"^{next(iter(fields))}: "):
+        Sampling(**fields)
+
+
+def drawn(sampling, p, n=2000):
+    """Frequencies of `n` draws from probabilities `p`."""
+    logits_BV = jnp.broadcast_to(jnp.log(jnp.asarray(p))[None], (n, len(p)))
+    tokens = sample(logits_BV, jax.random.key(0), sampling)
+    return np.bincount(np.asarray(tokens), minlength=len(p)) / n
+
+
+def test_sampling_draws_from_what_is_kept():
+    p = np.asarray([0.1, 0.4, 0.2, 0.3], np.float32)
+    np.testing.assert_allclose(drawn(Sampling(), p), p, atol=0.04)
+    np.testing.assert_allclose(drawn(Sampling(top_k=2), p), [0, 4 / 7, 0, 3 / 7], atol=0.04)
+    # 0.4 + 0.3 reach 0.6 with the second token; the others are cut.
+    np.testing.assert_allclose(drawn(Sampling(top_p=0.6), p), [0, 4 / 7, 0, 3 / 7], atol=0.04)
+    np.testing.assert_allclose(drawn(Sampling(top_p=0.01), p), [0, 1, 0, 0])
+    np.testing.assert_allclose(drawn(Sampling(temperature=0.5), p), p**2 / np.sum(p**2), atol=0.04)
+    assert drawn(Sampling(top_k=1), p)[1] == drawn(GREEDY, p)[1] == 1
+
+
+def test_the_seed_decides():
+    spec = model_spec(KINDS["dense"])
+    variables = init(spec)
+    texts = [decode.generate(spec, variables, TOKENS[:, :3], 8, Sampling(), seed=s) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(texts[0], texts[1])
+    assert not np.array_equal(texts[0], texts[2])
+
+
+def test_few_tokens_gather(monkeypatch):
+    """A decode step of one sequence runs the gather execution when none is named."""
+    from tree_ffn.tree import apply
+
+    used = []
+
+    def note(name, trees):
+        return lambda *args: used.append(name) or trees(*args)
+
+    wrapped = {name: note(name, trees) for name, trees in apply.IMPLEMENTATIONS.items()}
+    monkeypatch.setattr(apply, "IMPLEMENTATIONS", wrapped)
+    spec = dataclasses.replace(
+        model_spec(KINDS["hard"]), context=17
+    )  # a spec that no other test has compiled
+    variables = init(spec)
+    used.clear()
+    cache = decode.init_cache(spec, 1, 16)
+    Transformer(spec).apply(variables, TOKENS[:1, :1], cache)
+    assert set(used) == {"gather"}

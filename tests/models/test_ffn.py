@@ -1,0 +1,151 @@
+"""The layers behind one interface: against their definitions, and their accounts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.kinds import KINDS, SHAPE
+from tree_ffn.errors import InputError
+from tree_ffn.models import (
+    FFN,
+    DenseSpec,
+    MoESpec,
+    active_share,
+    active_units,
+    ffn_flops,
+    ffn_params,
+    total_units,
+    update_routing,
+)
+from tree_ffn.models.ffn import ROUTING_NAMES
+from tree_ffn.models.moe import moe_ffn
+from tree_ffn.tree import Info, TreeShape, TreeSpec
+
+E = 8
+
+
+def init(spec, seed=0):
+    """Variables with biases that are not zero, so that a forgotten one shows."""
+    variables = jax.jit(FFN(spec).init)(jax.random.key(seed), jnp.ones((2, 3, E)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), variables)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interface(kind):
+    spec = KINDS[kind]
+    variables = init(spec)
+    x = jax.random.normal(jax.random.key(1), (2, 3, E))
+    y, info = FFN(spec).apply(variables, x)
+    assert y.shape == x.shape and y.dtype == x.dtype
+    assert info.leaf_TP.dtype == jnp.int32 and info.leaf_TP.shape[0] == 6
+    assert not set(variables["params"]) & set(ROUTING_NAMES)
+    assert set(variables.get("routing", {})) <= set(ROUTING_NAMES)
+    assert ffn_params(spec, E) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    low, _ = FFN(spec).apply(variables, x.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+
+
+def test_units_and_flops():
+    assert (total_units(KINDS["hard"]), active_units(KINDS["hard"])) == (63, 19)
+    assert active_units(KINDS["narrow"]) == active_units(KINDS["hard"])
+    assert active_share(KINDS["moe"]) == 0.5
+    assert ffn_flops(KINDS["dense"], E) == 4 * 24 * E
+    assert ffn_flops(KINDS["hard"], E) == 4 * 19 * E
+    assert ffn_flops(KINDS["random_tree"], E) == 4 * 19 * E + 2 * (2 * 3) * E  # P D frozen routers more
+    assert ffn_flops(KINDS["moe"], E) == 4 * 10 * E + 2 * 4 * E  # X router rows more
+
+
+def test_dense_is_its_formula():
+    spec = DenseSpec(width=6, activation="relu")
+    p = init(spec)["params"]
+    x = np.random.default_rng(0).standard_normal((4, E), np.float32)
+    y, _ = FFN(spec).apply({"params": p}, jnp.asarray(x))
+    hidden = np.maximum(x @ np.asarray(p["w_in"]).T + np.asarray(p["b_in"]), 0)
+    np.testing.assert_allclose(y, hidden @ np.asarray(p["w_out"]) + np.asarray(p["b_out"]), atol=1e-6)
+
+
+def test_a_tree_without_decisions_is_dense():
+    tree = TreeSpec(TreeShape(n_trees=1, depth=0, node_width=6), activation="silu")
+    p = init(tree)["params"]
+    dense = {
+        name: value.reshape(-1, E) if value.ndim == 3 else value.reshape(-1) for name, value in p.items()
+    }
+    x = jax.random.normal(jax.random.key(2), (5, E))
+    y, _ = FFN(tree).apply({"params": p, "routing": {"threshold": jnp.zeros((1, 1))}}, x)
+    expected, _ = FFN(DenseSpec(6, "silu")).apply({"params": dense}, x)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_moe_is_its_definition(top_k, renormalise):
+    spec = MoESpec(4, 3, top_k, renormalise, balance="aux", aux_weight=0.5, activation="tanh")
+    variables = init(spec)
+    p = {k: np.asarray(v, np.float64) for k, v in {**variables["params"], **variables["routing"]}.items()}
+    x = np.random.default_rng(3).standard_normal((16, E), np.float32)
+    y, info = FFN(spec).apply(variables, jnp.asarray(x))
+
+    scores = x @ p["w_router"].T
+    gates = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    expected, load = np.zeros((16, E)), np.zeros(4)
+    for t in range(16):
+        chosen = np.argsort(-(gates[t] + p["selection_bias"]))[:top_k]
+        assert set(chosen) == set(np.asarray(info.leaf_TP[t]))
+        load[chosen] += 1
+        total = gates[t, chosen].sum() if renormalise else 1.0
+        for e in chosen:
+            hidden = np.tanh(p["w_in"][e] @ x[t] + p["b_in"][e])
+            expected[t] += gates[t, e] / total * (hidden @ p["w_out"][e])
+    np.testing.assert_allclose(y, expected + p["b_out"], atol=1e-5)
+    aux = 0.5 * 4 * np.sum(load / load.sum() * gates.mean(axis=0))
+    np.testing.assert_allclose(info.aux_loss, aux, rtol=1e-5)
+
+
+def test_moe_gradient_goes_to_the_chosen_and_to_the_router():
+    spec = MoESpec(4, 3, top_k=1)
+    variables = init(spec)
+    params = {**variables["params"], **variables["routing"]}
+    x = jax.random.normal(jax.random.key(4), (1, E))
+    grads, info = jax.grad(
+        lambda p: (lambda y, info: (jnp.sum(y**2), info))(*moe_ffn(p, x, spec)), has_aux=True
+    )(params)
+    touched = np.abs(np.asarray(grads["w_in"])).sum(axis=(1, 2)) > 0
+    assert touched.tolist() == [e == int(info.leaf_TP[0, 0]) for e in range(4)]
+    assert np.abs(np.asarray(grads["w_router"])).sum() > 0
+    assert not np.asarray(grads["selection_bias"]).any()  # the choice is not differentiated
+
+
+def test_balancing_moves_against_the_load_and_works_stacked():
+    moe = MoESpec(4, 3, top_k=1, balance_rate=0.25)
+    chosen = jnp.asarray([[0], [0], [0], [1], [2], [3], [1], [2]], jnp.int32)  # mean load 2
+    info = Info(chosen, jnp.float32(0))
+    new = update_routing(moe, {"selection_bias": jnp.zeros(4)}, info)
+    assert new["selection_bias"].tolist() == [-0.25, 0.0, 0.0, 0.25]
+
+    tree = TreeSpec(SHAPE, balance="sign", balance_rate=0.5)
+    leaves = jax.random.randint(jax.random.key(0), (3, 10, 2), 0, 8, jnp.int32)
+    routing = {"threshold": jnp.zeros((3, 2, 15))}
+    stacked = update_routing(tree, routing, Info(leaves, jnp.zeros(3)))
+    for i in range(3):
+        alone = update_routing(tree, {"threshold": routing["threshold"][i]}, Info(leaves[i], jnp.float32(0)))
+        np.testing.assert_array_equal(alone["threshold"], stacked["threshold"][i])
+    assert np.asarray(stacked["threshold"]).any()
+    untouched = TreeSpec(SHAPE)
+    assert update_routing(untouched, routing, Info(leaves, jnp.zeros(3))) is routing
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: DenseSpec(0), "width: 0 "),
+        (lambda: DenseSpec(4, "swish"), "activation: 'swish' is not known; use one of: gelu,"),
+        (lambda: MoESpec(4, 2, top_k=5), "top_k: 5 is not allowed; a token can use at most n_experts = 4"),
+        (lambda: MoESpec(4, 2, balance="sign"), "balance: 'sign' is not known; use one of: none, aux, bias"),
+        (lambda: MoESpec(4, 2, aux_weight=-1.0), "aux_weight: -1.0 "),
+    ],
+)
+def test_bad_specs_are_refused(make, words):
+    with pytest.raises(InputError, match=f"^{words.replace('(', '.')}"):
+        make()

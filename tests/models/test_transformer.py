@@ -1,0 +1,149 @@
+"""The decoder: runs of layers, remat, causality, dtypes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.kinds import KINDS, model_spec
+from tree_ffn.errors import InputError
+from tree_ffn.models import Transformer, spec_from_dict, spec_to_dict, unrolled, update_model_routing
+
+DENSE, TREE, MOE = KINDS["dense"], KINDS["continuous"], KINDS["moe"]
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 16)), jnp.int32)
+
+
+def init(spec):
+    return jax.jit(Transformer(spec).init)(jax.random.key(0), TOKENS)
+
+
+def loss_and_grads(spec, variables):
+    def loss(params):
+        logits, _ = Transformer(spec).apply({**variables, "params": params}, TOKENS)
+        return jnp.mean(jnp.square(logits)) + jnp.mean(jax.nn.logsumexp(logits, axis=-1))
+
+    return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+
+def test_equal_neighbours_make_one_run():
+    spec = model_spec(DENSE, TREE, TREE, DENSE)
+    assert [length for _, length in spec.runs] == [1, 2, 1]
+    variables = init(spec)
+    logits, infos = Transformer(spec).apply(variables, TOKENS)
+    assert logits.shape == (2, 16, 23) and logits.dtype == jnp.float32
+    assert [info.leaf_TP.shape for info in infos] == [(1, 32, 0), (2, 32, 2), (1, 32, 0)]
+    w_in = variables["params"]["run_1"]["ffn"]["w_in"]
+    assert w_in.shape == (2, 2, 30, 16) and not np.array_equal(w_in[0], w_in[1])
+
+
+def test_scan_equals_layers_one_by_one():
+    spec = model_spec(DENSE, TREE, TREE, DENSE)
+    variables = init(spec)
+    alone, variables_alone = unrolled(spec, variables)
+    assert [length for _, length in alone.runs] == [1, 1, 1, 1]
+    loss, grads = loss_and_grads(spec, variables)
+    loss_alone, grads_alone = loss_and_grads(alone, variables_alone)
+    np.testing.assert_allclose(loss, loss_alone, rtol=1e-6)
+    _, expected = unrolled(spec, {"params": grads})
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), expected["params"], grads_alone
+    )
+
+
+def test_remat_equals_no_remat():
+    spec = model_spec(TREE, TREE)
+    rematted = dataclasses.replace(spec, remat=True)
+    variables = init(spec)
+    loss, grads = loss_and_grads(spec, variables)
+    loss_remat, grads_remat = loss_and_grads(rematted, variables)
+    np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), grads, grads_remat)
+
+    def text(spec):
+        return str(jax.make_jaxpr(lambda v: Transformer(spec).apply(v, TOKENS)[0])(variables))
+
+    assert "remat" in text(rematted) and "remat" not in text(spec)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_causality_by_gradient_pattern(kind):
+    """Scores at position c depend on the embeddings at positions up to c and on no later one."""
+    spec = model_spec(KINDS[kind])
+    variables = init(spec)
+
+    def scores_at(positions, c):
+        params = {**variables["params"], "embed": {**variables["params"]["embed"], "positions": positions}}
+        logits, _ = Transformer(spec).apply({**variables, "params": params}, TOKENS[:1])
+        return jnp.sum(jnp.square(logits[0, c]))
+
+    grad = jax.jit(jax.grad(scores_at))
+    for c in (0, 7, 15):
+        rows = np.abs(np.asarray(grad(variables["params"]["embed"]["positions"], c))).max(axis=1)
+        assert (rows[: c + 1] > 0).all() and (rows[c + 1 :] == 0).all()
+
+
+def test_bfloat16_computes_low_and_scores_in_float32():
+    spec = model_spec(DENSE, TREE, dtype="bfloat16")
+    variables = init(spec)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, _ = Transformer(spec).apply(variables, TOKENS)
+    exact, _ = Transformer(dataclasses.replace(spec, dtype="float32")).apply(variables, TOKENS)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, atol=0.05)
+
+
+def test_rows_beyond_the_vocabulary_are_never_scored():
+    spec = model_spec(DENSE, vocab_multiple=16)
+    variables = init(spec)
+    assert variables["params"]["embed"]["tokens"].shape == (32, 16)
+    _, grads = loss_and_grads(spec, variables)
+    assert Transformer(spec).apply(variables, TOKENS)[0].shape[-1] == 23
+    assert not np.asarray(grads["embed"]["tokens"][23:]).any()
+
+
+def test_initial_scales():
+    spec = model_spec(KINDS["dense"], width=128, vocab_size=400)
+    params = init(spec)["params"]
+    run = params["run_0"]
+    expected = [
+        (params["embed"]["tokens"], 0.05),
+        (run["attn"]["w_qkv"], 1 / 128**0.5),
+        (run["attn"]["w_out"], 0.1 / 128**0.5),
+        (run["ffn"]["w_in"], 0.7 / 128**0.5),
+        (run["ffn"]["w_out"], 0.05 / 24**0.5),
+    ]
+    for leaf, std in expected:
+        np.testing.assert_allclose(np.std(leaf), std, rtol=0.05)
+
+
+def test_routing_of_every_run_is_updated():
+    tree = dataclasses.replace(TREE, balance="sign")
+    spec = model_spec(DENSE, tree, tree, MOE)
+    variables = init(spec)
+    _, infos = Transformer(spec).apply(variables, TOKENS)
+    new = update_model_routing(spec, variables["routing"], infos)
+    assert jax.tree.structure(new) == jax.tree.structure(variables["routing"])
+    assert np.asarray(new["run_1"]["ffn"]["threshold"]).any()
+    assert np.asarray(new["run_2"]["ffn"]["selection_bias"]).any()
+
+
+def test_a_spec_survives_json():
+    spec = model_spec(*KINDS.values(), remat=True)
+    assert spec_from_dict(spec_to_dict(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"n_heads": 3}, "width: 16 is not allowed; it must be a multiple of n_heads = 3"),
+        ({"vocab_size": 0}, "vocab_size: 0"),
+        ({"dtype": "float16"}, "dtype: 'float16' is not known; use one of: float32, bfloat16"),
+        ({"implementation": "fast"}, "implementation: 'fast' is not known; use one of: masked,"),
+        ({"norm_eps": 0.0}, "norm_eps: 0.0"),
+    ],
+)
+def test_bad_models_are_refused(fields, words):
+    with pytest.raises(InputError, match=f"^{words}"):
+        model_spec(DENSE, **fields)
