@@ -90,7 +90,7 @@ def test_a_validation_split_is_used(tmp_path, rows, name):
 def test_a_large_split_stays_on_disk(tmp_path, rows, monkeypatch):
     directory = token_set(tmp_path, rows)
     whole = prepare(spec_of(tmp_path, directory), 9, SILENT)
-    monkeypatch.setattr("tree_ffn.data.sources.IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr("tree_ffn.data.sources.IN_MEMORY_RECORDS", 10)
     corpus = prepare(spec_of(tmp_path, directory), 9, SILENT)
     assert type(corpus.train) is not type(whole.train)
     for numbers in ([3, 1, 29], [0], [5, 5]):
