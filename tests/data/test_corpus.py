@@ -318,6 +318,16 @@ def test_damaged_rows_are_named(tmp_path, rows_format):
         assert "\n" not in str(error.value)
 
 
+def test_a_damaged_description(tmp_path):
+    write_texts(tmp_path)
+    corpus = prepare(spec_of(tmp_path), 33, SILENT)
+    (corpus.directory / "meta.json").write_text("{")
+    with pytest.raises(InputError, match=r"meta\.json: cannot be read .* delete its directory"):
+        prepare(spec_of(tmp_path), 33, SILENT)
+    (corpus.directory / "meta.json").unlink()
+    assert prepare(spec_of(tmp_path), 33, SILENT).meta == corpus.meta
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
@@ -365,4 +375,4 @@ def test_rows_and_key_of_a_fixed_corpus(tmp_path):
     corpus = prepare(spec_of(tmp_path), 9, SILENT)
     content = b"".join(all_rows(source).astype("<i4").tobytes() for source in (corpus.train, corpus.valid))
     found = (corpus.directory.name, hashlib.sha256(content).hexdigest()[:16])
-    assert found == ("texts-63e41e3f19babba2", "bdb69727a52d131d")
+    assert found == ("texts-211d230b1911ae41", "bdb69727a52d131d")

@@ -85,6 +85,14 @@ def test_globs_and_splits(tmp_path):
     assert [(name, split) for name, _, split in inputs.listing] == [("a.txt", "train"), ("b.txt", "valid")]
 
 
+def test_many_directories_make_a_short_name(tmp_path):
+    for i in range(5):
+        (tmp_path / f"d{i}").mkdir()
+        (tmp_path / f"d{i}/a.txt").write_text("text")
+    assert file_inputs(files(tmp_path, "d[01]/*")).name == "d0+d1"
+    assert file_inputs(files(tmp_path, "*/*")).name == "d0+4_more"
+
+
 def test_globs_that_match_nothing(tmp_path):
     (tmp_path / "directory").mkdir()
     (tmp_path / "a.txt").write_text("text")

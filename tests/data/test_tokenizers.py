@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tree_ffn.data import load_tokenizer
+from tree_ffn.data import documents, load_tokenizer
+from tree_ffn.data.compressed import read_bytes
 from tree_ffn.errors import InputError
 
 TEXTS = ("Hello world", "a\n\nb  c\t", "naïve 東京 🙂", "", "x <|endoftext|> y")
@@ -115,6 +116,23 @@ def test_pythia(real_data):
     assert tokenizer.encode("Hello world").tolist() == [12092, 1533]
     assert (tokenizer.end_id, tokenizer.vocab_size) == (0, 50277)
     check_round_trip(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        "gpt2/encoder.json.xz,gpt2/vocab.bpe.xz",
+        "opt/gpt2-vocab.json.xz,gpt2/vocab.bpe.xz",
+        "pythia/20B_tokenizer.json.xz",
+    ],
+)
+def test_cutting_a_document_does_not_change_its_tokens(real_data, monkeypatch, files):
+    tokenizer = load_tokenizer(",".join(f"{real_data}/{name}" for name in files.split(",")))
+    text = read_bytes(real_data.parent / "wikitext2/valid.raw.txt.xz").decode()[:200_000]
+    monkeypatch.setattr(documents, "SEGMENT_CHARS", 200)
+    pieces = [segment.text for segment in documents.segments([(text, True)])]
+    assert len(pieces) > 1000
+    assert np.concatenate(tokenizer.encode_batch(pieces)).tolist() == tokenizer.encode(text).tolist()
 
 
 def check_round_trip(tokenizer):

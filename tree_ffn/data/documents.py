@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tree_ffn.errors import InputError
 
-SEGMENT_CHARS = 1 << 16
+SEGMENT_CHARS = 1 << 14
 _END_LINE = re.compile(r"^<\|endoftext\|>\r?(?:\n|\Z)", re.MULTILINE)
 _END_LINE_CHARS = len("<|endoftext|>\r\n")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tree_ffn.data.compressed import plain_name, read_chunks
+from tree_ffn.data.compressed import plain_name, read_bytes, read_chunks
 from tree_ffn.data.documents import Segment, decoded, documents, json_documents, key_of, segments
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.errors import InputError
@@ -89,9 +89,8 @@ def stdlib_inputs(root: Path | None = None) -> Inputs:
     root = root or Path(sysconfig.get_paths()["stdlib"])
     texts, left_out = {}, 0
     for name, path in _python_files(root):
-        content = path.read_bytes()
         try:
-            texts[name] = content.decode("utf-8")
+            texts[name] = read_bytes(path).decode("utf-8")
         except UnicodeDecodeError:
             left_out += 1
     listing = [(name, hashlib.sha256(text.encode()).hexdigest(), "") for name, text in texts.items()]
@@ -136,12 +135,18 @@ def file_inputs(spec: CorpusSpec) -> Inputs:
         )
     listing = [(path.name, file_hash(path), split) for path, split in placed]
     return Inputs(
-        name="+".join(sorted({path.resolve().parent.name or "files" for path, _ in placed})),
+        name=_directory_names([path for path, _ in placed]),
         sha256=content_hash(listing),
         listing=listing,
         sources=[file_source(path, split, spec.text_field) for path, split in placed],
         facts={},
     )
+
+
+def _directory_names(paths: list[Path]) -> str:
+    """What to call a corpus of files: the names of the directories they lie in, not where those are."""
+    first, *more = sorted({path.parent.name or "files" for path in paths})
+    return "+".join([first, *more] if len(more) < 3 else [first, f"{len(more)}_more"])
 
 
 def matches(field: str, patterns: str) -> list[Path]:
