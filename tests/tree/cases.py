@@ -1,14 +1,18 @@
 """Layers and tokens for the tests of the three executions, and covering sets of their options."""
 
+import contextlib
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from tree_ffn.tree import TreeShape, TreeSpec
+from tree_ffn.tree import TreeShape, TreeSpec, batched, grouped, tree_ffn
 
 EXECUTIONS = ("masked", "gather", "grouped")
+# Grouped has a second form for accelerators; this name runs it here.
+BATCHED = "grouped in batched form"
 ROUTINGS = ("hard", "straight_through", "continuous_min", "continuous_product")
 
 
@@ -77,6 +81,20 @@ def random_case(rng, spec, T=13, E=6, dtype=np.float32):
         shared = {"w_in": normal(S, E, scale=E**-0.5), "b_in": normal(S, scale=0.1), "w_out": normal(S, E)}
         params["shared"] = shared
     return params, normal(T, E), normal(T, E)
+
+
+def layer(params, x, spec, execution):
+    """`tree_ffn`; differentiate it inside `traced_form(execution)`."""
+    return tree_ffn(params, x, spec, "grouped" if execution == BATCHED else execution)
+
+
+@contextlib.contextmanager
+def traced_form(execution):
+    """While functions are traced here, grouped takes the form that `execution` names."""
+    with pytest.MonkeyPatch.context() as patch:
+        if execution == BATCHED:
+            patch.setattr(grouped, "_form", lambda: batched)
+        yield
 
 
 def on_device(tree):

@@ -22,6 +22,12 @@ FACTORS = {
     "S": (0, 2),
 }
 PAIRS = cases.all_pairs(FACTORS)
+BATCHED_FACTORS = FACTORS | {
+    "routing": ("hard", "continuous_min"),
+    "activation": ("silu",),
+    "W": (1, "per_level"),
+}
+ALL_FORMS = (*cases.EXECUTIONS, cases.BATCHED)
 
 
 def name_of(case):
@@ -36,15 +42,17 @@ compiled = functools.partial(
 
 @compiled
 def run_forward(params, x, spec, execution):
-    y, info = tree_ffn(params, x, spec, execution)
+    with cases.traced_form(execution):
+        y, info = cases.layer(params, x, spec, execution)
     return y, info.leaf_TP
 
 
 @compiled
 def run_backward(params, x, dy, spec, execution):
     """Output, leaves, and gradients of sum(dy * y) to all weights (thresholds too) and to x."""
-    y, vjp, info = jax.vjp(lambda params, x: tree_ffn(params, x, spec, execution), params, x, has_aux=True)
-    return (y, info.leaf_TP, *vjp(dy))
+    with cases.traced_form(execution):
+        y, vjp, info = jax.vjp(lambda *args: cases.layer(*args, spec, execution), params, x, has_aux=True)
+        return (y, info.leaf_TP, *vjp(dy))
 
 
 def differentiable(spec, execution):
@@ -60,7 +68,7 @@ def assert_near(got, want, what, tolerance=2e-5):
 
 
 def assert_same_gradients(got, want, what, tolerance=2e-5):
-    """The oracle's gradients; none to thresholds and frozen routers."""
+    """The oracle's gradients, 0 wherever the oracle's is; none to thresholds and frozen routers."""
     assert got.keys() >= want.keys(), what
     for name, value in got.items():
         if name in ("threshold", "router"):
@@ -69,6 +77,7 @@ def assert_same_gradients(got, want, what, tolerance=2e-5):
             assert_same_gradients(value, want[name], f"{what} shared", tolerance)
         else:
             assert_near(value, want[name], f"{what} d{name}", tolerance)
+            assert not np.any(np.asarray(value)[want[name] == 0]), f"{what} d{name} beside the path"
 
 
 def check(params, x, dy, spec, executions=cases.EXECUTIONS):
@@ -102,11 +111,17 @@ def test_agrees_with_the_oracle(case, rng):
     check(*cases.grid_case(rng, spec), spec)
 
 
+@pytest.mark.parametrize("case", cases.all_pairs(BATCHED_FACTORS), ids=name_of)
+def test_batched_form_agrees_with_the_oracle(case, rng):
+    spec = cases.make_spec(**case)
+    check(*cases.grid_case(rng, spec), spec, executions=(cases.BATCHED,))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases.all_combinations(FACTORS), ids=name_of)
 def test_agrees_with_the_oracle_everywhere(case, rng):
     spec = cases.make_spec(**case)
-    check(*cases.grid_case(rng, spec), spec)
+    check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 
 @pytest.mark.parametrize("site", ["node", "sum"])
@@ -120,8 +135,8 @@ def test_frozen_routers(site, rng):
 
 @pytest.mark.parametrize("routing", ["hard", "straight_through", "continuous_min"])
 def test_one_token(routing, rng):
-    spec = cases.make_spec(routing, P=2, D=3, W=2)
-    check(*cases.grid_case(rng, spec, T=1), spec, executions=(*cases.EXECUTIONS, None))
+    spec = cases.make_spec(routing, P=2, D=2, W=2)
+    check(*cases.grid_case(rng, spec, T=1), spec)
 
 
 @pytest.mark.parametrize("routing", cases.ROUTINGS)
@@ -141,7 +156,7 @@ def test_many_tokens_few_leaves(rng):
     params, x, dy = cases.grid_case(rng, spec, T=300)
     params["threshold"][0, 0] = 64.0
     assert np.all(np.bincount(oracle.forward(params, x, spec).leaf[:, 0], minlength=8)[4:] == 0)
-    check(params, x, dy, spec)
+    check(params, x, dy, spec, executions=ALL_FORMS)
 
 
 @pytest.mark.parametrize("routing", cases.ROUTINGS)
@@ -158,7 +173,7 @@ def test_ties_go_left(routing, rng):
     check(params, x, dy, spec)
 
 
-@pytest.mark.parametrize("execution", cases.EXECUTIONS)
+@pytest.mark.parametrize("execution", ALL_FORMS)
 def test_nan_goes_left_and_stays_with_its_token(execution, rng):
     spec = cases.make_spec("hard", P=2, D=2, W=2, S=1)
     params, x, _ = cases.grid_case(rng, spec)
@@ -187,7 +202,7 @@ def test_nan_threshold_goes_left(routing, rng):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("execution", cases.EXECUTIONS)
+@pytest.mark.parametrize("execution", ALL_FORMS)
 def test_decisions_differ_only_within_the_rounding_bound(execution, dtype, rng):
     """Not a tolerance on everything: a leaf may differ only where |r| is below what float32 sums can resolve.
 

@@ -1,0 +1,68 @@
+"""Counts and figures of usage against plain counting."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tree_ffn.tree import usage
+
+
+def counted(leaf, n_leaves):
+    return np.stack([np.bincount(column, minlength=n_leaves) for column in leaf.T])
+
+
+def node_visits(counts):
+    """[P, N] by walking every leaf's path up to the root."""
+    P, n_leaves = counts.shape
+    visits = np.zeros((P, 2 * n_leaves - 1), int)
+    for p in range(P):
+        for leaf, count in enumerate(counts[p]):
+            node = n_leaves - 1 + leaf
+            visits[p, node] += count
+            while node:
+                node = (node - 1) // 2
+                visits[p, node] += count
+    return visits
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_counts(depth, rng):
+    leaf = rng.integers(0, 2**depth, (50, 3), np.int32)
+    counts = usage.leaf_counts(jnp.asarray(leaf), 2**depth)
+    assert counts.dtype == jnp.int32
+    np.testing.assert_array_equal(counts, counted(leaf, 2**depth))
+    np.testing.assert_array_equal(usage.node_counts(counts), node_visits(np.asarray(counts)))
+
+
+def test_figures(rng):
+    counts = rng.integers(0, 40, (3, 8)) * (rng.random((3, 8)) < 0.5)
+    counts[:, 0] += 1
+    got = usage.figures(jnp.asarray(counts, jnp.int32))
+    share = counts / counts.sum(1, keepdims=True)
+    bits = [-sum(s * np.log2(s) for s in row if s > 0) for row in share]
+    visits = node_visits(counts)
+    decided = constant = 0
+    for row in visits:
+        for n in range(7):
+            decided += row[n]
+            constant += row[n] * (row[2 * n + 1] == 0 or row[2 * n + 2] == 0)
+    assert float(got["dead_leaves"]) == pytest.approx(np.mean(counts == 0))
+    assert float(got["leaf_entropy"]) == pytest.approx(np.mean(bits) / 3, rel=1e-5)
+    assert float(got["constant_decisions"]) == pytest.approx(constant / decided, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "counts, dead, entropy, constant",
+    [
+        ([[5, 5, 5, 5]], 0.0, 1.0, 0.0),  # balanced
+        ([[0, 0, 9, 0]], 0.75, 0.0, 1.0),  # one leaf takes all
+        ([[4, 0, 4, 0]], 0.5, 0.5, 0.5),  # the root decides, its children do not
+        ([[7]], 0.0, 0.0, 0.0),  # D = 0: entropy is 0 by definition
+        ([[0, 0]], 1.0, 0.0, 0.0),  # no token at all
+    ],
+)
+def test_figures_by_hand(counts, dead, entropy, constant):
+    got = {name: float(value) for name, value in usage.figures(jnp.array(counts, jnp.int32)).items()}
+    assert got == pytest.approx(
+        {"dead_leaves": dead, "leaf_entropy": entropy, "constant_decisions": constant}
+    )
