@@ -1,0 +1,226 @@
+"""Trains a small model of trees and the narrow dense one, and compares them in one table.
+
+    python -m experiments.quickstart                        # what `make quickstart` runs
+    python -m experiments.quickstart --seeds=0,1,2 --results=results/quickstart.jsonl
+
+Both kinds of configs/quickstart.py see the same text for the same steps, each at its own best
+learning rate. Interrupted, the same command goes on where it was; to start anew, remove runs/quickstart.
+"""
+
+import importlib
+import os
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli, record
+from tree_ffn.data.pipeline import Batches
+from tree_ffn.errors import InputError
+from tree_ffn.models import active_units, total_units
+from tree_ffn.models.decode import Sampling, generate
+from tree_ffn.training import setup
+from tree_ffn.training.checkpoint import restore_for_inference
+from tree_ffn.training.loop import train
+from tree_ffn.training.programs import compile_programs
+from tree_ffn.training.sharding import put_batch
+
+_CONFIG = flags.DEFINE_enum("config", "quickstart", ["quickstart", "smoke"], "File in configs/, without .py.")
+_STEPS = flags.DEFINE_integer("steps", None, "Training steps, in place of the config's.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, e.g. 0,1,2: each trains both models.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where the runs go, one directory each.")
+_RESULTS = flags.DEFINE_string("results", None, "Append all figures to this results file (JSONL).")
+_PROMPT = flags.DEFINE_string("prompt", "def read(self, ", "Beginning of the generated text.")
+
+KINDS = ("tree", "narrow")
+TIMED = ("grouped", "masked")
+
+
+def main() -> None:
+    started = time.perf_counter()
+    remember_compiled_programs()
+    configs = {kind: configure(kind) for kind in KINDS}
+    plan = setup.plan_run(configs["tree"])
+    data = setup.prepare_data(configs["tree"], plan.model)
+
+    print("timing a training step of the two executions of the tree layer ...", flush=True)
+    step_ms = {name: time_step(configs["tree"], data, name) for name in TIMED}
+    configs["tree"].ffn.implementation = min(step_ms, key=step_ms.get)
+
+    figures = {kind: [] for kind in KINDS}
+    for seed in seeds():
+        for kind, config in configs.items():
+            print(f"\n{kind}, seed {seed}: {config.train.steps} steps at learning rate {config.optim.lr:g}")
+            config.seed = seed
+            done = train(config, workdir(kind, seed))
+            figures[kind].append(done)
+            if _RESULTS.value:
+                record_run(kind, config, data.meta, done)
+    if _RESULTS.value:
+        record_times(configs["tree"], data.meta, step_ms)
+
+    print("\n" + table(plan.model, data.meta, configs, figures, step_ms))
+    print("\n" + sample(data.tokenizer, workdir("tree", seeds()[0])))
+    print("\n" + next_commands(workdir("tree", seeds()[0])))
+    print(f"\n{(time.perf_counter() - started) / 60:.1f} minutes in all.")
+
+
+def remember_compiled_programs() -> None:
+    """The step that was timed is the step that trains, and a second run starts faster."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(".jax_cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def configure(kind: str):
+    """The config of a kind, shortened if --steps says so."""
+    steps = _STEPS.value
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps: {steps} is not allowed; use at least 1.")
+    get_config = importlib.import_module(f"configs.{_CONFIG.value}").get_config
+    return get_config(f"kind={kind}" if steps is None else f"kind={kind},steps={steps}")
+
+
+def seeds() -> list[int]:
+    """--seeds as numbers."""
+    if not _SEEDS.value or not all(word.isdecimal() for word in _SEEDS.value):
+        raise InputError(f"--seeds: {','.join(_SEEDS.value)!r} is not allowed; use numbers such as 0,1,2.")
+    return [int(word) for word in _SEEDS.value]
+
+
+def workdir(kind: str, seed: int) -> str:
+    """Directory of one run; a shortened run does not meet a whole one."""
+    steps = "" if _STEPS.value is None else f"_steps{_STEPS.value}"
+    return os.path.join(_WORKDIR.value, f"{kind}_seed{seed}{steps}")
+
+
+def time_step(config, data, implementation: str, n_steps: int = 12) -> float:
+    """Median milliseconds of a training step, after the ones that compile."""
+    config = config.copy_and_resolve_references()
+    config.ffn.implementation = implementation
+    plan = setup.plan_run(config)
+    programs = compile_programs(plan)
+    batches = Batches(data.train, plan.train.batch_size, plan.seed)
+    times = []
+    with jax.set_mesh(plan.mesh):
+        state, usage = programs.init(jax.random.key(plan.seed)), programs.scorer.empty_usage()
+        for step in range(n_steps + 2):
+            batch = put_batch(batches.at(step), plan.mesh)
+            start = time.perf_counter()
+            state, usage, metrics = programs.train_step(state, usage, batch)
+            jax.block_until_ready(metrics)
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[2:])
+
+
+def record_run(kind: str, config, data_meta: dict, figures: dict) -> None:
+    """Appends the figures of one run to --results."""
+    name = row_name(kind, config)
+    record.append_figures(
+        _RESULTS.value, figures, table="quickstart", row=name, config=config, data_meta=data_meta
+    )
+
+
+def record_times(config, data_meta: dict, step_ms: dict) -> None:
+    """Appends the time per training step of each execution."""
+    known = record.public_config(config, data_meta)
+    for name, value in step_ms.items():
+        timed = {**known, "ffn": {**known["ffn"], "implementation": name}}
+        row = f"{row_name('tree', config)}_{name}_train"
+        path, table = _RESULTS.value, "quickstart"
+        record.append_result(
+            path, table=table, row=row, metric="time_ms", value=value, seed=None, config=timed
+        )
+
+
+def row_name(kind: str, config) -> str:
+    """`tree_continuous_P1_W2` or `narrow_A16`."""
+    ffn = config.ffn
+    if kind == "narrow":
+        return f"narrow_A{active_units(setup.plan_run(config).model.ffns[0])}"
+    width = ffn.node_width if isinstance(ffn.node_width, int) else "x".join(map(str, ffn.node_width))
+    return f"tree_{ffn.routing.split('_')[0]}_P{ffn.n_trees}_W{width}"
+
+
+def table(model, data_meta: dict, configs: dict, figures: dict, step_ms: dict) -> str:
+    """The one table: what was run, a row a kind, and which of them ended lower."""
+    config = configs["tree"]
+    total, active = total_units(model.ffns[0]), active_units(model.ffns[0])
+    share = {"tree": f"{active} of {total} ({100 * active / total:.1f} %)", "narrow": f"{active} of {active}"}
+    steps = {"tree": " ".join(f"{ms:.0f} {name}" for name, ms in step_ms.items())}
+    head = ("", "bits per byte", "active units", "tokens/s", "ms a step")
+    rows = [head]
+    for kind in KINDS:
+        seconds = mean(figures[kind], "seconds_per_step")
+        ms = steps.get(kind) or ("-" if seconds is None else f"{1e3 * seconds:.0f}")
+        rate = mean(figures[kind], "tokens_per_s")
+        rate = "-" if rate is None else f"{rate:,.0f}"
+        bits = spread([done["bits_per_byte"] for done in figures[kind]])
+        rows.append((row_name(kind, configs[kind]), bits, share[kind], rate, ms))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.rjust(width) if i else cell.ljust(width)
+                       for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]  # fmt: skip
+    rule = "-" * len(lines[0])
+    python = f" of Python {data_meta['python']}" if "python" in data_meta else ""
+    title = (
+        f"{data_meta['corpus']}{python}, {model.n_layers} layers of width {model.width}, "
+        f"{config.train.steps} steps of {config.train.batch_size} x {model.context} tokens, "
+        f"{record.device_name()}; loss on held-out text"
+    )
+    return "\n".join([title, rule, lines[0], rule, *lines[1:], rule, verdict(figures), rule])
+
+
+def verdict(figures: dict) -> str:
+    """Says plainly whether the trees ended below the narrow layer, and by how much."""
+    tree, narrow = ([done["bits_per_byte"] for done in figures[kind]] for kind in KINDS)
+    below = [n - t for t, n in zip(tree, narrow)]
+    average = sum(below) / len(below)
+    share = 100 * average / (sum(narrow) / len(narrow))
+    each = f" (each seed: {', '.join(f'{b:+.4f}' for b in below)})" if len(below) > 1 else ""
+    if min(below) > 0:
+        return f"tree ended BELOW narrow by {average:.4f} bits per byte, {share:.1f} %{each}"
+    if len(below) > 1 and max(below) > 0:
+        return f"tree ended below narrow in some seeds only: by {average:.4f} bits per byte on average{each}"
+    return f"tree did NOT end below narrow: it is {-average:.4f} bits per byte above{each}"
+
+
+def mean(figures: list[dict], name: str) -> float | None:
+    """Mean of a figure over the runs that have it; a run that was finished before has no speed."""
+    values = [done[name] for done in figures if name in done]
+    return sum(values) / len(values) if values else None
+
+
+def spread(values: list[float]) -> str:
+    """`2.4312`, or mean and standard deviation of several."""
+    text = f"{sum(values) / len(values):.4f}"
+    return text if len(values) == 1 else f"{text} +- {statistics.stdev(values):.4f}"
+
+
+def sample(tokenizer, directory: str, n_samples: int = 2) -> str:
+    """Text with which the tree model goes on after --prompt, as far as its context reaches."""
+    run = restore_for_inference(directory, "latest")
+    prompt = tokenizer.encode(_PROMPT.value)[: run.model.context // 2]
+    prompt_BC = np.broadcast_to(prompt, (n_samples, prompt.size))
+    sampling = Sampling(temperature=0.8, top_k=40)
+    new_BC = generate(run.model, run.variables, prompt_BC, run.model.context - prompt.size, sampling)
+    rows = np.concatenate([prompt_BC, new_BC], axis=1)
+    return "\n\n".join(f"Sample {i}: {tokenizer.decode(row)}" for i, row in enumerate(rows, 1))
+
+
+def next_commands(tree: str) -> str:
+    """Three things to try."""
+    python = os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python"
+    config = "--config=configs/quickstart.py"
+    return "\n".join((
+        "Next:",
+        f"  {python} -m experiments.generate --workdir={tree} --prompt='class Tree:' --temperature=0.8",
+        f"  {python} -m experiments.train {config}:kind=dense --workdir=runs/dense",
+        f"  {python} -m experiments.train {config} --config.ffn.routing=hard --workdir=runs/hard",
+    ))  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)
