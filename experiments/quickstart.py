@@ -42,6 +42,7 @@ TIMED = ("grouped", "masked")
 def main() -> None:
     started = time.perf_counter()
     remember_compiled_programs()
+    wanted = seeds()
     configs = {kind: configure(kind) for kind in KINDS}
     plan = setup.plan_run(configs["tree"])
     data = setup.prepare_data(configs["tree"], plan.model)
@@ -51,7 +52,7 @@ def main() -> None:
     configs["tree"].ffn.implementation = min(step_ms, key=step_ms.get)
 
     figures = {kind: [] for kind in KINDS}
-    for seed in seeds():
+    for seed in wanted:
         for kind, config in configs.items():
             print(f"\n{kind}, seed {seed}: {config.train.steps} steps at learning rate {config.optim.lr:g}")
             config.seed = seed
@@ -63,8 +64,8 @@ def main() -> None:
         record_times(configs["tree"], data.meta, step_ms)
 
     print("\n" + table(plan.model, data.meta, configs, figures, step_ms))
-    print("\n" + sample(data.tokenizer, workdir("tree", seeds()[0])))
-    print("\n" + next_commands(workdir("tree", seeds()[0])))
+    print("\n" + sample(data.tokenizer, workdir("tree", wanted[0])))
+    print("\n" + next_commands(workdir("tree", wanted[0])))
     print(f"\n{(time.perf_counter() - started) / 60:.1f} minutes in all.")
 
 
