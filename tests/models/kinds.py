@@ -1,9 +1,14 @@
-"""Small layers of every kind, shared by the tests of models."""
+"""Small layers of every kind, and models of them, shared by the tests of models."""
 
-from tree_ffn.models import DenseSpec, ModelSpec, MoESpec
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tree_ffn.models import DenseSpec, ModelSpec, MoESpec, Transformer
+from tree_ffn.models.describe import abstract_variables
 from tree_ffn.tree import TreeShape, TreeSpec
 
-SHAPE = TreeShape(n_trees=2, depth=3, node_width=2, shared_width=3)
+SHAPE = TreeShape(n_trees=2, depth=2, node_width=2, shared_width=3)
 
 KINDS = {
     "dense": DenseSpec(width=24),
@@ -20,3 +25,25 @@ def model_spec(*ffns, **fields) -> ModelSpec:
     """A tiny decoder with the given layers, or a field changed."""
     values = {"vocab_size": 23, "context": 16, "width": 16, "n_heads": 2} | fields
     return ModelSpec(n_layers=len(ffns), ffns=ffns, **values)
+
+
+def random_leaves(shapes, seed: int = 0):
+    """Weights without compiling an initialiser: normal, with biases that are not zero."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        std = 0.3 if path[-1].key.startswith(("w_", "tokens", "positions")) else 0.1
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(mean + std * rng.standard_normal(shape.shape), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def random_variables(spec: ModelSpec, seed: int = 0) -> dict:
+    """`random_leaves` for a model."""
+    return random_leaves(abstract_variables(spec), seed)
+
+
+def forward(spec: ModelSpec):
+    """The compiled model."""
+    return jax.jit(Transformer(spec).apply)

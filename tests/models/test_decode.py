@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.kinds import KINDS, model_spec
+from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer, decode
 from tree_ffn.models.decode import Sampling, sample
@@ -17,17 +17,13 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 23, (2, 12)), jnp.int3
 GREEDY = Sampling(greedy=True)
 
 
-def init(spec):
-    return jax.jit(Transformer(spec).init)(jax.random.key(0), TOKENS)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_cache_equals_the_full_forward_token_by_token(kind):
-    spec = model_spec(KINDS["dense"], KINDS[kind], KINDS[kind])
-    variables = init(spec)
-    expected, _ = Transformer(spec).apply(variables, TOKENS)
+    spec = model_spec(KINDS[kind], KINDS[kind])
+    variables = random_variables(spec)
+    expected, _ = forward(spec)(variables, TOKENS)
     spec, variables = decode.for_decoding(spec, variables)
-    apply = jax.jit(Transformer(spec).apply)
+    apply = forward(spec)
     logits, _, cache = apply(variables, TOKENS[:, :5], decode.init_cache(spec, 2, 12))
     parts = [logits]
     for c in range(5, 12):
@@ -38,24 +34,25 @@ def test_cache_equals_the_full_forward_token_by_token(kind):
 
 
 def test_the_form_for_decoding_scores_alike_in_bfloat16():
-    spec = model_spec(*[KINDS["continuous"]] * 2, KINDS["moe"], dtype="bfloat16", implementation="masked")
-    variables = init(spec)
-    expected, _ = jax.jit(Transformer(spec).apply)(variables, TOKENS)
+    spec = model_spec(KINDS["continuous"], KINDS["moe"], dtype="bfloat16", implementation="masked")
+    variables = random_variables(spec)
+    expected, _ = forward(spec)(variables, TOKENS)
     spec, variables = decode.for_decoding(spec, variables)
     ffn = variables["params"]["run_0"]["ffn"]
     assert ffn["w_in"].dtype == jnp.bfloat16 and ffn["b_in"].dtype == jnp.float32
-    np.testing.assert_array_equal(jax.jit(Transformer(spec).apply)(variables, TOKENS)[0], expected)
+    np.testing.assert_array_equal(forward(spec)(variables, TOKENS)[0], expected)
 
 
 def test_greedy_text_is_that_of_the_full_forward():
     spec = model_spec(KINDS["hard"])
-    variables = init(spec)
-    tokens = TOKENS[:, :3]
-    for _ in range(6):
-        logits, _ = Transformer(spec).apply(variables, tokens)
-        tokens = jnp.concatenate([tokens, jnp.argmax(logits[:, -1:], axis=-1).astype(jnp.int32)], axis=1)
+    variables = random_variables(spec)
+    apply = forward(spec)
+    tokens = np.zeros((2, 12), np.int32)  # the same shape at every length: what follows is not attended to
+    tokens[:, :3] = TOKENS[:, :3]
+    for c in range(3, 9):
+        tokens[:, c] = np.argmax(apply(variables, tokens)[0][:, c - 1], axis=-1)
     new = decode.generate(spec, variables, TOKENS[:, :3], 6, GREEDY)
-    np.testing.assert_array_equal(new, tokens[:, 3:])
+    np.testing.assert_array_equal(new, tokens[:, 3:9])
 
 
 def test_decoding_compiles_one_step(monkeypatch):
@@ -63,14 +60,14 @@ def test_decoding_compiles_one_step(monkeypatch):
     once = chex.assert_max_traces(decode.advance, n=1)
     monkeypatch.setattr(decode, "_advance", jax.jit(once, static_argnames=("spec", "sampling")))
     spec = model_spec(KINDS["hard"])
-    variables = init(spec)
+    variables = random_variables(spec)
     for length in (2, 3, 5):  # other prompts, the same step
         assert decode.generate(spec, variables, TOKENS[:, :length], 8, GREEDY).shape == (2, 8)
 
 
 def test_generation_stops_at_the_stop_token_and_at_the_context():
     spec = model_spec(KINDS["dense"])
-    variables = init(spec)
+    variables = random_variables(spec)
     whole = decode.generate(spec, variables, TOKENS[:1, :4], 12, GREEDY)
     assert whole.shape == (1, 12)  # 4 + 12 fill the context of 16
     stop = int(whole[0, 2])
@@ -121,7 +118,7 @@ def test_sampling_draws_from_what_is_kept():
 
 def test_the_seed_decides():
     spec = model_spec(KINDS["dense"])
-    variables = init(spec)
+    variables = random_variables(spec)
     texts = [decode.generate(spec, variables, TOKENS[:, :3], 8, Sampling(), seed=s) for s in (0, 0, 1)]
     np.testing.assert_array_equal(texts[0], texts[1])
     assert not np.array_equal(texts[0], texts[2])
@@ -141,7 +138,7 @@ def test_few_tokens_gather(monkeypatch):
     spec = dataclasses.replace(
         model_spec(KINDS["hard"]), context=17
     )  # a spec that no other test has compiled
-    variables = init(spec)
+    variables = random_variables(spec)
     used.clear()
     cache = decode.init_cache(spec, 1, 16)
     Transformer(spec).apply(variables, TOKENS[:1, :1], cache)

@@ -1,22 +1,22 @@
 """The decoder: runs of layers, remat, causality, dtypes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.kinds import KINDS, model_spec
+from tests.models import kinds
+from tests.models.kinds import KINDS, forward, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer, spec_from_dict, spec_to_dict, unrolled, update_model_routing
 
 DENSE, TREE, MOE = KINDS["dense"], KINDS["continuous"], KINDS["moe"]
+# What these tests are about does not depend on how trees are executed; masked compiles fastest.
+model_spec = functools.partial(kinds.model_spec, implementation="masked")
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 16)), jnp.int32)
-
-
-def init(spec):
-    return jax.jit(Transformer(spec).init)(jax.random.key(0), TOKENS)
 
 
 def loss_and_grads(spec, variables):
@@ -30,36 +30,36 @@ def loss_and_grads(spec, variables):
 def test_equal_neighbours_make_one_run():
     spec = model_spec(DENSE, TREE, TREE, DENSE)
     assert [length for _, length in spec.runs] == [1, 2, 1]
-    variables = init(spec)
-    logits, infos = Transformer(spec).apply(variables, TOKENS)
+    variables = random_variables(spec)
+    logits, infos = forward(spec)(variables, TOKENS)
     assert logits.shape == (2, 16, 23) and logits.dtype == jnp.float32
     assert [info.leaf_TP.shape for info in infos] == [(1, 32, 0), (2, 32, 2), (1, 32, 0)]
     w_in = variables["params"]["run_1"]["ffn"]["w_in"]
-    assert w_in.shape == (2, 2, 30, 16) and not np.array_equal(w_in[0], w_in[1])
+    assert w_in.shape == (2, 2, 14, 16)
 
 
 def test_scan_equals_layers_one_by_one():
-    spec = model_spec(DENSE, TREE, TREE, DENSE)
-    variables = init(spec)
+    spec = model_spec(DENSE, TREE, TREE)
+    variables = random_variables(spec)
     alone, variables_alone = unrolled(spec, variables)
-    assert [length for _, length in alone.runs] == [1, 1, 1, 1]
+    assert [length for _, length in alone.runs] == [1, 1, 1]
     loss, grads = loss_and_grads(spec, variables)
     loss_alone, grads_alone = loss_and_grads(alone, variables_alone)
     np.testing.assert_allclose(loss, loss_alone, rtol=1e-6)
     _, expected = unrolled(spec, {"params": grads})
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), expected["params"], grads_alone
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), expected["params"], grads_alone
     )
 
 
 def test_remat_equals_no_remat():
     spec = model_spec(TREE, TREE)
     rematted = dataclasses.replace(spec, remat=True)
-    variables = init(spec)
+    variables = random_variables(spec)
     loss, grads = loss_and_grads(spec, variables)
     loss_remat, grads_remat = loss_and_grads(rematted, variables)
     np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), grads, grads_remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), grads, grads_remat)
 
     def text(spec):
         return str(jax.make_jaxpr(lambda v: Transformer(spec).apply(v, TOKENS)[0])(variables))
@@ -71,7 +71,7 @@ def test_remat_equals_no_remat():
 def test_causality_by_gradient_pattern(kind):
     """Scores at position c depend on the embeddings at positions up to c and on no later one."""
     spec = model_spec(KINDS[kind])
-    variables = init(spec)
+    variables = random_variables(spec)
 
     def scores_at(positions, c):
         params = {**variables["params"], "embed": {**variables["params"]["embed"], "positions": positions}}
@@ -86,26 +86,32 @@ def test_causality_by_gradient_pattern(kind):
 
 def test_bfloat16_computes_low_and_scores_in_float32():
     spec = model_spec(DENSE, TREE, dtype="bfloat16")
-    variables = init(spec)
+    variables = random_variables(spec)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, _ = Transformer(spec).apply(variables, TOKENS)
-    exact, _ = Transformer(dataclasses.replace(spec, dtype="float32")).apply(variables, TOKENS)
+    logits, _ = forward(spec)(variables, TOKENS)
+    exact, _ = forward(dataclasses.replace(spec, dtype="float32"))(variables, TOKENS)
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, exact, atol=0.05)
+    np.testing.assert_allclose(logits, exact, atol=0.05 * np.abs(exact).max())
 
 
 def test_rows_beyond_the_vocabulary_are_never_scored():
     spec = model_spec(DENSE, vocab_multiple=16)
-    variables = init(spec)
+    variables = random_variables(spec)
     assert variables["params"]["embed"]["tokens"].shape == (32, 16)
     _, grads = loss_and_grads(spec, variables)
-    assert Transformer(spec).apply(variables, TOKENS)[0].shape[-1] == 23
+    assert forward(spec)(variables, TOKENS)[0].shape[-1] == 23
     assert not np.asarray(grads["embed"]["tokens"][23:]).any()
 
 
+def test_layers_of_a_run_start_different():
+    spec = model_spec(DENSE, DENSE)
+    w_in = jax.jit(Transformer(spec).init)(jax.random.key(0), TOKENS)["params"]["run_0"]["ffn"]["w_in"]
+    assert not np.array_equal(w_in[0], w_in[1])
+
+
 def test_initial_scales():
-    spec = model_spec(KINDS["dense"], width=128, vocab_size=400)
-    params = init(spec)["params"]
+    spec = model_spec(DENSE, width=128, vocab_size=400)
+    params = jax.jit(Transformer(spec).init)(jax.random.key(0), TOKENS)["params"]
     run = params["run_0"]
     expected = [
         (params["embed"]["tokens"], 0.05),
@@ -121,8 +127,8 @@ def test_initial_scales():
 def test_routing_of_every_run_is_updated():
     tree = dataclasses.replace(TREE, balance="sign")
     spec = model_spec(DENSE, tree, tree, MOE)
-    variables = init(spec)
-    _, infos = Transformer(spec).apply(variables, TOKENS)
+    variables = random_variables(spec)
+    _, infos = forward(spec)(variables, TOKENS)
     new = update_model_routing(spec, variables["routing"], infos)
     assert jax.tree.structure(new) == jax.tree.structure(variables["routing"])
     assert np.asarray(new["run_1"]["ffn"]["threshold"]).any()

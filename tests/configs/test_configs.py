@@ -1,0 +1,101 @@
+"""Every config file loads, says everything, and describes a model that can be built."""
+
+import ast
+import importlib
+import pathlib
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+import configs
+from configs import common, default
+from configs.presets import PRESETS
+from tree_ffn.models.build import KINDS, model_spec_from_config
+from tree_ffn.models.describe import abstract_variables
+
+DIRECTORY = pathlib.Path(configs.__file__).parent
+FILES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
+RUNS = [name for name in FILES if name not in ("__init__", "common", "presets")]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_config_makes_a_model(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert set(config) == set(common.base_config()), "a config file sets values, it adds no sections"
+    for section, values in common.base_config().items():
+        if isinstance(values, ConfigDict):
+            assert set(config[section]) == set(values)
+    assert jax.tree.leaves(abstract_variables(model_spec_from_config(config, 257)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_configs_import_ml_collections_and_each_other_only(name):
+    for node in ast.walk(ast.parse((DIRECTORY / f"{name}.py").read_text())):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            assert module.split(".")[0] in ("configs", "ml_collections", "typing"), module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind_is_an_argument(kind):
+    assert default.get_config(f"kind={kind}").ffn.kind == kind
+
+
+def test_sizes_follow_the_preset_until_they_are_set():
+    config = default.get_config()
+    config.lock()
+    assert (config.model.n_layers, config.model.width) == (6, 256) and config.ffn.node_width == (4,)
+    config.model.preset = "opt_1.3b"
+    assert (config.model.n_layers, config.model.width, config.model.context) == (24, 2048, 2048)
+    assert config.ffn.node_width == (32,)
+    config.model.width = 1024
+    assert config.model.n_layers == 24 and config.ffn.node_width == (16,)
+    config.ffn.node_width = (1, 1, 1, 1, 1, 1, 1, 64)
+    config.model.preset = "nano"
+    assert config.model.width == 1024 and config.ffn.node_width[-1] == 64
+    assert config.to_dict()["model"]["n_layers"] == 4  # references are written as plain values
+
+
+def test_an_unknown_preset_is_refused_where_it_is_set():
+    config = default.get_config()
+    with pytest.raises(ValueError, match="^model.preset: 'opt' is not known; use one of: nano, micro, mini,"):
+        config.model.preset = "opt"
+    with pytest.raises(ValueError, match="^model.preset: 'tiny'"):
+        default.get_config("preset=tiny")
+    assert set(PRESETS) >= {
+        "nano",
+        "micro",
+        "mini",
+        "opt_125m",
+        "opt_350m",
+        "opt_1.3b",
+        "opt_2.7b",
+        "opt_6.7b",
+    }
+
+
+@pytest.mark.parametrize(
+    "arg, words",
+    [
+        (
+            "kinds=tree",
+            "config argument: 'kinds=tree' is not known; use key=value of: preset=, kind=tree, seed=0",
+        ),
+        ("seed", "config argument: 'seed' is not known"),
+        ("seed=x", "config argument: seed=x is not allowed; use a value of type int"),
+        ("seed=1,seed=2", "config argument: 'seed' is given twice"),
+        ("seed=1,", "config argument: '' is not known"),
+    ],
+)
+def test_the_argument_is_read_strictly(arg, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        default.get_config(arg)
+
+
+def test_argument_types():
+    values = common.parse_arg("a=2,b=0.5,c=true,d=x", a=1, b=1.0, c=False, d="")
+    assert values.to_dict() == {"a": 2, "b": 0.5, "c": True, "d": "x"}
+    with pytest.raises(ValueError, match="c=yes is not allowed; use true or false"):
+        common.parse_arg("c=yes", c=False)

@@ -1,0 +1,105 @@
+"""From a config to a model, with a sentence for every mistake; sizes without memory."""
+
+import time
+
+import jax
+import pytest
+
+from configs import default
+from configs.presets import PRESETS
+from tree_ffn.errors import InputError
+from tree_ffn.models import DenseSpec, MoESpec
+from tree_ffn.models.build import KINDS, layer_kinds, model_spec_from_config
+from tree_ffn.models.describe import abstract_variables, describe, figures
+from tree_ffn.tree import TreeSpec
+
+
+def build(arg="preset=nano", **changes):
+    config = default.get_config(arg)
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    return model_spec_from_config(config, vocab_size=257)
+
+
+def test_kinds_share_the_units_of_the_tree_fields():
+    dense, narrow, moe, tree, random_tree = (build(f"preset=opt_125m,kind={kind}").ffns[0] for kind in KINDS)
+    assert dense == DenseSpec(3060) and narrow == DenseSpec(96)
+    assert isinstance(moe, MoESpec) and (moe.n_experts, moe.expert_width) == (32, 96)
+    assert isinstance(tree, TreeSpec) and tree.shape.node_width == 12 and tree.routing == "continuous"
+    assert random_tree.router == "frozen" and random_tree.routing == "hard"
+    assert random_tree.shape == tree.shape
+    assert build("preset=nano,kind=dense", ffn__width=100).ffns[0] == DenseSpec(100)
+
+
+def test_layers_may_differ():
+    spec = build(model__layers="dense, tree*2,dense")
+    assert [type(ffn) for ffn in spec.ffns] == [DenseSpec, TreeSpec, TreeSpec, DenseSpec]
+    assert len(spec.runs) == 3
+    assert layer_kinds("", 2, "moe") == ("moe", "moe")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model__width": 130}, "model.width: 130 is not allowed; it must be a multiple of n_heads = 4"),
+        ({"model__n_heads": 0}, "model.n_heads: 0"),
+        ({"model__n_layers": 0}, "model.n_layers: 0"),
+        ({"model__context": -1}, "model.context: -1"),
+        ({"model__dtype": "int8"}, "model.dtype: 'int8' is not known; use one of: float32, bfloat16"),
+        ({"model__layers": "dense,tre"}, "model.layers: 'tre' is not known; use one of: dense, narrow, moe,"),
+        ({"model__layers": "tree*2"}, "model.layers: 'tree.2' names 2 layers, but model.n_layers is 4"),
+        ({"model__layers": "tree*x"}, "model.layers: 'tree.x' is not allowed; write a kind and a count"),
+        ({"ffn__kind": "mlp"}, "ffn.kind: 'mlp' is not known; use one of: dense, narrow, moe, tree,"),
+        ({"ffn__activation": "swish"}, "ffn.activation: 'swish' is not known; use one of: gelu, gelu_tanh,"),
+        ({"ffn__routing": "soft"}, "ffn.routing: 'soft' is not known; use one of: hard,"),
+        ({"ffn__n_trees": 0}, "ffn.n_trees: 0"),
+        ({"ffn__depth": -1}, "ffn.depth: -1"),
+        ({"ffn__node_width": (1, 2)}, "ffn.node_width: .1, 2. has 2 widths; depth 7 has 8 levels"),
+        ({"ffn__shared_width": -2}, "ffn.shared_width: -2"),
+        (
+            {"ffn__implementation": "fast"},
+            "ffn.implementation: 'fast' is not known; use one of: auto, masked,",
+        ),
+        ({"ffn__kind": "moe", "ffn__top_k": 64}, "ffn.top_k: 64 is not allowed; a token can use at most"),
+        (
+            {"ffn__kind": "moe", "ffn__moe_balance": "sign"},
+            "ffn.moe_balance: 'sign' is not known; use one of",
+        ),
+    ],
+)
+def test_mistakes_name_the_field(changes, words):
+    with pytest.raises(InputError, match=f"^{words}"):
+        build(**changes)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_described_without_memory(preset):
+    started = time.perf_counter()
+    page, numbers = describe(build(f"preset={preset}"))
+    assert time.perf_counter() - started < 10  # well under a second on an idle machine
+    assert 0.031 < numbers["active_share"] < 0.032
+    assert f"{numbers['parameters']:,}" in page
+
+
+def test_sizes_of_opt():
+    """With OPT's vocabulary and dense layers of 4 E units the parameter counts are OPT's own."""
+    for preset, size in (("opt_125m", 125e6), ("opt_1.3b", 1.3e9), ("opt_2.7b", 2.7e9), ("opt_6.7b", 6.7e9)):
+        config = default.get_config(f"preset={preset},kind=dense")
+        config.ffn.width = 4 * config.model.width
+        assert abs(figures(model_spec_from_config(config, 50272))["parameters"] / size - 1) < 0.025
+
+
+def test_figures_count_what_is_there():
+    spec = build(model__layers="dense,tree*2,moe")
+    numbers, variables = figures(spec), abstract_variables(spec)
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in variables.items()}
+    assert numbers["parameters"] == sizes["params"] and numbers["parameters_routing"] == sizes["routing"]
+    width, active = 128, 510 + 2 * 16 + 16
+    assert numbers["active_units"] == active
+    assert numbers["flops_ffn"] == 4 * width * active + 2 * 32 * width
+    assert (
+        numbers["flops_model"] - numbers["flops_ffn"]
+        == 4 * (8 * width**2 + 2 * width * 129) + 2 * width * 257
+    )
+    assert numbers["bytes_weights"] == 4 * (sizes["params"] + sizes["routing"])
