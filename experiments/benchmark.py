@@ -148,6 +148,7 @@ class Timed:
     def memory(self) -> int:
         """Bytes of arguments, results and temporaries of one layer's call."""
         stats = self.run.memory_analysis()
+        assert stats is not None, "this backend reports no memory"
         parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes)
         return sum(parts) // self.layers
 
@@ -207,6 +208,7 @@ def fastest(case: Case, variants: list[Variant], key) -> Timed:
         time_all(case, [timed], 0.0, key)
         if best is None or timed.median < best.median:
             best = timed
+    assert best is not None, "no variants"
     best.times.clear()
     return best
 

@@ -59,7 +59,7 @@ def main() -> None:
         else:
             n_made += 1
     print()
-    if n_made:
+    if started is not None and n_made:
         print(f"{n_made / (time.perf_counter() - started):.1f} tokens/s", file=sys.stderr)
 
 

@@ -7,7 +7,7 @@ function of it.
 """
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -130,7 +130,8 @@ class Checkpoints:
 
     def meta(self, step: int | None = None) -> dict:
         """`meta` of the checkpoint of `step`, the latest by default."""
-        return self._orbax.checkpointables_metadata(step or self.latest).custom_metadata
+        saved: Any = self._orbax.checkpointables_metadata(step or self.latest).custom_metadata
+        return saved
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
         """State and meta of a checkpoint, placed as `abstract` says.
@@ -160,7 +161,8 @@ class Checkpoints:
         """
         if not self.steps:
             raise InputError(f"workdir: {self.directory} has no whole checkpoint.")
-        found = {"best": self.best, "latest": self.latest}.get(step, step)
+        named = {"best": self.best, "latest": self.latest}
+        found = named.get(step, step) if isinstance(step, str) else step
         if found not in self.steps:
             raise InputError(f"step: {step!r} has no checkpoint; use best, latest or one of {self.steps}.")
         return found

@@ -1,9 +1,10 @@
 """Configs as plain values: read without ml_collections, written as JSON, compared by key."""
 
 import types
+from typing import Any
 
 
-def resolved(config) -> dict:
+def resolved(config) -> Any:
     """A config (ConfigDict, dict or namespace) as plain JSON values.
 
     Example:

@@ -70,6 +70,7 @@ def next_token_loss(
 
 def loss_fn(params, routing, batch, model: ModelSpec, z_loss: float):
     """Training loss of one batch, and (cross-entropy, infos)."""
+    infos: tuple[Info, ...]
     logits_BCV, infos = Transformer(model).apply({"params": params, "routing": routing}, batch[:, :-1])
     nll, loss = next_token_loss(logits_BCV, batch[:, 1:], z_loss)
     loss = loss + sum(jnp.sum(info.aux_loss) for info in infos)

@@ -6,6 +6,9 @@ import time
 
 from tree_ffn.errors import InputError
 
+# pyright: reportAttributeAccessIssue=false
+# (protobuf makes its classes when it is imported)
+
 
 class MetricsWriter:
     """Writes metrics.jsonl and, where the package is present, TensorBoard events.

@@ -70,7 +70,7 @@ def _block_products_bwd(spec, saved, ds_TE):
     form, size = _form(), block_size(x_TE.shape[0], spec.shape.n_leaves)
     dx_TE, *grads = form.backward(weights, x_TE, ds_TE, z, blocks_P, size, spec)
     grads = [grad.astype(weight.dtype) for grad, weight in zip(grads, weights)]
-    return Weights(*grads, jnp.zeros_like(weights.threshold)), dx_TE, None
+    return Weights(*grads, threshold=jnp.zeros_like(weights.threshold)), dx_TE, None
 
 
 _block_products.defvjp(_block_products_fwd, _block_products_bwd)
