@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
 
@@ -63,6 +65,21 @@ def test_the_package_asks_for_what_requirements_say():
     for line in PROJECT["dependencies"]:
         requirement = Requirement(line)
         assert str(requirement) == everything[requirement.name]
+
+
+def test_requirements_name_the_same_ranges():
+    everything = {requirement.name: str(requirement) for requirement in requirements("requirements.txt")}
+    for requirement in requirements("requirements-serve.txt"):
+        assert str(requirement) == everything[requirement.name]
+
+
+def test_text_is_made_without_what_serve_leaves_out():
+    served = {requirement.name for requirement in requirements("requirements-serve.txt")}
+    dropped = {requirement.name for requirement in requirements("requirements.txt")} - served
+    modules = sorted(name.replace("-", "_").replace("orbax_checkpoint", "orbax") for name in dropped)
+    code = f"import sys\nfor name in {modules}: sys.modules[name] = None\nimport experiments.generate"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_versions_and_licence_agree():
