@@ -22,6 +22,7 @@ FACTORS = {
     "S": (0, 2),
 }
 PAIRS = cases.all_pairs(FACTORS)
+PRODUCT = cases.all_combinations(FACTORS | {"D": (0, 3), "W": (1, "per_level")})
 BATCHED_FACTORS = FACTORS | {
     "routing": ("hard", "continuous_min"),
     "activation": ("silu",),
@@ -118,28 +119,27 @@ def test_batched_form_agrees_with_the_oracle(case, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", cases.all_combinations(FACTORS), ids=name_of)
+@pytest.mark.parametrize("case", PRODUCT, ids=name_of)
 def test_agrees_with_the_oracle_everywhere(case, rng):
     spec = cases.make_spec(**case)
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 
-@pytest.mark.parametrize("site", ["node", "sum"])
-def test_frozen_routers(site, rng):
-    spec = cases.make_spec(P=2, D=2, W="per_level", S=1, act_site=site, router="frozen")
+def test_frozen_routers(rng):
+    spec = cases.make_spec(P=2, D=2, W="per_level", S=1, act_site="sum", router="frozen")
     check(*cases.grid_case(rng, spec), spec)
 
 
 # Odd cases, always.
 
 
-@pytest.mark.parametrize("routing", ["hard", "straight_through", "continuous_min"])
+@pytest.mark.parametrize("routing", ["hard", "continuous_min"])
 def test_one_token(routing, rng):
     spec = cases.make_spec(routing, P=2, D=2, W=2)
     check(*cases.grid_case(rng, spec, T=1), spec)
 
 
-@pytest.mark.parametrize("routing", cases.ROUTINGS)
+@pytest.mark.parametrize("routing", ["straight_through", "continuous_product"])
 def test_one_leaf_takes_all(routing, rng):
     """Infinite thresholds: every token goes right in one tree, left in the other; gradients stay finite."""
     spec = cases.make_spec(routing, P=2, D=2, W=2, S=1)
