@@ -40,7 +40,7 @@ lint: $(DEV_STAMP) ## ruff and pyright
 	$(PY) -m pyright --pythonpath $(PY)
 
 clean: ## remove the environment and every cache made here (runs/ stays)
-	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .hypothesis .jax_cache *.egg-info build dist
+	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .jax_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv: $(RUN_STAMP)
