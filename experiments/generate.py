@@ -7,6 +7,7 @@ The text goes to stdout as it is made, the speed to stderr. Sampling follows
 --temperature, --top_k and --top_p; the same --seed gives the same text.
 """
 
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -48,6 +49,8 @@ def main() -> None:
     if n_tokens is None:
         n_tokens = max(1, min(200, spec.context - len(prompt)))
 
+    # The execution that training was told to use is not the one for a token at a time.
+    spec = dataclasses.replace(spec, implementation=None)
     spec, variables = decode.for_decoding(spec, variables)
     tokens = decode.stream(spec, variables, [prompt], n_tokens, sampling, _SEED.value)
     print(_PROMPT.value, end="", flush=True)

@@ -73,7 +73,7 @@ def init_cache(spec: ModelSpec, batch: int, room: int) -> Cache:
     dtype = jnp.dtype(spec.dtype)
 
     def zeros(length):
-        return jnp.zeros((length, batch, room, spec.n_heads, spec.head_width), dtype)
+        return jnp.zeros((length, batch, spec.n_heads, room, spec.head_width), dtype)
 
     return Cache(tuple(KeyValue(zeros(length), zeros(length)) for _, length in spec.runs), jnp.int32(0))
 

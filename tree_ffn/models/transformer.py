@@ -26,7 +26,7 @@ class KeyValue(NamedTuple):
     """Keys and values of past positions; stacked over the layers of a run.
 
     Attributes:
-      k: [layers, B, M, H, K], M the positions there is room for.
+      k: [layers, B, H, M, K], M the positions there is room for.
       v: the same.
     """
 
@@ -63,24 +63,26 @@ class Attention(nn.Module):
         w_out_HKE = self.param("w_out", normal(out_std), (n_heads, head_width, width), param_dtype)
         b_out_E = self.param("b_out", zeros, (width,), param_dtype)
 
-        qkv = jnp.einsum("BCE,EnHK->nBCHK", x_BCE, w_qkv.astype(dtype))
-        q, k, v = qkv + b_qkv.astype(dtype)[:, None, None]
+        # The order of the plain matrix product: any other one makes XLA:CPU transpose the weights.
+        qkv = jnp.einsum("BCE,EnHK->BCnHK", x_BCE, w_qkv.astype(dtype)) + b_qkv.astype(dtype)[None, None]
+        q_BCHK = qkv[:, :, 0]
+        k_BHMK, v_BHMK = (jnp.swapaxes(qkv[:, :, i], 1, 2) for i in (1, 2))
         if past is not None:
-            k = jax.lax.dynamic_update_slice(past.k, k, (0, start, 0, 0))
-            v = jax.lax.dynamic_update_slice(past.v, v, (0, start, 0, 0))
-        out_BCHK = causal_attention(q, k, v, start)
+            k_BHMK = jax.lax.dynamic_update_slice(past.k, k_BHMK, (0, 0, start, 0))
+            v_BHMK = jax.lax.dynamic_update_slice(past.v, v_BHMK, (0, 0, start, 0))
+        out_BCHK = causal_attention(q_BCHK, k_BHMK, v_BHMK, start)
         y_BCE = jnp.einsum("BCHK,HKE->BCE", out_BCHK, w_out_HKE.astype(dtype))
-        return y_BCE + b_out_E.astype(dtype)[None, None], None if past is None else KeyValue(k, v)
+        return y_BCE + b_out_E.astype(dtype)[None, None], None if past is None else KeyValue(k_BHMK, v_BHMK)
 
 
-def causal_attention(q_BCHK, k_BMHK, v_BMHK, start):
+def causal_attention(q_BCHK, k_BHMK, v_BHMK, start):
     """softmax(q k^T / sqrt(K)) v over the positions m <= start + c; the softmax is float32."""
-    n_queries, n_keys = q_BCHK.shape[1], k_BMHK.shape[1]
+    n_queries, n_keys = q_BCHK.shape[1], k_BHMK.shape[2]
     visible_CM = jnp.arange(n_keys)[None, :] <= start + jnp.arange(n_queries)[:, None]
-    logits = jnp.einsum("BCHK,BMHK->BHCM", q_BCHK, k_BMHK, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("BCHK,BHMK->BHCM", q_BCHK, k_BHMK, preferred_element_type=jnp.float32)
     logits = jnp.where(visible_CM[None, None], logits * q_BCHK.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(q_BCHK.dtype)
-    return jnp.einsum("BHCM,BMHK->BCHK", weights, v_BMHK)
+    return jnp.einsum("BHCM,BHMK->BCHK", weights, v_BHMK)
 
 
 class Layer(nn.Module):
