@@ -1,10 +1,14 @@
 """Grouped execution as a loop over the blocks that exist: the form for CPUs.
 
-The loop runs as often as there are real blocks, reads one path's weights at a
-time and adds weight gradients in place, so no work is spent on padding and no
-weights are copied per token or per tree. (`lax.fori_loop` with a traced bound
-is legal here because the forward and the backward pass are both written out.)
+One loop runs over the real blocks of all trees: it reads a block's tokens and
+its path's weights, and adds weight gradients in place, so nothing is padded and
+no weights are copied per token or per tree. It is one flat loop because XLA
+updates a loop's carry in place, but copies it in every turn of a nested one.
+(`lax.fori_loop` with a traced bound is legal here because the forward and the
+backward pass are both written out.)
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,76 +29,102 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
       spec: the layer.
 
     Returns:
-      s_TE in x's dtype; z float32 [P, T + size, path_units], tokens in sorted order.
+      s_TE in x's dtype; z float32 [P * T + size, path_units], each tree's tokens in sorted order.
     """
-    (n_tokens, width), dtype = x_TE.shape, x_TE.dtype
+    dtype = x_TE.dtype
+    work = _work_list(blocks_P, size)
+    x = _sorted_rows(x_TE, work)
 
-    def one_tree(p, carry):
-        sum_TE, z = carry
-        blocks = _tree_of(blocks_P, p)
-        x_sorted = _sorted_rows(x_TE, blocks, size)
+    def one_block(i, carry):
+        z, s = carry
+        p, leaf, row = work.tree[i], work.leaf[i], work.row[i]
+        x_BE = jax.lax.dynamic_slice_in_dim(x, row, size)
+        z_BA = _matmul("be,ae->ba", x_BE, _path(weights.w_in, p, leaf, spec))
+        z_BA += _path(weights.b_in, p, leaf, spec).astype(jnp.float32)[None]
+        h_BA = hidden_on_path(z_BA, _thresholds(weights, p, leaf, size, spec), spec)
+        s_BE = _matmul("ba,ae->be", h_BA.astype(dtype), _path(weights.w_out, p, leaf, spec)).astype(dtype)
+        # Blocks come in sorted order, so rows beyond a block's last are
+        # overwritten by the next block, and the last block's are never read.
+        z = jax.lax.dynamic_update_slice(z, z_BA, (row, 0))
+        return z, jax.lax.dynamic_update_slice(s, s_BE, (row, 0))
 
-        def one_block(m, carry):
-            z, s_sorted = carry
-            leaf, first = blocks.leaf_M[m], blocks.first_M[m]
-            z_BA = _matmul("be,ae->ba", _block(x_sorted, first, size), _path(weights.w_in, p, leaf, spec))
-            z_BA += _path(weights.b_in, p, leaf, spec).astype(jnp.float32)[None]
-            h_BA = hidden_on_path(z_BA, _thresholds(weights, p, leaf, size, spec), spec)
-            s_BE = _matmul("ba,ae->be", h_BA.astype(dtype), _path(weights.w_out, p, leaf, spec)).astype(dtype)
-            # Blocks come in sorted order, so rows beyond a block's last are
-            # overwritten by the next block, and the last block's are cut off.
-            z = jax.lax.dynamic_update_slice(z, z_BA[None], (p, first, 0))
-            return z, jax.lax.dynamic_update_slice(s_sorted, s_BE, (first, 0))
-
-        z, s_sorted = jax.lax.fori_loop(0, blocks.count, one_block, (z, jnp.zeros_like(x_sorted)))
-        return sum_TE + _token_rows(s_sorted, blocks).astype(jnp.float32), z
-
-    z = jnp.zeros((spec.shape.n_trees, n_tokens + size, spec.shape.path_units), jnp.float32)
-    sum_TE, z = _for_trees(spec, one_tree, (jnp.zeros((n_tokens, width), jnp.float32), z))
-    return sum_TE.astype(dtype), z
+    n_rows = spec.shape.n_trees * x_TE.shape[0] + size
+    z = jnp.zeros((n_rows, spec.shape.path_units), jnp.float32)
+    z, s = jax.lax.fori_loop(0, work.count, one_block, (z, jnp.zeros((n_rows, x_TE.shape[1]), dtype)))
+    return _sum_of_trees(s, blocks_P), z
 
 
 def backward(weights: Weights, x_TE, ds_TE, z, blocks_P: Blocks, size: int, spec: TreeSpec):
     """Gradients: dx_TE in x's dtype, and float32 dw_in, db_in and dw_out of all trees."""
     dtype = x_TE.dtype
+    work = _work_list(blocks_P, size)
+    x, ds = _sorted_rows(x_TE, work), _sorted_rows(ds_TE, work)
 
-    def one_tree(p, carry):
-        dx_TE, *weight_grads = carry
-        blocks = _tree_of(blocks_P, p)
-        x_sorted, ds_sorted = _sorted_rows(x_TE, blocks, size), _sorted_rows(ds_TE, blocks, size)
+    def one_block(i, carry):
+        dx, dw_in, db_in, dw_out = carry
+        p, leaf, row = work.tree[i], work.leaf[i], work.row[i]
+        x_BE = jax.lax.dynamic_slice_in_dim(x, row, size)
+        ds_BE = jax.lax.dynamic_slice_in_dim(ds, row, size)
+        z_BA = jax.lax.dynamic_slice_in_dim(z, row, size)
+        threshold = _thresholds(weights, p, leaf, size, spec)
+        h_BA, vjp = jax.vjp(lambda z_BA: hidden_on_path(z_BA, threshold, spec), z_BA)
+        (dz_BA,) = vjp(_matmul("be,ae->ba", ds_BE, _path(weights.w_out, p, leaf, spec)))
+        real_B1 = (jnp.arange(size) < work.n_rows[i])[:, None]
+        h_BA = jnp.where(real_B1, h_BA, 0.0).astype(dtype)
+        dz_BA = jnp.where(real_B1, dz_BA, 0.0)
+        db_in = _add_path(db_in, dz_BA.sum(axis=0), p, leaf, spec)
+        dz_BA = dz_BA.astype(dtype)
+        dx_BE = _matmul("ba,ae->be", dz_BA, _path(weights.w_in, p, leaf, spec)).astype(dtype)
+        dw_in = _add_path(dw_in, _matmul("ba,be->ae", dz_BA, x_BE), p, leaf, spec)
+        dw_out = _add_path(dw_out, _matmul("ba,be->ae", h_BA, ds_BE), p, leaf, spec)
+        return jax.lax.dynamic_update_slice(dx, dx_BE, (row, 0)), dw_in, db_in, dw_out
 
-        def one_block(m, carry):
-            dx_sorted, dw_in, db_in, dw_out = carry
-            leaf, first = blocks.leaf_M[m], blocks.first_M[m]
-            x_BE, ds_BE = _block(x_sorted, first, size), _block(ds_sorted, first, size)
-            z_BA = jax.lax.dynamic_slice(z, (p, first, 0), (1, size, spec.shape.path_units))[0]
-            threshold = _thresholds(weights, p, leaf, size, spec)
-            h_BA, vjp = jax.vjp(lambda z_BA: hidden_on_path(z_BA, threshold, spec), z_BA)
-            (dz_BA,) = vjp(_matmul("be,ae->ba", ds_BE, _path(weights.w_out, p, leaf, spec)))
-            real_B1 = (jnp.arange(size) < blocks.rows_M[m])[:, None]
-            h_BA = jnp.where(real_B1, h_BA, 0.0).astype(dtype)
-            dz_BA = jnp.where(real_B1, dz_BA, 0.0)
-            db_in = _add_path(db_in, dz_BA.sum(axis=0), p, leaf, spec)
-            dz_BA = dz_BA.astype(dtype)
-            dx_BE = _matmul("ba,ae->be", dz_BA, _path(weights.w_in, p, leaf, spec)).astype(dtype)
-            dx_sorted = jax.lax.dynamic_update_slice(dx_sorted, dx_BE, (first, 0))
-            dw_in = _add_path(dw_in, _matmul("ba,be->ae", dz_BA, x_BE), p, leaf, spec)
-            dw_out = _add_path(dw_out, _matmul("ba,be->ae", h_BA, ds_BE), p, leaf, spec)
-            return dx_sorted, dw_in, db_in, dw_out
-
-        carry = (jnp.zeros_like(x_sorted), *weight_grads)
-        dx_sorted, *weight_grads = jax.lax.fori_loop(0, blocks.count, one_block, carry)
-        return dx_TE + _token_rows(dx_sorted, blocks).astype(jnp.float32), *weight_grads
-
-    shapes = (x_TE.shape, weights.w_in.shape, weights.b_in.shape, weights.w_out.shape)
-    dx_TE, *weight_grads = _for_trees(spec, one_tree, tuple(jnp.zeros(s, jnp.float32) for s in shapes))
-    return dx_TE.astype(dtype), *weight_grads
+    dx = jnp.zeros((z.shape[0], x_TE.shape[1]), dtype)
+    grads = (jnp.zeros(w.shape, jnp.float32) for w in (weights.w_in, weights.b_in, weights.w_out))
+    dx, *grads = jax.lax.fori_loop(0, work.count, one_block, (dx, *grads))
+    return _sum_of_trees(dx, blocks_P), *grads
 
 
-def _for_trees(spec: TreeSpec, one_tree, carry):
-    if spec.shape.n_trees == 1:
-        return one_tree(0, carry)
-    return jax.lax.fori_loop(0, spec.shape.n_trees, one_tree, carry)
+class _Work(NamedTuple):
+    """The real blocks of all trees, one after the other; `count` of the K entries are used."""
+
+    tree: jax.Array  # [K]
+    leaf: jax.Array  # [K]
+    row: jax.Array  # [K] first row in the arrays of all trees, p * T + position
+    n_rows: jax.Array  # [K] rows in use
+    token: jax.Array  # [P * T + size] token of every row
+    count: jax.Array
+
+
+def _work_list(blocks_P: Blocks, size: int) -> _Work:
+    n_trees, most = blocks_P.leaf_M.shape
+    n_tokens = blocks_P.order_T.shape[1]
+    ends = jnp.cumsum(blocks_P.count, dtype=jnp.int32)
+    index = jnp.arange(n_trees * most, dtype=jnp.int32)
+    tree = jnp.minimum(jnp.searchsorted(ends, index, side="right"), n_trees - 1).astype(jnp.int32)
+    block = index - (ends - blocks_P.count)[tree]
+    row = tree * n_tokens + blocks_P.first_M[tree, block]
+    token = jnp.pad(blocks_P.order_T.reshape(-1), (0, size))
+    return _Work(tree, blocks_P.leaf_M[tree, block], row, blocks_P.rows_M[tree, block], token, ends[-1])
+
+
+def _sorted_rows(rows_TE, work: _Work):
+    """Rows of all trees in sorted order: P copies of the tokens, read in runs by the loop."""
+    return jnp.take(rows_TE, work.token, axis=0, mode="clip")
+
+
+def _sum_of_trees(rows, blocks_P: Blocks):
+    """[P * T + size, E] in every tree's sorted order -> [T, E] in the order of the tokens."""
+    n_trees, n_tokens = blocks_P.position_T.shape
+    if n_trees == 1:
+        return jnp.take(rows, blocks_P.position_T[0], axis=0, mode="clip")
+
+    def add_tree(p, sum_TE):
+        row_T = p * n_tokens + blocks_P.position_T[p]
+        return sum_TE + jnp.take(rows, row_T, axis=0, mode="clip").astype(jnp.float32)
+
+    sum_TE = jax.lax.fori_loop(0, n_trees, add_tree, jnp.zeros((n_tokens, rows.shape[1]), jnp.float32))
+    return sum_TE.astype(rows.dtype)
 
 
 def _matmul(subscripts: str, a, b):
@@ -105,24 +135,6 @@ def _matmul(subscripts: str, a, b):
 def _thresholds(weights: Weights, p, leaf, size: int, spec: TreeSpec):
     threshold_D = path_threshold(weights.threshold[p], leaf, spec)
     return jnp.broadcast_to(threshold_D, (size, spec.shape.depth))
-
-
-def _tree_of(blocks_P: Blocks, p) -> Blocks:
-    return jax.tree.map(lambda table: table[p], blocks_P)
-
-
-def _block(rows_sorted, first, size: int):
-    return jax.lax.dynamic_slice_in_dim(rows_sorted, first, size)
-
-
-def _sorted_rows(rows_TE, blocks: Blocks, size: int):
-    """Rows in sorted order, and `size` zero rows that the last block may run into."""
-    rows = jnp.take(rows_TE, blocks.order_T, axis=0, mode="clip")
-    return jnp.pad(rows, ((0, size), (0, 0)))
-
-
-def _token_rows(rows_sorted, blocks: Blocks):
-    return jnp.take(rows_sorted, blocks.position_T, axis=0, mode="clip")
 
 
 def _runs(p, leaf, spec: TreeSpec):
