@@ -77,13 +77,14 @@ def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
       backend: `cpu`, `gpu` or `tpu`.
     """
     shape = spec.shape
-    if n_tokens <= 4 and backend != "tpu":
-        return "gather"
-    # A block of sorted tokens pays when a tree brings enough units to multiply.
     if backend == "cpu":
-        return "grouped" if shape.path_units >= 8 else "masked"
-    wide = shape.path_units >= 64
-    return "grouped" if backend == "gpu" and wide and n_tokens >= 1024 else "masked"
+        if n_tokens <= 16:
+            return "gather"
+        # A loop's turn costs the same for a narrow tree as for a wide one.
+        return "grouped" if shape.n_trees == 1 or n_tokens >= 512 else "masked"
+    if backend == "gpu" and n_tokens <= 8:
+        return "gather"
+    return "grouped" if backend == "gpu" and shape.path_units >= 128 and n_tokens >= 1024 else "masked"
 
 
 def init_params(

@@ -1,0 +1,57 @@
+"""A small comparison on real English that a laptop CPU can repeat: some minutes a row on 2 cores.
+
+    python -m experiments.train --config=configs/cpu_small.py:row=tree_hard \
+        --config.data.files='TEXT/train_*.txt.xz' --config.data.valid_files='TEXT/valid.txt.xz' \
+        --workdir=runs/tree_hard --results=results/cpu_small.jsonl --row=tree_hard_P2_W1
+
+4 layers of width 128, context 256, bytes. Every sparse row has F of about 510 units and A = 16 (3.1 %);
+`narrow` is dense with 16 units, `dense` with 510. The recorded rows were trained on
+Wikipedia of 2015 and English novels (results/cpu_small.jsonl names them by sha256).
+`length=short` is the budget of the three-seed rows.
+"""
+
+from configs import common
+
+ROWS = {
+    "dense": {"kind": "dense"},
+    "narrow": {"kind": "narrow"},
+    "moe": {"kind": "moe"},
+    "random_tree": {"kind": "random_tree", "n_trees": 2, "node_width": (1,), "routing": "hard"},
+    "tree_hard": {"n_trees": 2, "node_width": (1,), "routing": "hard"},
+    "tree_straight": {"n_trees": 2, "node_width": (1,), "routing": "straight_through"},
+    "tree_continuous": {"routing": "continuous"},
+}
+
+# The best of 2e-3, 4e-3 and 8e-3 at the short length, the same grid for every row.
+LR = dict.fromkeys(ROWS, 3e-3)
+
+STEPS = {"long": 1200, "short": 400}
+
+
+def get_config(arg=None):
+    """Arguments: row (one of ROWS), length (long or short), seed."""
+    arg = common.parse_arg(arg, row="tree_continuous", length="long", seed=0)
+    if arg.row not in ROWS:
+        raise ValueError(f"config argument: row={arg.row} is not known; use one of: {', '.join(ROWS)}.")
+    if arg.length not in STEPS:
+        raise ValueError(f"config argument: length={arg.length} is not known; use long or short.")
+    config = common.base_config()
+    config.seed = arg.seed
+
+    model = config.model
+    model.n_layers, model.width, model.n_heads, model.context = 4, 128, 4, 256
+
+    config.ffn.kind = "tree"
+    for key, value in ROWS[arg.row].items():
+        config.ffn[key] = value
+
+    config.data.corpus = "files"
+
+    config.train.batch_size, config.train.steps = 8, STEPS[arg.length]
+    config.train.eval_every = config.train.checkpoint_every = 0  # at the end only
+    config.train.eval_batches = 100
+
+    config.optim.lr = LR[arg.row]
+    config.optim.warmup = config.train.steps // 10
+    config.optim.final_share = 0.05
+    return config
