@@ -25,7 +25,7 @@ ROWS = {
 # The best of 2e-3, 4e-3 and 8e-3 at the short length, the same grid for every row.
 LR = dict.fromkeys(ROWS, 3e-3)
 
-STEPS = {"long": 1200, "short": 400}
+STEPS = {"long": 1500, "short": 500}
 
 
 def get_config(arg=None):
