@@ -199,12 +199,14 @@ class Restored(NamedTuple):
       model: what `Transformer` takes.
       variables: {"params", "routing"}.
       meta: `config`, `data`, `step` as saved.
+      mesh: where the variables are.
     """
 
     config: Namespace
     model: ModelSpec
     variables: dict
     meta: dict
+    mesh: Mesh
 
 
 def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | None = None) -> Restored:
@@ -231,7 +233,7 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
         tokens_BC = jax.ShapeDtypeStruct((1, model.context), "int32")
         shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), tokens_BC)
         abstract = placed({"params": shapes["params"], "routing": shapes.get("routing", {})}, mesh)
-        return Restored(config, model, checkpoints.restore_variables(abstract, found), meta)
+        return Restored(config, model, checkpoints.restore_variables(abstract, found), meta, mesh)
 
 
 def _val_loss(metrics: dict) -> float:

@@ -6,6 +6,7 @@ import time
 import jax
 import numpy as np
 
+from tree_ffn.models.ffn import units
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.tree.usage import figures
@@ -24,6 +25,12 @@ def loss_figures(loss: float, bytes_per_token: float = 0.0) -> dict[str, float]:
     if bytes_per_token:
         values["bits_per_byte"] = loss / math.log(2.0) / bytes_per_token
     return values
+
+
+def active_share(model: ModelSpec) -> float:
+    """A / F over all layers."""
+    layers = [units(ffn) for ffn in model.ffns]
+    return sum(layer.active for layer in layers) / sum(layer.total for layer in layers)
 
 
 def usage_figures(usage, model: ModelSpec) -> dict[str, float]:

@@ -40,37 +40,35 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
 
 
 def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
-    """Mesh of shape (data, model) with automatic axes; -1 takes the devices that are left.
+    """Mesh of shape (data, model) with automatic axes.
 
     Args:
-      data: devices that split the batch, or -1.
-      model: devices that split weights, or -1.
-      devices: the devices to use, all of this job's by default.
+      data: devices that split the batch; -1 takes all that `model` leaves.
+      model: devices that split weights; -1 takes all that `data` leaves.
+      devices: to choose from, all of this job's by default. The first
+        data x model of them are used.
 
     Raises:
-      InputError: data x model is not the number of devices.
+      InputError: the devices do not suffice, or do not divide.
 
     Example:
-      >>> make_mesh(data=-1, model=1).axis_names
-      ('data', 'model')
+      >>> make_mesh(data=1, model=1).shape_tuple
+      (('data', 1), ('model', 1))
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": data, "model": model}
-    for name, size in sizes.items():
-        if size == -1:
-            continue
-        check_positive_int(f"mesh.{name}", size)
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
-    free = [name for name, size in sizes.items() if size == -1]
-    if len(free) == 1 and len(devices) % known == 0:
-        sizes[free[0]] = len(devices) // known
-    elif free or known != len(devices):
-        raise InputError(
-            f"mesh: data={data}, model={model} does not fit {len(devices)} devices; "
-            "their product must be that number, and one of them may be -1."
-        )
-    shape = (sizes["data"], sizes["model"])
-    return jax.make_mesh(shape, BOTH, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    for name, size in (("data", data), ("model", model)):
+        if size != -1:
+            check_positive_int(f"mesh.{name}", size)
+    said = f"mesh: data={data}, model={model} does not fit {len(devices)} devices"
+    if data == model == -1:
+        raise InputError(f"{said}; only one of the two may be -1.")
+    if -1 in (data, model) and len(devices) % max(data, model):
+        raise InputError(f"{said}; their number must be a multiple of {max(data, model)}.")
+    if data * model > len(devices):
+        raise InputError(f"{said}; use at most {len(devices)} in all, or -1 for what is left.")
+    data, model = (len(devices) // -(data * model) if size == -1 else size for size in (data, model))
+    used = devices[: data * model]
+    return jax.make_mesh((data, model), BOTH, axis_types=(AxisType.Auto,) * 2, devices=used)
 
 
 def path_name(path) -> str:

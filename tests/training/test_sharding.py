@@ -1,0 +1,151 @@
+"""The mesh, the exact specs of every leaf, and equal losses on any mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from tests.training.tiny import random_batch
+from tree_ffn.errors import InputError
+from tree_ffn.models.spec import DenseSpec, ModelSpec, MoESpec
+from tree_ffn.training import sharding, step
+from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
+from tree_ffn.tree import TreeShape, TreeSpec
+
+BOTH = ("data", "model")
+NARROW_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), balance="sign")
+WIDE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=3, shared_width=5), routing="straight_through")
+RANDOM_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), router="frozen")
+LAYERS = (NARROW_TREES, WIDE_TREE, RANDOM_TREES, MoESpec(4, 8, top_k=2), DenseSpec(24))
+MODEL = ModelSpec(256, 16, 32, len(LAYERS), 2, LAYERS)
+OPTIM = OptimSpec(steps=10, lr=3e-3, warmup=2)
+
+
+def abstract_state(model=MODEL):
+    init = functools.partial(step.init_state, model=model, optimizer=make_optimizer(OPTIM))
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def specs(tree, mesh):
+    flat, _ = jax.tree_util.tree_flatten_with_path(sharding.shardings_for(tree, mesh))
+    return {sharding.path_name(path): place.spec for path, place in flat}
+
+
+def run_specs(ffn: dict, routing: dict, run: str) -> dict:
+    """Expected specs of one run's params and routing."""
+    layer = {
+        "ln_1/scale": P(), "ln_1/bias": P(), "ln_2/scale": P(), "ln_2/bias": P(),
+        "attn/w_qkv": P(None, None, None, "model"), "attn/b_qkv": P(None, None, "model"),
+        "attn/w_out": P(None, "model"), "attn/b_out": P(), "ffn/b_out": P(),
+    }  # fmt: skip
+    layer |= {f"ffn/{name}": spec for name, spec in ffn.items()}
+    expected = {f"params/{run}/{name}": spec for name, spec in layer.items()}
+    return expected | {f"routing/{run}/ffn/{name}": spec for name, spec in routing.items()}
+
+
+def expected_specs():
+    whole, spread = P(None, "model"), P(None, None, None, BOTH)
+    everywhere = P()
+    trees = {"w_in": whole, "w_out": whole, "b_in": whole}
+    shared = {f"shared/{name}": everywhere for name in ("w_in", "b_in", "w_out")}
+    expected = {"step": P(), "params/embed/tokens": P("model"), "params/embed/positions": P()}
+    expected |= {"params/ln_f/scale": P(), "params/ln_f/bias": P()}
+    expected |= run_specs(trees, {"threshold": whole}, "run_0")
+    # One tree cannot be split over two devices: its weights are spread over E, for storage.
+    wide = {"w_in": spread, "w_out": spread, "b_in": everywhere}
+    expected |= run_specs(wide | shared, {"threshold": everywhere}, "run_1")
+    expected |= run_specs(trees, {"threshold": whole, "router/w": whole}, "run_2")
+    expected |= run_specs(trees | {"w_router": everywhere}, {"selection_bias": everywhere}, "run_3")
+    expected |= run_specs(trees, {}, "run_4")
+    moments = {name.removeprefix("params/"): spec for name, spec in expected.items() if "params/" in name}
+    for moment in ("mu", "nu"):
+        expected |= {f"opt_state/1/{moment}/{name}": spec for name, spec in moments.items()}
+    return expected | {"opt_state/1/count": P(), "opt_state/3/count": P()}
+
+
+def test_every_leaf_has_exactly_this_spec():
+    assert specs(abstract_state(), sharding.make_mesh(data=4, model=2)) == expected_specs()
+
+
+@pytest.mark.parametrize(
+    "shape,mesh,spec",
+    [
+        ((2, 6, 7, 16), (2, 2), P(None, "model")),  # whole trees
+        ((2, 1, 7, 16), (4, 2), P(None, None, None, BOTH)),  # one tree: E over all devices
+        ((2, 1, 8, 12), (4, 2), P(None, None, BOTH)),  # E does not divide: U
+        ((2, 1, 7, 12), (4, 2), P()),  # neither does
+        ((2, 1, 7, 16), (8, 1), P(None, "model")),  # trivially whole: "model" is one device
+    ],
+)
+def test_tree_weights_take_the_first_spec_that_divides(shape, mesh, spec):
+    assert sharding.spec_of("params/run_0/ffn/w_in", shape, sharding.make_mesh(*mesh)) == spec
+
+
+def test_rules_are_strict():
+    mesh = sharding.make_mesh(data=4, model=2)
+    with pytest.raises(KeyError, match="no rule of RULES matches params/run_0/attn/new"):
+        sharding.spec_of("params/run_0/attn/new", (3,), mesh)
+    with pytest.raises(KeyError, match="fits no spec"):
+        sharding.spec_of("w", (3,), mesh, rules=((r"w", (P("data"),)),))
+
+
+def test_mesh_takes_what_is_left():
+    assert dict(sharding.make_mesh(-1, 2).shape) == {"data": 4, "model": 2}
+    assert dict(sharding.make_mesh(2, -1).shape) == {"data": 2, "model": 4}
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "model": 1}
+    assert sharding.make_mesh(2, 1).devices.size == 2
+
+
+@pytest.mark.parametrize("data,model", [(-1, 3), (-1, -1), (3, 3), (0, 1), (-2, 1), (-1, 16)])
+def test_mesh_that_does_not_fit(data, model):
+    with pytest.raises(InputError, match="mesh"):
+        sharding.make_mesh(data, model)
+
+
+def train(mesh, model, accumulation=1, steps=3):
+    """(losses, state) after some steps on a mesh."""
+    optimizer = make_optimizer(OPTIM)
+    with jax.set_mesh(mesh):
+        init = functools.partial(step.init_state, model=model, optimizer=optimizer)
+        shardings = sharding.shardings_for(abstract_state(model), mesh)
+        state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+        one_step = functools.partial(
+            step.train_step, model=model, optimizer=optimizer, schedule=learning_rate(OPTIM),
+            accumulation=accumulation,
+        )  # fmt: skip
+        run = jax.jit(one_step, out_shardings=(shardings, None, None), donate_argnums=(0, 1))
+        usage, losses = step.empty_usage(model), []
+        for seed in range(steps):
+            batch = random_batch(context=model.context, seed=seed) % model.vocab_size
+            state, usage, metrics = run(state, usage, sharding.put_batch(batch, mesh))
+            losses.append(float(metrics["loss"]))
+        assert jax.tree.map(lambda leaf: leaf.sharding.spec, state) == jax.tree.map(
+            lambda place: place.spec, shardings
+        )
+    return losses, jax.device_get(state), jax.device_get(usage)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(sharding.make_mesh(1, 1), MODEL)
+
+
+@pytest.mark.parametrize("data,model", [(4, 2), (8, 1)])
+def test_loss_is_that_of_one_device(alone, data, model):
+    losses, state, usage = train(sharding.make_mesh(data, model), MODEL)
+    np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
+    assert [leaf.shape for leaf in jax.tree.leaves(usage)] == [leaf.shape for leaf in jax.tree.leaves(alone[2])]
+    first = jax.tree.leaves(alone[1].routing)
+    for ours, theirs in zip(jax.tree.leaves(state.routing), first, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_put_batch_splits_rows():
+    mesh = sharding.make_mesh(4, 2)
+    batch = random_batch()
+    placed = sharding.put_batch(batch, mesh)
+    assert placed.sharding.spec == P("data") and placed.dtype == jnp.int32
+    np.testing.assert_array_equal(placed, batch)

@@ -1,0 +1,78 @@
+"""A trained model's figures on the text it was validated on, or on any other."""
+
+import dataclasses
+import itertools
+
+import jax
+
+from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, prepare, valid_batches
+from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.metrics import active_share, loss_figures, usage_figures
+from tree_ffn.training.programs import Scorer
+
+
+def other_corpus(run: Restored, **changes):
+    """The run's corpus, prepared, with the named fields of its CorpusSpec changed.
+
+    Args:
+      run: a restored run; its tokenizer must give the same ids as in training.
+      **changes: fields of `CorpusSpec`; None keeps the run's.
+
+    Raises:
+      InputError: the text cannot be used, or the tokenizer is another.
+    """
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "files" in changes:
+        changes = {"corpus": "files", "valid_files": "", **changes}
+    if "tfds_dir" in changes:
+        changes = {"corpus": "tfds", "tfds_name": "", **changes}
+    spec = dataclasses.replace(corpus_spec_from_config(run.config), **changes)
+    corpus = prepare(spec, row_tokens=run.model.context + 1)
+    known, found = run.meta["data"]["tokenizer_sha256"], corpus.meta["tokenizer_sha256"]
+    if known != found:
+        raise InputError(
+            f"data.tokenizer: {spec.tokenizer!r} is no longer the tokenizer of the run "
+            f"(sha256 {found[:12]} now, {known[:12]} then); put the old file back."
+        )
+    return corpus
+
+
+def evaluate(
+    run: Restored, corpus: PreparedCorpus, split: str = "valid", batch_size: int = 16, n_batches: int = 0
+) -> dict[str, float]:
+    """Figures of a model on a prepared corpus.
+
+    Args:
+      run: a restored run.
+      corpus: rows of the model's context + 1 tokens.
+      split: `train`, `valid` or `all`.
+      batch_size: rows a batch; a last part of less than a batch is left out.
+      n_batches: batches of each split; 0 is all.
+
+    Returns:
+      loss, ppl, bits_per_byte, active_share, usage of every layer, tokens, step.
+
+    Raises:
+      InputError: batches do not split over the devices of `run.mesh`.
+    """
+    check_positive_int("batch_size", batch_size)
+    if batch_size % run.mesh.shape["data"]:
+        raise InputError(
+            f"batch_size: {batch_size} is not allowed; "
+            f"use a multiple of the {run.mesh.shape['data']} devices."
+        )
+    splits = ("train", "valid") if split == "all" else (split,)
+    sources = [getattr(corpus, name) for name in splits]
+    batches = [valid_batches(source, batch_size, n_batches) for source in sources if len(source)]
+    with jax.set_mesh(run.mesh):
+        score = Scorer(run.model, run.mesh)(run.variables, itertools.chain(*batches))
+    facts = [corpus.meta["splits"][name] for name in splits]
+    bytes_per_token = sum(fact["bytes"] for fact in facts) / sum(fact["tokens"] for fact in facts)
+    return {
+        **loss_figures(score.loss, bytes_per_token),
+        "active_share": active_share(run.model),
+        **usage_figures(score.usage, run.model),
+        "tokens": score.tokens,
+        "step": run.meta["step"],
+    }
