@@ -128,19 +128,34 @@ def train(mesh, model, accumulation=1, steps=3):
     return losses, jax.device_get(state), jax.device_get(usage)
 
 
+TREES = ModelSpec(256, 16, 32, 2, 2, LAYERS[:2])
+
+
 @pytest.fixture(scope="module")
 def alone():
-    return train(sharding.make_mesh(1, 1), MODEL)
+    return train(sharding.make_mesh(1, 1), TREES)
 
 
 @pytest.mark.parametrize("data,model", [(4, 2), (8, 1)])
 def test_loss_is_that_of_one_device(alone, data, model):
-    losses, state, usage = train(sharding.make_mesh(data, model), MODEL)
-    np.testing.assert_allclose(losses, alone[0], rtol=1e-5)
-    assert [leaf.shape for leaf in jax.tree.leaves(usage)] == [leaf.shape for leaf in jax.tree.leaves(alone[2])]
-    first = jax.tree.leaves(alone[1].routing)
-    for ours, theirs in zip(jax.tree.leaves(state.routing), first, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert_same_training(train(sharding.make_mesh(data, model), TREES), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data,model,accumulation", [(4, 2, 1), (2, 4, 4)])
+def test_loss_is_that_of_one_device_for_all_kinds(data, model, accumulation):
+    alone = train(sharding.make_mesh(1, 1), MODEL)
+    assert_same_training(train(sharding.make_mesh(data, model), MODEL, accumulation), alone)
+
+
+def assert_same_training(run, alone):
+    """Losses within float32 rounding; nearly every token at the same leaf; thresholds moved alike."""
+    (losses, state, usage), (losses_1, state_1, usage_1) = run, alone
+    np.testing.assert_allclose(losses, losses_1, rtol=1e-5)
+    for counts, counts_1 in zip(jax.tree.leaves(usage), jax.tree.leaves(usage_1), strict=True):
+        assert np.abs(counts - counts_1).sum() <= 0.01 * counts.sum()
+    for leaf, leaf_1 in zip(jax.tree.leaves(state.routing), jax.tree.leaves(state_1.routing), strict=True):
+        np.testing.assert_allclose(leaf, leaf_1, atol=1e-6)
 
 
 def test_put_batch_splits_rows():

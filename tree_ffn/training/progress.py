@@ -30,7 +30,7 @@ class Progress:
         """Figures of a window of training steps."""
         dead = [value for name, value in values.items() if name.startswith("dead_leaves/")]
         note = f", {values['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in values else ""
-        note += f", dead leaves {100 * max(dead):.0f} %" if dead else ""
+        note += f", dead leaves up to {100 * max(dead):.0f} %" if dead else ""
         self._note = note
         if self._bar is None:
             left = "" if seconds_left is None else f", {_duration(seconds_left)} left"

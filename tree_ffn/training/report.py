@@ -19,7 +19,7 @@ class Done(NamedTuple):
 
     Attributes:
       step: finished steps, this one included.
-      metrics: scalars on the device: `loss`, `grad_norm`, `lr`.
+      metrics: scalars on the device, as `step.train_step` gives them.
       usage: visit counts since the last line, where a line is due; else None.
     """
 
@@ -54,16 +54,12 @@ class Report:
         """Waits for a step's figures; they go to the bar, and into a line where one is due.
 
         Raises:
-          Diverged: loss or gradient is not finite.
+          Diverged: loss, gradient or update is not finite.
         """
         values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
         self._throughput.step(self._tokens)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values[name]):
-                raise Diverged(
-                    f"step {done.step}: {name} is {values[name]}; the run stops here. "
-                    "A lower optim.lr, a longer optim.warmup or a smaller optim.clip may help."
-                )
+        for name in ("loss", "grad_norm", "update_norm"):
+            _check_finite(done.step, name, values[name])
         self._losses.append(values["loss"])
         self._progress.step(done.step, values["loss"])
         if done.usage is not None:
@@ -78,17 +74,21 @@ class Report:
             line["tokens_per_s"] = rate
             left = (self._plan.train.steps - done.step) * self._tokens / rate
             self.summary |= {"tokens_per_s": rate, "seconds_per_step": self._tokens / rate}
-        line |= {"lr": values["lr"], "grad_norm": values["grad_norm"]}
+        line |= {name: values[name] for name in ("lr", "grad_norm", "update_norm")}
         line |= usage_figures(jax.device_get(done.usage), self._plan.model)
         self.summary["train_loss"] = line["loss"]
         self._writer.write(done.step, "train", line)
         self._progress.line(done.step, line, left)
 
     def valid(self, step: int, score: Score, write: bool = True) -> dict[str, float]:
-        """Figures of a validation: written, said and returned."""
-        values = loss_figures(score.loss, self._bytes_per_token) | usage_figures(
-            score.usage, self._plan.model
-        )
+        """Figures of a validation: written, said and returned.
+
+        Raises:
+          Diverged: the loss is not finite.
+        """
+        _check_finite(step, "validation loss", score.loss)
+        values = loss_figures(score.loss, self._bytes_per_token)
+        values |= usage_figures(score.usage, self._plan.model)
         if write:
             self._writer.write(step, "valid", {**values, "tokens": score.tokens})
         bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
@@ -128,3 +128,12 @@ class Report:
         """Closes files and bar."""
         self._progress.close()
         self._writer.close()
+
+
+def _check_finite(step: int, name: str, value: float) -> None:
+    """Raises Diverged, which names the step, unless `value` is a finite number."""
+    if not math.isfinite(value):
+        raise Diverged(
+            f"step {step}: {name} is {value}; the run stops here, and the last checkpoint stays. "
+            "A lower optim.lr, a longer optim.warmup or a smaller optim.clip may help."
+        )

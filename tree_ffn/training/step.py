@@ -164,13 +164,19 @@ def train_step(
 
     Returns:
       (state, usage, metrics): metrics are scalars `loss` (cross-entropy alone),
-      `grad_norm` (before clipping) and `lr`.
+      `lr`, `grad_norm` (before clipping) and `update_norm` (of the change of
+      the parameters: if it is finite, so are they).
     """
     grads, nll, infos = _gradients(state, batch, model, accumulation, z_loss)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step)}
+    metrics = {
+        "loss": nll,
+        "lr": schedule(state.step),
+        "grad_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
+    }
     routing = update_model_routing(model, state.routing, infos)
     state = TrainState(state.step + 1, params, routing, opt_state)
     return state, count_usage(usage, infos), metrics

@@ -1,0 +1,174 @@
+"""A whole run in this process: what it writes, how it ends early, how it goes on."""
+
+import contextlib
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.tiny import tiny_config, tiny_model
+from tree_ffn.errors import InputError
+from tree_ffn.training import optimizer
+from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
+from tree_ffn.training.loop import train
+from tree_ffn.training.programs import Score
+from tree_ffn.training.report import Report
+from tree_ffn.training.setup import plan_run
+from tree_ffn.training.signals import Diverged, Interrupted, StopSignals
+
+
+def quiet(config, workdir, log=lambda _: None):
+    return train(config, str(workdir), log=log, bar=False)
+
+
+def lines(workdir):
+    return list(map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def finished(texts, tmp_path_factory):
+    """(workdir, figures, lines of the log) of a run of 6 steps."""
+    workdir, log = tmp_path_factory.mktemp("finished"), []
+    return workdir, quiet(tiny_config(texts), workdir, log.append), log
+
+
+def test_what_a_run_writes(finished):
+    workdir, figures, _ = finished
+    written = [(line["split"], line["step"]) for line in lines(workdir)]
+    assert written == [("train", 2), ("valid", 3), ("train", 4), ("train", 6), ("valid", 6)]
+    train_line, valid_line = lines(workdir)[-2:]
+    usage = {f"{name}/{i}" for name in ("dead_leaves", "leaf_entropy", "constant_decisions") for i in (0, 1)}
+    assert train_line.keys() >= usage | {"loss", "ppl", "lr", "grad_norm", "update_norm", "tokens_per_s"}
+    assert valid_line.keys() >= usage | {"loss", "ppl", "bits_per_byte", "tokens"}
+    assert figures["loss"] == valid_line["loss"] < lines(workdir)[1]["loss"]
+    assert figures["step"] == 6 and figures["active_share"] == 8 / 30 and figures["train_loss"] > 0
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {"config.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+
+
+def test_what_a_run_says(finished):
+    _, _, log = finished
+    assert any(line.startswith("step 2/6: loss ") and "dead leaves" in line for line in log)
+    assert any(line.startswith("step 6: validation loss ") and "bits per byte" in line for line in log)
+
+
+def test_a_finished_run_only_validates(texts, finished):
+    workdir, figures, _ = finished
+    before = lines(workdir)
+    again = quiet(tiny_config(texts), workdir)
+    assert again["loss"] == figures["loss"] and lines(workdir) == before
+
+
+def test_restored_for_inference(finished):
+    workdir, figures, _ = finished
+    run = restore_for_inference(str(workdir), "latest")
+    assert run.model == tiny_model() and run.meta["step"] == 6
+    assert run.config.optim.lr == 1e-3 and set(run.variables) == {"params", "routing"}
+    with pytest.raises(InputError, match="step: 5 has no checkpoint"):
+        restore_for_inference(str(workdir), 5)
+
+
+def test_another_config_is_refused_and_nothing_changes(texts, finished):
+    workdir, _, _ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="optim.lr"):
+        quiet(tiny_config(texts, optim__lr=0.5), workdir)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_other_text_is_refused(texts, finished, tmp_path):
+    workdir, _, _ = finished
+    (tmp_path / "other.txt").write_text("some other words " * 300)
+    (tmp_path / "more.txt").write_text("and more of them " * 300)
+    with pytest.raises(InputError, match="trained on other data"):
+        quiet(tiny_config(texts, data__files=f"{tmp_path}/*.txt"), workdir)
+
+
+def test_sigterm_saves_and_the_run_goes_on(texts, finished, tmp_path):
+    def stop_at_2(line):
+        if line.startswith("step 2/6"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(
+        Interrupted, match="stopped by SIGTERM after step .* of 6; .* again to resume"
+    ) as caught:
+        quiet(tiny_config(texts), tmp_path, stop_at_2)
+    assert caught.value.exit_code == 0
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        assert 2 <= checkpoints.latest <= 3
+    log = []
+    figures = quiet(tiny_config(texts), tmp_path, log.append)
+    assert figures["loss"] == finished[1]["loss"]
+    assert any(line.startswith("resumed at step") for line in log)
+
+
+def test_a_second_ctrl_c_quits_at_once():
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_loss_that_is_no_number_stops_before_saving(texts, tmp_path, monkeypatch):
+    rate = optimizer.learning_rate
+
+    def explodes_in_step_6(spec):
+        return lambda count: jnp.where(count >= 5, jnp.inf, rate(spec)(count))
+
+    monkeypatch.setattr(optimizer, "learning_rate", explodes_in_step_6)
+    with pytest.raises(Diverged, match="step 6: update_norm is inf"):
+        quiet(tiny_config(texts), tmp_path)
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        assert checkpoints.steps == [3]
+    run = restore_for_inference(str(tmp_path))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
+
+
+@pytest.mark.parametrize("tokens,step,warned", [(8000, 3, True), (7999, 3, False), (8000, 2, False)])
+def test_dead_leaves_are_said_only_when_they_can_be_known(texts, tmp_path, tokens, step, warned):
+    plan, log = plan_run(tiny_config(texts)), []
+    usage = np.zeros((2, 2, 8), np.int32)
+    usage[:, :, 0] = tokens  # layer 0 and 1: 7 of 8 leaves are dead
+    with contextlib.closing(Report(str(tmp_path), plan, 1.0, 0, log.append, False)) as report:
+        for _ in range(2):
+            report.valid(step, Score(1.0, tokens, (usage,)))
+    warnings = [line for line in log if "left 88 % of its leaves without a visit" in line]
+    assert len(warnings) == (2 if warned else 0)  # once a layer
+
+
+@pytest.mark.parametrize(
+    "change,said",
+    [
+        ({"train__batch_size": 9, "mesh__data": 2}, "train.batch_size: 9 .* 2 devices"),
+        ({"train__batch_size": 9, "train__accumulation": 2}, "train.batch_size: 9 .* train.accumulation = 2"),
+        ({"mesh__data": 3, "mesh__model": 3}, "mesh: data=3, model=3 does not fit 8 devices"),
+        ({"train__steps": 0}, "train.steps: 0 is not allowed"),
+        ({"train__log_every": 0}, "train.log_every: 0 is not allowed"),
+        ({"train__z_loss": -1.0}, "train.z_loss: -1.0 is not allowed"),
+        ({"seed": -1}, "seed: -1 is not allowed"),
+        (
+            {"optim__schedule": "step"},
+            "optim.schedule: 'step' is not known; use one of: cosine, wsd, constant",
+        ),
+        ({"ffn__activation": "mish"}, "activation: 'mish' is not known; use one of: gelu"),
+        ({"model__n_heads": 3}, "model.width: 32 is not allowed"),
+        ({"data__tokenizer": "words"}, "words"),
+    ],
+)
+def test_bad_values_are_refused_before_the_workdir_is_made(texts, tmp_path, change, said):
+    with pytest.raises(InputError, match=said):
+        quiet(tiny_config(texts, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_compiling(texts, tmp_path):
+    sizes = {"model__n_layers": 1, "model__context": 8, "ffn__depth": 1, "train__batch_size": 2}
+    config = tiny_config(texts, steps=1, optim__warmup=0, **sizes)
+    with jax.disable_jit():
+        figures = quiet(config, tmp_path)
+    assert np.isfinite(figures["loss"])

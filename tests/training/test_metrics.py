@@ -1,0 +1,133 @@
+"""Figures, the clock, and what the files hold."""
+
+import errno
+import json
+import math
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from tests.training.tiny import tiny_model
+from tree_ffn.errors import InputError
+from tree_ffn.training.metrics import Throughput, active_share, loss_figures, usage_figures
+from tree_ffn.training.progress import Progress
+from tree_ffn.training.writers import MetricsWriter
+
+
+def test_loss_in_three_units():
+    figures = loss_figures(2.0, bytes_per_token=4.0)
+    assert figures == {"loss": 2.0, "ppl": math.exp(2.0), "bits_per_byte": 2.0 / math.log(2.0) / 4.0}
+    assert "bits_per_byte" not in loss_figures(2.0)
+    assert math.isfinite(loss_figures(1e6)["ppl"])
+
+
+def test_usage_of_trees_is_numbered_by_layer_of_the_model():
+    model = tiny_model(ffn__n_trees=1, ffn__depth=1, model__layers="dense,tree", model__n_layers=2)
+    figures = usage_figures((None, np.array([[[3, 0]]], np.int32)), model)
+    assert figures == {"dead_leaves/1": 0.5, "leaf_entropy/1": 0.0, "constant_decisions/1": 1.0}
+
+
+def test_usage_of_experts():
+    model = tiny_model("moe")
+    counts = np.array([[[5, 5, 0, 0]], [[1, 1, 1, 1]]], np.int32)
+    figures = usage_figures((counts,), model)
+    expected = {"dead_leaves/0": 0.5, "leaf_entropy/0": 0.5, "dead_leaves/1": 0.0, "leaf_entropy/1": 1.0}
+    assert figures == pytest.approx(expected)
+
+
+def test_active_share():
+    assert active_share(tiny_model("dense")) == 1.0
+    assert active_share(tiny_model("tree")) == 8 / 30
+
+
+def test_the_clock_leaves_out_the_first_step_and_pauses():
+    done_at = iter([100.0, 101.0, 150.0, 152.0])
+    throughput = Throughput(clock=lambda: next(done_at))
+    throughput.step(tokens=10)  # 100 s, most of them compiling
+    assert throughput.take() is None
+    throughput.step(tokens=10)
+    assert throughput.take() == 10.0 / 1.0
+    throughput.pause()  # 49 s of validation
+    throughput.step(tokens=10)
+    throughput.step(tokens=10)
+    assert throughput.take() == 10.0 / 2.0
+    assert throughput.take() is None
+
+
+def read(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_file_has_every_step_once(tmp_path):
+    writer = MetricsWriter(str(tmp_path))
+    for step in (1, 2, 3):
+        writer.write(step, "train", {"loss": float(step)})
+    writer.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "spl')  # the process was killed here
+    writer = MetricsWriter(str(tmp_path), step=2)
+    writer.write(3, "train", {"loss": 30.0})
+    writer.close()
+    assert read(tmp_path) == [
+        {"step": 1, "split": "train", "loss": 1.0},
+        {"step": 2, "split": "train", "loss": 2.0},
+        {"step": 3, "split": "train", "loss": 30.0},
+    ]
+
+
+def test_tensorboard_reads_the_scalars_back(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = MetricsWriter(str(tmp_path))
+    writer.write(7, "valid", {"loss": 1.5})
+    writer.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (scalar,) = events.Scalars("valid/loss")
+    assert (scalar.step, scalar.value) == (7, 1.5)
+
+
+def test_without_tensorboard_the_file_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboard.compat.proto", None)
+    writer = MetricsWriter(str(tmp_path))
+    writer.write(1, "train", {"loss": 1.0})
+    writer.close()
+    assert len(read(tmp_path)) == 1 and not (tmp_path / "tensorboard").exists()
+
+
+def test_an_unwritable_workdir_is_one_sentence(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match="metrics.jsonl cannot be written"):
+        MetricsWriter(str(tmp_path))
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    writer = MetricsWriter(str(tmp_path))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_file", mock.Mock(write=mock.Mock(side_effect=full)))
+        with pytest.raises(InputError, match="No space left"):
+            writer.write(1, "train", {"loss": 1.0})
+    writer.close()
+
+
+def test_plain_lines_on_a_pipe():
+    lines = []
+    progress = Progress(steps=9, start=0, log=lines.append, bar=False)
+    progress.step(1, 2.5)
+    values = {"loss": 2.5, "tokens_per_s": 1234.0, "dead_leaves/0": 0.1, "dead_leaves/1": 0.25}
+    progress.line(1, values, seconds_left=3725.0)
+    progress.say("hello")
+    progress.close()
+    assert lines == ["step 1/9: loss 2.5000, 1,234 tokens/s, dead leaves up to 25 %, 1:02:05 left", "hello"]
+
+
+def test_a_bar_on_a_terminal(capsys):
+    progress = Progress(steps=9, start=3, log=pytest.fail, bar=True)
+    progress.line(4, {"loss": 2.5, "tokens_per_s": 1234.0, "dead_leaves/0": 0.1}, None)
+    progress.step(5, 2.25)
+    progress.say("hello")
+    progress.close()
+    shown = capsys.readouterr().err
+    assert (
+        "5/9" in shown and "loss 2.250, 1,234 tokens/s, dead leaves up to 10 %" in shown and "hello" in shown
+    )

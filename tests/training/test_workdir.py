@@ -1,0 +1,80 @@
+"""Which configs may go on in a workdir, and how the others are refused."""
+
+import json
+
+import pytest
+
+from tests.training.tiny import tiny_config
+from tree_ffn.errors import InputError
+from tree_ffn.training import workdir as workdirs
+from tree_ffn.training.config import differing_keys, namespace, resolved
+
+
+def check(texts, step, known=(), **changes):
+    old = resolved(tiny_config(texts, **dict(known)))
+    new = resolved(tiny_config(texts, **dict(known) | changes))
+    workdirs.check_same_config("runs/a", old, new, step)
+
+
+def test_how_and_where_it_runs_may_change(texts):
+    check(
+        texts, step=4, train__log_every=7, train__eval_every=9, train__eval_batches=3, train__keep=5,
+        train__checkpoint_every=11, mesh__data=4, mesh__model=2, model__remat=True,
+        ffn__implementation="masked", data__files="elsewhere/*.txt", data__cache_dir="x", data__workers=3,
+        data__format="auto",
+    )  # fmt: skip
+
+
+def test_what_it_computes_may_not(texts):
+    with pytest.raises(InputError) as caught:
+        check(texts, step=4, optim__lr=0.5, ffn__depth=2, seed=1, train__log_every=1)
+    said = "ffn.depth (3 there, 2 here), optim.lr (0.001 there, 0.5 here), seed (0 there, 1 here)"
+    assert str(caught.value) == (
+        f"workdir: runs/a holds a run of another config; these keys differ: {said}; "
+        "use its config, or another --workdir."
+    )
+
+
+@pytest.mark.parametrize(
+    "schedule,step,allowed",
+    [("constant", 6, True), ("cosine", 6, False), ("cosine", 1, True), ("wsd", 4, True), ("wsd", 6, False)],
+)
+def test_a_run_may_be_lengthened_if_its_past_stays(texts, schedule, step, allowed):
+    known = {"optim__schedule": schedule, "optim__decay_share": 0.3}
+    if allowed:
+        check(texts, step, known, train__steps=12)
+    else:
+        with pytest.raises(InputError, match=r"train.steps \(6 there, 12 here\)"):
+            check(texts, step, known, train__steps=12)
+
+
+def test_other_data_are_refused():
+    meta = {"sha256": "a", "tokenizer_sha256": "t", "row_tokens": 33, "splits": {}}
+    workdirs.check_same_data("runs/a", meta, dict(meta))
+    with pytest.raises(InputError, match="sha256 'a' there, 'b' here"):
+        workdirs.check_same_data("runs/a", meta, meta | {"sha256": "b"})
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    workdirs.write_json(str(tmp_path), "config.json", {"a": 1})
+    (tmp_path / "config.json.new").mkdir()  # the next write cannot begin
+    with pytest.raises(InputError, match="config.json cannot be written"):
+        workdirs.write_json(str(tmp_path), "config.json", {"a": 2})
+    assert workdirs.read_json(str(tmp_path), "config.json") == {"a": 1}
+    assert workdirs.read_json(str(tmp_path), "data.json") is None
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+def test_json_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match="config.json"):
+        workdirs.read_json(str(tmp_path), "config.json")
+
+
+def test_a_config_survives_json(texts):
+    config = tiny_config(texts)
+    plain = json.loads(json.dumps(resolved(config)))
+    again = namespace(plain)
+    assert resolved(again) == plain
+    assert again.ffn.node_width == (1,) and again["optim"]["lr"] == config.optim.lr
+    assert differing_keys(plain, resolved(config)) == {}
