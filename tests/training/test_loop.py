@@ -166,6 +166,7 @@ def test_bad_values_are_refused_before_the_workdir_is_made(texts, tmp_path, chan
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_without_compiling(texts, tmp_path):
     sizes = {"model__n_layers": 1, "model__context": 8, "ffn__depth": 1, "train__batch_size": 2}
     config = tiny_config(texts, steps=1, optim__warmup=0, **sizes)
