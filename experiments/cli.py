@@ -4,6 +4,8 @@ Exit codes: 0 done (or saved after SIGTERM), 1 the run failed, 2 the input is
 wrong (one sentence on stderr says what), 130 stopped by Ctrl-C.
 """
 
+import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -28,19 +30,34 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
       >>> if __name__ == "__main__":       # doctest: +SKIP
       ...     run(main)
     """
-    app.run(lambda rest: _main(main, rest), argv=argv, flags_parser=_parse)
+    parse = functools.partial(_parse, main)
+    app.run(lambda rest: _main(main, rest), argv=argv, flags_parser=parse)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
     """absl's parser, with one sentence instead of the whole help text on an error."""
+    if "--help" in argv[1:]:
+        print(_help(main, argv[0]))
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            hasattr(
+                flags.FLAGS[name].value, "keys"
+            )  # a config file that cannot be read says so when looked at
     except Exception as error:  # flags, config files and their arguments all end here
         _fail(error, 2)
     # Other libraries log their own business at INFO level.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _help(main: Callable[[], None], program: str) -> str:
+    """The head of the program's file, and its flags."""
+    module = sys.modules[main.__module__]
+    own = program if main.__module__ == "__main__" else main.__module__
+    return f"{inspect.getdoc(module)}\n\nFlags:\n{flags.FLAGS.module_help(own)}"
 
 
 def _main(main: Callable[[], None], rest: list[str]) -> int:
@@ -64,7 +81,12 @@ def _fail(error: Exception, code: int):
     """Prints `error` as one line and exits."""
     if isinstance(error, KeyError):  # its str is a repr
         error = Exception(*error.args)
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if (
+        isinstance(error, OSError) and "config file" in text
+    ):  # of ml_collections: many lines, the last one counts
+        text = f"--config: {text.strip().splitlines()[-1]}"
+    text = " ".join(text.split()) or type(error).__name__
     program = os.path.basename(sys.argv[0])
     print(f"{program}: {text}", file=sys.stderr, flush=True)
     sys.exit(code)

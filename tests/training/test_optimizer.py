@@ -80,8 +80,8 @@ def test_one_step_by_hand(rng):
     "field,value",
     [
         ("lr", 0.0), ("lr", float("nan")), ("schedule", "linear"), ("warmup", -1), ("warmup", 11),
-        ("b1", 1.0), ("b2", -0.1), ("eps", 0.0), ("final_share", 1.5), ("decay_share", -0.1), ("weight_decay", -1.0),
-        ("clip", -1.0),
+        ("b1", 1.0), ("b2", -0.1), ("eps", 0.0), ("final_share", 1.5), ("decay_share", -0.1),
+        ("weight_decay", -1.0), ("clip", -1.0),
     ],
 )  # fmt: skip
 def test_bad_values_name_their_field(field, value):

@@ -40,13 +40,14 @@ def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[s
     """
     plan = setup.plan_run(config)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan))
+        checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
         data = setup.prepare_data(config, plan.model, log)
         stack.enter_context(jax.set_mesh(plan.mesh))
         stop = stack.enter_context(StopSignals())
-        workdirs.write_json(workdir, "data.json", data.meta)
-        batches = Batches(data.train, plan.train.batch_size, plan.seed, config.data.workers)
+        batches = Batches(data.train, plan.train.batch_size, plan.seed, plan.corpus.workers)
         run = Run(plan, batches, data, resolved(config), workdir, checkpoints)
+        workdirs.write_json(workdir, "config.json", resolved(config))
+        workdirs.write_json(workdir, "data.json", data.meta)
         report = Report(workdir, plan, data.meta["bytes_per_token"], run.step, log, bar)
         stack.callback(report.close)
         if run.step:

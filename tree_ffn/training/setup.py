@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from tree_ffn.data import corpus, tokenizers
-from tree_ffn.data.spec import corpus_spec_from_config
+from tree_ffn.data import CorpusSpec, PreparedCorpus, corpus_spec_from_config, load_tokenizer, prepare
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
@@ -84,25 +83,26 @@ class Plan(NamedTuple):
     model: ModelSpec
     optim: optimizer.OptimSpec
     train: TrainSpec
+    corpus: CorpusSpec
     mesh: Mesh
     seed: int
 
 
 def plan_run(config) -> Plan:
-    """Everything of a config but the data, as frozen specs.
+    """Everything of a config as frozen specs; no text is read.
 
     Raises:
       InputError: names the field, its value and what is allowed.
     """
-    vocab_size = tokenizers.load_tokenizer(config.data.tokenizer).vocab_size
+    vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
     train = train_spec(config)
     check_positive_int("seed", config.seed, least=0)
     model = model_spec_from_config(config, vocab_size)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     train.fit(mesh)
-    return Plan(model, optim_spec(config), train, mesh, config.seed)
+    return Plan(model, optim_spec(config), train, corpus_spec_from_config(config), mesh, config.seed)
 
 
-def prepare_data(config, model: ModelSpec, log=print) -> corpus.PreparedCorpus:
+def prepare_data(config, model: ModelSpec, log=print) -> PreparedCorpus:
     """The corpus of `config.data`, cut into rows for `model`."""
-    return corpus.prepare(corpus_spec_from_config(config), row_tokens=model.context + 1, log=log)
+    return prepare(corpus_spec_from_config(config), row_tokens=model.context + 1, log=log)

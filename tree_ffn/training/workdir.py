@@ -26,26 +26,23 @@ MAY_DIFFER = (
 SCHEDULE_KEYS = {"train.steps", "optim.schedule", "optim.final_share", "optim.decay_share"}
 
 
-def open_workdir(workdir: str, config, plan) -> Checkpoints:
-    """Makes a workdir ready for a run, new or resumed, and gives its checkpoints.
+def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
+    """Checkpoints of a workdir that a run may begin or go on in; nothing else is written yet.
 
     Args:
       workdir: directory of the run; made if it is not there.
       config: of the run to start.
-      plan: its `setup.Plan`.
+      keep: latest checkpoints to keep.
 
     Raises:
       InputError: the workdir holds a run of another config (the message lists
         the keys that differ), or cannot be read or written.
     """
-    known, wanted = read_json(workdir, "config.json"), resolved(config)
-    if known is None:
-        write_json(workdir, "config.json", wanted)
-        return Checkpoints(workdir, plan.train.keep)
-    checkpoints = Checkpoints(workdir, plan.train.keep)
+    known = read_json(workdir, "config.json")
+    checkpoints = Checkpoints(workdir, keep)
     try:
-        check_same_config(workdir, known, wanted, checkpoints.latest or 0)
-        write_json(workdir, "config.json", wanted)
+        if known is not None:
+            check_same_config(workdir, known, resolved(config), checkpoints.latest or 0)
     except InputError:
         checkpoints.close()
         raise
@@ -108,7 +105,7 @@ def read_json(workdir: str, name: str) -> dict | None:
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"workdir: {path} cannot be read ({error}).") from error

@@ -1,0 +1,49 @@
+"""Runs a program of experiments/ in this process, as if from a command line."""
+
+import contextlib
+import importlib
+import io
+import sys
+from typing import NamedTuple
+from unittest import mock
+
+from absl import flags
+
+from experiments import cli
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def call(program: str, *arguments: str) -> Outcome:
+    """Exit code and output of `python -m experiments.<program> <arguments>`."""
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), alone(program):
+        with mock.patch.object(sys, "argv", [f"experiments/{program}.py", *arguments]):
+            main = importlib.import_module(f"experiments.{program}").main
+            try:
+                cli.run(main)
+            except SystemExit as exit:
+                code = exit.code or 0
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def alone(program: str):
+    """No flags of other programs: they share names. Afterwards all is as it was."""
+    registry = flags.FLAGS._flags()
+    before, module = dict(registry), sys.modules.pop(f"experiments.{program}", None)
+    for name in before:
+        if (flags.FLAGS.find_module_defining_flag(name) or "").startswith("experiments."):
+            del registry[name]
+    try:
+        yield
+    finally:
+        registry.clear()
+        registry.update(before)
+        sys.modules.pop(f"experiments.{program}", None)
+        if module:
+            sys.modules[f"experiments.{program}"] = module

@@ -1,0 +1,140 @@
+"""The program: what it refuses and how, what it prints, how it stops."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.experiments.programs import call
+from tree_ffn.training.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def options(texts, monkeypatch):
+    """A command line that trains in seconds."""
+    monkeypatch.chdir(ROOT)
+    data = {"corpus": "files", "files": f"{texts}/*.txt", "cache_dir": f"{texts}/cache", "format": "memory"}
+    overrides = [f"--config.data.{name}={value}" for name, value in data.items()]
+    return ["--config=configs/smoke.py", "--config.data.workers=0", "--config.mesh.data=1", *overrides]
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        ([], "--config is missing; name a file, e.g. --config=configs/quickstart.py."),
+        (["--config=configs/smoke.py"], "--workdir is missing"),
+        (["--config=configs/nowhere.py", "--workdir=x"], "configs/nowhere.py"),
+        (["--config=configs/smoke.py:stesp=4", "--workdir=x"], "config argument: 'stesp=4' is not known"),
+        (["--config=configs/smoke.py:steps=four", "--workdir=x"], "steps=four is not allowed"),
+        (
+            ["--config=configs/smoke.py", "--wordkir=x"],
+            "Unknown command line flag 'wordkir'. Did you mean: workdir",
+        ),
+        (
+            ["--config=configs/smoke.py", "--workdir=x", "--config.optim.lrr=1"],
+            'Did you mean "lr" instead of "lrr"?',
+        ),
+        (["--config=configs/smoke.py", "--workdir=x", "--config.train.steps=many"], "config.train.steps"),
+        (["--config=configs/smoke.py", "--workdir=x", "--describe=perhaps"], "describe"),
+        (["--config=configs/smoke.py", "--workdir=x", "more"], "argument: 'more' is not known"),
+        (["--config=configs/smoke.py", "--workdir=x", "--results=y"], "--row is missing"),
+        (
+            ["--config=configs/smoke.py", "--workdir=x", "--config.ffn.kind=maple"],
+            "ffn.kind: 'maple' is not known",
+        ),
+        (["--config=configs/smoke.py", "--workdir=x", "--config.data.corpus=books"], "data.corpus: 'books'"),
+        (["--config=configs/smoke.py", "--workdir=x", "--config.train.batch_size=0"], "train.batch_size: 0"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, arguments, said):
+    monkeypatch.chdir(ROOT)
+    outcome = call("train", *arguments)
+    assert outcome.code == 2 and outcome.out == ""
+    assert said in outcome.err and re.fullmatch(r"train\.py: [^\n]+\n", outcome.err), outcome.err
+    assert not (ROOT / "x").exists()
+
+
+@pytest.mark.parametrize("workdir", ["{file}/run", "/proc/run"])
+def test_an_unwritable_workdir(options, tmp_path, workdir):
+    (tmp_path / "file").touch()
+    outcome = call("train", *options, f"--workdir={workdir.format(file=tmp_path / 'file')}")
+    assert outcome.code == 2 and "cannot be written" in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_train_record_and_go_on(options, tmp_path):
+    results, workdir = tmp_path / "results.jsonl", tmp_path / "run"
+    command = [*options, f"--workdir={workdir}", f"--results={results}", "--row=tree_continuous_P2_W1"]
+    outcome = call("train", *command)
+    assert outcome.code == 0, outcome.err
+    assert "step 6: validation loss" in outcome.out
+    rows = {row["metric"]: row for row in map(json.loads, results.read_text().splitlines())}
+    assert {"val_loss", "ppl", "bits_per_byte", "active_share", "dead_leaves", "tokens_per_s"} <= rows.keys()
+    assert rows["val_loss"]["config"]["data"]["sha256"] and str(tmp_path) not in results.read_text()
+    assert rows["val_loss"]["command"].startswith("python -m experiments.train --config=configs/smoke.py")
+
+    refused = call("train", *options, f"--workdir={workdir}", "--config.optim.lr=0.5")
+    assert refused.code == 2 and "optim.lr (0.001 there, 0.5 here)" in refused.err
+
+
+def test_a_checkpoint_of_another_shape(options, tmp_path):
+    assert call("train", *options, f"--workdir={tmp_path}").code == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"]["width"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    outcome = call("train", *options, f"--workdir={tmp_path}", "--config.model.width=64")
+    assert outcome.code == 2 and "params/embed/positions" in outcome.err and "float32[32,64]" in outcome.err
+
+
+def test_divergence_exits_with_1_and_names_the_step(options, tmp_path):
+    wild = ["--config.optim.lr=1e30", "--config.optim.clip=0.0", "--config.train.checkpoint_every=1"]
+    outcome = call("train", *options, *wild, f"--workdir={tmp_path}")
+    assert outcome.code == 1 and re.search(r"train\.py: step \d: .* is (nan|inf)", outcome.err), outcome.err
+
+
+def test_describe(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    outcome = call("train", "--config=configs/default.py:preset=opt_6.7b", "--describe")
+    assert outcome.code == 0 and "active" in outcome.out and outcome.err == ""
+
+
+def test_help_teaches(monkeypatch):
+    outcome = call("train", "--help")
+    assert "python -m experiments.train --config=configs/quickstart.py" in outcome.out
+    assert "--workdir" in outcome.out and "--nojit" in outcome.out
+
+
+def test_sigterm_saves_exits_0_and_says_how_to_resume(options, tmp_path):
+    command = [sys.executable, "-m", "experiments.train", *options, "--config.train.steps=100000"]
+    process = subprocess.Popen(
+        [*command, f"--workdir={tmp_path}"], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    stopped = re.search(r"stopped by SIGTERM after step (\d+) of 100000; .*run the same command again", err)
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        assert checkpoints.latest == int(stopped[1])
+
+
+def test_a_full_disk_is_one_sentence(options, tmp_path):
+    limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+    start = f"{limit} runpy.run_module('experiments.train', run_name='__main__')"
+    outcome = subprocess.run(
+        [sys.executable, "-c", start, *options, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}, text=True, timeout=120,
+    )  # fmt: skip
+    assert outcome.returncode == 2, outcome.stderr
+    assert "cannot be written (File too large)" in outcome.stderr.splitlines()[-1]
