@@ -17,21 +17,16 @@ def compiled_once(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     directory = str(shared / "compiled")
-    settings = {
-        "jax_compilation_cache_dir": directory,
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
+    settings = {"jax_compilation_cache_dir": directory, "jax_persistent_cache_min_compile_time_secs": 0.2}
     before = {name: getattr(jax.config, name) for name in settings}
-    environment = {name.upper(): str(value) for name, value in settings.items()}
-    os.environ |= environment
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
     for name, value in before.items():
         jax.config.update(name, value)
-    for name in environment:
-        del os.environ[name]
     compilation_cache.reset_cache()
 
 
