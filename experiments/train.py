@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
     python -m experiments.train --config=configs/quickstart.py --config.optim.lr=1e-3 --workdir=runs/slow
-    python -m experiments.train --config=configs/default.py --config.model.preset=125m --describe
+    python -m experiments.train --config=configs/default.py --config.model.preset=opt_125m --describe
 
 The workdir gets config.json, metrics.jsonl, TensorBoard events and checkpoints.
 The same command again goes on from the last checkpoint. SIGTERM saves and exits
