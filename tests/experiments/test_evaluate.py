@@ -1,0 +1,79 @@
+"""The scores of a checkpoint: those of its own validation, and on other text."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tests.experiments.programs import call
+from tests.training.tiny import tiny_config
+from tree_ffn.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def run(texts, tmp_path_factory):
+    """(workdir, figures of its last validation, over the whole split)."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny_config(texts, kind="moe", train__eval_batches=0)
+    return workdir, train(config, str(workdir), log=lambda _: None, bar=False)
+
+
+def test_the_validation_split_scores_as_in_training(run, tmp_path):
+    workdir, figures = run
+    json_path, results = tmp_path / "figures.json", tmp_path / "results.jsonl"
+    outcome = call(
+        "evaluate", f"--workdir={workdir}", "--step=latest", "--batch_size=8", f"--json={json_path}",
+        f"--results={results}", "--row=moe_top1_X4",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    found = json.loads(json_path.read_text())
+    for name in ("loss", "bits_per_byte", "active_share", "dead_leaves/1"):
+        np.testing.assert_allclose(found[name], figures[name], rtol=1e-5)
+    for said in (
+        "(valid), step 6 of",
+        "nats a token",
+        "layer 1",
+        "leaf entropy",
+        f"{found['loss']:.4f}",
+    ):
+        assert said in outcome.out
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {row["metric"] for row in rows} >= {"val_loss", "bits_per_byte", "active_share"}
+    assert {(row["table"], row["row"], row["seed"]) for row in rows} == {("cpu_small", "moe_top1_X4", 0)}
+
+
+def test_other_text(run, tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be " * 500)
+    (tmp_path / "b.txt").write_text("that is the question " * 500)
+    outcome = call(
+        "evaluate", f"--workdir={run[0]}", f"--files={tmp_path}/*.txt", f"--cache_dir={tmp_path}/cache",
+        "--batch_size=8", f"--json={tmp_path}/figures.json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert "(all)" in outcome.out
+    # One token is one byte but for the ends of documents, so bits per byte are nearly loss / ln 2.
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2), rel=1e-3)
+    assert found["tokens"] > 15_000
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        ([], "--workdir is missing"),
+        (["--workdir=nowhere"], "workdir: nowhere has no checkpoints"),
+        (["--step=4"], "step: 4 has no checkpoint; use best, latest or one of"),
+        (["--step=worst"], "step: 'worst' has no checkpoint"),
+        (["--batch_size=0"], "batch_size: 0 is not allowed"),
+        (["--batch_size=9"], "batch_size: 9 is not allowed; use a multiple of the 8 devices"),
+        (["--files=/nowhere/*.txt"], "/nowhere"),
+        (["--split=test"], "split"),
+        (["--results=x"], "--row is missing"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(run, arguments, said):
+    if arguments and not arguments[0].startswith("--workdir"):
+        arguments = [f"--workdir={run[0]}", *arguments]
+    outcome = call("evaluate", *arguments)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err
