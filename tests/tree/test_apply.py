@@ -50,6 +50,18 @@ def test_weights_of_another_shape_are_named(name, rng):
         tree_ffn(params, x, spec)
 
 
+@pytest.mark.parametrize("group, name", [("shared", "w_in"), ("shared", "b_in"), ("router", "w")])
+def test_weights_of_an_option_are_named(group, name, rng):
+    spec = cases.make_spec(P=2, D=2, S=2, router="frozen")
+    params, x, _ = cases.on_device(cases.grid_case(rng, spec))
+    params[group][name] = params[group][name][:-1]
+    with pytest.raises(InputError, match=f"^{group}.{name}: shape .*need"):
+        tree_ffn(params, x, spec)
+    del params[group]
+    with pytest.raises(InputError, match=f"^{group}.w.*: is missing"):
+        tree_ffn(params, x, spec)
+
+
 def test_tokens_must_be_a_matrix(rng):
     spec = cases.make_spec()
     params, x, _ = cases.on_device(cases.grid_case(rng, spec))

@@ -213,8 +213,8 @@ def test_decisions_differ_only_within_the_rounding_bound(execution, dtype, rng):
     """
     spec = cases.make_spec("hard", P=4, D=5, W=1, activation="gelu")
     params, x, dy = cases.random_case(rng, spec, T=64, E=24, dtype=dtype)
-    # Half of the tokens are moved onto the boundary of a root whose threshold is large: |r| is tiny there, the
-    # product <w, x> is not, and rounding that to bfloat16 would turn many decisions.
+    # Half of the tokens are moved onto the boundary of a root whose threshold is large: |r| is tiny there,
+    # the product <w, x> is not, and rounding that to bfloat16 would turn many decisions.
     params["threshold"] = params["threshold"].at[0, 0].set(4.0)
     w, offset = np.asarray(params["w_in"][0, 0], np.float64), 4.0 - float(params["b_in"][0, 0])
     near = np.asarray(x[:32], np.float64)

@@ -197,8 +197,16 @@ def _check_fit(params, x_TE, spec):
         "b_out": (width,),
         "threshold": (shape.n_trees, shape.n_nodes),
     }
+    if shape.shared_width:
+        S = shape.shared_width
+        expected |= {"shared.w_in": (S, width), "shared.b_in": (S,), "shared.w_out": (S, width)}
+    if spec.router == "frozen":
+        expected["router.w"] = (shape.n_trees, shape.n_deciding, width)
     for name, wanted in expected.items():
-        if params[name].shape != wanted:
-            raise InputError(
-                f"{name}: shape {params[name].shape} does not fit the spec and x, which need {wanted}."
-            )
+        found = params
+        for part in name.split("."):
+            found = found.get(part) if found is not None else None
+        if found is None:
+            raise InputError(f"{name}: is missing; the spec and x need an array of shape {wanted}.")
+        if found.shape != wanted:
+            raise InputError(f"{name}: shape {found.shape} does not fit the spec and x, which need {wanted}.")
