@@ -17,7 +17,7 @@ FACTORS = {
     "activation": tuple(ACTIVATIONS),
     "act_site": ("node", "sum"),
     "P": (1, 3),
-    "D": (0, 1, 3),
+    "D": (0, 1, 2),
     "W": (1, 3, "per_level"),
     "S": (0, 2),
 }
@@ -138,7 +138,7 @@ def test_frozen_routers(rng):
 
 @pytest.mark.parametrize("routing", ["hard", "continuous_min"])
 def test_one_token(routing, rng):
-    spec = cases.make_spec(routing, P=2, D=2, W=2)
+    spec = cases.make_spec(routing, P=2, D=3, W=2)
     check(*cases.grid_case(rng, spec, T=1), spec)
 
 
