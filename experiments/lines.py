@@ -1,0 +1,172 @@
+"""Results rows as lines of tables: which rows make a line, their statistics, and Markdown.
+
+A line is one config: rows that differ in more than the seed and what changes no figure (`NO_MATTER`) are
+refused, never averaged. Spreads are sample standard deviations over seeds.
+"""
+
+import re
+import shlex
+import statistics
+import textwrap
+from collections.abc import Callable, Iterable
+
+from tree_ffn.errors import InputError
+from tree_ffn.training.config import differing_keys, flat
+
+KINDS = ("dense", "narrow", "moe", "random_tree", "tree_hard", "tree_straight", "tree_continuous", "tree")
+
+# Keys that may differ within a line, and keys that may not differ even between the lines of a table.
+NO_MATTER = r"(seed|mesh\..*|model\.remat|ffn\.implementation|train\.(log_every|checkpoint_every|keep))$"
+COMMON = r"(data\.(sha256|tokenizer_sha256)|train\.(steps|batch_size|eval_batches)|model\.(context|width))$"
+
+
+def groups(rows: Iterable[dict], key: Callable) -> dict:
+    """{key(row): rows}, by ascending key; rows keep their order."""
+    found: dict = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return dict(sorted(found.items()))
+
+
+def lines_of(rows: list[dict], free: str = NO_MATTER, common: str = COMMON) -> dict[str, list[dict]]:
+    """{row name: its rows}, dense first and trees last; refuses what cannot be compared.
+
+    Args:
+      rows: of one table.
+      free: regex of the keys of a config that may differ within a line.
+      common: regex of the keys that must agree in the whole table.
+
+    Raises:
+      InputError: names the line, the key and two of its values.
+    """
+    lines = groups(rows, lambda row: row["row"])
+    for name, line in lines.items():
+        _check_configs(name, line, lambda key: not re.match(free, key))
+    _check_configs("its lines", rows, lambda key: bool(re.match(common, key)))
+    return dict(sorted(lines.items(), key=lambda item: (rank(item[0]), item[0])))
+
+
+def rank(name: str) -> int:
+    """Place of a kind of layer in a table."""
+    return next((i for i, kind in enumerate(KINDS) if name.startswith(kind)), len(KINDS))
+
+
+def _check_configs(name: str, rows: list[dict], binding: Callable[[str], bool]) -> None:
+    for row in rows[1:]:
+        for key, (one, other) in differing_keys(rows[0]["config"], row["config"]).items():
+            if binding(key):
+                raise InputError(
+                    f"results: table {row['table']}, {name}: {key} is both {one!r} and {other!r}; "
+                    "only rows of one text, one number of steps and one config can be compared."
+                )
+
+
+def setting(row: dict, key: str):
+    """A value of the row's config by its dotted key; None where it is absent."""
+    return flat(row["config"]).get(key)
+
+
+def trained(row: dict) -> tuple:
+    """Runs of one device and one length."""
+    return row["device"], setting(row, "train.steps") or 0
+
+
+def learning_rate(line: list[dict]) -> str:
+    rate = setting(line[0], "optim.lr")
+    return "" if rate is None else f"{rate:g}"
+
+
+def last_of(lines: dict[str, list[dict]]) -> dict:
+    """A row of the last line."""
+    return list(lines.values())[-1][-1]
+
+
+def by_seed(line: list[dict], metric: str) -> dict:
+    """{seed: value} of a metric; a later row supersedes."""
+    return {row["seed"]: row["value"] for row in line if row["metric"] == metric}
+
+
+def baseline(lines: dict[str, list[dict]], kind: str) -> list[dict]:
+    """Rows of the only line of a kind; empty if there is none, or more than one."""
+    found = [line for name, line in lines.items() if re.match(rf"{kind}(_|$)", name)]
+    return found[0] if len(found) == 1 else []
+
+
+def paired(formula: Callable, *by_seeds: dict) -> list[float]:
+    """`formula` of the values of each seed that all have.
+
+    Example:
+      >>> paired(lambda a, b: a - b, {0: 3.0, 1: 4.0}, {1: 2.5, 2: 9.0})
+      [1.5]
+    """
+    seeds = [seed for seed in by_seeds[0] if all(seed in values for values in by_seeds)]
+    return [formula(*(values[seed] for values in by_seeds)) for seed in seeds]
+
+
+def gap_closed(lines: dict[str, list[dict]], line: list[dict]) -> list[float]:
+    """(narrow - x) / (narrow - dense) of validation loss, a value a seed."""
+    ends = baseline(lines, "narrow"), baseline(lines, "dense")
+    x, narrow, dense = (by_seed(rows, "val_loss") for rows in (line, *ends))
+    dense = {seed: value for seed, value in dense.items() if narrow.get(seed) != value}  # no gap, no share
+    return paired(lambda x, n, d: (n - x) / (n - d), x, narrow, dense)
+
+
+def spread(values: Iterable[float], form: str = ".4f") -> str:
+    """Mean and standard deviation; a single value says so.
+
+    Example:
+      >>> spread([1.0, 3.0], ".1f"), spread([1.0], ".1f"), spread([])
+      ('2.0 ± 1.4', '1.0 (one seed)', '')
+    """
+    values = list(values)
+    if len(values) < 2:
+        return f"{values[0]:{form}} (one seed)" if values else ""
+    return f"{statistics.fmean(values):{form}} ± {statistics.stdev(values):{form}}"
+
+
+def mean(line: list[dict], metric: str, form: str) -> str:
+    """Mean over seeds; empty where the metric is absent."""
+    values = by_seed(line, metric).values()
+    return f"{statistics.fmean(values):{form}}" if values else ""
+
+
+def block(title: str, text: str, head: list[str], cells: list[list[str]], last: dict, labels: int = 1) -> str:
+    """A heading, what the table is, the table, and the command of its last line.
+
+    Args:
+      title, text: of the table.
+      head: headings of the columns; the first `labels` of them stand left.
+      cells: one list a line.
+      last: a row of the last line.
+      labels: columns of text.
+    """
+    sides = ["---"] * labels + ["--:"] * (len(head) - labels)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [head, sides, *cells])
+    if len(cells) > 20:
+        table = f"<details><summary>All {len(cells)} lines</summary>\n\n{table}\n\n</details>"
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    command = " \\\n    ".join(textwrap.wrap(shlex.join(last["command"].split()), 112, **whole))
+    text = textwrap.fill(text, 120, **whole)
+    return f"### {title}\n\n{text}\n\n{table}\n\nThe last line's command:\n\n```sh\n{command}\n```"
+
+
+def origin(rows: list[dict]) -> str:
+    """Where rows come from: device, version of jax, commits, seeds."""
+    unique = lambda values: ", ".join(map(str, sorted(set(values))))
+    cores = unique(row["config"]["cores"] for row in rows if "cores" in row["config"])
+    seeds = unique(row["seed"] for row in rows if row["seed"] is not None)
+    device = f"Device `{rows[0]['device']}`" + (f" ({cores} CPU cores)" if cores else "")
+    jax = f"jax {unique(row['versions'].get('jax', 'unknown') for row in rows)}"
+    commit = f"commit {unique(row['commit'] for row in rows)}"
+    return ", ".join([device, jax, commit] + ([f"seeds {seeds}"] if seeds else ["no seeds (timings)"])) + "."
+
+
+def task(rows: list[dict]) -> str:
+    """Which model, on which text, for how long."""
+    get = lambda key: setting(rows[-1], key)
+    model = get("model.preset") or f"{get('model.n_layers')} layers of width {get('model.width')}"
+    python = f" of Python {get('data.python')}" if get("data.python") else ""
+    return (
+        f"{model}, context {get('model.context')}, {get('train.steps')} steps of {get('train.batch_size')} "
+        f"sequences, corpus {get('data.corpus')}{python} (sha256 {str(get('data.sha256'))[:12]})"
+    )

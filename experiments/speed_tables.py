@@ -1,0 +1,127 @@
+"""The tables of time: of one layer, and of training whole models.
+
+Only experiments/benchmark.py times layers; all ratios of a line come from one of its runs.
+"""
+
+import re
+import statistics
+
+from experiments.lines import (
+    baseline,
+    block,
+    by_seed,
+    groups,
+    last_of,
+    learning_rate,
+    lines_of,
+    mean,
+    origin,
+    paired,
+    spread,
+    task,
+    trained,
+)  # fmt: skip
+from tree_ffn.errors import InputError
+
+EXECUTIONS = ("masked", "gather", "grouped")
+SPEED_ROW = r"d(\d+)_T(\d+)_P(\d+)_W([\dx]+)_(forward|train)\.(dense|narrow|masked|gather|grouped)"
+# Within a line of timings the variants differ; the ceilings are measured anew each time.
+SPEED_FREE = r"(variant|copy_gb_per_s|product_gflop_per_s)$"
+SPEED_COMMON = r"(spec\.(routing|activation|shape\.depth)|cores)$"
+
+
+def trained_on(row: dict) -> tuple:
+    """Runs with one shape of the inputs: `opt_125m_T16384` of `opt_125m_T16384_tree`."""
+    return *trained(row), size_and_kind(row["row"])[0]
+
+
+def timed(row: dict) -> tuple:
+    """Timings of one device and one number format."""
+    return row["device"], row["config"].get("dtype", "float32")
+
+
+def speed_layer(rows: list[dict]) -> str:
+    """A line per width, tokens, shape, pass and usage; all ratios are of one run each."""
+    named = lambda row: speed_name(row)[:5]
+    usage = lambda row: row["config"].get("usage", "uniform")
+    lines = groups(rows, lambda row: (*named(row), usage(row)))
+    for line in lines.values():
+        lines_of([{**row, "row": row["row"].split(".")[0]} for row in line], SPEED_FREE, SPEED_COMMON)
+    lines_of(rows, free=".", common=SPEED_COMMON)
+    shown = [name for name in EXECUTIONS if any(speed_name(row)[5] == name for row in rows)]
+    cells = []
+    for (width, tokens, trees, node, direction, used), line in lines.items():
+        figures: dict[str, dict] = {}
+        for row in line:
+            figures.setdefault(speed_name(row)[5], {})[row["metric"]] = row["value"]
+        shape = f"P={trees} W={node}" + ("" if used == "uniform" else f", {used}")
+        cells.append([str(width), str(tokens), shape, direction, *speed_cells(figures, shown)])
+    device, dtype = timed(rows[0])
+    text = (
+        f"One layer in {dtype}: milliseconds, and how many times as fast as dense, the fastest of its four "
+        "layouts. The fastest execution is bold; the last two columns are about it: which share of its time "
+        f"memory or arithmetic alone would need, and its memory (that of dense). {origin(rows)}"
+    )
+    head = ["E", "T", "shape", "pass", "dense", "narrow", *shown, "floor", "MiB (dense)"]
+    return block(f"Speed of the layer, {device}, {dtype}", text, head, cells, line[-1], labels=4)
+
+
+def speed_name(row: dict) -> tuple:
+    """(E, T, P, W, pass, variant) of a row's name."""
+    match = re.fullmatch(SPEED_ROW, row["row"])
+    if not match:
+        raise InputError(
+            f"results: speed_layer row {row['row']!r} is not known; use d768_T4096_P1_W12_train.grouped etc."
+        )
+    return *map(int, match.groups()[:3]), *match.groups()[3:]
+
+
+def speed_cells(figures: dict[str, dict], shown: list[str]) -> list[str]:
+    """Cells of a line: {variant: {metric: value}} -> times, then floor share and memory of the fastest."""
+    times = {name: figures[name]["time_ms"] for name in shown if "time_ms" in figures.get(name, {})}
+    best = min(times, key=lambda name: times[name], default="")
+    cells = [milliseconds(figures.get(name, {}).get("time_ms")) for name in ("dense", "narrow")]
+    for name in shown:
+        ratio = figures.get(name, {}).get("ratio_to_dense")
+        text = milliseconds(times.get(name)) + ("" if ratio is None else f" ({ratio:.2f}x)")
+        cells.append(f"**{text}**" if name == best else text)
+    own, dense = figures.get(best, {}), figures.get("dense", {})
+    floor = f"{own['floor_share']:.1%}" if "floor_share" in own else ""
+    both = "memory_mb" in own and "memory_mb" in dense
+    return [*cells, floor, f"{own['memory_mb']:,.0f} ({dense['memory_mb']:,.0f})" if both else ""]
+
+
+def milliseconds(value: float | None) -> str:
+    """Three to four digits.
+
+    Example:
+      >>> milliseconds(0.01234), milliseconds(1.234), milliseconds(123.4), milliseconds(None)
+      ('0.0123', '1.23', '123.4', '')
+    """
+    return "" if value is None else f"{value:.4f}" if value < 0.1 else f"{value:.{2 if value < 100 else 1}f}"
+
+
+def size_and_kind(name: str) -> tuple[str, str]:
+    """('opt_125m_T16384', 'tree_hard_P1_W12') of 'opt_125m_T16384_tree_hard_P1_W12'."""
+    match = re.fullmatch(r"(.+?)_((?:dense|narrow|moe|random_tree|tree).*)", name)
+    return (match[1], match[2]) if match else ("", name)
+
+
+def speed_train(rows: list[dict]) -> str:
+    named = [{**row, "row": size_and_kind(row["row"])[1]} for row in rows]
+    lines = lines_of(named, free="seed$")  # an execution changes the speed
+    rates = {name: by_seed(line, "tokens_per_s") for name, line in lines.items()}
+    dense = by_seed(baseline(lines, "dense"), "tokens_per_s")
+    cells = []
+    for name, line in lines.items():
+        losses = by_seed(line, "val_loss")
+        ratio = paired(lambda x, d: x / d, rates[name], dense)
+        cells.append([
+            f"`{name}`", mean(line, "tokens_per_s", ",.0f"),
+            f"{statistics.fmean(ratio):.2f}" if ratio else "", mean(line, "active_share", ".1%"),
+            spread(losses.values()), learning_rate(line), str(len(losses)),
+        ])  # fmt: skip
+    size = size_and_kind(rows[0]["row"])[0]
+    text = f"Training of whole models: {task(rows)}. Validation loss in nats a token. {origin(rows)}"
+    head = ["", "tokens/s", "x dense", "active share", "val loss", "lr", "seeds"]
+    return block(f"Speed of training, {size}, {rows[0]['device']}", text, head, cells, last_of(lines))

@@ -1,0 +1,178 @@
+"""Makes the tables of README.md from results/*.jsonl: the only source of quality claims.
+
+    python -m experiments.tables                 # prints them
+    python -m experiments.tables --readme        # rewrites the section of results in README.md
+    python -m experiments.tables --check         # exits 1 if that section is not what results/ gives
+
+Files called *_tuning.jsonl hold the runs that learning rates were chosen by; they make the grids and
+nothing else. What may stand in one line is said in experiments/lines.py.
+"""
+
+import glob
+import re
+import statistics
+import sys
+
+from absl import flags
+
+from experiments import cli, record
+from experiments.lines import (
+    NO_MATTER,
+    baseline,
+    block,
+    by_seed,
+    gap_closed,
+    groups,
+    last_of,
+    learning_rate,
+    lines_of,
+    mean,
+    origin,
+    paired,
+    setting,
+    spread,
+    task,
+    trained,
+)  # fmt: skip
+from experiments.speed_tables import speed_layer, speed_train, timed, trained_on
+from tree_ffn.errors import InputError
+
+_RESULTS = flags.DEFINE_string("results", "results/*.jsonl", "Results files (a glob pattern).")
+_PAGE = flags.DEFINE_string("page", "README.md", "File with the section of results.")
+_README = flags.DEFINE_bool("readme", False, "Rewrite the section of results in --page.")
+_CHECK = flags.DEFINE_bool("check", False, "Exit with 1 if the section in --page is out of date.")
+
+BITS = "bits_per_byte"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def main() -> None:
+    body = render(_RESULTS.value)
+    if not (_README.value or _CHECK.value):
+        print(body or f"No rows in {_RESULTS.value}.")
+        return
+    page = _PAGE.value
+    try:
+        with open(page, encoding="utf-8") as file:
+            old = file.read()
+        new = with_section(old, body, page)
+        if _CHECK.value and new != old:
+            print(f"{page} is out of date; run python -m experiments.tables --readme.", file=sys.stderr)
+            sys.exit(1)
+        if new != old:
+            with open(page, "w", encoding="utf-8") as file:
+                file.write(new)
+    except OSError as error:
+        raise InputError(f"--page: {page} cannot be read or written ({error.strerror}).") from error
+
+
+def render(pattern: str) -> str:
+    """All tables that results files have rows for, as Markdown; empty if there are none.
+
+    Args:
+      pattern: glob of results files; those later by name are the later ones.
+
+    Raises:
+      InputError: a line of a file is no row, or the rows of a table do not belong together.
+    """
+    paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+    tuning_paths = [path for path in paths if path.endswith("_tuning.jsonl")]
+    measured = record.load_results([path for path in paths if path not in tuning_paths])
+    tuning = record.load_results(tuning_paths)
+    parts = []
+    for name, (key, make) in TABLES.items():
+        mine = groups((row for row in measured if row["table"] == name), key)
+        grids = groups((row for row in tuning if (row["table"], row["metric"]) == (name, BITS)), trained)
+        parts += [make(rows) for rows in mine.values()] + [tuning_grid(rows) for rows in grids.values()]
+    return "\n\n".join(parts)
+
+
+def with_section(text: str, body: str, page: str) -> str:
+    """`text` with `body` between its two marks."""
+    match = re.fullmatch(f"(.*{BEGIN}\n)(.*)({END}.*)", text, re.S)
+    if not match or text.count(BEGIN) + text.count(END) != 2:
+        raise InputError(f"--page: {page} is not allowed; it needs {BEGIN} and after it {END}, once each.")
+    return match[1] + (f"\n{body}\n\n" if body else "") + match[3]
+
+
+def quickstart(rows: list[dict]) -> str:
+    timings = {row["row"]: row["value"] for row in rows if row["metric"] == "time_ms"}
+    runs = [row for row in rows if row["metric"] != "time_ms"] or rows
+    lines = lines_of(runs)
+    narrow = by_seed(baseline(lines, "narrow"), BITS)
+    cells, verdict = [], ""
+    for name, line in lines.items():
+        bits = by_seed(line, BITS)
+        margin = [] if name.startswith("narrow") else paired(lambda n, x: n - x, narrow, bits)
+        if margin:
+            below = sum(value > 0 for value in margin)
+            verdict += f" `{name}` ended below narrow in {below} of {len(margin)} seeds."
+        cells.append([
+            f"`{name}`", spread(bits.values()), spread(margin), mean(line, "active_share", ".1%"),
+            mean(line, "tokens_per_s", ",.0f"), learning_rate(line), str(len(bits)),
+        ])  # fmt: skip
+    steps = ", ".join(f"`{name}` {value:.0f} ms" for name, value in timings.items())
+    text = (
+        f"What `make quickstart` trains: {task(runs)}. Held-out text; mean ± standard deviation over seeds. "
+        "The margin is by how much a line ends below `narrow`, dense with as many active units, seed by seed."
+        f"{verdict}{f' A training step: {steps}.' if steps else ''} {origin(rows)}"
+    )
+    head = ["", "bits per byte", "margin", "active share", "tokens/s", "lr", "seeds"]
+    return block("Quickstart", text, head, cells, last_of(lines))
+
+
+def cpu_small(rows: list[dict]) -> str:
+    lines = lines_of(rows)
+    cells = []
+    for name, line in lines.items():
+        bits, loss = by_seed(line, BITS), by_seed(line, "val_loss")
+        end = {"dense": "1", "narrow": "0"}.get(name.split("_")[0])
+        cells.append([
+            f"`{name}`", spread(bits.values()), spread(loss.values()),
+            end or spread(gap_closed(lines, line), ".3f"), mean(line, "active_share", ".1%"),
+            mean(line, "dead_leaves", ".1%"), mean(line, "leaf_entropy", ".2f"),
+            learning_rate(line), str(len(bits)),
+        ])  # fmt: skip
+    routers = " The router's own weights are not counted in the active share of `moe`."
+    text = (
+        f"Kinds of layers compared: {task(rows)}. Held-out text; mean ± standard deviation over seeds. "
+        "Gap closed is `(narrow-x)/(narrow-dense)` of validation loss, seed by seed. An active share is of a "
+        f"layer's own units.{routers if baseline(lines, 'moe') else ''} {origin(rows)}"
+    )
+    head = ["", "bits per byte", "val loss", "gap closed", "active share", "dead leaves", "leaf entropy"]
+    title = f"Small comparison, {setting(rows[0], 'train.steps')} steps"
+    return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines))
+
+
+def tuning_grid(rows: list[dict]) -> str:
+    """Bits per byte of each learning rate; the best of a line is bold, and marked at the edge of its grid."""
+    lines = lines_of(rows, free=r"optim\.lr$|" + NO_MATTER)
+    rates = sorted({setting(row, "optim.lr") for row in rows})
+    cells = []
+    for name, line in lines.items():
+        tried = groups(line, lambda row: setting(row, "optim.lr"))
+        means = {rate: statistics.fmean(by_seed(cell, BITS).values()) for rate, cell in tried.items()}
+        best = min(means, key=lambda rate: means[rate])
+        edge = " (edge)" if best in (min(means), max(means)) else ""
+        shown = {rate: f"{value:.4f}" for rate, value in means.items()}
+        shown[best] = f"**{shown[best]}**{edge}"
+        cells.append([f"`{name}`", *(shown.get(rate, "") for rate in rates)])
+    text = (
+        f"What learning rates were chosen by: {task(rows)}. Bits per byte of held-out text, the best of a "
+        f"line bold, `(edge)` where its grid ends there. {origin(rows)}"
+    )
+    title = f"Learning rates of {rows[0]['table']}, {setting(rows[0], 'train.steps')} steps"
+    return block(title, text, ["", *(f"lr {rate:g}" for rate in rates)], cells, last_of(lines))
+
+
+# name: (what makes a table of its own, how it is made), in README's order.
+TABLES = {
+    "quickstart": (trained, quickstart),
+    "cpu_small": (trained, cpu_small),
+    "speed_layer": (timed, speed_layer),
+    "speed_train": (trained_on, speed_train),
+}
+
+
+if __name__ == "__main__":
+    cli.run(main)

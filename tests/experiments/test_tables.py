@@ -1,0 +1,223 @@
+"""Results rows become tables: statistics, what may be compared, README's section."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from experiments import record
+from experiments.tables import BEGIN, END, render, with_section
+from tests.experiments.programs import call
+from tree_ffn.errors import InputError
+from tree_ffn.tree import TreeShape, TreeSpec
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def quick_rows(monkeypatch):
+    """Rows without asking git and the package index each time."""
+    monkeypatch.setattr(record, "commit", lambda: "abc123")
+    monkeypatch.setattr(record, "versions", lambda: {"jax": "0.10.2"})
+
+
+def config(steps=500, lr=2e-3, sha="1" * 64, **ffn):
+    return {
+        "model": {"n_layers": 4, "width": 128, "context": 256},
+        "train": {"steps": steps, "batch_size": 8, "log_every": 20},
+        "optim": {"lr": lr},
+        "data": {"corpus": "text", "sha256": sha},
+        "ffn": {"implementation": "auto", **ffn},
+    }
+
+
+def add(path, row, seed, table="cpu_small", device="cpu", figures=None, of=None, **loss):
+    """Appends a run's figures; bits per byte is half of the loss."""
+    figures = figures or {"val_loss": loss["loss"], "bits_per_byte": loss["loss"] / 2}
+    for metric, value in figures.items():
+        record.append_result(
+            str(path), table=table, row=row, metric=metric, value=value, seed=seed, config=of or config(),
+            device=device, unit="1", command="python -m experiments.train --config=configs/cpu_small.py",
+        )  # fmt: skip
+
+
+def cells(markdown, name):
+    """Cells of the lines that begin with a name."""
+    lines = [line for line in markdown.splitlines() if line.startswith(f"| {name} |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Three kinds, two seeds of each, and one seed of one more."""
+    path = tmp_path / "cpu_small.jsonl"
+    for seed, shift in ((0, 0.0), (1, 0.1)):
+        add(path, "tree_hard_P2_W1", seed, loss=2.5 + shift)
+        add(path, "narrow_A16", seed, loss=3.0 + shift)
+        add(path, "dense", seed, loss=2.0 + shift)
+    add(path, "moe_top1_X32", 0, loss=2.25)
+    return path
+
+
+def test_mean_spread_and_gap(small):
+    text = render(str(small))
+    (tree,), (moe,) = cells(text, "`tree_hard_P2_W1`"), cells(text, "`moe_top1_X32`")
+    assert tree[1:4] == ["1.2750 ± 0.0354", "2.5500 ± 0.0707", "0.500 ± 0.000"]
+    assert moe[1:4] == ["1.1250 (one seed)", "2.2500 (one seed)", "0.750 (one seed)"]
+    assert (tree[-1], moe[-1]) == ("2", "1")
+    places = [text.index(f"| `{kind}") for kind in ("dense", "narrow", "moe", "tree")]
+    assert places == sorted(places)
+    assert "abc123" in text and "jax 0.10.2" in text and "seeds 0, 1" in text and "111111111111" in text
+    assert "python -m experiments.train --config=configs/cpu_small.py" in text
+
+
+def test_lengths_and_devices_are_tables_of_their_own(small):
+    add(small, "dense", 0, of=config(steps=1500), loss=1.5)
+    add(small, "dense", 0, device="h200", loss=1.0)
+    text = render(str(small))
+    assert text.count("### Small comparison") == 3 and "1500 steps" in text
+    assert [row[1] for row in cells(text, "`dense`")] == [
+        "1.0250 ± 0.0354", "0.7500 (one seed)", "0.5000 (one seed)",
+    ]  # fmt: skip
+
+
+def test_a_later_row_supersedes(small):
+    add(small, "moe_top1_X32", 0, loss=2.0)
+    add(small, "moe_top1_X32", 0, of=config(implementation="masked"), loss=1.5)  # same layer
+    assert cells(render(str(small)), "`moe_top1_X32`")[0][2] == "1.5000 (one seed)"
+
+
+@pytest.mark.parametrize(
+    "row, other, key",
+    [
+        ("dense", config(sha="2" * 64), "data.sha256"),
+        ("random_tree_P2_W1", config(sha="2" * 64), "data.sha256"),
+        ("dense", config(lr=4e-3), "optim.lr"),
+        ("dense", config(activation="relu"), "ffn.activation"),
+    ],
+)
+def test_what_differs_is_not_averaged(small, row, other, key):
+    add(small, row, 2, of=other, loss=2.0)
+    with pytest.raises(InputError, match=key):
+        render(str(small))
+
+
+def test_steps_are_never_mixed(tmp_path):
+    path = tmp_path / "speed_train.jsonl"
+    for kind, rate, steps in (("dense", 100.0, 10), ("tree", 150.0, 10), ("tree", 9000.0, 20)):
+        figures = {"tokens_per_s": rate, "val_loss": 3.0}
+        add(path, f"opt_125m_T16384_{kind}", 0, "speed_train", "h200", figures, config(steps=steps))
+    text = render(str(path))
+    assert text.count("### Speed of training, opt_125m_T16384, h200") == 2
+    first, second = cells(text, "`tree`")
+    assert first[1:3] == ["150", "1.50"] and second[1:3] == ["9,000", ""]
+    assert first[4] == "3.0000 (one seed)"
+
+
+def test_quickstart_margin_is_seed_by_seed(tmp_path):
+    path = tmp_path / "quickstart.jsonl"
+    for seed, tree, narrow in ((0, 2.0, 2.1), (1, 2.2, 2.4), (2, 2.6, 2.5)):
+        add(path, "tree_continuous_P1_W2", seed, "quickstart", loss=2 * tree)
+        add(path, "narrow_A16", seed, "quickstart", loss=2 * narrow)
+    add(path, "tree_continuous_P1_W2_masked_train", None, "quickstart", figures={"time_ms": 90.0})
+    text = render(str(path))
+    (tree,), (narrow,) = cells(text, "`tree_continuous_P1_W2`"), cells(text, "`narrow_A16`")
+    assert tree[2] == "0.0667 ± 0.1528" and narrow[2] == ""
+    assert "ended below narrow in 2 of 3" in " ".join(text.split())
+    assert "`tree_continuous_P1_W2_masked_train` 90 ms" in " ".join(text.split())
+
+
+def test_tuning_stays_apart(small):
+    path = small.with_name("cpu_small_tuning.jsonl")
+    for lr, loss in ((2e-3, 1.2), (4e-3, 1.0), (8e-3, 1.1)):
+        add(path, "dense", 0, of=config(lr=lr), loss=loss)
+        add(path, "narrow_A16", 0, of=config(lr=lr), loss=loss if lr < 8e-3 else 0.5)
+    text = render(str(small.with_name("*.jsonl")))
+    result, grid = cells(text, "`dense`")
+    assert result[1] == "1.0250 ± 0.0354"
+    assert grid[1:] == ["0.6000", "**0.5000**", "0.5500"]
+    assert cells(text, "`narrow_A16`")[1][3] == "**0.2500** (edge)"
+
+
+def add_time(path, name, variant, ms, ratio, usage="uniform", depth=7):
+    spec = dataclasses.asdict(TreeSpec(TreeShape(1, depth, 12)))
+    of = {"variant": variant, "dtype": "float32", "usage": usage, "spec": spec, "cores": 2}
+    of["copy_gb_per_s"] = ms  # measured anew each time
+    figures = {"time_ms": ms, "ratio_to_dense": ratio, "floor_share": 0.25, "memory_mb": 8.0}
+    add(path, f"{name}.{variant}", None, "speed_layer", figures=figures, of=of)
+
+
+def test_speed_of_the_layer(tmp_path):
+    path, name = tmp_path / "speed_layer.jsonl", "d768_T4096_P1_W12_train"
+    for variant, ms, ratio in (
+        ("dense", 123.44, 1.0), ("narrow", 4.0, 30.9), ("masked", 100.0, 1.23), ("grouped", 12.0, 10.29),
+        ("masked", 110.0, 1.12),
+    ):  # fmt: skip
+        add_time(path, name, variant, ms, ratio)
+    add_time(path, "d768_T1_P1_W12_forward", "gather", 0.0123, 2.0)
+    add_time(path, name, "grouped", 50.0, 2.5, usage="skewed")
+    text = render(str(path))
+    rows = cells(text, "768")
+    assert [row[1:4] for row in rows] == [
+        ["1", "P=1 W=12", "forward"], ["4096", "P=1 W=12, skewed", "train"], ["4096", "P=1 W=12", "train"],
+    ]  # fmt: skip
+    assert rows[2][4:] == ["123.4", "4.00", "110.0 (1.12x)", "", "**12.00 (10.29x)**", "25.0%", "8 (8)"]
+    assert rows[0][4:8] == ["", "", "", "**0.0123 (2.00x)**"]
+    assert "2 CPU cores" in text
+    add_time(path, name, "grouped", 1.0, 100.0, depth=3)
+    with pytest.raises(InputError, match="spec.shape.depth"):
+        render(str(path))
+
+
+def test_a_speed_row_of_another_form_is_named(tmp_path):
+    path = tmp_path / "speed_layer.jsonl"
+    add_time(path, "fast", "grouped", 1.0, 2.0)
+    with pytest.raises(InputError, match=r"fast\.grouped"):
+        render(str(path))
+
+
+def page_at(tmp_path, text=f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n"):
+    path = tmp_path / "PAGE.md"
+    path.write_text(text)
+    return path
+
+
+def test_the_section_is_rewritten_in_place(small):
+    page = page_at(small.parent)
+    arguments = (f"--results={small}", f"--page={page}")
+    assert call("tables", "--check", *arguments).code == 1
+    assert "old" in page.read_text()  # a check changes nothing
+    assert call("tables", "--readme", *arguments) == (0, "", "")
+    first = page.read_text()
+    assert first.startswith(f"# Title\n\n{BEGIN}\n\n### ") and first.endswith(f"\n\n{END}\n\nrest\n")
+    assert call("tables", "--readme", *arguments).code == 0 and page.read_text() == first
+    assert call("tables", "--check", *arguments).code == 0
+    assert "`tree_hard_P2_W1`" in call("tables", f"--results={small}").out
+
+
+def test_no_results_leave_an_empty_section(tmp_path):
+    page = page_at(tmp_path)
+    assert call("tables", "--readme", f"--results={tmp_path}/*.jsonl", f"--page={page}").code == 0
+    assert page.read_text() == f"# Title\n\n{BEGIN}\n{END}\n\nrest\n"
+
+
+@pytest.mark.parametrize("text", ["none", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n" * 2])
+def test_marks_are_needed(tmp_path, text):
+    with pytest.raises(InputError, match="PAGE.md"):
+        with_section(text, "", "PAGE.md")
+    page = page_at(tmp_path, text)
+    done = call("tables", "--check", f"--results={tmp_path}/*.jsonl", f"--page={page}")
+    assert done.code == 2 and done.err.count("\n") == 1
+
+
+def test_files_that_are_not_there(tmp_path):
+    done = call("tables", f"--results={tmp_path}/rows.jsonl")
+    assert done.code == 2 and "rows.jsonl" in done.err
+    done = call("tables", "--check", f"--results={tmp_path}/*.jsonl", f"--page={tmp_path}/none.md")
+    assert done.code == 2 and "none.md" in done.err
+
+
+def test_readme_is_what_results_give():
+    body = render(str(ROOT / "results" / "*.jsonl"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_section(text, body, "README.md") == text, "run python -m experiments.tables --readme"
