@@ -17,8 +17,12 @@ def compiled_once(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     directory = str(shared / "compiled")
-    settings = {"jax_compilation_cache_dir": directory, "jax_persistent_cache_min_compile_time_secs": 0.2}
-    before = {name: getattr(jax.config, name) for name in settings}
+    settings = {
+        "jax_compilation_cache_dir": directory,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_disable_most_optimizations": True,  # compiling takes longer than these models take to run
+    }
+    before = {name: jax.config.values[name] for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name.upper(), str(value))
