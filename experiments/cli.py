@@ -42,9 +42,8 @@ def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         for name in flags.FLAGS:
-            hasattr(
-                flags.FLAGS[name].value, "keys"
-            )  # a config file that cannot be read says so when looked at
+            # A config file that cannot be read says so when it is looked at: now, not in the midst of main.
+            hasattr(flags.FLAGS[name].value, "keys")
     except Exception as error:  # flags, config files and their arguments all end here
         _fail(error, 2)
     # Other libraries log their own business at INFO level.
@@ -82,9 +81,8 @@ def _fail(error: Exception, code: int):
     if isinstance(error, KeyError):  # its str is a repr
         error = Exception(*error.args)
     text = str(error)
-    if (
-        isinstance(error, OSError) and "config file" in text
-    ):  # of ml_collections: many lines, the last one counts
+    if isinstance(error, OSError) and "config file" in text:
+        # ml_collections says it in many lines, of which the last one counts.
         text = f"--config: {text.strip().splitlines()[-1]}"
     text = " ".join(text.split()) or type(error).__name__
     program = os.path.basename(sys.argv[0])

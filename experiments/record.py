@@ -7,19 +7,14 @@ same (table, row, metric, seed, device, config_hash) supersedes the earlier one.
 import datetime
 import glob
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
-import subprocess
-import sys
 
-import jax
-
+from experiments.provenance import commit, device_name, public_command, versions
 from tree_ffn.errors import InputError, check_choice
-from tree_ffn.training.workdir import resolved
+from tree_ffn.training.config import resolved
 
 TABLES = (
     "quickstart", "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small",
@@ -34,7 +29,6 @@ KEY = ("table", "row", "metric", "seed", "device", "config_hash")
 DATA_FACTS = (
     "corpus", "sha256", "tokenizer", "tokenizer_sha256", "vocab_size", "row_tokens", "splits", "python",
 )  # fmt: skip
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 UNITS = {
     "val_loss": "nats/token", "train_loss": "nats/token", "ppl": "1", "bits_per_byte": "bits/byte",
     "gap_closed": "1", "active_share": "1", "dead_leaves": "1", "leaf_entropy": "1",
@@ -159,52 +153,6 @@ def config_hash(config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def public_command(argv: list[str] | None = None) -> str:
-    """The command line as anybody may type it: absolute directories become PATH.
-
-    Example:
-      >>> public_command(["/x/repo/experiments/train.py", "--workdir=/tmp/a", "--config=configs/smoke.py"])
-      'python -m experiments.train --workdir=PATH/a --config=configs/smoke.py'
-    """
-    program, *rest = sys.argv if argv is None else argv
-    name = os.path.splitext(os.path.basename(program))[0]
-    rest = [re.sub(r"(^|[=,:])/(?:[^,\s/]+/)*", r"\1PATH/", word) for word in rest]
-    return " ".join([f"python -m experiments.{name}", *rest])
-
-
-def device_name() -> str:
-    """`cpu`, or the accelerator's short name with the count where there are several: `h200`, `h100x4`."""
-    devices = [device for device in jax.devices() if device.platform != "cpu"]
-    if not devices:
-        return "cpu"
-    words = re.findall(r"[A-Za-z]*\d+\w*|v\d\w*", devices[0].device_kind)
-    name = (words[0] if words else devices[0].platform).lower()
-    return name if len(devices) == 1 else f"{name}x{len(devices)}"
-
-
-def commit() -> str:
-    """Short hash of the checkout, with -dirty where tracked files differ; `unknown` without git."""
-    where = os.path.dirname(os.path.abspath(__file__))
-    try:
-        run = lambda *words: subprocess.run(
-            ["git", "-C", where, *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        return run("rev-parse", "--short=12", "HEAD") + ("-dirty" if run("status", "-s", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("TREE_FFN_COMMIT", "unknown")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return found
-
-
 def load_results(paths) -> list[dict]:
     """Rows of results files in order, without those that a later row supersedes.
 
@@ -262,7 +210,7 @@ def append_figures(
         if metric in UNITS:
             means.setdefault(metric, []).append(value)
     for metric, values in means.items():
+        # A timing says nothing about a seed.
+        seed = None if UNITS[metric] in ("s", "ms", "tokens/s") else known["seed"]
         value = sum(values) / len(values)
-        append_result(
-            path, table=table, row=row, metric=metric, value=value, seed=known.get("seed"), config=known
-        )
+        append_result(path, table=table, row=row, metric=metric, value=value, seed=seed, config=known)

@@ -31,7 +31,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; a run tha
 _DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes and FLOPs of the model; train nothing.")
 _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the final figures to this results file (JSONL).")
-_TABLE = flags.DEFINE_string("table", "cpu_small", "Table of the results rows.")
+_TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
 _ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")
 
 

@@ -90,7 +90,7 @@ def test_commands_name_no_directory_of_this_machine():
 def test_per_layer_figures_become_their_mean(tmp_path):
     path = tmp_path / "results.jsonl"
     config = {"seed": 3, "data": {"corpus": "files", "valid_share": 0.1, "text_field": "text"}}
-    figures = {"loss": 1.0, "dead_leaves/0": 0.25, "dead_leaves/1": 0.75, "tokens": 10}
+    figures = {"loss": 1.0, "dead_leaves/0": 0.25, "dead_leaves/1": 0.75, "tokens_per_s": 9.0, "tokens": 10}
     record.append_figures(str(path), figures, table="cpu_small", row="dense", config=config, data_meta={})
     rows = {row["metric"]: (row["value"], row["seed"]) for row in record.load_results(str(path))}
-    assert rows == {"val_loss": (1.0, 3), "dead_leaves": (0.5, 3)}
+    assert rows == {"val_loss": (1.0, 3), "dead_leaves": (0.5, 3), "tokens_per_s": (9.0, None)}

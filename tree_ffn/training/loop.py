@@ -81,7 +81,7 @@ class Run:
         else:
             workdirs.check_same_data(workdir, checkpoints.meta()["data"], data.meta)
             self.state, _ = checkpoints.restore(self._programs.abstract)
-        self.step = self._first = int(self.state.step)
+        self.step = int(self.state.step)
 
     def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
         """The steps that are left; figures of the final validation."""

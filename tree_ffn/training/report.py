@@ -116,10 +116,6 @@ class Report:
                     f"{tokens:,} validation tokens; ffn.balance='sign' or a smaller ffn.depth may help"
                 )
 
-    def pause(self) -> None:
-        """Something that is not training begins; its time does not count."""
-        self._throughput.pause()
-
     def say(self, text: str) -> None:
         """One line for people."""
         self._progress.say(text)

@@ -1,0 +1,58 @@
+"""Where a number comes from: command, device, commit and versions, without this machine's paths."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def public_command(argv: list[str] | None = None) -> str:
+    """The command line as anybody may type it: absolute directories become PATH.
+
+    Example:
+      >>> public_command(["/x/repo/experiments/train.py", "--workdir=/tmp/a", "--config=configs/smoke.py"])
+      'python -m experiments.train --workdir=PATH/a --config=configs/smoke.py'
+    """
+    program, *rest = sys.argv if argv is None else argv
+    name = os.path.splitext(os.path.basename(program))[0]
+    rest = [re.sub(r"(^|[=,:])/(?:[^,\s/]+/)*", r"\1PATH/", word) for word in rest]
+    return " ".join([f"python -m experiments.{name}", *rest])
+
+
+def device_name() -> str:
+    """`cpu`, or the accelerator's short name with the count where there are several: `h200`, `h100x4`."""
+    devices = [device for device in jax.devices() if device.platform != "cpu"]
+    if not devices:
+        return "cpu"
+    words = re.findall(r"[A-Za-z]*\d+\w*|v\d\w*", devices[0].device_kind)
+    name = (words[0] if words else devices[0].platform).lower()
+    return name if len(devices) == 1 else f"{name}x{len(devices)}"
+
+
+def commit() -> str:
+    """Short hash of the checkout, with -dirty where tracked files differ; `unknown` without git."""
+    where = os.path.dirname(os.path.abspath(__file__))
+    try:
+        run = lambda *words: subprocess.run(
+            ["git", "-C", where, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return run("rev-parse", "--short=12", "HEAD") + ("-dirty" if run("status", "-s", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("TREE_FFN_COMMIT", "unknown")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
