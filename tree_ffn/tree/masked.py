@@ -3,10 +3,17 @@
 Two plain matrix products over the P * U units of all trees. It costs as much
 as the dense layer, is the reference of the other executions, trains every
 routing, and is the fastest way to train many narrow trees on an accelerator.
+
+What is not a matrix product is elementwise: a unit is visited where its node is
+the ancestor, at its level, of the token's leaf, which one shift and one
+comparison per unit say. No level is sliced out of the activations or put back.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tree_ffn.tree import routing
 from tree_ffn.tree.spec import TreeSpec
@@ -26,30 +33,25 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax
     Returns:
       s_TE in x's dtype, leaf_TP int32.
     """
-    shape = spec.shape
     z_TPU = _project(x_TE, params["w_in"].astype(x_TE.dtype)) + params["b_in"].astype(jnp.float32)[None]
-    r_levels = _level_logits(params, x_TE, z_TPU, spec)
-    visited, gates = _walk_levels(r_levels, z_TPU.shape[:2], spec)
-    act = routing.unit_activation(spec)
-    hidden = []
-    for level, width in enumerate(shape.widths):
-        units = z_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1]]
-        units_TPJW = units.reshape(*z_TPU.shape[:2], 2**level, width)
-        gated = act(units_TPJW)
-        if spec.routing == "continuous":
-            gated = gates[level][..., None] * gated
-        kept = _keep_visited(visited[level], gated, spec)
-        hidden.append(kept.astype(x_TE.dtype).reshape(units.shape))
-    h_TPU = jnp.concatenate(hidden, axis=-1)
-    s_TE = jnp.einsum("tpu,pue->te", h_TPU, params["w_out"].astype(x_TE.dtype))
-    leaf_TP = jnp.argmax(visited[-1], axis=-1).astype(jnp.int32)
+    if spec.router == "frozen":
+        r_TPR = routing.decision_logits(params, x_TE, spec)
+    else:
+        threshold_PR = params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
+        r_TPR = _first_units(z_TPU, spec) - jax.lax.stop_gradient(threshold_PR)[None]
+    leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec.shape.depth)
+    h_TPU = _path_units(z_TPU, r_TPR, leaf_TP, spec).astype(x_TE.dtype)
+    w_out_FE = params["w_out"].astype(x_TE.dtype).reshape(-1, x_TE.shape[1])
+    s_TE = h_TPU.reshape(x_TE.shape[0], -1) @ w_out_FE
     return s_TE, leaf_TP
 
 
 @jax.custom_vjp
 def _project(x_TE: jax.Array, w_PUE: jax.Array) -> jax.Array:
     """z_TPU in float32 from operands of any dtype."""
-    return jnp.einsum("te,pue->tpu", x_TE, w_PUE, preferred_element_type=jnp.float32)
+    w_FE = w_PUE.reshape(-1, w_PUE.shape[2])
+    z_TF = jnp.einsum("te,fe->tf", x_TE, w_FE, preferred_element_type=jnp.float32)
+    return z_TF.reshape(x_TE.shape[0], *w_PUE.shape[:2])
 
 
 def _project_fwd(x_TE, w_PUE):
@@ -60,70 +62,106 @@ def _project_bwd(saved, dz_TPU):
     # Differentiating a bfloat16 product with a float32 result would run the two
     # backward products in float32; the operands' own dtype is enough.
     x_TE, w_PUE = saved
-    dz_TPU = dz_TPU.astype(x_TE.dtype)
-    return jnp.einsum("tpu,pue->te", dz_TPU, w_PUE), jnp.einsum("tpu,te->pue", dz_TPU, x_TE)
+    dz_TF = dz_TPU.astype(x_TE.dtype).reshape(x_TE.shape[0], -1)
+    dx_TE = dz_TF @ w_PUE.reshape(-1, w_PUE.shape[2])
+    return dx_TE, jnp.einsum("tf,te->fe", dz_TF, x_TE).reshape(w_PUE.shape)
 
 
 _project.defvjp(_project_fwd, _project_bwd)
 
 
-def _level_logits(params, x_TE, z_TPU, spec) -> list[jax.Array]:
-    """Decision logits of every deciding level: D arrays [T, P, 2^l]."""
+def _first_units(z_TPU, spec: TreeSpec):
+    """Pre-activations of the deciding nodes' first units, in heap order: [T, P, R]."""
     shape = spec.shape
-    if spec.router == "frozen":
-        r_TPR = routing.decision_logits(params, x_TE, spec)
-        return [r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1] for level in range(shape.depth)]
-    threshold_PN = jax.lax.stop_gradient(params["threshold"].astype(jnp.float32))
-    logits = []
-    for level in range(shape.depth):
-        start, stop, width = shape.level_starts[level], shape.level_starts[level + 1], shape.widths[level]
-        first_units = z_TPU[..., start:stop:width]
-        logits.append(first_units - threshold_PN[None, :, 2**level - 1 : 2 ** (level + 1) - 1])
-    return logits
+    levels = [
+        z_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1] : width]
+        for level, width in enumerate(shape.widths[:-1])
+    ]
+    return jnp.concatenate(levels, axis=-1) if levels else z_TPU[..., :0]
 
 
-def _walk_levels(r_levels, tokens_trees, spec):
-    """Visits and gates of every node: L arrays [T, P, 2^l] each.
-
-    Visits are boolean, but under straight-through routing products of surrogate
-    steps, so that decisions get their gradient from them.
-    """
-    soft = spec.routing == "straight_through"
-    visited = [jnp.ones((*tokens_trees, 1), jnp.float32 if soft else jnp.bool_)]
-    gates = [jnp.ones((*tokens_trees, 1), jnp.float32)]
-    for r in r_levels:
-        here = visited[-1]
-        if soft:
-            right = routing.surrogate_step(r, spec.beta)
-            left_visits, right_visits = here * (1 - right), here * right
-        else:
-            right = r > 0
-            left_visits, right_visits = here & ~right, here & right
-        visited.append(_interleave(left_visits, right_visits))
-        gate = routing.child_gate(gates[-1], r, spec)
-        gates.append(_interleave(gate, gate))
-    return visited, gates
-
-
-def _interleave(left_TPJ: jax.Array, right_TPJ: jax.Array) -> jax.Array:
-    """Children in heap order: left, right, left, right, ..."""
-    return jnp.stack([left_TPJ, right_TPJ], axis=-1).reshape(*left_TPJ.shape[:2], -1)
-
-
-def _keep_visited(visited_TPJ, units_TPJW, spec):
-    """Units of visited nodes, 0 elsewhere (also where an unvisited unit is not finite)."""
+def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec):
+    """g * act(z) of the units on the path, 0 elsewhere (also where a unit there is not finite)."""
+    act = routing.unit_activation(spec)
     if spec.routing == "straight_through":
-        return _product_where_visited(visited_TPJ[..., None], units_TPJW)
-    return jnp.where(visited_TPJ[..., None], units_TPJW, 0.0)
+        return _straight_through(z_TPU, r_TPR, leaf_TP, spec)
+    units = act(z_TPU)
+    if spec.routing == "continuous":
+        units = _gates_of_units(r_TPR, leaf_TP, spec) * units
+    return jnp.where(_visited_units(leaf_TP, spec), units, 0.0)
 
 
-@jax.custom_jvp
-def _product_where_visited(visited, units):
-    """visited * units, exactly 0 where visited is 0; differentiable in both."""
-    return jnp.where(visited > 0, units, 0.0)
+def _visited_units(leaf_TP, spec: TreeSpec):
+    """bool [T, P, U]: is the unit's node the leaf's ancestor at its level?"""
+    levels, nodes = _unit_tables(spec)
+    return (leaf_TP[..., None] >> (spec.shape.depth - levels)[None, None]) == nodes[None, None]
 
 
-@_product_where_visited.defjvp
-def _product_where_visited_jvp(primals, tangents):
-    (visited, units), (d_visited, d_units) = primals, tangents
-    return _product_where_visited(visited, units), visited * d_units + units * d_visited
+def _on_path(leaf_TP, level: int, spec: TreeSpec):
+    """bool [T, P, 2^l]: which node of a level is the leaf's ancestor?"""
+    nodes = np.arange(2**level, dtype=np.int32)
+    return (leaf_TP >> (spec.shape.depth - level))[..., None] == nodes[None, None]
+
+
+def _unit_tables(spec: TreeSpec):
+    """Level of every unit, and its node's place within the level: int32 [U] each."""
+    shape = spec.shape
+    levels = [np.full(2**level * width, level) for level, width in enumerate(shape.widths)]
+    nodes = [np.repeat(np.arange(2**level), width) for level, width in enumerate(shape.widths)]
+    return np.concatenate(levels).astype(np.int32), np.concatenate(nodes).astype(np.int32)
+
+
+def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
+    """Gate of every unit's level on the token's own path: float32 [T, P, U]."""
+    gate = jnp.ones(leaf_TP.shape, jnp.float32)
+    runs = []
+    for level, width in enumerate(spec.shape.widths):
+        runs.append(jnp.broadcast_to(gate[..., None], (*gate.shape, 2**level * width)))
+        if level < spec.shape.depth:
+            r_TPJ = r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
+            here = _on_path(leaf_TP, level, spec)
+            # A masked sum, not a gather: its gradient is a masked copy.
+            gate = routing.child_gate(gate, jnp.where(here, r_TPJ, 0.0).sum(axis=-1), spec)
+    return jnp.concatenate(runs, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _straight_through(z_TPU, r_TPR, leaf_TP, spec: TreeSpec):
+    """The hard path's units; backward also gives decisions their surrogate gradient.
+
+    With the gradient dh of every unit, a node is worth v[n] = sum_u dh[n, u] act(z[n, u])
+    and the hard path from it V[n] = v[n] + V[child]; then, at every visited node,
+
+        dr[n] = beta s'(beta r[n]) (V[right] - V[left]),   s the logistic function.
+    """
+    del r_TPR
+    return jnp.where(_visited_units(leaf_TP, spec), routing.unit_activation(spec)(z_TPU), 0.0)
+
+
+def _straight_through_fwd(z_TPU, r_TPR, leaf_TP, spec):
+    return _straight_through(z_TPU, r_TPR, leaf_TP, spec), (z_TPU, r_TPR, leaf_TP)
+
+
+def _straight_through_bwd(spec, saved, dh_TPU):
+    z_TPU, r_TPR, leaf_TP = saved
+    shape = spec.shape
+    units, vjp = jax.vjp(routing.unit_activation(spec), z_TPU)
+    worth_TPU = dh_TPU * units
+    below, dr_levels = None, []
+    for level in reversed(range(shape.n_levels)):
+        run = worth_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1]]
+        worth_TPJ = run.reshape(*leaf_TP.shape, 2**level, shape.widths[level]).sum(axis=-1)
+        if below is not None:
+            left, right = below[..., 0::2], below[..., 1::2]
+            r_TPJ = r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
+            here = _on_path(leaf_TP, level, spec)
+            slope = routing.surrogate_slope(r_TPJ, spec.beta)
+            dr_levels.insert(0, jnp.where(here, slope * (right - left), 0.0))
+            worth_TPJ += jnp.where(r_TPJ > 0, right, left)
+        below = worth_TPJ
+    dr_TPR = jnp.concatenate(dr_levels, axis=-1) if dr_levels else jnp.zeros_like(r_TPR)
+    (dz_TPU,) = vjp(jnp.where(_visited_units(leaf_TP, spec), dh_TPU, 0.0))
+    return dz_TPU, dr_TPR, None
+
+
+_straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)

@@ -6,8 +6,6 @@ goes right where r > 0; ties and NaN go left. The path is always hard; `routing`
 says only how decisions learn and how a path's units are weighted.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -16,23 +14,10 @@ from tree_ffn.tree.activations import absolute, activation
 from tree_ffn.tree.spec import TreeSpec
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def surrogate_step(r: jax.Array, beta: float) -> jax.Array:
-    """1 where r > 0, else 0; its derivative is that of sigmoid(beta r).
-
-    This one rule is the whole of straight-through routing: where visits are
-    products of such steps down a path, their derivative at node n is
-    visited(n) * (V(right) - V(left)), V(c) the hard path's output from child c.
-    """
-    del beta
-    return (r > 0).astype(r.dtype)
-
-
-@surrogate_step.defjvp
-def _surrogate_step_jvp(beta, primals, tangents):
-    (r,), (dr,) = primals, tangents
+def surrogate_slope(r: jax.Array, beta: float) -> jax.Array:
+    """Derivative that straight-through routing gives a decision: beta s'(beta r), s the logistic function."""
     s = jax.nn.sigmoid(beta * r)
-    return surrogate_step(r, beta), beta * s * (1 - s) * dr
+    return beta * s * (1 - s)
 
 
 def child_gate(gate: jax.Array, r: jax.Array, spec: TreeSpec) -> jax.Array:
@@ -113,15 +98,6 @@ def walk(r_TPR: jax.Array, depth: int) -> jax.Array:
         r = jnp.take_along_axis(r_TPR, node[..., None], axis=-1, mode="clip")[..., 0]
         position = 2 * position + (r > 0).astype(jnp.int32)
     return position
-
-
-def path_thresholds(threshold_PN: jax.Array, leaf_TP: jax.Array, depth: int) -> jax.Array:
-    """Thresholds of the deciding nodes on each token's paths: [T, P, D]."""
-    trees = jnp.arange(threshold_PN.shape[0])[None]
-    columns = [threshold_PN[trees, (2**level - 1) + (leaf_TP >> (depth - level))] for level in range(depth)]
-    if not columns:
-        return jnp.zeros((*leaf_TP.shape, 0), threshold_PN.dtype)
-    return jnp.stack(columns, axis=-1)
 
 
 def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:
