@@ -12,7 +12,9 @@ import time
 import pytest
 
 from tests.experiments.programs import call
+from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.setup import prepare_data
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -130,7 +132,8 @@ def test_sigterm_saves_exits_0_and_says_how_to_resume(options, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_sentence(options, tmp_path):
+def test_a_full_disk_is_one_sentence(options, texts, tmp_path):
+    prepare_data(tiny_config(texts), tiny_model())  # so that it is the first checkpoint that does not fit
     limit = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
     start = f"{limit} runpy.run_module('experiments.train', run_name='__main__')"
     outcome = subprocess.run(
@@ -138,4 +141,4 @@ def test_a_full_disk_is_one_sentence(options, tmp_path):
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}, text=True,
     )  # fmt: skip
     assert outcome.returncode == 2, outcome.stderr
-    assert "cannot be written (File too large)" in outcome.stderr.splitlines()[-1]
+    assert "checkpoints cannot be written (File too large)" in outcome.stderr.splitlines()[-1]
