@@ -38,7 +38,7 @@ def test_one_table_with_both_kinds_and_a_plain_verdict(output):
     text, _ = output
     table = text[text.index("bits per byte") :]
     assert re.search(r"^tree_continuous_P2_W1 +\d\.\d{4} \+- \S+ +8 of 30 \(26\.7 %\) +[\d,]+ ", table, re.M)
-    assert re.search(r"^tree_continuous.* \d+ grouped \d+ masked$", table, re.M)
+    assert re.search(r"^tree_continuous.* \d+ grouped, \d+ masked$", table, re.M)
     assert re.search(r"^narrow_A8 +\d\.\d{4} \+- \S+ +8 of 8 ", table, re.M)
     assert len(re.findall(r"^tree (ended BELOW|ended below|did NOT end below)", table, re.M)) == 1
 
