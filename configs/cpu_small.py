@@ -22,7 +22,8 @@ ROWS = {
     "tree_continuous": {"routing": "continuous"},
 }
 
-# The best of 2e-3, 4e-3 and 8e-3 at the short length, with 1e-3 where 2e-3 was best (results/cpu_small_tuning.jsonl).
+# The best of 2e-3, 4e-3 and 8e-3 at the short length, and of 1e-3 where 2e-3 was best
+# (results/cpu_small_tuning.jsonl).
 LR = dict.fromkeys(ROWS, 2e-3) | {"dense": 4e-3, "moe": 4e-3}
 
 STEPS = {"long": 1500, "short": 500}
