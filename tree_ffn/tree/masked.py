@@ -80,7 +80,7 @@ def _first_units(z_TPU, spec: TreeSpec):
     return jnp.concatenate(levels, axis=-1) if levels else z_TPU[..., :0]
 
 
-def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec):
+def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec) -> jax.Array:
     """g * act(z) of the units on the path, 0 elsewhere (also where a unit there is not finite)."""
     act = routing.unit_activation(spec)
     if spec.routing == "straight_through":
