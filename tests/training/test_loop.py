@@ -107,11 +107,16 @@ def test_sigterm_saves_and_the_run_goes_on(texts, finished, tmp_path):
 
 
 def test_a_second_ctrl_c_quits_at_once():
-    with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.received == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A shell's background job starts with SIGINT ignored; a terminal's does not, and this is about terminals.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.received == signal.SIGINT
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_loss_that_is_no_number_stops_before_saving(texts, tmp_path, monkeypatch):
