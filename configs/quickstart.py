@@ -11,7 +11,7 @@ A tree layer has F = 510 units, of which A = 16 (3.1 %) work for a token; `narro
 from configs import common
 
 # The best learning rate of each kind: of 3e-3, 6e-3 and 12e-3 for all; for tree and narrow also of 4.5e-3 and
-# 8e-3 (results/tuning/quickstart.jsonl).
+# 8e-3. random_tree was not tuned. Trees had far more tuning runs than narrow: see results/tuning/README.md.
 LR = {"dense": 6e-3, "narrow": 6e-3, "moe": 6e-3, "tree": 6e-3, "random_tree": 6e-3}
 
 

@@ -3,8 +3,9 @@
     python -m experiments.quickstart                        # what `make quickstart` runs
     python -m experiments.quickstart --seeds=0,1,2 --results=results/quickstart.jsonl
 
-Both kinds of configs/quickstart.py see the same text for the same steps, each at its own best
-learning rate. Interrupted, the same command goes on where it was; to start anew, remove runs/quickstart.
+Both kinds of configs/quickstart.py see the same text for the same steps, each at the best
+learning rate tried for it. Interrupted, the same command goes on where it was; to start anew, remove
+runs/quickstart.
 """
 
 import importlib

@@ -48,8 +48,7 @@ def block_size(n_tokens: int, n_leaves: int) -> int:
     """Power of two next to the mean run of a leaf, within 8 and 128 (or T).
 
     Longer blocks waste rows on the ends of runs, shorter ones re-read a path's
-    weights; the mean run was the best of 8 .. 256 wherever it was measured
-    (results/speed_layer.jsonl).
+    weights. A choice by reasoning: block sizes have no rows in results/ yet.
     """
     size = 1
     while size < 8 and size < n_tokens:

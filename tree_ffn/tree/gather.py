@@ -2,7 +2,7 @@
 
 For few tokens: it reads the A active units' weights and nothing else. Rows are
 gathered and met by a dot product (an `einsum`: a fused multiply-and-sum is
-several times slower on CPUs). The backward pass never differentiates a gather,
+slower on CPUs in trials). The backward pass never differentiates a gather,
 which would scatter with every token on the root's rows: it sorts the tokens
 into blocks, as the grouped execution does.
 """

@@ -2,7 +2,7 @@
 
 Two plain matrix products over the P * U units of all trees. It costs as much
 as the dense layer, is the reference of the other executions, trains every
-routing, and is the fastest way to train many narrow trees on an accelerator.
+routing, and is meant for training many narrow trees on an accelerator.
 
 What is not a matrix product is elementwise: a unit is visited where its node is
 the ancestor, at its level, of the token's leaf, which one shift and one
