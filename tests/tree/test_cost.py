@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.tree import cases
-from tree_ffn.tree import init_params
-from tree_ffn.tree.blocks import block_size, max_blocks
+from tree_ffn.tree import init_params, loop
+from tree_ffn.tree.blocks import max_blocks
 
 SPEC = cases.make_spec("hard", P=1, D=7, W=12)  # A/F = 3.1 %
 E = 32
@@ -66,9 +66,8 @@ def honest_flops(function, T, execution, trips=None):
     """Every block of a loop counted, and as many blocks as there can ever be."""
     jaxpr = jax.make_jaxpr(functools.partial(function, execution=execution))(*arguments(T))
     leaves = SPEC.shape.n_leaves
-    return product_flops(
-        jaxpr.jaxpr, max_blocks(T, leaves, block_size(T, leaves)) if trips is None else trips
-    )
+    most = max_blocks(T, leaves, loop.block_size(T, leaves))
+    return product_flops(jaxpr.jaxpr, most if trips is None else trips)
 
 
 def test_the_count_of_products_is_right():

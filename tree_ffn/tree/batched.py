@@ -16,6 +16,20 @@ from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
 
 
+def block_size(n_tokens: int, n_leaves: int) -> int:
+    """Power of two next to the mean run of a leaf, within 8 and 128 (or T).
+
+    Longer blocks waste rows on the ends of runs, shorter ones re-read a path's
+    weights. A choice by reasoning: block sizes have no rows in results/ yet.
+    """
+    size = 1
+    while size < 8 and size < n_tokens:
+        size *= 2
+    while size < 128 and size * n_leaves < n_tokens:
+        size *= 2
+    return size
+
+
 def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec: TreeSpec):
     """Sum of the trees and the pre-activations that the backward pass needs.
 

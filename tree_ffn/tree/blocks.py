@@ -27,6 +27,7 @@ class Blocks(NamedTuple):
 
     Attributes:
       order_T: token at every position of the sorted order.
+      leaf_T: leaf at every position of the sorted order.
       leaf_M: leaf of every block.
       first_M: position of its first row in the sorted order.
       rows_M: real rows in it, at most `size`; 0 for blocks beyond `count`.
@@ -36,26 +37,13 @@ class Blocks(NamedTuple):
     """
 
     order_T: jax.Array
+    leaf_T: jax.Array
     leaf_M: jax.Array
     first_M: jax.Array
     rows_M: jax.Array
     count: jax.Array
     position_T: jax.Array
     slot_T: jax.Array
-
-
-def block_size(n_tokens: int, n_leaves: int) -> int:
-    """Power of two next to the mean run of a leaf, within 8 and 128 (or T).
-
-    Longer blocks waste rows on the ends of runs, shorter ones re-read a path's
-    weights. A choice by reasoning: block sizes have no rows in results/ yet.
-    """
-    size = 1
-    while size < 8 and size < n_tokens:
-        size *= 2
-    while size < 128 and size * n_leaves < n_tokens:
-        size *= 2
-    return size
 
 
 def max_blocks(n_tokens: int, n_leaves: int, size: int) -> int:
@@ -90,6 +78,7 @@ def make_blocks(leaf_T: jax.Array, n_leaves: int, size: int) -> Blocks:
     slot_T = (first_block[leaf_T] + offset_T // size) * size + offset_T % size
     return Blocks(
         order_T,
+        leaf_T[order_T],
         leaf_M,
         jnp.where(in_use, first_M, n_tokens),
         jnp.where(in_use, rows_M, 0),
@@ -97,6 +86,22 @@ def make_blocks(leaf_T: jax.Array, n_leaves: int, size: int) -> Blocks:
         position_T,
         slot_T,
     )
+
+
+def path_of_leaves(units_U: jax.Array, spec: TreeSpec) -> jax.Array:
+    """One number a unit -> those of the units on every leaf's path, root first: [2^D, path_units].
+
+    Example:
+      >>> from tree_ffn.tree import TreeShape
+      >>> path_of_leaves(jnp.array([7, 8, 9]), TreeSpec(TreeShape(n_trees=1, depth=1))).tolist()
+      [[7, 8], [7, 9]]
+    """
+    shape = spec.shape
+    runs = []
+    for level, width in enumerate(shape.widths):
+        nodes_JW = units_U[shape.level_starts[level] : shape.level_starts[level + 1]].reshape(-1, width)
+        runs.append(jnp.repeat(nodes_JW, 2 ** (shape.depth - level), axis=0))
+    return jnp.concatenate(runs, axis=1)
 
 
 def path_threshold(threshold_N: jax.Array, leaf: jax.Array, spec: TreeSpec) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
 from tree_ffn.tree import batched, loop, routing
-from tree_ffn.tree.blocks import Weights, block_size, make_blocks
+from tree_ffn.tree.blocks import Weights, make_blocks
 from tree_ffn.tree.spec import TreeSpec
 
 
@@ -58,7 +58,7 @@ def _block_products_fwd(spec, weights, x_TE, leaf_TP):
 
 
 def _forward(spec, weights, x_TE, leaf_TP):
-    form, size = _form(), block_size(x_TE.shape[0], spec.shape.n_leaves)
+    form, size = _form_and_size(x_TE, spec)
     tables = functools.partial(make_blocks, n_leaves=spec.shape.n_leaves, size=size)
     blocks_P = jax.vmap(tables, in_axes=1)(leaf_TP)
     s_TE, z = form.forward(weights, x_TE, blocks_P, size, spec)
@@ -67,7 +67,7 @@ def _forward(spec, weights, x_TE, leaf_TP):
 
 def _block_products_bwd(spec, saved, ds_TE):
     weights, x_TE, blocks_P, z = saved
-    form, size = _form(), block_size(x_TE.shape[0], spec.shape.n_leaves)
+    form, size = _form_and_size(x_TE, spec)
     dx_TE, *grads = form.backward(weights, x_TE, ds_TE, z, blocks_P, size, spec)
     grads = [grad.astype(weight.dtype) for grad, weight in zip(grads, weights)]
     return Weights(*grads, threshold=jnp.zeros_like(weights.threshold)), dx_TE, None
@@ -79,3 +79,8 @@ _block_products.defvjp(_block_products_fwd, _block_products_bwd)
 def _form():
     """A loop copies no weights and pads nothing; batched products fill an accelerator."""
     return loop if jax.default_backend() == "cpu" else batched
+
+
+def _form_and_size(x_TE, spec):
+    form = _form()
+    return form, form.block_size(x_TE.shape[0], spec.shape.n_leaves)

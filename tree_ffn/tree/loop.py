@@ -1,11 +1,17 @@
-"""Grouped execution as a loop over the blocks that exist: the form for CPUs.
+"""Grouped execution as loops over the blocks that exist: the form for CPUs.
 
-One loop runs over the real blocks of all trees: it reads a block's tokens and
-its path's weights, and adds weight gradients in place, so nothing is padded and
-no weights are copied per token or per tree. It is one flat loop because XLA
-updates a loop's carry in place, but copies it in every turn of a nested one.
-(`lax.fori_loop` with a traced bound is legal here because the forward and the
-backward pass are both written out.)
+A loop runs over the real blocks of all trees: it reads a block's rows and its
+path's weights, multiplies them, and writes the rows or adds the weight
+gradients in place, so nothing is padded and no weights are copied per token or
+per tree. A loop's body is one or two products and the copies around them: what
+is elementwise (activations, gates) happens between the loops, for all rows at
+once, because inside a loop every small operation of every block waits for the
+one before it. Each loop is a flat one because XLA updates a loop's carry in place,
+but copies it in every turn of a nested one. (`lax.fori_loop` with a traced bound
+is legal here because the forward and the backward pass are both written out.)
+
+Rows of all trees stand in one array [R, ...], R = P * T + size: every tree's
+tokens in sorted order, tree after tree, and room for the last block's end.
 """
 
 from typing import NamedTuple
@@ -13,9 +19,45 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree.blocks import Blocks, Weights, path_threshold
+from tree_ffn.tree.blocks import Blocks, Weights, path_of_leaves, path_threshold
 from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
+
+
+class _Work(NamedTuple):
+    """The real blocks of all trees, one after the other; `count` of the K entries are used."""
+
+    size: int  # rows of a block
+    tree: jax.Array  # [K]
+    leaf: jax.Array  # [K]
+    row: jax.Array  # [K] first row in the arrays of all trees, p * T + position
+    n_rows: jax.Array  # [K] rows in use
+    token: jax.Array  # [R] token of every row
+    count: jax.Array
+
+
+def _work_list(blocks_P: Blocks, size: int) -> _Work:
+    n_trees, most = blocks_P.leaf_M.shape
+    n_tokens = blocks_P.order_T.shape[1]
+    ends = jnp.cumsum(blocks_P.count, dtype=jnp.int32)
+    index = jnp.arange(n_trees * most, dtype=jnp.int32)
+    tree = jnp.minimum(jnp.searchsorted(ends, index, side="right"), n_trees - 1).astype(jnp.int32)
+    block = index - (ends - blocks_P.count)[tree]
+    row = tree * n_tokens + blocks_P.first_M[tree, block]
+    token = jnp.pad(blocks_P.order_T.reshape(-1), (0, size))
+    return _Work(size, tree, blocks_P.leaf_M[tree, block], row, blocks_P.rows_M[tree, block], token, ends[-1])
+
+
+def block_size(n_tokens: int, n_leaves: int) -> int:
+    """One and a half times the mean run of a leaf, as a multiple of 16, within 16 and 128 (or T).
+
+    Shorter blocks reach less of a core's rate and re-read a path's weights
+    more often, longer ones multiply more rows that are not there.
+    """
+    size = 16
+    while size < 128 and 2 * size * n_leaves < 3 * n_tokens:
+        size += 16
+    return min(size, n_tokens)
 
 
 def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec: TreeSpec):
@@ -29,83 +71,66 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
       spec: the layer.
 
     Returns:
-      s_TE in x's dtype; z float32 [P * T + size, path_units], each tree's tokens in sorted order.
+      s_TE in x's dtype; z float32 [R, path_units].
     """
-    dtype = x_TE.dtype
     work = _work_list(blocks_P, size)
-    x = _sorted_rows(x_TE, work)
-
-    def one_block(i, carry):
-        z, s = carry
-        p, leaf, row = work.tree[i], work.leaf[i], work.row[i]
-        x_BE = jax.lax.dynamic_slice_in_dim(x, row, size)
-        z_BA = _matmul("be,ae->ba", x_BE, _path(weights.w_in, p, leaf, spec))
-        z_BA += _path(weights.b_in, p, leaf, spec).astype(jnp.float32)[None]
-        h_BA = hidden_on_path(z_BA, _thresholds(weights, p, leaf, size, spec), spec)
-        s_BE = _matmul("ba,ae->be", h_BA.astype(dtype), _path(weights.w_out, p, leaf, spec)).astype(dtype)
-        # Blocks come in sorted order, so rows beyond a block's last are
-        # overwritten by the next block, and the last block's are never read.
-        z = jax.lax.dynamic_update_slice(z, z_BA, (row, 0))
-        return z, jax.lax.dynamic_update_slice(s, s_BE, (row, 0))
-
-    n_rows = spec.shape.n_trees * x_TE.shape[0] + size
-    z = jnp.zeros((n_rows, spec.shape.path_units), jnp.float32)
-    z, s = jax.lax.fori_loop(0, work.count, one_block, (z, jnp.zeros((n_rows, x_TE.shape[1]), dtype)))
-    return _sum_of_trees(s, blocks_P), z
+    z_RA = _into_units(_sorted_rows(x_TE, work), weights.w_in, work, spec)
+    z_RA += _bias(weights, blocks_P, work, spec)
+    h_RA = hidden_on_path(z_RA, _thresholds(weights, blocks_P, work, spec), spec).astype(x_TE.dtype)
+    return _sum_of_trees(_out_of_units(h_RA, weights.w_out, work, spec), blocks_P), z_RA
 
 
-def backward(weights: Weights, x_TE, ds_TE, z, blocks_P: Blocks, size: int, spec: TreeSpec):
+def backward(weights: Weights, x_TE, ds_TE, z_RA, blocks_P: Blocks, size: int, spec: TreeSpec):
     """Gradients: dx_TE in x's dtype, and float32 dw_in, db_in and dw_out of all trees."""
     dtype = x_TE.dtype
     work = _work_list(blocks_P, size)
-    x, ds = _sorted_rows(x_TE, work), _sorted_rows(ds_TE, work)
-
-    def one_block(i, carry):
-        dx, dw_in, db_in, dw_out = carry
-        p, leaf, row = work.tree[i], work.leaf[i], work.row[i]
-        x_BE = jax.lax.dynamic_slice_in_dim(x, row, size)
-        ds_BE = jax.lax.dynamic_slice_in_dim(ds, row, size)
-        z_BA = jax.lax.dynamic_slice_in_dim(z, row, size)
-        threshold = _thresholds(weights, p, leaf, size, spec)
-        h_BA, vjp = jax.vjp(lambda z_BA: hidden_on_path(z_BA, threshold, spec), z_BA)
-        (dz_BA,) = vjp(_matmul("be,ae->ba", ds_BE, _path(weights.w_out, p, leaf, spec)))
-        real_B1 = (jnp.arange(size) < work.n_rows[i])[:, None]
-        h_BA = jnp.where(real_B1, h_BA, 0.0).astype(dtype)
-        dz_BA = jnp.where(real_B1, dz_BA, 0.0)
-        db_in = _add_path(db_in, dz_BA.sum(axis=0), p, leaf, spec)
-        dz_BA = dz_BA.astype(dtype)
-        dx_BE = _matmul("ba,ae->be", dz_BA, _path(weights.w_in, p, leaf, spec)).astype(dtype)
-        dw_in = _add_path(dw_in, _matmul("ba,be->ae", dz_BA, x_BE), p, leaf, spec)
-        dw_out = _add_path(dw_out, _matmul("ba,be->ae", h_BA, ds_BE), p, leaf, spec)
-        return jax.lax.dynamic_update_slice(dx, dx_BE, (row, 0)), dw_in, db_in, dw_out
-
-    dx = jnp.zeros((z.shape[0], x_TE.shape[1]), dtype)
-    grads = (jnp.zeros(w.shape, jnp.float32) for w in (weights.w_in, weights.b_in, weights.w_out))
-    dx, *grads = jax.lax.fori_loop(0, work.count, one_block, (dx, *grads))
-    return _sum_of_trees(dx, blocks_P), *grads
+    x_RE, ds_RE = _sorted_rows(x_TE, work), _sorted_rows(ds_TE, work)
+    dh_RA = _into_units(ds_RE, weights.w_out, work, spec)
+    thresholds = _thresholds(weights, blocks_P, work, spec)
+    h_RA, vjp = jax.vjp(lambda z_RA: hidden_on_path(z_RA, thresholds, spec), z_RA)
+    (dz_RA,) = vjp(dh_RA)
+    db_in_PU = _sum_by_node(dz_RA, blocks_P, spec)
+    h_RA, dz_RA = h_RA.astype(dtype), dz_RA.astype(dtype)
+    dx_RE = _out_of_units(dz_RA, weights.w_in, work, spec)
+    dw_in_PUE, dw_out_PUE = _weight_gradients(((dz_RA, x_RE), (h_RA, ds_RE)), weights.w_in.shape, work, spec)
+    return _sum_of_trees(dx_RE, blocks_P), dw_in_PUE, db_in_PU, dw_out_PUE
 
 
-class _Work(NamedTuple):
-    """The real blocks of all trees, one after the other; `count` of the K entries are used."""
+def _into_units(rows_RE, w_PUE, work: _Work, spec: TreeSpec):
+    """Products of every row with its path's units: float32 [R, path_units]."""
 
-    tree: jax.Array  # [K]
-    leaf: jax.Array  # [K]
-    row: jax.Array  # [K] first row in the arrays of all trees, p * T + position
-    n_rows: jax.Array  # [K] rows in use
-    token: jax.Array  # [P * T + size] token of every row
-    count: jax.Array
+    def one_block(i, out_RA):
+        products = _matmul("be,ae->ba", _rows(rows_RE, i, work), _path(w_PUE, i, work, spec))
+        return _write_rows(out_RA, products, i, work)
+
+    out_RA = jnp.zeros((rows_RE.shape[0], spec.shape.path_units), jnp.float32)
+    return jax.lax.fori_loop(0, work.count, one_block, out_RA)
 
 
-def _work_list(blocks_P: Blocks, size: int) -> _Work:
-    n_trees, most = blocks_P.leaf_M.shape
-    n_tokens = blocks_P.order_T.shape[1]
-    ends = jnp.cumsum(blocks_P.count, dtype=jnp.int32)
-    index = jnp.arange(n_trees * most, dtype=jnp.int32)
-    tree = jnp.minimum(jnp.searchsorted(ends, index, side="right"), n_trees - 1).astype(jnp.int32)
-    block = index - (ends - blocks_P.count)[tree]
-    row = tree * n_tokens + blocks_P.first_M[tree, block]
-    token = jnp.pad(blocks_P.order_T.reshape(-1), (0, size))
-    return _Work(tree, blocks_P.leaf_M[tree, block], row, blocks_P.rows_M[tree, block], token, ends[-1])
+def _out_of_units(h_RA, w_PUE, work: _Work, spec: TreeSpec):
+    """Sums of every row's path's units, weighted by h: [R, E] in h's dtype."""
+
+    def one_block(i, out_RE):
+        sums = _matmul("ba,ae->be", _rows(h_RA, i, work), _path(w_PUE, i, work, spec))
+        return _write_rows(out_RE, sums.astype(h_RA.dtype), i, work)
+
+    out_RE = jnp.zeros((h_RA.shape[0], w_PUE.shape[2]), h_RA.dtype)
+    return jax.lax.fori_loop(0, work.count, one_block, out_RE)
+
+
+def _weight_gradients(pairs, shape: tuple, work: _Work, spec: TreeSpec):
+    """Sums over rows of h[a] rows[e], for pairs (h [R, path_units], rows [R, E]): float32 [P, U, E] each."""
+
+    def one_block(i, grads):
+        real_B1 = (jnp.arange(work.size) < work.n_rows[i])[:, None]
+        added = []
+        for grad_PUE, (h_RA, rows_RE) in zip(grads, pairs):
+            h_BA = jnp.where(real_B1, _rows(h_RA, i, work), jnp.zeros((), h_RA.dtype))
+            product = _matmul("ba,be->ae", h_BA, _rows(rows_RE, i, work))
+            added.append(_add_path(grad_PUE, product, i, work, spec))
+        return added
+
+    return jax.lax.fori_loop(0, work.count, one_block, [jnp.zeros(shape, jnp.float32) for _ in pairs])
 
 
 def _sorted_rows(rows_TE, work: _Work):
@@ -132,35 +157,68 @@ def _matmul(subscripts: str, a, b):
     return jnp.einsum(subscripts, a, b.astype(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _thresholds(weights: Weights, p, leaf, size: int, spec: TreeSpec):
-    threshold_D = path_threshold(weights.threshold[p], leaf, spec)
-    return jnp.broadcast_to(threshold_D, (size, spec.shape.depth))
+def _rows(rows_R, i, work: _Work):
+    return jax.lax.dynamic_slice_in_dim(rows_R, work.row[i], work.size)
 
 
-def _runs(p, leaf, spec: TreeSpec):
-    """Where the path to `leaf` of tree p has its units: (level, index of the first, width)."""
+def _write_rows(rows_R, block_B, i, work: _Work):
+    # Blocks come in sorted order, so rows beyond a block's last are overwritten
+    # by the next block, and the last block's are never read.
+    return jax.lax.dynamic_update_slice(rows_R, block_B, (work.row[i], 0))
+
+
+def _bias(weights: Weights, blocks_P: Blocks, work: _Work, spec: TreeSpec):
+    """Biases of every row's path's units: float32 [R, path_units]."""
+    of_tree = lambda b_in_U, leaf_T: path_of_leaves(b_in_U.astype(jnp.float32), spec)[leaf_T]
+    bias_PTA = jax.vmap(of_tree)(weights.b_in, blocks_P.leaf_T)
+    return jnp.pad(bias_PTA.reshape(-1, spec.shape.path_units), ((0, work.size), (0, 0)))
+
+
+def _sum_by_node(dz_RA, blocks_P: Blocks, spec: TreeSpec):
+    """Sums of every tree's rows over the tokens that visit each unit: [P, U]."""
+    n_trees, n_tokens = blocks_P.leaf_T.shape
+
+    def of_tree(dz_TA, leaf_T):
+        by_leaf_JA = jax.ops.segment_sum(dz_TA, leaf_T, spec.shape.n_leaves, indices_are_sorted=True)
+        runs = [
+            by_leaf_JA[:, start : start + width].reshape(2**level, -1, width).sum(axis=1).reshape(-1)
+            for level, (start, width) in enumerate(zip(spec.shape.path_starts, spec.shape.widths))
+        ]
+        return jnp.concatenate(runs)
+
+    dz_PTA = dz_RA[: n_trees * n_tokens].reshape(n_trees, n_tokens, -1)
+    return jax.vmap(of_tree)(dz_PTA, blocks_P.leaf_T)
+
+
+def _thresholds(weights: Weights, blocks_P: Blocks, work: _Work, spec: TreeSpec):
+    """Thresholds on every row's path: float32 [R, D]."""
+    of_tree = lambda threshold_N, leaf_T: path_threshold(threshold_N, leaf_T, spec)
+    threshold_PTD = jax.vmap(of_tree)(weights.threshold, blocks_P.leaf_T)
+    threshold_RD = threshold_PTD.reshape(blocks_P.leaf_T.size, spec.shape.depth)
+    return jnp.pad(threshold_RD, ((0, work.size), (0, 0)))
+
+
+def _runs(i, work: _Work, spec: TreeSpec):
+    """Where a block's path has its units: (level, start in [P, U, E], width)."""
     shape = spec.shape
     for level, width in enumerate(shape.widths):
-        first = shape.level_starts[level] + (leaf >> (shape.depth - level)) * width
-        yield level, (p, first), width
+        first = shape.level_starts[level] + (work.leaf[i] >> (shape.depth - level)) * width
+        yield level, (work.tree[i], first, 0), width
 
 
-def _path(units_PU, p, leaf, spec: TreeSpec):
-    """Rows of the units on the path to `leaf` of tree p, root first: [path_units, ...]."""
-    rest = units_PU.shape[2:]
-    zeros = (0,) * len(rest)
+def _path(w_PUE, i, work: _Work, spec: TreeSpec):
+    """Weights of the units on a block's path, root first: [path_units, E]."""
     runs = [
-        jax.lax.dynamic_slice(units_PU, (*start, *zeros), (1, width, *rest))[0]
-        for _, start, width in _runs(p, leaf, spec)
+        jax.lax.dynamic_slice(w_PUE, start, (1, width, w_PUE.shape[2]))[0]
+        for _, start, width in _runs(i, work, spec)
     ]
     return jnp.concatenate(runs, axis=0)
 
 
-def _add_path(units_PU, rows_A, p, leaf, spec: TreeSpec):
-    """Adds `rows_A` to the path's rows, a run a level, in place inside a loop."""
-    zeros = (0,) * (units_PU.ndim - 2)
-    for level, start, width in _runs(p, leaf, spec):
-        rows = rows_A[spec.shape.path_starts[level] :][:width]
-        here = jax.lax.dynamic_slice(units_PU, (*start, *zeros), (1, *rows.shape))
-        units_PU = jax.lax.dynamic_update_slice(units_PU, here + rows[None], (*start, *zeros))
-    return units_PU
+def _add_path(grad_PUE, rows_AE, i, work: _Work, spec: TreeSpec):
+    """Adds `rows_AE` to the rows of a block's path, a run a level, in place inside a loop."""
+    for level, start, width in _runs(i, work, spec):
+        rows = rows_AE[spec.shape.path_starts[level] :][:width]
+        here = jax.lax.dynamic_slice(grad_PUE, start, (1, *rows.shape))
+        grad_PUE = jax.lax.dynamic_update_slice(grad_PUE, here + rows[None], start)
+    return grad_PUE

@@ -34,10 +34,17 @@ def child_gate(gate: jax.Array, r: jax.Array, spec: TreeSpec) -> jax.Array:
     """
     if spec.routing != "continuous":
         return gate
-    own = -jnp.expm1(-spec.kappa * absolute(r))
-    if spec.gate == "product":
-        return gate * own
-    return jnp.where(own < gate, own, gate)
+    return narrow_gate(gate, openness(r, spec), spec)
+
+
+def openness(r: jax.Array, spec: TreeSpec) -> jax.Array:
+    """c(|r|) = 1 - exp(-kappa |r|): how far a decision is from flipping, from 0 to 1."""
+    return -jnp.expm1(-spec.kappa * absolute(r))
+
+
+def narrow_gate(gate: jax.Array, own: jax.Array, spec: TreeSpec) -> jax.Array:
+    """The gate below a decision of openness `own`: the minimum of the two, or their product."""
+    return gate * own if spec.gate == "product" else jnp.where(own < gate, own, gate)
 
 
 def unit_activation(spec: TreeSpec):
@@ -59,17 +66,18 @@ def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Ar
       float32, the shape of `z`.
     """
     act = unit_activation(spec)
-    if spec.routing != "continuous":
+    if spec.routing != "continuous" or spec.shape.depth == 0:
         return act(z)
-    starts = spec.shape.path_starts
-    gate = jnp.ones_like(z[..., 0])
-    hidden = []
-    for level in range(spec.shape.n_levels):
-        z_level = z[..., starts[level] : starts[level + 1]]
-        hidden.append(gate[..., None] * act(z_level))
-        if level < spec.shape.depth:
-            gate = child_gate(gate, z_level[..., 0] - threshold[..., level], spec)
-    return jnp.concatenate(hidden, axis=-1)
+    # One array for all decisions of the path: an exponential a level would be a kernel a level.
+    starts = spec.shape.path_starts[: spec.shape.depth]
+    first_units = jnp.concatenate([z[..., start : start + 1] for start in starts], axis=-1)
+    open_D = openness(first_units - threshold, spec)
+    gates = [jnp.ones_like(z[..., 0])]
+    for level in range(spec.shape.depth):
+        gates.append(narrow_gate(gates[-1], open_D[..., level], spec))
+    widths = spec.shape.widths
+    runs = [jnp.broadcast_to(g[..., None], (*g.shape, width)) for g, width in zip(gates, widths)]
+    return jnp.concatenate(runs, axis=-1) * act(z)
 
 
 def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
