@@ -26,7 +26,7 @@ ROWS = {
 # (results/cpu_small_tuning.jsonl).
 LR = dict.fromkeys(ROWS, 2e-3) | {"dense": 4e-3, "moe": 4e-3}
 
-STEPS = {"long": 1500, "short": 500}
+STEPS = {"long": 3000, "short": 1000}
 
 
 def get_config(arg=None):

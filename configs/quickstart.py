@@ -17,7 +17,7 @@ LR = {"dense": 6e-3, "narrow": 6e-3, "moe": 6e-3, "tree": 6e-3, "random_tree": 6
 
 def get_config(arg=None):
     """Arguments: kind (of the feed-forward layers), steps, seed."""
-    arg = common.parse_arg(arg, kind="tree", steps=700, seed=0)
+    arg = common.parse_arg(arg, kind="tree", steps=1000, seed=0)
     config = common.base_config()
     config.seed = arg.seed
 
