@@ -22,20 +22,22 @@ ROWS = {
     "tree_continuous": {"routing": "continuous"},
 }
 
-# The best of 1e-3, 2e-3, 4e-3 and 8e-3 for every row, at either length, but for dense at the short one, where
-# 4e-3 was ahead by 0.003 bits per byte (results/cpu_small_tuning.jsonl, one seed).
-LR = 2e-3
+# `full` is a GPU's minute, `long` about 10 minutes on 2 CPU cores, `short` about 2.
+STEPS = {"full": 3000, "long": 2000, "short": 500}
 
-STEPS = {"long": 3000, "short": 1000}
+# The best of 1e-3, 2e-3, 4e-3 and 8e-3 for every row at 3,000 steps; at 500 steps dense and moe were best at
+# 4e-3 (results/cpu_small_tuning.jsonl, one seed; the grids).
+LR = 2e-3
+LR_SHORT = {"dense": 4e-3, "moe": 4e-3}
 
 
 def get_config(arg=None):
-    """Arguments: row (one of ROWS), length (long or short), seed."""
+    """Arguments: row (one of ROWS), length (full, long or short), seed."""
     arg = common.parse_arg(arg, row="tree_continuous", length="long", seed=0)
     if arg.row not in ROWS:
         raise ValueError(f"config argument: row={arg.row} is not known; use one of: {', '.join(ROWS)}.")
     if arg.length not in STEPS:
-        raise ValueError(f"config argument: length={arg.length} is not known; use long or short.")
+        raise ValueError(f"config argument: length={arg.length} is not known; use full, long or short.")
     config = common.base_config()
     config.seed = arg.seed
 
@@ -52,7 +54,7 @@ def get_config(arg=None):
     config.train.eval_every = config.train.checkpoint_every = 0  # at the end only
     config.train.eval_batches = 100
 
-    config.optim.lr = 4e-3 if (arg.row, arg.length) == ("dense", "short") else LR
+    config.optim.lr = LR_SHORT.get(arg.row, LR) if arg.length == "short" else LR
     config.optim.warmup = config.train.steps // 10
     config.optim.final_share = 0.05
     return config
