@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from experiments import provenance
 from tree_ffn.errors import InputError
 from tree_ffn.training.signals import Diverged, Interrupted
 
@@ -63,6 +64,7 @@ def _main(main: Callable[[], None], rest: list[str]) -> int:
     try:
         if rest[1:]:
             raise InputError(f"argument: {rest[1]!r} is not known; flags have the form --name=value.")
+        provenance.commit()  # now: the checkout may change while this runs, the code that is loaded does not
         main()
     except InputError as error:
         _fail(error, 2)

@@ -1,5 +1,6 @@
 """Where a number comes from: command, device, commit and versions, without this machine's paths."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -35,8 +36,15 @@ def device_name() -> str:
     return name if len(devices) == 1 else f"{name}x{len(devices)}"
 
 
+@functools.cache
 def commit() -> str:
-    """Short hash of the checkout, with -dirty where tracked files differ; `unknown` without git."""
+    """Short hash of the checkout, with -dirty where tracked files differ; `unknown` without git.
+
+    The answer of the first call stands: programs ask when they start, since what they loaded then is what runs.
+    TREE_FFN_COMMIT, where it is set, says it instead: of a copy that came without its history.
+    """
+    if said := os.environ.get("TREE_FFN_COMMIT"):
+        return said
     where = os.path.dirname(os.path.abspath(__file__))
     try:
         run = lambda *words: subprocess.run(
@@ -44,7 +52,7 @@ def commit() -> str:
         ).stdout.strip()
         return run("rev-parse", "--short=12", "HEAD") + ("-dirty" if run("status", "-s", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("TREE_FFN_COMMIT", "unknown")
+        return "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -69,11 +69,14 @@ def finish(params: dict, x_TE: jax.Array, s_TE: jax.Array, spec: TreeSpec) -> ja
 
 
 def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
-    """The execution that should be fastest.
+    """The execution that was fastest where layers of this kind were measured.
 
-    The rule for CPUs and for few tokens comes from trial runs that are not
-    recorded; results/speed_layer.jsonl has E = 2,048 on one GPU only, where
-    grouped was ahead of masked at T = 4,096 and 16,384.
+    The rule follows results/speed_layer.jsonl (experiments/benchmark.py): forward
+    passes of few tokens, training steps of many. It is within 30 % of the best
+    there, and a guess between the measured sizes. On a CPU gather wins up to 16
+    tokens, masked at 256, and grouped at 4,096 unless there are many trees. On a
+    GPU grouped wins at 16,384 tokens with one wide tree (E = 2,048; the whole
+    model opt_125m of E = 768 too, in results/speed_train.jsonl), masked at 4,096.
 
     Args:
       spec: the layer.
@@ -84,11 +87,11 @@ def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
     if backend == "cpu":
         if n_tokens <= 16:
             return "gather"
-        # A loop's turn costs the same for a narrow tree as for a wide one.
-        return "grouped" if shape.n_trees == 1 or n_tokens >= 512 else "masked"
+        return "grouped" if n_tokens >= 512 and shape.n_trees <= 16 else "masked"
     if backend == "gpu" and n_tokens <= 8:
         return "gather"
-    return "grouped" if backend == "gpu" and shape.path_units >= 128 and n_tokens >= 1024 else "masked"
+    wide = shape.n_trees <= 2 and shape.path_units >= 64
+    return "grouped" if backend == "gpu" and wide and n_tokens >= 8192 else "masked"
 
 
 def init_params(
