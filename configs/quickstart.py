@@ -10,8 +10,8 @@ A tree layer has F = 510 units, of which A = 16 (3.1 %) work for a token; `narro
 
 from configs import common
 
-# The best learning rate and scale of output weights of each kind, of 3e-3, 6e-3 and 12e-3 and of 0.05 and 0.15.
-# The mean of three seeds decided for tree and narrow, one seed for the rest (results/tuning/README.md).
+# Tree and narrow: the best of 3e-3, 6e-3 and 12e-3, and of 0.05 and 0.15 for the scale of the output weights,
+# by the mean of three seeds each. The other kinds were not tuned at this length (results/tuning/README.md).
 LR = 6e-3
 W_OUT = {"narrow": 0.15}
 

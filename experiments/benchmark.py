@@ -138,10 +138,10 @@ class Timed:
     def __init__(self, case: Case, variant: Variant, key):
         self.name, self.layers = variant.name, case.layers()
         self.weights = [variant.init(k) for k in jax.random.split(key, self.layers)]
-        abstract = jax.ShapeDtypeStruct((self.layers, case.n_tokens, case.width), case.dtype)
+        abstract = jax.ShapeDtypeStruct((self.layers + 1, case.n_tokens, case.width), case.dtype)
         chain = _chain(variant.apply, self.layers)
         if case.direction == "train":
-            chain = jax.grad(lambda w, x, f=chain: jnp.sum(f(w, x).astype(jnp.float32)), argnums=(0, 1))
+            chain = _with_gradients(chain)
         self.run = jax.jit(chain).lower(self.weights, abstract).compile()
         self.times: list[float] = []
 
@@ -165,12 +165,27 @@ class Timed:
 
 
 def _chain(apply, layers: int):
+    """The chain's output from inputs [layers + 1, T, E]; the last of them is for `_with_gradients`."""
+
     def run(weights, x_NTE):
         y = jnp.zeros_like(x_NTE[0])
         for layer in range(layers):
             # A whiff of the last output keeps the layers in sequence.
             y = apply(weights[layer], x_NTE[layer] + jnp.asarray(1e-3, y.dtype) * y)
         return y
+
+    return run
+
+
+def _with_gradients(chain):
+    """Output and gradients of weights and inputs; the last input is the output's cotangent.
+
+    With a constant cotangent, and the output thrown away, a compiler may leave out what a model needs.
+    """
+
+    def run(weights, x_NTE):
+        y_TE, vjp = jax.vjp(chain, weights, x_NTE)
+        return y_TE, vjp(x_NTE[-1])
 
     return run
 
@@ -196,7 +211,7 @@ def time_all(case: Case, timed: list[Timed], seconds: float, key, rounds: int = 
 
 
 def _inputs(case: Case, key, layers: int):
-    x = jax.random.normal(key, (layers, case.n_tokens, case.width), jnp.float32).astype(case.dtype)
+    x = jax.random.normal(key, (layers + 1, case.n_tokens, case.width), jnp.float32).astype(case.dtype)
     return jax.block_until_ready(x)
 
 

@@ -40,7 +40,7 @@ def device_name() -> str:
 def commit() -> str:
     """Short hash of the checkout, with -dirty where tracked files differ; `unknown` without git.
 
-    The answer of the first call stands: programs ask when they start, since what they loaded then is what runs.
+    The first answer stands: programs ask when they start, since what they loaded then is what runs.
     TREE_FFN_COMMIT, where it is set, says it instead: of a copy that came without its history.
     """
     if said := os.environ.get("TREE_FFN_COMMIT"):

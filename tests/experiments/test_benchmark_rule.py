@@ -8,7 +8,7 @@ from tree_ffn.tree import TreeShape, TreeSpec, pick_implementation
 
 
 def measured():
-    """{(backend, E, T, P, W): {execution: ms}}: forward of few tokens, training of many, even use of the leaves."""
+    """{(backend, device, E, T, P, W): {execution: ms}}: forward of few tokens, training of many."""
     cases: dict[tuple, dict] = {}
     for row in load_results("results/speed_layer.jsonl"):
         width, tokens, trees, node, direction, variant = speed_name(row)

@@ -1,0 +1,48 @@
+"""What the benchmark times is the whole of it, and different executions are refused."""
+
+import jax
+import pytest
+
+from experiments import benchmark
+from tree_ffn.tree import IMPLEMENTATIONS
+
+
+def case(direction: str, n_tokens: int = 32) -> benchmark.Case:
+    spec = benchmark.tree_spec("wide", 64, 5, "continuous", "gelu")
+    return benchmark.Case(64, n_tokens, spec, direction, "float32")
+
+
+@pytest.mark.parametrize("layout", range(4))
+def test_training_has_three_times_the_products_of_a_forward_pass(layout):
+    """A compiler that finds the output unused, or its cotangent constant, leaves products out."""
+    flops = {}
+    for direction in benchmark.PASSES:
+        this = case(direction, n_tokens=512)  # one layer
+        variant = benchmark.dense_variants(this, 256, "dense")[layout]
+        analysis = benchmark.Timed(this, variant, jax.random.key(0)).run.cost_analysis()
+        flops[direction] = analysis["flops"]
+    products = 2 * 2 * 512 * 64 * 256
+    assert flops["train"] - flops["forward"] >= 2 * products
+
+
+def test_times_every_variant_and_compares_with_dense(monkeypatch):
+    monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e11))
+    timed = [
+        benchmark.Timed(
+            case("train"), benchmark.tree_variant(case("train"), name, "uniform"), jax.random.key(0)
+        )
+        for name in IMPLEMENTATIONS
+    ]
+    benchmark.time_all(case("train"), timed, 0.0, jax.random.key(1))
+    assert all(len(t.times) >= 3 and t.median > 0 and t.memory() > 0 for t in timed)
+    assert benchmark.floor_seconds(case("train")) > benchmark.floor_seconds(case("forward"))
+
+
+def test_an_execution_that_computes_something_else_is_not_timed(monkeypatch):
+    wrong = lambda params, x, spec: (
+        2.0 * IMPLEMENTATIONS["masked"](params, x, spec)[0],
+        x[:, :1].astype("int32"),
+    )
+    monkeypatch.setitem(IMPLEMENTATIONS, "grouped", wrong)
+    with pytest.raises(RuntimeError, match="grouped differs from masked"):
+        benchmark.check_outputs(case("forward"), ["grouped"], "uniform", jax.random.key(0))
