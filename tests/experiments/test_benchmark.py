@@ -1,23 +1,31 @@
 """What the benchmark times is the whole of it, and different executions are refused."""
 
+import importlib
+
 import jax
 import pytest
 
-from experiments import benchmark
+from tests.experiments.programs import alone
 from tree_ffn.tree import IMPLEMENTATIONS
 
 
-def case(direction: str, n_tokens: int = 32) -> benchmark.Case:
+@pytest.fixture
+def benchmark():
+    with alone("benchmark"):
+        yield importlib.import_module("experiments.benchmark")
+
+
+def case_of(benchmark, direction: str, n_tokens: int = 32):
     spec = benchmark.tree_spec("wide", 64, 5, "continuous", "gelu")
     return benchmark.Case(64, n_tokens, spec, direction, "float32")
 
 
 @pytest.mark.parametrize("layout", range(4))
-def test_training_has_three_times_the_products_of_a_forward_pass(layout):
+def test_training_has_three_times_the_products_of_a_forward_pass(benchmark, layout):
     """A compiler that finds the output unused, or its cotangent constant, leaves products out."""
     flops = {}
     for direction in benchmark.PASSES:
-        this = case(direction, n_tokens=512)  # one layer
+        this = case_of(benchmark, direction, n_tokens=512)  # one layer
         variant = benchmark.dense_variants(this, 256, "dense")[layout]
         analysis = benchmark.Timed(this, variant, jax.random.key(0)).run.cost_analysis()
         flops[direction] = analysis["flops"]
@@ -25,24 +33,21 @@ def test_training_has_three_times_the_products_of_a_forward_pass(layout):
     assert flops["train"] - flops["forward"] >= 2 * products
 
 
-def test_times_every_variant_and_compares_with_dense(monkeypatch):
+def test_times_every_variant(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e11))
-    timed = [
-        benchmark.Timed(
-            case("train"), benchmark.tree_variant(case("train"), name, "uniform"), jax.random.key(0)
-        )
-        for name in IMPLEMENTATIONS
-    ]
-    benchmark.time_all(case("train"), timed, 0.0, jax.random.key(1))
+    train, forward = (case_of(benchmark, direction) for direction in ("train", "forward"))
+    variants = [benchmark.tree_variant(train, name, "uniform") for name in IMPLEMENTATIONS]
+    timed = [benchmark.Timed(train, variant, jax.random.key(0)) for variant in variants]
+    benchmark.time_all(train, timed, 0.0, jax.random.key(1))
     assert all(len(t.times) >= 3 and t.median > 0 and t.memory() > 0 for t in timed)
-    assert benchmark.floor_seconds(case("train")) > benchmark.floor_seconds(case("forward"))
+    assert benchmark.floor_seconds(train) > benchmark.floor_seconds(forward)
 
 
-def test_an_execution_that_computes_something_else_is_not_timed(monkeypatch):
+def test_an_execution_that_computes_something_else_is_not_timed(benchmark, monkeypatch):
     wrong = lambda params, x, spec: (
         2.0 * IMPLEMENTATIONS["masked"](params, x, spec)[0],
         x[:, :1].astype("int32"),
     )
     monkeypatch.setitem(IMPLEMENTATIONS, "grouped", wrong)
     with pytest.raises(RuntimeError, match="grouped differs from masked"):
-        benchmark.check_outputs(case("forward"), ["grouped"], "uniform", jax.random.key(0))
+        benchmark.check_outputs(case_of(benchmark, "forward"), ["grouped"], "uniform", jax.random.key(0))
