@@ -28,7 +28,7 @@ from absl import flags
 
 from experiments import cli, record
 from tree_ffn.errors import InputError, check_choice
-from tree_ffn.tree import TreeShape, TreeSpec, activation, init_params, tree_ffn
+from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec, activation, init_params, tree_ffn
 from tree_ffn.tree.shape import flops_per_token
 
 SUITES = ("layer",)
@@ -323,21 +323,47 @@ def print_case(case: Case, rows: dict[str, dict]) -> None:
 
 
 def layer_suite() -> None:
-    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    bandwidth, rate = ceilings(dtype)
+    """Times all cases that the flags name; they are checked before the first is timed."""
+    cases = cases_of_flags()
+    bandwidth, rate = ceilings(cases[0].dtype)
     kind = jax.devices()[0].device_kind
-    print(f"{kind}: copy {bandwidth / 1e9:.1f} GB/s, {dtype} product {rate / 1e9:.0f} GFLOP/s")
-    for width in map(int, FLAGS.widths):
-        for shape_name in FLAGS.shapes:
-            spec = tree_spec(shape_name, width, FLAGS.depth, FLAGS.routing, FLAGS.activation)
-            for n_tokens in map(int, FLAGS.tokens):
-                for direction in FLAGS.passes:
-                    check_choice("--passes", direction, PASSES)
-                    case = Case(width, n_tokens, spec, direction, dtype)
-                    rows = run_case(case, FLAGS.executions, FLAGS.usage, FLAGS.seconds, FLAGS.seed)
-                    print_case(case, rows)
-                    if FLAGS.results:
-                        write_rows(case, rows)
+    print(f"{kind}: copy {bandwidth / 1e9:.1f} GB/s, {cases[0].dtype} product {rate / 1e9:.0f} GFLOP/s")
+    for case in cases:
+        rows = run_case(case, FLAGS.executions, FLAGS.usage, FLAGS.seconds, FLAGS.seed)
+        print_case(case, rows)
+        if FLAGS.results:
+            write_rows(case, rows)
+
+
+def cases_of_flags() -> list[Case]:
+    """Every width with every shape, number of tokens and pass."""
+    for direction in FLAGS.passes:
+        check_choice("--passes", direction, PASSES)
+    for execution in FLAGS.executions:
+        check_choice("--executions", execution, IMPLEMENTATIONS)
+    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    check_choice("--dtype", dtype, ("float32", "bfloat16"))
+    cases = [
+        Case(width, n_tokens, spec, direction, dtype)
+        for width in numbers("--widths", FLAGS.widths)
+        for shape in FLAGS.shapes
+        for spec in [tree_spec(shape, width, FLAGS.depth, FLAGS.routing, FLAGS.activation)]
+        for n_tokens in numbers("--tokens", FLAGS.tokens)
+        for direction in FLAGS.passes
+    ]
+    if not cases:
+        raise InputError("--widths, --tokens, --shapes, --passes: one is empty; name at least one of each.")
+    return cases
+
+
+def numbers(flag: str, words: list[str]) -> list[int]:
+    """The words of a flag as whole numbers."""
+    for word in words:
+        if not word.isdecimal() or int(word) < 1:
+            raise InputError(
+                f"{flag}: {word!r} is not allowed; use whole numbers of at least 1, such as 256,768."
+            )
+    return [int(word) for word in words]
 
 
 def write_rows(case: Case, rows: dict[str, dict]) -> None:
@@ -369,13 +395,15 @@ def write_rows(case: Case, rows: dict[str, dict]) -> None:
 
 
 def main() -> None:
+    check_choice("suite", SUITE, SUITES)
     layer_suite()
 
 
+# The first word names what is timed; absl would take it for a stray argument.
+SUITE = "layer"
+
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    if not arguments or arguments[0].startswith("-"):
-        arguments = ["layer", *arguments]
-    if arguments[0] not in SUITES:
-        sys.exit(f"benchmark: {arguments[0]!r} is not known; use one of: {', '.join(SUITES)}.")
-    cli.run(main, [sys.argv[0], *arguments[1:]])
+    if arguments and not arguments[0].startswith("-"):
+        SUITE = arguments.pop(0)
+    cli.run(main, [sys.argv[0], *arguments])

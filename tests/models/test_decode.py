@@ -43,8 +43,9 @@ def test_the_form_for_decoding_scores_alike_in_bfloat16():
     np.testing.assert_array_equal(forward(spec)(variables, TOKENS)[0], expected)
 
 
-def test_greedy_text_is_that_of_the_full_forward():
-    spec = model_spec(KINDS["hard"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_text_is_that_of_the_full_forward(kind):
+    spec = model_spec(KINDS[kind])
     variables = random_variables(spec)
     apply = forward(spec)
     tokens = np.zeros((2, 12), np.int32)  # the same shape at every length: what follows is not attended to

@@ -67,10 +67,17 @@ def test_remat_equals_no_remat():
     assert "remat" in text(rematted) and "remat" not in text(spec)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_causality_by_gradient_pattern(kind):
-    """Scores at position c depend on the embeddings at positions up to c and on no later one."""
-    spec = model_spec(KINDS[kind])
+@pytest.mark.parametrize(
+    "kind, implementation",
+    [(kind, "masked") for kind in KINDS]
+    + [(kind, name) for kind in ("hard", "continuous") for name in ("gather", "grouped")],
+)
+def test_causality_by_gradient_pattern(kind, implementation):
+    """Scores at position c depend on the embeddings at positions up to c and on no later one.
+
+    Grouped sorts the tokens of all positions together, and must not mix them.
+    """
+    spec = kinds.model_spec(KINDS[kind], implementation=implementation)
     variables = random_variables(spec)
 
     def scores_at(positions, c):

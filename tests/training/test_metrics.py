@@ -115,10 +115,12 @@ def test_plain_lines_on_a_pipe():
     progress = Progress(steps=9, start=0, log=lines.append, bar=False)
     progress.step(1, 2.5)
     values = {"loss": 2.5, "tokens_per_s": 1234.0, "dead_leaves/0": 0.1, "dead_leaves/1": 0.25}
+    values |= {"leaf_entropy/0": 0.9, "leaf_entropy/1": 0.712, "constant_decisions/0": 0.12}
     progress.line(1, values, seconds_left=3725.0)
     progress.say("hello")
     progress.close()
-    assert lines == ["step 1/9: loss 2.5000, 1,234 tokens/s, dead leaves up to 25 %, 1:02:05 left", "hello"]
+    usage = "dead leaves <= 25%, entropy >= 0.71, constant <= 12%"
+    assert lines == [f"step 1/9: loss 2.5000, 1,234 tokens/s, {usage}, 1:02:05 left", "hello"]
 
 
 def test_a_bar_on_a_terminal(capsys):
@@ -128,6 +130,4 @@ def test_a_bar_on_a_terminal(capsys):
     progress.say("hello")
     progress.close()
     shown = capsys.readouterr().err
-    assert (
-        "5/9" in shown and "loss 2.250, 1,234 tokens/s, dead leaves up to 10 %" in shown and "hello" in shown
-    )
+    assert "5/9" in shown and "loss 2.250, 1,234 tokens/s, dead leaves <= 10%" in shown and "hello" in shown

@@ -10,7 +10,7 @@ import pytest
 from tests import oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
-from tree_ffn.tree import ACTIVATIONS, tree_ffn
+from tree_ffn.tree import ACTIVATIONS, loop, pick_implementation, tree_ffn
 
 FACTORS = {
     "routing": cases.ROUTINGS,
@@ -153,12 +153,14 @@ def test_one_leaf_takes_all(routing, rng):
     check(params, x, dy, spec)
 
 
-def test_many_tokens_few_leaves(rng):
-    """More tokens than one block holds; some leaves are empty."""
-    spec = cases.make_spec("hard", P=1, D=3, W=2, activation="silu")
+@pytest.mark.parametrize("routing, P, W", [("hard", 1, 2), ("continuous_min", 3, "per_level")])
+def test_many_tokens_few_leaves(routing, P, W, rng):
+    """More tokens than one block holds, in every tree; some leaves are empty."""
+    spec = cases.make_spec(routing, P=P, D=3, W=W, activation="silu")
     params, x, dy = cases.grid_case(rng, spec, T=300)
     params["threshold"][0, 0] = 64.0
-    assert np.all(np.bincount(oracle.forward(params, x, spec).leaf[:, 0], minlength=8)[4:] == 0)
+    counts = np.bincount(oracle.forward(params, x, spec).leaf[:, 0], minlength=8)
+    assert np.all(counts[4:] == 0) and counts.max() > loop.block_size(300, 8)
     check(params, x, dy, spec, executions=ALL_FORMS)
 
 
@@ -274,10 +276,11 @@ def test_straight_through_is_differentiated_by_masked_only(execution, rng):
         run_backward(params, x, dy, spec, execution)
 
 
-@pytest.mark.parametrize("T", [1, 64])
+@pytest.mark.parametrize("T, chosen", [(1, "gather"), (64, "masked"), (512, "grouped")])
 @pytest.mark.parametrize("routing", ["straight_through", "continuous_product"])
-def test_the_automatic_choice_can_be_differentiated(routing, T, rng):
+def test_the_automatic_choice_can_be_differentiated(routing, T, chosen, rng):
     spec = cases.make_spec(routing, P=1, D=3, W=2)
+    assert pick_implementation(spec, T, "cpu") == chosen
     check(*cases.grid_case(rng, spec, T=T), spec, executions=(None,))
 
 

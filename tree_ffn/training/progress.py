@@ -4,7 +4,7 @@ import sys
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere: loss, tokens/s, time left, dead leaves.
+    """A bar on a terminal, plain lines elsewhere: loss, tokens/s, usage of the trees, time left.
 
     Args:
       steps: length of the run.
@@ -28,10 +28,8 @@ class Progress:
 
     def line(self, step: int, values: dict[str, float], seconds_left: float | None) -> None:
         """Figures of a window of training steps."""
-        dead = [value for name, value in values.items() if name.startswith("dead_leaves/")]
         note = f", {values['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in values else ""
-        note += f", dead leaves up to {100 * max(dead):.0f} %" if dead else ""
-        self._note = note
+        self._note = note = note + _usage(values)
         if self._bar is None:
             left = "" if seconds_left is None else f", {_duration(seconds_left)} left"
             self._log(f"step {step}/{self._steps}: loss {values['loss']:.4f}{note}{left}")
@@ -47,6 +45,19 @@ class Progress:
         """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _usage(values: dict[str, float]) -> str:
+    """The worst layer's figures: `, dead leaves <= 25 %, entropy >= 0.71, constant <= 12 %`."""
+    parts = []
+    for metric, worst, text in (
+        ("dead_leaves", max, "dead leaves <= {:.0%}"),
+        ("leaf_entropy", min, "entropy >= {:.2f}"),
+        ("constant_decisions", max, "constant <= {:.0%}"),
+    ):
+        layers = [value for name, value in values.items() if name.startswith(f"{metric}/")]
+        parts += [f", {text.format(worst(layers))}"] if layers else []
+    return "".join(parts)
 
 
 def _duration(seconds: float) -> str:

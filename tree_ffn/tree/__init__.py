@@ -1,4 +1,9 @@
-"""The layer as mathematics: pure functions of jax arrays."""
+"""The layer as mathematics: pure functions of jax arrays.
+
+A compiled kernel goes into `tree/kernels/`, beside the plain form it falls back
+to: a third form of the block products is chosen in `grouped._form`, a whole
+execution is one more entry of `IMPLEMENTATIONS`.
+"""
 
 from tree_ffn.tree.activations import ACTIVATIONS, activation
 from tree_ffn.tree.apply import IMPLEMENTATIONS, init_params, pick_implementation, tree_ffn
