@@ -83,7 +83,7 @@ def test_killed_and_resumed_is_the_straight_run(texts, straight, tmp_path):
     assert any("threshold" in name for name in expected) and any("mu" in name for name in expected)
 
 
-def test_resumed_on_another_mesh(texts, straight, tmp_path):
+def test_resumed_on_another_mesh(texts, straight, tmp_path, record_property):
     workdir = tmp_path / "other"
     shutil.copytree(straight, workdir)
     for later in (6, 9):
@@ -96,7 +96,8 @@ def test_resumed_on_another_mesh(texts, straight, tmp_path):
     ours, expected = losses(workdir), losses(straight)
     assert ours.keys() == expected.keys()
     for name, margin in decision_margins(workdir).items():
-        print(f"{name}: {margin}")  # shown with -s, and where the next line fails
+        record_property(name, margin)  # in the report of --junitxml
+        print(f"{name}: {margin}")  # with -s, and where the next line fails
     np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=2e-4)
 
 
