@@ -141,8 +141,9 @@ def test_loss_is_that_of_one_device(alone, data, model):
     assert_same_training(train(sharding.make_mesh(data, model), TREES), alone)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("data,model,accumulation", [(4, 2, 1), (2, 4, 4)])
+@pytest.mark.parametrize(
+    "data,model,accumulation", [(4, 2, 1), pytest.param(2, 4, 4, marks=pytest.mark.slow)]
+)
 def test_loss_is_that_of_one_device_for_all_kinds(data, model, accumulation):
     alone = train(sharding.make_mesh(1, 1), MODEL)
     assert_same_training(train(sharding.make_mesh(data, model), MODEL, accumulation), alone)
