@@ -13,6 +13,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.training import sharding
 from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
 from tree_ffn.training.config import resolved
+from tree_ffn.training.disk import disk_error
 from tree_ffn.training.step import TrainState
 
 META = {"config": {"ffn": {"node_width": [1, 2]}, "flag": True}, "data": {"sha256": "abc"}}
@@ -156,16 +157,14 @@ def test_reading_makes_and_removes_nothing(tmp_path):
 
 
 def test_a_disk_error_is_found_among_causes():
-    from tree_ffn.training.checkpoint import _disk_error
-
     try:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise RuntimeError("save failed") from error
     except RuntimeError as error:
-        assert _disk_error(error) == "No space left on device"
-    assert _disk_error(RuntimeError("something else")) is None
+        assert disk_error(error) == "No space left on device"
+    assert disk_error(RuntimeError("something else")) is None
 
 
 def test_inference_with_another_config_names_the_leaf(tmp_path, texts):

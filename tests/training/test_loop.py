@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -74,10 +75,14 @@ def test_restored_for_inference(finished):
 
 def test_another_config_is_refused_and_nothing_changes(texts, finished):
     workdir, _, _ = finished
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    unfinished = workdir / "checkpoints" / "7.orbax-checkpoint-tmp"  # another process is saving it
+    (unfinished / "model").mkdir(parents=True)
+    (unfinished / "model" / "part").write_text("so far")
+    before = {path: path.is_file() and path.read_bytes() for path in workdir.rglob("*")}
     with pytest.raises(InputError, match="optim.lr"):
         quiet(tiny_config(texts, optim__lr=0.5), workdir)
-    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    assert {path: path.is_file() and path.read_bytes() for path in workdir.rglob("*")} == before
+    shutil.rmtree(unfinished)
 
 
 def test_other_text_is_refused(texts, finished, tmp_path):

@@ -18,12 +18,10 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.config import Namespace, namespace
+from tree_ffn.training.disk import checkpoint_directory, disk_error
 from tree_ffn.training.leaves import compare_leaves
 from tree_ffn.training.sharding import make_mesh, placed
 from tree_ffn.training.step import TrainState
-
-# What a full or read-only disk says through tensorstore, which raises no OSError.
-DISK_ERRORS = ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded")
 
 _policies = ocp.training.preservation_policies
 
@@ -46,7 +44,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, keep: int | None = None):
-        self.directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self.directory = checkpoint_directory(workdir)
         if keep is None and not os.path.isdir(self.directory):
             raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
         best = _policies.BestN(
@@ -182,7 +180,7 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
-            cause = _disk_error(error)
+            cause = disk_error(error)
             if cause is None:
                 raise
             raise InputError(
@@ -238,20 +236,3 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
 
 def _val_loss(metrics: dict) -> float:
     return metrics["val_loss"]
-
-
-def _disk_error(error: BaseException | None) -> str | None:
-    """What the operating system said, if `error` comes from a file; looks at causes too."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return error.strerror or str(error)
-        for said in (
-            "No space left on device",
-            "File too large",
-            "Read-only file system",
-            "Disk quota exceeded",
-        ):
-            if said in str(error):
-                return said
-        error = error.__cause__ or error.__context__
-    return None
