@@ -1,6 +1,9 @@
 """Checkpoints come back bit for bit, on any mesh, or say what is wrong; old ones are never damaged."""
 
 import errno
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.training import sharding
 from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
 from tree_ffn.training.config import resolved
-from tree_ffn.training.disk import disk_error
+from tree_ffn.training.disk import disk_error, steps_on_disk
 from tree_ffn.training.step import TrainState
 
 META = {"config": {"ffn": {"node_width": [1, 2]}, "flag": True}, "data": {"sha256": "abc"}}
@@ -137,6 +140,53 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
             checkpoints.save(make_state(2), META)
         restored, _ = checkpoints.restore(abstract(state))
     assert_same(restored, state)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from tests.training.test_checkpoint import META, make_state
+from tree_ffn.errors import InputError
+from tree_ffn.training.checkpoint import Checkpoints
+
+with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+    checkpoints.save(make_state(1), META)
+    checkpoints.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing says EFBIG, and the process lives
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        checkpoints.save(make_state(2, width=4096), META)
+        checkpoints.wait()
+    except InputError as error:
+        print(error)
+        raise SystemExit(2)
+"""
+
+
+def test_a_save_that_really_fails_leaves_the_last_checkpoint_whole(tmp_path, repository):
+    pytest.importorskip("resource")
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.stdout == (
+        f"workdir: {tmp_path}/checkpoints cannot be written (File too large); "
+        "checkpoints up to step 1 are whole.\n"
+    )
+    assert ended.returncode == 2, ended.stderr
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        assert checkpoints.steps == [1]
+        restored, meta = checkpoints.restore(abstract(make_state(1)))
+    assert_same(restored, make_state(1))
+    assert meta == {**META, "step": 1}
+
+
+def test_only_whole_checkpoints_count_on_disk(tmp_path):
+    assert steps_on_disk(str(tmp_path / "nowhere")) == []
+    for name in ("10", "9", "11.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "12").touch()
+    assert steps_on_disk(str(tmp_path)) == [9, 10]
 
 
 def test_an_unwritable_workdir(tmp_path):

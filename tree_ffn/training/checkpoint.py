@@ -18,7 +18,7 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.config import Namespace, namespace
-from tree_ffn.training.disk import checkpoint_directory, disk_error
+from tree_ffn.training.disk import checkpoint_directory, disk_error, steps_on_disk
 from tree_ffn.training.leaves import compare_leaves
 from tree_ffn.training.sharding import make_mesh, placed
 from tree_ffn.training.step import TrainState
@@ -183,10 +183,10 @@ class Checkpoints:
             cause = disk_error(error)
             if cause is None:
                 raise
-            raise InputError(
-                f"workdir: {self.directory} cannot be written ({cause}); checkpoints up to step "
-                f"{self.latest} are whole."
-            ) from error
+            # Orbax's list of steps has already lost those that the failed save was to replace.
+            steps = steps_on_disk(self.directory)
+            whole = f"checkpoints up to step {steps[-1]} are whole" if steps else "no checkpoint is whole"
+            raise InputError(f"workdir: {self.directory} cannot be written ({cause}); {whole}.") from error
 
 
 class Restored(NamedTuple):
