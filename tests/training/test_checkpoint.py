@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 
@@ -122,6 +123,32 @@ def test_other_leaves_are_named(tmp_path):
             shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
             with pytest.raises(InputError, match=said):
                 checkpoints.restore(shapes)
+
+
+@pytest.mark.parametrize(
+    "item,damage",
+    [
+        ("model", lambda path: [part.write_bytes(b"") for part in (path / "d").iterdir()]),
+        ("model", lambda path: (path / "_METADATA").unlink()),
+        ("optimizer", lambda path: (path / "_METADATA").write_bytes(b"")),
+        ("model", shutil.rmtree),
+    ],
+    ids=["emptied", "no metadata", "empty metadata", "no item"],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path, item, damage):
+    state = make_state(2)
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.save(state, META)
+        checkpoints.wait()
+    damage(tmp_path / "checkpoints" / "2" / item)
+    said = f"checkpoint: .*/checkpoints/2 cannot be read, its item '{item}' .* --step"
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        with pytest.raises(InputError, match=said):
+            checkpoints.restore(abstract(state))
+        if item == "model":
+            variables = {"params": state.params, "routing": state.routing}
+            with pytest.raises(InputError, match=said):
+                checkpoints.restore_variables(variables, 2)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):

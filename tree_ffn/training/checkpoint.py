@@ -139,8 +139,8 @@ class Checkpoints:
           step: which one, the latest by default.
 
         Raises:
-          InputError: the checkpoint has another structure, shape or dtype; the
-            message names the first leaf that differs.
+          InputError: the checkpoint is damaged, or has another structure, shape
+            or dtype; the message names the first leaf that differs.
         """
         step = step or self.latest
         items = {
@@ -173,7 +173,13 @@ class Checkpoints:
     def _compare(self, step: int, items: dict) -> None:
         saved = self._orbax.checkpointables_metadata(step).metadata
         for item, abstract in items.items():
-            compare_leaves(f"{self.directory}/{step}", saved[item], abstract)
+            path = f"{self.directory}/{step}"
+            if saved.get(item) is None:  # orbax warns and goes on where it cannot read an item
+                raise InputError(
+                    f"checkpoint: {path} cannot be read, its item {item!r} is damaged or missing; "
+                    "use another one by --step, or delete that directory."
+                )
+            compare_leaves(path, saved[item], abstract)
 
     def _guard(self, action) -> None:
         """Runs `action`; says what a full or read-only disk means."""
