@@ -1,6 +1,10 @@
 """Checkpoints come back bit for bit, on any mesh, or say what is wrong; old ones are never damaged."""
 
 import errno
+import os
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.training import sharding
 from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
 from tree_ffn.training.config import resolved
+from tree_ffn.training.disk import disk_error, steps_on_disk
 from tree_ffn.training.step import TrainState
 
 META = {"config": {"ffn": {"node_width": [1, 2]}, "flag": True}, "data": {"sha256": "abc"}}
@@ -120,6 +125,32 @@ def test_other_leaves_are_named(tmp_path):
                 checkpoints.restore(shapes)
 
 
+@pytest.mark.parametrize(
+    "item,damage",
+    [
+        ("model", lambda path: [part.write_bytes(b"") for part in (path / "d").iterdir()]),
+        ("model", lambda path: (path / "_METADATA").unlink()),
+        ("optimizer", lambda path: (path / "_METADATA").write_bytes(b"")),
+        ("model", shutil.rmtree),
+    ],
+    ids=["emptied", "no metadata", "empty metadata", "no item"],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path, item, damage):
+    state = make_state(2)
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.save(state, META)
+        checkpoints.wait()
+    damage(tmp_path / "checkpoints" / "2" / item)
+    said = f"checkpoint: .*/checkpoints/2 cannot be read, its item '{item}' .* --step"
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        with pytest.raises(InputError, match=said):
+            checkpoints.restore(abstract(state))
+        if item == "model":
+            variables = {"params": state.params, "routing": state.routing}
+            with pytest.raises(InputError, match=said):
+                checkpoints.restore_variables(variables, 2)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     state = make_state(1)
     with Checkpoints(str(tmp_path), keep=1) as checkpoints:
@@ -136,6 +167,53 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
             checkpoints.save(make_state(2), META)
         restored, _ = checkpoints.restore(abstract(state))
     assert_same(restored, state)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from tests.training.test_checkpoint import META, make_state
+from tree_ffn.errors import InputError
+from tree_ffn.training.checkpoint import Checkpoints
+
+with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+    checkpoints.save(make_state(1), META)
+    checkpoints.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing says EFBIG, and the process lives
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        checkpoints.save(make_state(2, width=4096), META)
+        checkpoints.wait()
+    except InputError as error:
+        print(error)
+        raise SystemExit(2)
+"""
+
+
+def test_a_save_that_really_fails_leaves_the_last_checkpoint_whole(tmp_path, repository):
+    pytest.importorskip("resource")
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.stdout == (
+        f"workdir: {tmp_path}/checkpoints cannot be written (File too large); "
+        "checkpoints up to step 1 are whole.\n"
+    )
+    assert ended.returncode == 2, ended.stderr
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        assert checkpoints.steps == [1]
+        restored, meta = checkpoints.restore(abstract(make_state(1)))
+    assert_same(restored, make_state(1))
+    assert meta == {**META, "step": 1}
+
+
+def test_only_whole_checkpoints_count_on_disk(tmp_path):
+    assert steps_on_disk(str(tmp_path / "nowhere")) == []
+    for name in ("10", "9", "11.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "12").touch()
+    assert steps_on_disk(str(tmp_path)) == [9, 10]
 
 
 def test_an_unwritable_workdir(tmp_path):
@@ -156,16 +234,14 @@ def test_reading_makes_and_removes_nothing(tmp_path):
 
 
 def test_a_disk_error_is_found_among_causes():
-    from tree_ffn.training.checkpoint import _disk_error
-
     try:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise RuntimeError("save failed") from error
     except RuntimeError as error:
-        assert _disk_error(error) == "No space left on device"
-    assert _disk_error(RuntimeError("something else")) is None
+        assert disk_error(error) == "No space left on device"
+    assert disk_error(RuntimeError("something else")) is None
 
 
 def test_inference_with_another_config_names_the_leaf(tmp_path, texts):

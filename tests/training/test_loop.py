@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -74,10 +75,14 @@ def test_restored_for_inference(finished):
 
 def test_another_config_is_refused_and_nothing_changes(texts, finished):
     workdir, _, _ = finished
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    unfinished = workdir / "checkpoints" / "7.orbax-checkpoint-tmp"  # another process is saving it
+    (unfinished / "model").mkdir(parents=True)
+    (unfinished / "model" / "part").write_text("so far")
+    before = {path: path.is_file() and path.read_bytes() for path in workdir.rglob("*")}
     with pytest.raises(InputError, match="optim.lr"):
         quiet(tiny_config(texts, optim__lr=0.5), workdir)
-    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    assert {path: path.is_file() and path.read_bytes() for path in workdir.rglob("*")} == before
+    shutil.rmtree(unfinished)
 
 
 def test_other_text_is_refused(texts, finished, tmp_path):
@@ -146,6 +151,9 @@ def test_dead_leaves_are_said_only_when_they_can_be_known(texts, tmp_path, token
     assert len(warnings) == (2 if warned else 0)  # once a layer
 
 
+STRAIGHT = {"ffn__routing": "straight_through"}
+
+
 @pytest.mark.parametrize(
     "change,said",
     [
@@ -161,6 +169,11 @@ def test_dead_leaves_are_said_only_when_they_can_be_known(texts, tmp_path, token
             "optim.schedule: 'step' is not known; use one of: cosine, wsd, constant",
         ),
         ({"ffn__activation": "mish"}, "activation: 'mish' is not known; use one of: gelu"),
+        (
+            STRAIGHT | {"ffn__implementation": "grouped"},
+            "ffn.implementation: 'grouped' .* 'masked' or 'auto'",
+        ),
+        (STRAIGHT | {"ffn__implementation": "gather"}, "ffn.implementation: 'gather' .* 'masked' or 'auto'"),
         ({"model__n_heads": 3}, "model.width: 32 is not allowed"),
         ({"data__tokenizer": "words"}, "words"),
     ],
@@ -169,6 +182,23 @@ def test_bad_values_are_refused_before_the_workdir_is_made(texts, tmp_path, chan
     with pytest.raises(InputError, match=said):
         quiet(tiny_config(texts, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "kind,change",
+    [
+        ("tree", STRAIGHT | {"ffn__implementation": "masked"}),
+        ("tree", STRAIGHT | {"ffn__implementation": "auto"}),
+        ("tree", {"ffn__routing": "hard", "ffn__implementation": "grouped"}),
+        (
+            "random_tree",
+            STRAIGHT | {"ffn__implementation": "grouped"},
+        ),  # its routing is hard, whatever is said
+        ("dense", STRAIGHT | {"ffn__implementation": "gather"}),
+    ],
+)
+def test_executions_that_can_train_are_allowed(texts, kind, change):
+    assert plan_run(tiny_config(texts, kind, **change)).model.n_layers == 2
 
 
 @pytest.mark.slow

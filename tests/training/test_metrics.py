@@ -1,17 +1,23 @@
 """Figures, the clock, and what the files hold."""
 
+import contextlib
 import errno
 import json
 import math
+import os
+import threading
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from tests.training.tiny import tiny_model
+from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.errors import InputError
 from tree_ffn.training.metrics import Throughput, active_share, loss_figures, usage_figures
 from tree_ffn.training.progress import Progress
+from tree_ffn.training.report import Report
+from tree_ffn.training.setup import plan_run
+from tree_ffn.training.signals import Diverged
 from tree_ffn.training.writers import MetricsWriter
 
 
@@ -106,6 +112,72 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(writer, "_file", mock.Mock(write=mock.Mock(side_effect=full)))
         with pytest.raises(InputError, match="No space left"):
+            writer.write(1, "train", {"loss": 1.0})
+    writer.close()
+
+
+needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+
+def on_a_full_disk(writer):
+    """Swaps the open metrics.jsonl for a device that is full."""
+    writer._file.close()
+    writer._file = open("/dev/full", "a")
+    return writer
+
+
+@needs_full
+def test_closing_on_a_full_disk_is_one_sentence_too(tmp_path):
+    writer = on_a_full_disk(MetricsWriter(str(tmp_path)))
+    with pytest.raises(InputError, match="metrics.jsonl cannot be written .No space left"):
+        with contextlib.ExitStack() as stack:
+            stack.callback(writer.close)
+            writer.write(1, "train", {"loss": 1.0})
+    assert writer._file.closed
+    if writer._events:
+        with pytest.raises(OSError, match="closed"):  # the second was closed although the first failed
+            writer._events(2, {"loss": 1.0})
+
+
+@needs_full
+@pytest.mark.parametrize("error", [InputError("metrics.jsonl"), Diverged("step 6")])
+def test_closing_does_not_hide_the_first_error(texts, tmp_path, error):
+    report = Report(str(tmp_path), plan_run(tiny_config(texts)), 1.0, 0, print, False)
+    on_a_full_disk(report._writer)._file.write("not flushed yet")
+    with pytest.raises(type(error)) as caught, contextlib.ExitStack() as stack:
+        stack.enter_context(report)
+        raise error
+    assert caught.value is error
+
+
+def test_a_file_in_place_of_the_events_is_one_sentence(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(InputError, match="tensorboard cannot be written .File exists"):
+        MetricsWriter(str(tmp_path))
+
+
+@needs_full
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
+def test_events_on_a_full_disk_are_one_sentence(tmp_path, monkeypatch):
+    gfile = pytest.importorskip("tensorboard.compat.tensorflow_stub.io.gfile")
+    append, before = gfile.LocalFileSystem.append, threading.enumerate()
+    for name in ("append", "write"):
+        monkeypatch.setattr(
+            gfile.LocalFileSystem, name, lambda self, _, *rest: append(self, "/dev/full", *rest)
+        )
+    with pytest.raises(InputError, match="tensorboard cannot be written .No space left"):
+        MetricsWriter(str(tmp_path))
+    for thread in set(threading.enumerate()) - set(before):
+        thread.join(10)  # else its traceback would be counted against a later test
+
+
+def test_events_that_fail_later_are_one_sentence(tmp_path, monkeypatch):
+    writer = MetricsWriter(str(tmp_path))
+    full = OSError(errno.ENOSPC, "No space left on device")  # as its thread raises it
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_events", mock.Mock(side_effect=full))
+        with pytest.raises(InputError, match="tensorboard cannot be written .No space left"):
             writer.write(1, "train", {"loss": 1.0})
     writer.close()
 

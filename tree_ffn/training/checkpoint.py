@@ -18,12 +18,10 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.config import Namespace, namespace
+from tree_ffn.training.disk import checkpoint_directory, disk_error, steps_on_disk
 from tree_ffn.training.leaves import compare_leaves
 from tree_ffn.training.sharding import make_mesh, placed
 from tree_ffn.training.step import TrainState
-
-# What a full or read-only disk says through tensorstore, which raises no OSError.
-DISK_ERRORS = ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded")
 
 _policies = ocp.training.preservation_policies
 
@@ -46,7 +44,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, keep: int | None = None):
-        self.directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self.directory = checkpoint_directory(workdir)
         if keep is None and not os.path.isdir(self.directory):
             raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
         best = _policies.BestN(
@@ -141,8 +139,8 @@ class Checkpoints:
           step: which one, the latest by default.
 
         Raises:
-          InputError: the checkpoint has another structure, shape or dtype; the
-            message names the first leaf that differs.
+          InputError: the checkpoint is damaged, or has another structure, shape
+            or dtype; the message names the first leaf that differs.
         """
         step = step or self.latest
         items = {
@@ -175,20 +173,26 @@ class Checkpoints:
     def _compare(self, step: int, items: dict) -> None:
         saved = self._orbax.checkpointables_metadata(step).metadata
         for item, abstract in items.items():
-            compare_leaves(f"{self.directory}/{step}", saved[item], abstract)
+            path = f"{self.directory}/{step}"
+            if saved.get(item) is None:  # orbax warns and goes on where it cannot read an item
+                raise InputError(
+                    f"checkpoint: {path} cannot be read, its item {item!r} is damaged or missing; "
+                    "use another one by --step, or delete that directory."
+                )
+            compare_leaves(path, saved[item], abstract)
 
     def _guard(self, action) -> None:
         """Runs `action`; says what a full or read-only disk means."""
         try:
             action()
         except Exception as error:
-            cause = _disk_error(error)
+            cause = disk_error(error)
             if cause is None:
                 raise
-            raise InputError(
-                f"workdir: {self.directory} cannot be written ({cause}); checkpoints up to step "
-                f"{self.latest} are whole."
-            ) from error
+            # Orbax's list of steps has already lost those that the failed save was to replace.
+            steps = steps_on_disk(self.directory)
+            whole = f"checkpoints up to step {steps[-1]} are whole" if steps else "no checkpoint is whole"
+            raise InputError(f"workdir: {self.directory} cannot be written ({cause}); {whole}.") from error
 
 
 class Restored(NamedTuple):
@@ -238,20 +242,3 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
 
 def _val_loss(metrics: dict) -> float:
     return metrics["val_loss"]
-
-
-def _disk_error(error: BaseException | None) -> str | None:
-    """What the operating system said, if `error` comes from a file; looks at causes too."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return error.strerror or str(error)
-        for said in (
-            "No space left on device",
-            "File too large",
-            "Read-only file system",
-            "Disk quota exceeded",
-        ):
-            if said in str(error):
-                return said
-        error = error.__cause__ or error.__context__
-    return None

@@ -48,8 +48,8 @@ def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[s
         run = Run(plan, batches, data, resolved(config), workdir, checkpoints)
         workdirs.write_json(workdir, "config.json", resolved(config))
         workdirs.write_json(workdir, "data.json", data.meta)
-        report = Report(workdir, plan, data.meta["bytes_per_token"], run.step, log, bar)
-        stack.callback(report.close)
+        bytes_per_token = data.meta["bytes_per_token"]
+        report = stack.enter_context(Report(workdir, plan, bytes_per_token, run.step, log, bar))
         if run.step:
             report.say(f"resumed at step {run.step} of {plan.train.steps}")
         return run.train(report, stop)

@@ -1,10 +1,12 @@
 """Everything a run says: checks each step's figures, and sends them to file, events and terminal."""
 
+import contextlib
 import math
 from typing import NamedTuple
 
 import jax
 
+from tree_ffn.errors import InputError
 from tree_ffn.training.metrics import Throughput, active_share, loss_figures, usage_figures
 from tree_ffn.training.programs import Score
 from tree_ffn.training.progress import Progress
@@ -49,6 +51,14 @@ class Report:
         self.summary: dict[str, float] = {"active_share": active_share(plan.model)}
         # Compiles, so that no step has to wait for it.
         usage_figures(jax.device_get(empty_usage(plan.model)), plan.model)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        # After an error the first message counts, not what closing says.
+        with contextlib.suppress(*([InputError] if kind else [])):
+            self.close()
 
     def step(self, done: Done) -> None:
         """Waits for a step's figures; they go to the bar, and into a line where one is due.
@@ -122,8 +132,10 @@ class Report:
 
     def close(self) -> None:
         """Closes files and bar."""
-        self._progress.close()
-        self._writer.close()
+        try:
+            self._progress.close()
+        finally:
+            self._writer.close()
 
 
 def _check_finite(step: int, name: str, value: float) -> None:

@@ -10,6 +10,7 @@ from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
+from tree_ffn.tree import TreeSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +99,20 @@ def plan_run(config) -> Plan:
     train = train_spec(config)
     check_positive_int("seed", config.seed, least=0)
     model = model_spec_from_config(config, vocab_size)
+    check_trainable(model)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     train.fit(mesh)
     return Plan(model, optim_spec(config), train, corpus_spec_from_config(config), mesh, config.seed)
+
+
+def check_trainable(model: ModelSpec) -> None:
+    """Raises InputError where the named execution cannot differentiate a layer; applying it would be fine."""
+    straight = any(isinstance(ffn, TreeSpec) and ffn.routing == "straight_through" for ffn in model.ffns)
+    if straight and model.implementation not in (None, "masked"):
+        raise InputError(
+            f"ffn.implementation: {model.implementation!r} cannot train ffn.routing='straight_through'; "
+            "use 'masked' or 'auto'."
+        )
 
 
 def prepare_data(config, model: ModelSpec, log=print) -> PreparedCorpus:

@@ -9,6 +9,7 @@ import numpy as np
 from tree_ffn.errors import InputError
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.config import differing_keys, namespace, resolved
+from tree_ffn.training.disk import checkpoint_directory, steps_on_disk
 from tree_ffn.training.optimizer import learning_rate
 from tree_ffn.training.setup import optim_spec
 
@@ -39,14 +40,11 @@ def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
         the keys that differ), or cannot be read or written.
     """
     known = read_json(workdir, "config.json")
-    checkpoints = Checkpoints(workdir, keep)
-    try:
-        if known is not None:
-            check_same_config(workdir, known, resolved(config), checkpoints.latest or 0)
-    except InputError:
-        checkpoints.close()
-        raise
-    return checkpoints
+    if known is not None:
+        # Before orbax opens it for writing, which removes what another process has not finished saving.
+        steps = steps_on_disk(checkpoint_directory(workdir))
+        check_same_config(workdir, known, resolved(config), steps[-1] if steps else 0)
+    return Checkpoints(workdir, keep)
 
 
 def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> None:

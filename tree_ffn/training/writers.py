@@ -1,10 +1,11 @@
 """Where figures are written: metrics.jsonl, one flat JSON object a line, and TensorBoard events."""
 
+import contextlib
 import json
 import os
 import time
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 
 # pyright: reportAttributeAccessIssue=false
 # (protobuf makes its classes when it is imported)
@@ -19,34 +20,58 @@ class MetricsWriter:
         interrupted run are dropped, so that the file has every step once.
 
     Raises:
-      InputError: the file cannot be written.
+      InputError: a file cannot be written.
     """
 
     def __init__(self, workdir: str, step: int = 0):
         self._path = os.path.join(workdir, "metrics.jsonl")
-        try:
+        self._directory = os.path.join(workdir, "tensorboard")
+        with _writing(self._path):
             _drop_after(self._path, step)
             self._file = open(self._path, "a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"workdir: {self._path} cannot be written ({error.strerror}).") from error
-        self._events = _event_writer(os.path.join(workdir, "tensorboard"), step)
+        try:
+            with _writing(self._directory):
+                self._events = _event_writer(self._directory, step)
+        except InputError:
+            self._file.close()
+            raise
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Appends one line, and the same scalars as TensorBoard events."""
+        """Appends one line, and the same scalars as TensorBoard events.
+
+        Raises:
+          InputError: a file cannot be written.
+        """
         line = {"step": step, "split": split, **values}
-        try:
+        with _writing(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise InputError(f"workdir: {self._path} cannot be written ({error.strerror}).") from error
         if self._events:
-            self._events(step, {f"{split}/{name}": value for name, value in values.items()})
+            with _writing(self._directory):
+                self._events(step, {f"{split}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        """Flushes and closes both."""
-        self._file.close()
-        if self._events:
-            self._events(None, {})
+        """Flushes and closes both, the second even where the first fails.
+
+        Raises:
+          InputError: a file cannot be written; closing flushes what `write` could not.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._events:
+                stack.enter_context(_writing(self._directory))
+                stack.callback(self._events, None, {})
+            with _writing(self._path):
+                self._file.close()
+
+
+@contextlib.contextmanager
+def _writing(path: str):
+    """Says in one sentence what the operating system says about `path`."""
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or reason(error)
+        raise InputError(f"workdir: {path} cannot be written ({said}).") from error
 
 
 def _drop_after(path: str, step: int) -> None:
@@ -73,6 +98,7 @@ def _event_writer(directory: str, step: int):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError:
         return None
+    os.makedirs(directory, exist_ok=True)  # TensorFlow, where it is present, would raise no OSError
     writer = EventFileWriter(directory)
     # TensorBoard forgets what an interrupted run wrote after this step.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
