@@ -351,6 +351,42 @@ def test_tfds_needs_a_name():
         CorpusSpec(corpus="tfds")
 
 
+@pytest.mark.parametrize(
+    "fields, corpus",
+    [
+        ({}, "python_stdlib"),
+        ({"files": "a", "valid_files": "b"}, "files"),
+        ({"tfds_dir": "a"}, "tfds"),
+        ({"tfds_name": "a"}, "tfds"),
+    ],
+)
+def test_the_corpus_is_the_one_whose_fields_are_named(fields, corpus):
+    assert CorpusSpec(**fields) == CorpusSpec(corpus=corpus, **fields)
+    config = pytest.importorskip("configs.common").base_config()
+    config.data.update(fields)
+    assert config.data.corpus == config.to_dict()["data"]["corpus"] == corpus
+    assert corpus_spec_from_config(config) == CorpusSpec(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        (
+            {"corpus": "python_stdlib", "files": "a"},
+            "files: 'a' needs data.corpus='files'; data.corpus is 'py",
+        ),
+        ({"valid_files": "a"}, "valid_files: 'a' needs data.corpus='files'"),
+        ({"tfds_dir": "a", "valid_files": "b"}, "valid_files: 'b' needs data.corpus='files'"),
+        ({"files": "a", "tfds_dir": "b"}, "tfds_dir: 'b' needs data.corpus='tfds'; data.corpus is 'files'"),
+        ({"files": "a", "tfds_name": "b"}, "tfds_name: 'b' needs data.corpus='tfds'"),
+        ({"corpus": "python_stdlib", "tfds_name": "b"}, "tfds_name: 'b' needs data.corpus='tfds'"),
+    ],
+)
+def test_fields_of_another_corpus_are_refused(fields, said):
+    with pytest.raises(InputError, match=rf"^data\.{said}"):
+        CorpusSpec(**fields)
+
+
 def test_context_must_leave_a_target():
     with pytest.raises(InputError, match=r"^model\.context: 0 "):
         prepare(CorpusSpec(), 1, SILENT)

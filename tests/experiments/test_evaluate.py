@@ -1,5 +1,6 @@
 """The scores of a checkpoint: those of its own validation, and on other text."""
 
+import dataclasses
 import json
 import math
 
@@ -8,6 +9,9 @@ import pytest
 
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
+from tree_ffn.data import CorpusSpec
+from tree_ffn.errors import InputError
+from tree_ffn.training.evaluate import changed_fields
 from tree_ffn.training.loop import train
 
 
@@ -77,3 +81,29 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(run, arguments, said):
         arguments = [f"--workdir={run[0]}", *arguments]
     outcome = call("evaluate", *arguments)
     assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err
+
+
+@pytest.mark.parametrize(
+    "known, changes, expected",
+    [
+        ({"files": "a", "valid_files": "b"}, {}, {"files": "a", "valid_files": "b"}),
+        ({"files": "a", "valid_files": "b"}, {"files": "c"}, {"files": "c"}),
+        ({"files": "a", "valid_files": "b"}, {"tfds_dir": "c"}, {"tfds_dir": "c"}),
+        ({"files": "a", "valid_files": "b"}, {"corpus": "python_stdlib"}, {}),
+        ({"tfds_dir": "a"}, {"files": "c"}, {"files": "c"}),
+        ({"tfds_dir": "a"}, {"tfds_name": "c"}, {"tfds_name": "c"}),
+        ({"tfds_dir": "a", "tfds_name": "b"}, {"tfds_dir": "c"}, {"tfds_dir": "c"}),
+        ({}, {"files": "c", "text_field": "body"}, {"files": "c", "text_field": "body"}),
+        # A run of an older version, which ignored these files.
+        ({"corpus": "python_stdlib", "files": "a"}, {}, {}),
+    ],
+)
+def test_another_corpus_has_nothing_left_of_the_runs(known, changes, expected):
+    data = dataclasses.asdict(CorpusSpec() if "corpus" in known else CorpusSpec(**known)) | known
+    assert CorpusSpec(**changed_fields(data, changes)) == CorpusSpec(**expected)
+
+
+def test_two_other_corpora_at_once_are_refused():
+    data = dataclasses.asdict(CorpusSpec())
+    with pytest.raises(InputError, match=r"^data\.tfds_dir: 'b' needs data\.corpus='tfds'"):
+        CorpusSpec(**changed_fields(data, {"files": "a", "tfds_dir": "b"}))

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 def options(texts, monkeypatch):
     """A command line that trains in seconds."""
     monkeypatch.chdir(ROOT)
-    data = {"corpus": "files", "files": f"{texts}/*.txt", "cache_dir": f"{texts}/cache", "format": "memory"}
+    data = {"files": f"{texts}/*.txt", "cache_dir": f"{texts}/cache", "format": "memory"}
     overrides = [f"--config.data.{name}={value}" for name, value in data.items()]
     return ["--config=configs/smoke.py", "--config.data.workers=0", "--config.mesh.data=1", *overrides]
 
@@ -53,6 +53,14 @@ def options(texts, monkeypatch):
             "ffn.kind: 'maple' is not known",
         ),
         (["--config=configs/smoke.py", "--workdir=x", "--config.data.corpus=books"], "data.corpus: 'books'"),
+        (
+            ["--config=configs/smoke.py", "--workdir=x", "--config.data.files=a", "--config.data.tfds_dir=b"],
+            "data.tfds_dir: 'b' needs data.corpus='tfds'; data.corpus is 'files'.",
+        ),
+        (
+            ["--config=configs/smoke.py", "--workdir=x", "--config.data.valid_files=a"],
+            "data.valid_files: 'a' needs data.corpus='files'; data.corpus is 'python_stdlib'.",
+        ),
         (["--config=configs/smoke.py", "--workdir=x", "--config.train.batch_size=0"], "train.batch_size: 0"),
     ],
 )
@@ -71,7 +79,7 @@ def test_an_unwritable_workdir(options, tmp_path, workdir):
     assert outcome.code == 2 and "cannot be written" in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_train_record_and_go_on(options, tmp_path):
+def test_train_record_and_go_on(options, texts, tmp_path):
     results, workdir = tmp_path / "results.jsonl", tmp_path / "run"
     command = [*options, f"--workdir={workdir}", f"--results={results}", "--row=tree_continuous_P2_W1"]
     outcome = call("train", *command)
@@ -79,6 +87,8 @@ def test_train_record_and_go_on(options, tmp_path):
     assert "step 6: validation loss" in outcome.out
     rows = {row["metric"]: row for row in map(json.loads, results.read_text().splitlines())}
     assert {"val_loss", "ppl", "bits_per_byte", "active_share", "dead_leaves", "tokens_per_s"} <= rows.keys()
+    assert rows["val_loss"]["config"]["data"]["corpus"] == texts.name
+    assert json.loads((workdir / "config.json").read_text())["data"]["corpus"] == "files"
     assert rows["val_loss"]["config"]["data"]["sha256"] and str(tmp_path) not in results.read_text()
     assert rows["val_loss"]["command"].startswith("python -m experiments.train --config=configs/smoke.py")
 
