@@ -5,7 +5,7 @@ import itertools
 
 import jax
 
-from tree_ffn.data import CorpusSpec, PreparedCorpus, prepare, valid_batches
+from tree_ffn.data import CorpusSpec, PreparedCorpus, load_tokenizer, prepare, valid_batches
 from tree_ffn.data.spec import FIELDS_OF, default_corpus
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.checkpoint import Restored
@@ -25,14 +25,14 @@ def other_corpus(run: Restored, **changes):
     """
     changes = {name: value for name, value in changes.items() if value is not None}
     spec = CorpusSpec(**changed_fields(run.config.data, changes))
-    corpus = prepare(spec, row_tokens=run.model.context + 1)
-    known, found = run.meta["data"]["tokenizer_sha256"], corpus.meta["tokenizer_sha256"]
+    # Before the text: to tokenise it by another tokenizer may take long.
+    known, found = run.meta["data"]["tokenizer_sha256"], load_tokenizer(spec.tokenizer).fingerprint
     if known != found:
         raise InputError(
-            f"data.tokenizer: {spec.tokenizer!r} is no longer the tokenizer of the run "
-            f"(sha256 {found[:12]} now, {known[:12]} then); put the old file back."
+            f"data.tokenizer: {spec.tokenizer!r} is not the tokenizer of the run "
+            f"(sha256 {found[:12]} now, {known[:12]} then); put the old file back, or name it."
         )
-    return corpus
+    return prepare(spec, row_tokens=run.model.context + 1)
 
 
 # Fields that no longer apply once another is named: a new set of files is not divided as the run's was.
