@@ -172,15 +172,20 @@ def ffn_config(width: FieldReference) -> ConfigDict:
 def data_config() -> ConfigDict:
     """Where text comes from and how it becomes rows of tokens."""
     data = ConfigDict()
-    data.corpus = "python_stdlib"  # python_stdlib | files | tfds
     data.files = ""  # of files: glob patterns, comma separated
     data.valid_files = ""  # of files: what is held out; '': valid_share of the documents
     data.text_field = "text"  # of JSONL files
     data.tfds_dir = ""  # of tfds: a prepared directory
     data.tfds_name = ""  # of tfds: a registered name
+    # python_stdlib | files | tfds; until it is set: the one whose fields above are named.
+    data.corpus = follow("", _default_corpus, *map(data.get_ref, ("files", "tfds_dir", "tfds_name")))
     data.tokenizer = "bytes"  # bytes | tokenizer.json(.xz) | 'vocab.json,merges.bpe'
     data.cache_dir = "data_cache"  # where prepared rows are kept
     data.valid_share = 0.05
     data.format = "auto"  # auto | array_record | memory
     data.workers = 2  # threads that read ahead
     return data
+
+
+def _default_corpus(files, tfds_dir, tfds_name):
+    return "files" if files else "tfds" if tfds_dir or tfds_name else "python_stdlib"

@@ -24,6 +24,9 @@ _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation los
 _CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Another corpus than the run's.")
 _FILES = flags.DEFINE_string("files", None, "Text files to score (glob patterns, comma separated).")
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "Prepared TFDS directory to score.")
+_TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to score, kept in --tfds_dir.")
+_TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
 _SPLIT = flags.DEFINE_enum(
     "split",
@@ -46,9 +49,8 @@ def main() -> None:
         raise InputError("--row is missing; --results needs a name for the row.")
     step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
     run = restore_for_inference(_WORKDIR.value, step, make_mesh(data=-1, model=1))
-    corpus = other_corpus(
-        run, corpus=_CORPUS.value, files=_FILES.value, tfds_dir=_TFDS_DIR.value, cache_dir=_CACHE_DIR.value
-    )
+    flags_of_data = (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR)
+    corpus = other_corpus(run, **{flag.name: flag.value for flag in flags_of_data})
     split = _SPLIT.value or ("all" if _FILES.value else "valid")
     figures = evaluate(run, corpus, split, _BATCH_SIZE.value, _BATCHES.value)
     print(table(figures, f"{corpus.meta['corpus']} ({split}), step {figures['step']} of {_WORKDIR.value}"))

@@ -1,13 +1,12 @@
 """Prepares the corpus of a config, so that training starts at once.
 
-    python -m experiments.prepare_data --config=configs/default.py --config.data.corpus=files \
-        --config.data.files='texts/*.txt.xz'
+    python -m experiments.prepare_data --config=configs/default.py --config.data.files='texts/*.txt.xz'
 
 Training prepares what is missing by itself; run this where a machine with an
 accelerator would only wait. It may be stopped at any time: the same command
 goes on. It also downloads and prepares TFDS data sets by name
-(`--config.data.corpus=tfds --config.data.tfds_name=lm1b`), which training never
-does: many of them need TensorFlow (`pip install tensorflow-cpu`) and a network.
+(`--config.data.tfds_name=lm1b`), which training never does: many of them need
+TensorFlow (`pip install tensorflow-cpu`) and a network.
 """
 
 import contextlib

@@ -318,12 +318,45 @@ def test_damaged_rows_are_named(tmp_path, rows_format):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_rows_of_another_type_or_vocabulary_are_named(tmp_path, split):
+    write_texts(tmp_path)
+    corpus = prepare(spec_of(tmp_path), 33, SILENT)
+    path = corpus.directory / f"{split}.npy"
+    whole = np.load(path)
+    beyond = whole.copy()
+    beyond[-1, -1] = 257
+    for damage, said in (
+        (whole.astype(np.float32), "holds float32, not uint16"),
+        (whole.astype(np.int64), "holds int64, not uint16"),
+        (beyond, "holds token id 257 and the vocabulary has 0 to 256"),
+    ):
+        np.save(path, damage)
+        with pytest.raises(InputError, match=rf"{split}\.npy: {said}; delete its directory"):
+            prepare(spec_of(tmp_path), 33, SILENT)
+    np.save(path, whole)
+    assert (all_rows(getattr(prepare(spec_of(tmp_path), 33, SILENT), split)) == whole).all()
+
+
 def test_a_damaged_description(tmp_path):
     write_texts(tmp_path)
     corpus = prepare(spec_of(tmp_path), 33, SILENT)
     (corpus.directory / "meta.json").write_text("{")
     with pytest.raises(InputError, match=r"meta\.json: cannot be read .* delete its directory"):
         prepare(spec_of(tmp_path), 33, SILENT)
+    whole = corpus.meta
+    for damage, said in (
+        ({}, "has no corpus"),
+        ([], "holds no JSON object"),
+        ({**whole, "splits": {"train": whole["splits"]["train"]}}, "has no splits/valid/rows"),
+        ({**whole, "splits": 3}, "has no splits/train/rows"),
+        ({**whole, "bytes_per_token": "one"}, "has bytes_per_token 'one', which is no number"),
+        ({**whole, "dtype": "float32"}, "has dtype 'float32', not 'uint16'"),
+        ({**whole, "row_tokens": 17}, "has row_tokens 17, not 33"),
+    ):
+        (corpus.directory / "meta.json").write_text(json.dumps(damage))
+        with pytest.raises(InputError, match=rf"meta\.json: {said}; delete its directory"):
+            prepare(spec_of(tmp_path), 33, SILENT)
     (corpus.directory / "meta.json").unlink()
     assert prepare(spec_of(tmp_path), 33, SILENT).meta == corpus.meta
 
@@ -349,6 +382,42 @@ def test_bad_fields_are_named(tmp_path, field, value):
 def test_tfds_needs_a_name():
     with pytest.raises(InputError, match=r"^data\.tfds_dir: "):
         CorpusSpec(corpus="tfds")
+
+
+@pytest.mark.parametrize(
+    "fields, corpus",
+    [
+        ({}, "python_stdlib"),
+        ({"files": "a", "valid_files": "b"}, "files"),
+        ({"tfds_dir": "a"}, "tfds"),
+        ({"tfds_name": "a"}, "tfds"),
+    ],
+)
+def test_the_corpus_is_the_one_whose_fields_are_named(fields, corpus):
+    assert CorpusSpec(**fields) == CorpusSpec(corpus=corpus, **fields)
+    config = pytest.importorskip("configs.common").base_config()
+    config.data.update(fields)
+    assert config.data.corpus == config.to_dict()["data"]["corpus"] == corpus
+    assert corpus_spec_from_config(config) == CorpusSpec(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        (
+            {"corpus": "python_stdlib", "files": "a"},
+            "files: 'a' needs data.corpus='files'; data.corpus is 'py",
+        ),
+        ({"valid_files": "a"}, "valid_files: 'a' needs data.corpus='files'"),
+        ({"tfds_dir": "a", "valid_files": "b"}, "valid_files: 'b' needs data.corpus='files'"),
+        ({"files": "a", "tfds_dir": "b"}, "tfds_dir: 'b' needs data.corpus='tfds'; data.corpus is 'files'"),
+        ({"files": "a", "tfds_name": "b"}, "tfds_name: 'b' needs data.corpus='tfds'"),
+        ({"corpus": "python_stdlib", "tfds_name": "b"}, "tfds_name: 'b' needs data.corpus='tfds'"),
+    ],
+)
+def test_fields_of_another_corpus_are_refused(fields, said):
+    with pytest.raises(InputError, match=rf"^data\.{said}"):
+        CorpusSpec(**fields)
 
 
 def test_context_must_leave_a_target():

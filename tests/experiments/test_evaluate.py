@@ -1,5 +1,6 @@
 """The scores of a checkpoint: those of its own validation, and on other text."""
 
+import dataclasses
 import json
 import math
 
@@ -8,15 +9,24 @@ import pytest
 
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
+from tree_ffn.data import CorpusSpec
+from tree_ffn.errors import InputError
+from tree_ffn.training.evaluate import changed_fields
 from tree_ffn.training.loop import train
 
+USAGE = ("dead_leaves/", "leaf_entropy/", "constant_decisions/")
 
-@pytest.fixture(scope="module")
-def run(texts, tmp_path_factory):
+
+@pytest.fixture(scope="module", params=["moe", "tree"])
+def run(request, texts, tmp_path_factory):
     """(workdir, figures of its last validation, over the whole split)."""
     workdir = tmp_path_factory.mktemp("run")
-    config = tiny_config(texts, kind="moe", train__eval_batches=0)
+    config = tiny_config(texts, kind=request.param, train__eval_batches=0)
     return workdir, train(config, str(workdir), log=lambda _: None, bar=False)
+
+
+def kind_of(run):
+    return json.loads((run[0] / "config.json").read_text())["ffn"]["kind"]
 
 
 def test_the_validation_split_scores_as_in_training(run, tmp_path):
@@ -24,11 +34,16 @@ def test_the_validation_split_scores_as_in_training(run, tmp_path):
     json_path, results = tmp_path / "figures.json", tmp_path / "results.jsonl"
     outcome = call(
         "evaluate", f"--workdir={workdir}", "--step=latest", "--batch_size=8", f"--json={json_path}",
-        f"--results={results}", "--row=moe_top1_X4",
+        f"--results={results}", "--row=a_row",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     found = json.loads(json_path.read_text())
-    for name in ("loss", "bits_per_byte", "active_share", "dead_leaves/1"):
+    usage = [name for name in figures if name.startswith(USAGE)]
+    assert {"dead_leaves/0", "dead_leaves/1", "leaf_entropy/0", "leaf_entropy/1"} <= set(usage)
+    assert (
+        ("constant_decisions/1" in usage) == ("constant decisions" in outcome.out) == (kind_of(run) == "tree")
+    )
+    for name in ("loss", "bits_per_byte", "active_share", *usage):
         np.testing.assert_allclose(found[name], figures[name], rtol=1e-5)
     for said in (
         "(valid), step 6 of",
@@ -40,7 +55,7 @@ def test_the_validation_split_scores_as_in_training(run, tmp_path):
         assert said in outcome.out
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert {row["metric"] for row in rows} >= {"val_loss", "bits_per_byte", "active_share"}
-    assert {(row["table"], row["row"], row["seed"]) for row in rows} == {("cpu_small", "moe_top1_X4", 0)}
+    assert {(row["table"], row["row"], row["seed"]) for row in rows} == {("cpu_small", "a_row", 0)}
 
 
 def test_other_text(run, tmp_path):
@@ -58,6 +73,46 @@ def test_other_text(run, tmp_path):
     assert found["tokens"] > 15_000
 
 
+@pytest.mark.parametrize("run", ["moe"], indirect=True)
+def test_a_field_of_jsonl_and_a_tokenizer_by_path(run, tmp_path):
+    lines = [json.dumps({"text": "", "body": f"number {i} of many lines"}) for i in range(400)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    common = [f"--workdir={run[0]}", f"--files={tmp_path}/a.jsonl", f"--cache_dir={tmp_path}/cache"]
+    outcome = call("evaluate", *common, "--text_field=body", "--tokenizer=bytes", "--batch_size=8")
+    assert outcome.code == 0 and "(all)" in outcome.out, outcome.err
+    outcome = call("evaluate", *common, "--text_field=title")
+    assert outcome.code == 2 and "title" in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("run", ["moe"], indirect=True)
+def test_another_tokenizer_is_refused(run, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    engine = tokenizers.Tokenizer(tokenizers.models.BPE({chr(c): c - 32 for c in range(32, 127)}, []))
+    engine.add_special_tokens(["<|endoftext|>"])
+    engine.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("to be or not to be " * 500)
+    outcome = call(
+        "evaluate", f"--workdir={run[0]}", f"--files={tmp_path}/a.txt", f"--cache_dir={tmp_path}/cache",
+        f"--tokenizer={tmp_path}/tokenizer.json",
+    )  # fmt: skip
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "is not the tokenizer of the run" in outcome.err
+
+
+@pytest.mark.parametrize("run", ["moe"], indirect=True)
+def test_a_registered_data_set(run, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from tests.data.test_tfds_input import SmallSet, make
+
+    records = [{"text": f"number {i} of many lines of text"} for i in range(400)]
+    make(tmp_path, None, {"train": records, "validation": records[:100]})
+    outcome = call(
+        "evaluate", f"--workdir={run[0]}", f"--tfds_name={SmallSet.name}", f"--tfds_dir={tmp_path}/tfds",
+        f"--cache_dir={tmp_path}/cache", "--batch_size=8",
+    )  # fmt: skip
+    assert outcome.code == 0 and "small_set (valid)" in outcome.out, outcome.err
+
+
 @pytest.mark.parametrize(
     "arguments,said",
     [
@@ -70,10 +125,39 @@ def test_other_text(run, tmp_path):
         (["--files=/nowhere/*.txt"], "/nowhere"),
         (["--split=test"], "split"),
         (["--results=x"], "--row is missing"),
+        (["--files=a", "--tfds_name=b"], "data.tfds_name: 'b' needs data.corpus='tfds'"),
+        (["--tokenizer=nowhere.json"], "data.tokenizer: "),
     ],
 )
+@pytest.mark.parametrize("run", ["moe"], indirect=True)
 def test_wrong_input_is_one_sentence_and_exit_code_2(run, arguments, said):
     if arguments and not arguments[0].startswith("--workdir"):
         arguments = [f"--workdir={run[0]}", *arguments]
     outcome = call("evaluate", *arguments)
     assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err
+
+
+@pytest.mark.parametrize(
+    "known, changes, expected",
+    [
+        ({"files": "a", "valid_files": "b"}, {}, {"files": "a", "valid_files": "b"}),
+        ({"files": "a", "valid_files": "b"}, {"files": "c"}, {"files": "c"}),
+        ({"files": "a", "valid_files": "b"}, {"tfds_dir": "c"}, {"tfds_dir": "c"}),
+        ({"files": "a", "valid_files": "b"}, {"corpus": "python_stdlib"}, {}),
+        ({"tfds_dir": "a"}, {"files": "c"}, {"files": "c"}),
+        ({"tfds_dir": "a"}, {"tfds_name": "c"}, {"tfds_name": "c"}),
+        ({"tfds_dir": "a", "tfds_name": "b"}, {"tfds_dir": "c"}, {"tfds_dir": "c"}),
+        ({}, {"files": "c", "text_field": "body"}, {"files": "c", "text_field": "body"}),
+        # A run of an older version, which ignored these files.
+        ({"corpus": "python_stdlib", "files": "a"}, {}, {}),
+    ],
+)
+def test_another_corpus_has_nothing_left_of_the_runs(known, changes, expected):
+    data = dataclasses.asdict(CorpusSpec() if "corpus" in known else CorpusSpec(**known)) | known
+    assert CorpusSpec(**changed_fields(data, changes)) == CorpusSpec(**expected)
+
+
+def test_two_other_corpora_at_once_are_refused():
+    data = dataclasses.asdict(CorpusSpec())
+    with pytest.raises(InputError, match=r"^data\.tfds_dir: 'b' needs data\.corpus='tfds'"):
+        CorpusSpec(**changed_fields(data, {"files": "a", "tfds_dir": "b"}))

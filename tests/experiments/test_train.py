@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 def options(texts, monkeypatch):
     """A command line that trains in seconds."""
     monkeypatch.chdir(ROOT)
-    data = {"corpus": "files", "files": f"{texts}/*.txt", "cache_dir": f"{texts}/cache", "format": "memory"}
+    data = {"files": f"{texts}/*.txt", "cache_dir": f"{texts}/cache", "format": "memory"}
     overrides = [f"--config.data.{name}={value}" for name, value in data.items()]
     return ["--config=configs/smoke.py", "--config.data.workers=0", "--config.mesh.data=1", *overrides]
 
@@ -53,6 +53,14 @@ def options(texts, monkeypatch):
             "ffn.kind: 'maple' is not known",
         ),
         (["--config=configs/smoke.py", "--workdir=x", "--config.data.corpus=books"], "data.corpus: 'books'"),
+        (
+            ["--config=configs/smoke.py", "--workdir=x", "--config.data.files=a", "--config.data.tfds_dir=b"],
+            "data.tfds_dir: 'b' needs data.corpus='tfds'; data.corpus is 'files'.",
+        ),
+        (
+            ["--config=configs/smoke.py", "--workdir=x", "--config.data.valid_files=a"],
+            "data.valid_files: 'a' needs data.corpus='files'; data.corpus is 'python_stdlib'.",
+        ),
         (["--config=configs/smoke.py", "--workdir=x", "--config.train.batch_size=0"], "train.batch_size: 0"),
     ],
 )
@@ -71,7 +79,42 @@ def test_an_unwritable_workdir(options, tmp_path, workdir):
     assert outcome.code == 2 and "cannot be written" in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_train_record_and_go_on(options, tmp_path):
+def files_of(directory):
+    """Content and time of every file: {path: (bytes, ns)}."""
+    paths = [path for path in directory.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.mark.parametrize(
+    "content,said",
+    [
+        (b"latin \xe9 text", "bad.txt: byte 6 is not UTF-8"),
+        (b"", "data: the corpus is empty; use files that hold text."),
+        (None, "bad.txt' matches no file"),
+    ],
+)
+def test_text_that_cannot_be_used(options, texts, tmp_path, content, said):
+    prepared = prepare_data(tiny_config(texts, data__cache_dir=f"{tmp_path}/cache"), tiny_model()).directory
+    before = files_of(prepared)
+    if content is not None:
+        (tmp_path / "bad.txt").write_bytes(content)
+    data = [f"--config.data.files={tmp_path}/bad.txt", f"--config.data.cache_dir={tmp_path}/cache"]
+    outcome = call("train", *options, *data, f"--workdir={tmp_path}/run")
+    assert outcome.code == 2 and said in outcome.err
+    assert re.fullmatch(r"train\.py: [^\n]+\n", outcome.err), outcome.err
+    assert before and files_of(prepared) == before
+
+
+def test_a_damaged_description_of_prepared_rows(options, texts, tmp_path):
+    prepared = prepare_data(tiny_config(texts, data__cache_dir=f"{tmp_path}/cache"), tiny_model()).directory
+    (prepared / "meta.json").write_text("{}")
+    cache = f"--config.data.cache_dir={tmp_path}/cache"
+    outcome = call("train", *options, cache, f"--workdir={tmp_path}/run")
+    assert outcome.code == 2 and "meta.json: has no corpus; delete its directory" in outcome.err
+    assert re.fullmatch(r"train\.py: [^\n]+\n", outcome.err), outcome.err
+
+
+def test_train_record_and_go_on(options, texts, tmp_path):
     results, workdir = tmp_path / "results.jsonl", tmp_path / "run"
     command = [*options, f"--workdir={workdir}", f"--results={results}", "--row=tree_continuous_P2_W1"]
     outcome = call("train", *command)
@@ -79,11 +122,15 @@ def test_train_record_and_go_on(options, tmp_path):
     assert "step 6: validation loss" in outcome.out
     rows = {row["metric"]: row for row in map(json.loads, results.read_text().splitlines())}
     assert {"val_loss", "ppl", "bits_per_byte", "active_share", "dead_leaves", "tokens_per_s"} <= rows.keys()
+    assert rows["val_loss"]["config"]["data"]["corpus"] == texts.name
+    assert json.loads((workdir / "config.json").read_text())["data"]["corpus"] == "files"
     assert rows["val_loss"]["config"]["data"]["sha256"] and str(tmp_path) not in results.read_text()
     assert rows["val_loss"]["command"].startswith("python -m experiments.train --config=configs/smoke.py")
 
-    refused = call("train", *options, f"--workdir={workdir}", "--config.optim.lr=0.5")
-    assert refused.code == 2 and "optim.lr (0.001 there, 0.5 here)" in refused.err
+    # A corpus that is named is the same as one that follows from data.files.
+    other = ["--config.data.corpus=files", "--config.optim.lr=0.5"]
+    refused = call("train", *options, *other, f"--workdir={workdir}")
+    assert refused.code == 2 and "differ: optim.lr (0.001 there, 0.5 here);" in refused.err
 
 
 def test_a_checkpoint_of_another_shape(options, tmp_path):

@@ -18,9 +18,9 @@ from tree_ffn.data.progress import Progress
 from tree_ffn.data.rows import SPLITS, choose_splits
 from tree_ffn.data.sources import RecordRows, RowSource, in_memory
 from tree_ffn.data.spec import CorpusSpec
-from tree_ffn.data.storage import choose_format, locked, open_rows, write_rows, writing
+from tree_ffn.data.storage import choose_format, locked, open_rows, read_meta, write_rows, writing
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
-from tree_ffn.errors import InputError, check_positive_int, reason
+from tree_ffn.errors import InputError, check_positive_int
 
 META = "meta.json"
 CHECKSUMS = "SHA256SUMS"
@@ -92,7 +92,7 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
         with writing(cache), locked(directory):
             if not (directory / META).exists():
                 _make(directory, facts, inputs, in_place, tokenizer, spec, log)
-    meta = _read_meta(directory / META)
+    meta = read_meta(directory / META, facts)
     if in_place:
         train, valid = (in_memory(in_place[split], np.dtype(meta["dtype"])) for split in SPLITS)
     else:
@@ -117,15 +117,6 @@ def _find(
     has_tokens = tfds_input.has_tokens(builder, spec)
     rows = tfds_input.token_rows(builder, spec, row_tokens, tokenizer.vocab_size) if has_tokens else None
     return tfds_input.dataset_inputs(builder, spec), rows
-
-
-def _read_meta(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({reason(error)}); delete its directory, it will be made again."
-        ) from error
 
 
 def _key(spec: CorpusSpec, inputs: Inputs, facts: dict) -> str:

@@ -118,21 +118,27 @@ def in_memory(source: RecordRows, dtype: np.dtype) -> RowSource:
     return ArrayRows(rows)
 
 
-def open_npy(path: Path, row_tokens: int, n_rows: int) -> ArrayRows:
-    """Rows of a NumPy file: in memory if small, else mapped.
+def open_npy(path: Path, shape: tuple[int, int], dtype: np.dtype, vocab_size: int) -> ArrayRows:
+    """Rows of a NumPy file: in memory and every id checked if small, else mapped.
 
     Raises:
-      InputError: it is not such a file, or not whole.
+      InputError: it is not such a file, not whole, or holds ids that the
+        vocabulary does not have.
     """
+    in_memory = path.exists() and path.stat().st_size <= IN_MEMORY_BYTES
     try:
-        rows = np.load(path, mmap_mode=None if path.stat().st_size <= IN_MEMORY_BYTES else "r")
+        rows = np.load(path, mmap_mode=None if in_memory else "r")
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); delete its directory, it will be made again."
-        ) from error
-    if rows.shape != (n_rows, row_tokens):
-        raise InputError(
-            f"{path}: has shape {rows.shape}, not {(n_rows, row_tokens)}; "
-            "delete its directory, it will be made again."
-        )
+        raise foreign(path, f"cannot be read ({reason(error)})") from error
+    if rows.shape != shape:
+        raise foreign(path, f"has shape {rows.shape}, not {shape}")
+    if rows.dtype != dtype:
+        raise foreign(path, f"holds {rows.dtype}, not {dtype}")
+    if in_memory and rows.max(initial=0) >= vocab_size:
+        raise foreign(path, f"holds token id {rows.max()} and the vocabulary has 0 to {vocab_size - 1}")
     return ArrayRows(rows)
+
+
+def foreign(path: Path, what: str) -> InputError:
+    """The sentence for a file of a prepared directory that is not what was written there."""
+    return InputError(f"{path}: {what}; delete its directory, it will be made again.")

@@ -5,6 +5,8 @@ import dataclasses
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 
 CORPORA = ("python_stdlib", "files", "tfds")
+# Fields that only one corpus reads.
+FIELDS_OF = {"files": ("files", "valid_files"), "tfds": ("tfds_dir", "tfds_name")}
 FORMATS = ("auto", "array_record", "memory")
 
 
@@ -14,7 +16,7 @@ class CorpusSpec:
 
     Attributes:
       corpus: `python_stdlib` (the running Python's own library), `files`, or
-        `tfds`.
+        `tfds`; `auto` becomes the one that the fields below ask for.
       files, valid_files: of `files`: glob patterns, comma separated (`**`
         descends); plain text, or JSONL where the name ends in .jsonl, each
         also packed as .gz, .xz, .zst. What matches `valid_files` is never
@@ -31,7 +33,7 @@ class CorpusSpec:
       workers: threads that read rows ahead; 0 reads in the caller's thread.
     """
 
-    corpus: str = "python_stdlib"
+    corpus: str = "auto"
     files: str = ""
     valid_files: str = ""
     text_field: str = "text"
@@ -44,7 +46,9 @@ class CorpusSpec:
     workers: int = 2
 
     def __post_init__(self):
-        check_choice("data.corpus", self.corpus, CORPORA)
+        check_choice("data.corpus", self.corpus, (*CORPORA, "auto"))
+        if self.corpus == "auto":
+            object.__setattr__(self, "corpus", default_corpus(self.files, self.tfds_dir, self.tfds_name))
         check_choice("data.format", self.format, FORMATS)
         check_positive_int("data.workers", self.workers, least=0)
         if not 0 < self.valid_share < 1:
@@ -59,6 +63,25 @@ class CorpusSpec:
             raise InputError(
                 "data.tfds_dir: '' is not allowed with data.corpus=tfds; name it or data.tfds_name."
             )
+        self._refuse_fields_of_others()
+
+    def _refuse_fields_of_others(self):
+        """Text that is named and would not be read is a mistake."""
+        for corpus, names in FIELDS_OF.items():
+            for name in names:
+                value = getattr(self, name)
+                if value and corpus != self.corpus:
+                    raise InputError(
+                        f"data.{name}: {value!r} needs data.corpus={corpus!r}; "
+                        f"data.corpus is {self.corpus!r}."
+                    )
+
+
+def default_corpus(files: str, tfds_dir: str, tfds_name: str) -> str:
+    """The corpus that the named fields of a `CorpusSpec` ask for."""
+    if files:
+        return "files"
+    return "tfds" if tfds_dir or tfds_name else "python_stdlib"
 
 
 def corpus_spec_from_config(config) -> CorpusSpec:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tree_ffn.data.progress import Progress
-from tree_ffn.data.rows import Split, write_npy
-from tree_ffn.data.sources import RecordRows, RowSource, damaged, in_memory, open_npy
+from tree_ffn.data.rows import SPLITS, Split, write_npy
+from tree_ffn.data.sources import RecordRows, RowSource, damaged, foreign, in_memory, open_npy
 from tree_ffn.errors import InputError, reason
 
 _RECORDS = "token_rows"
@@ -92,6 +93,40 @@ def _write_records(directory: Path, blocks: dict, row_tokens: int, dtype: np.dty
         raise OSError(reason(error)) from error
 
 
+def read_meta(path: Path, facts: dict) -> dict:
+    """The description of prepared rows.
+
+    Args:
+      facts: what it must say; a name may differ, for the same content may have moved.
+
+    Raises:
+      InputError: it cannot be read, lacks a key or describes other rows.
+    """
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise foreign(path, f"cannot be read ({reason(error)})") from error
+    if not isinstance(meta, dict):
+        raise foreign(path, "holds no JSON object")
+    figures = [f"splits/{split}/{figure}" for split in SPLITS for figure in ("rows", "tokens", "bytes")]
+    for key in [*facts, *figures, "bytes_per_token"]:
+        value = _at(meta, key.split("/"))
+        if value is None:
+            raise foreign(path, f"has no {key}")
+        if key not in facts and not isinstance(value, int | float):
+            raise foreign(path, f"has {key} {value!r}, which is no number")
+        if key in ("row_tokens", "vocab_size", "dtype", "format") and value != facts[key]:
+            raise foreign(path, f"has {key} {value!r}, not {facts[key]!r}")
+    return meta
+
+
+def _at(value, names: list[str]):
+    """What lies under some names in nested dicts; None where there is nothing."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
 def open_rows(directory: Path, split: str, meta: dict) -> RowSource:
     """One split of a prepared directory.
 
@@ -99,7 +134,8 @@ def open_rows(directory: Path, split: str, meta: dict) -> RowSource:
       InputError: its files are missing, cut off or foreign.
     """
     if meta["format"] == "memory":
-        return open_npy(directory / f"{split}.npy", meta["row_tokens"], meta["splits"][split]["rows"])
+        shape = (meta["splits"][split]["rows"], meta["row_tokens"])
+        return open_npy(directory / f"{split}.npy", shape, np.dtype(meta["dtype"]), meta["vocab_size"])
     import tensorflow_datasets as tfds
 
     where = f"data.cache_dir: {directory}"

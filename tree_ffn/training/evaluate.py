@@ -5,7 +5,8 @@ import itertools
 
 import jax
 
-from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, prepare, valid_batches
+from tree_ffn.data import CorpusSpec, PreparedCorpus, load_tokenizer, prepare, valid_batches
+from tree_ffn.data.spec import FIELDS_OF, default_corpus
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.metrics import active_share, loss_figures, usage_figures
@@ -23,19 +24,30 @@ def other_corpus(run: Restored, **changes):
       InputError: the text cannot be used, or the tokenizer is another.
     """
     changes = {name: value for name, value in changes.items() if value is not None}
-    if "files" in changes:
-        changes = {"corpus": "files", "valid_files": "", **changes}
-    if "tfds_dir" in changes:
-        changes = {"corpus": "tfds", "tfds_name": "", **changes}
-    spec = dataclasses.replace(corpus_spec_from_config(run.config), **changes)
-    corpus = prepare(spec, row_tokens=run.model.context + 1)
-    known, found = run.meta["data"]["tokenizer_sha256"], corpus.meta["tokenizer_sha256"]
+    spec = CorpusSpec(**changed_fields(run.config.data, changes))
+    # Before the text: to tokenise it by another tokenizer may take long.
+    known, found = run.meta["data"]["tokenizer_sha256"], load_tokenizer(spec.tokenizer).fingerprint
     if known != found:
         raise InputError(
-            f"data.tokenizer: {spec.tokenizer!r} is no longer the tokenizer of the run "
-            f"(sha256 {found[:12]} now, {known[:12]} then); put the old file back."
+            f"data.tokenizer: {spec.tokenizer!r} is not the tokenizer of the run "
+            f"(sha256 {found[:12]} now, {known[:12]} then); put the old file back, or name it."
         )
-    return corpus
+    return prepare(spec, row_tokens=run.model.context + 1)
+
+
+# Fields that no longer apply once another is named: a new set of files is not divided as the run's was.
+_REPLACED = {"files": "valid_files", "tfds_dir": "tfds_name", "tfds_name": "tfds_dir"}
+
+
+def changed_fields(data, changes: dict) -> dict:
+    """Fields of a CorpusSpec: the run's, without those that the changes leave without use."""
+    fields = {field.name: data[field.name] for field in dataclasses.fields(CorpusSpec)}
+    asked = default_corpus(*(changes.get(name, "") for name in ("files", "tfds_dir", "tfds_name")))
+    corpus = changes.get("corpus") or (fields["corpus"] if asked == "python_stdlib" else asked)
+    dropped = [_REPLACED[name] for name in changes if name in _REPLACED]
+    if corpus != "auto":
+        dropped += [name for owner, names in FIELDS_OF.items() if owner != corpus for name in names]
+    return {**fields, **dict.fromkeys(dropped, ""), "corpus": corpus, **changes}
 
 
 def evaluate(
