@@ -40,6 +40,17 @@ def rng(request) -> np.random.Generator:
     return np.random.default_rng(list(request.node.nodeid.encode()))
 
 
+@pytest.fixture(autouse=True)
+def room_for_compiled_code(request):
+    """Thousands of compiled programs, as of the full product, exhaust a process's memory maps: XLA crashes.
+
+    (Linux: vm.max_map_count, 65,530 by default; a worker of the tests met it after some 300 cases.)
+    """
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+
+
 @pytest.fixture
 def repository() -> pathlib.Path:
     """The root of the checkout."""
