@@ -7,7 +7,7 @@
 4 layers of width 128, context 256, bytes. Every sparse row has F of about 510 units and A = 16 (3.1 %);
 `narrow` is dense with 16 units, `dense` with 510. The recorded rows were trained on
 Wikipedia of 2015 and English novels (results/cpu_small.jsonl names them by sha256).
-`length=short` is the budget of the three-seed rows.
+`length=short` and `length=full` are the budgets of the three-seed rows.
 """
 
 from configs import common
@@ -22,7 +22,7 @@ ROWS = {
     "tree_continuous": {"routing": "continuous"},
 }
 
-# `full` is a GPU's minute, `long` about 10 minutes on 2 CPU cores, `short` about 2.
+# `full` for a GPU, `long` and `short` for CPUs.
 STEPS = {"full": 3000, "long": 2000, "short": 500}
 
 # The best of 1e-3, 2e-3, 4e-3 and 8e-3 for every row at 3,000 steps; at 500 steps dense and moe were best at
