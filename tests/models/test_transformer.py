@@ -61,10 +61,10 @@ def test_remat_equals_no_remat():
     np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), grads, grads_remat)
 
-    def text(spec):
-        return str(jax.make_jaxpr(lambda v: Transformer(spec).apply(v, TOKENS)[0])(variables))
+    def recomputed(spec):  # parts of the program; activations alone always are
+        return str(jax.make_jaxpr(lambda v: Transformer(spec).apply(v, TOKENS)[0])(variables)).count("remat")
 
-    assert "remat" in text(rematted) and "remat" not in text(spec)
+    assert recomputed(rematted) > recomputed(spec)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.models.attention import KeyValue
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.models.transformer import Cache, KeyValue, Transformer, unrolled
+from tree_ffn.models.transformer import Cache, Transformer, unrolled
 
 
 @dataclasses.dataclass(frozen=True)

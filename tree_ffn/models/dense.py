@@ -66,7 +66,8 @@ def dense_ffn(params, x_TE: jax.Array, spec: DenseSpec) -> tuple[jax.Array, Info
     w_in_FE, b_in_F, w_out_FE, b_out_E = (
         params[name].astype(x_TE.dtype) for name in ("w_in", "b_in", "w_out", "b_out")
     )
-    act = activation(spec.activation, spec.negative_slope)
+    # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
+    act = jax.checkpoint(activation(spec.activation, spec.negative_slope), prevent_cse=False)
     h_TF = act(jnp.einsum("TE,FE->TF", x_TE, w_in_FE) + b_in_F[None, :])
     y_TE = jnp.einsum("TF,FE->TE", h_TF, w_out_FE) + b_out_E[None, :]
     no_leaves = jnp.zeros((x_TE.shape[0], 0), jnp.int32)

@@ -16,22 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tree_ffn.models.attention import Attention, KeyValue
 from tree_ffn.models.ffn import FFN, update_routing
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
 
-__all__ = ["Cache", "InitSpec", "KeyValue", "ModelSpec", "Transformer", "unrolled", "update_model_routing"]
-
-
-class KeyValue(NamedTuple):
-    """Keys and values of past positions; stacked over the layers of a run.
-
-    Attributes:
-      k: [layers, B, H, M, K], M the positions there is room for.
-      v: the same.
-    """
-
-    k: jax.Array
-    v: jax.Array
+__all__ = ["Cache", "InitSpec", "ModelSpec", "Transformer", "unrolled", "update_model_routing"]
 
 
 class Cache(NamedTuple):
@@ -44,45 +33,6 @@ class Cache(NamedTuple):
 
     runs: tuple[KeyValue, ...]
     length: jax.Array
-
-
-class Attention(nn.Module):
-    """Causal multi-head attention with biases; reads and extends a cache where one is given."""
-
-    model: ModelSpec
-
-    @nn.compact
-    def __call__(self, x_BCE, past: KeyValue | None, start):
-        spec, dtype = self.model, x_BCE.dtype
-        width, n_heads, head_width = spec.width, spec.n_heads, spec.head_width
-        param_dtype = jnp.dtype(spec.param_dtype)
-        normal, zeros = nn.initializers.normal, nn.initializers.zeros
-        in_std, out_std = spec.init.attn_in / width**0.5, spec.init.attn_out / width**0.5
-        w_qkv = self.param("w_qkv", normal(in_std), (width, 3, n_heads, head_width), param_dtype)
-        b_qkv = self.param("b_qkv", zeros, (3, n_heads, head_width), param_dtype)
-        w_out_HKE = self.param("w_out", normal(out_std), (n_heads, head_width, width), param_dtype)
-        b_out_E = self.param("b_out", zeros, (width,), param_dtype)
-
-        # The order of the plain matrix product: any other one makes XLA:CPU transpose the weights.
-        qkv = jnp.einsum("BCE,EnHK->BCnHK", x_BCE, w_qkv.astype(dtype)) + b_qkv.astype(dtype)[None, None]
-        q_BCHK = qkv[:, :, 0]
-        k_BHMK, v_BHMK = (jnp.swapaxes(qkv[:, :, i], 1, 2) for i in (1, 2))
-        if past is not None:
-            k_BHMK = jax.lax.dynamic_update_slice(past.k, k_BHMK, (0, 0, start, 0))
-            v_BHMK = jax.lax.dynamic_update_slice(past.v, v_BHMK, (0, 0, start, 0))
-        out_BCHK = causal_attention(q_BCHK, k_BHMK, v_BHMK, start)
-        y_BCE = jnp.einsum("BCHK,HKE->BCE", out_BCHK, w_out_HKE.astype(dtype))
-        return y_BCE + b_out_E.astype(dtype)[None, None], None if past is None else KeyValue(k_BHMK, v_BHMK)
-
-
-def causal_attention(q_BCHK, k_BHMK, v_BHMK, start):
-    """softmax(q k^T / sqrt(K)) v over the positions m <= start + c; the softmax is float32."""
-    n_queries, n_keys = q_BCHK.shape[1], k_BHMK.shape[2]
-    visible_CM = jnp.arange(n_keys)[None, :] <= start + jnp.arange(n_queries)[:, None]
-    logits = jnp.einsum("BCHK,BHMK->BHCM", q_BCHK, k_BHMK, preferred_element_type=jnp.float32)
-    logits = jnp.where(visible_CM[None, None], logits * q_BCHK.shape[-1] ** -0.5, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(q_BCHK.dtype)
-    return jnp.einsum("BHCM,BHMK->BCHK", weights, v_BHMK)
 
 
 class Layer(nn.Module):
@@ -144,9 +94,28 @@ class Embed(nn.Module):
 
     def logits(self, x_BCE):
         """float32 scores of the V tokens."""
-        table = self.tokens.astype(x_BCE.dtype)
-        logits = jnp.einsum("BCE,VE->BCV", x_BCE, table, preferred_element_type=jnp.float32)
-        return logits[:, :, : self.model.vocab_size]
+        return _scores(x_BCE, self.tokens.astype(x_BCE.dtype))[:, :, : self.model.vocab_size]
+
+
+@jax.custom_vjp
+def _scores(x_BCE: jax.Array, table_VE: jax.Array) -> jax.Array:
+    """<x, table row> in float32 from operands of any dtype."""
+    return jnp.einsum("BCE,VE->BCV", x_BCE, table_VE, preferred_element_type=jnp.float32)
+
+
+def _scores_fwd(x_BCE, table_VE):
+    return _scores(x_BCE, table_VE), (x_BCE, table_VE)
+
+
+def _scores_bwd(saved, d_BCV):
+    # Differentiating a bfloat16 product with a float32 result would run the two
+    # backward products in float32; the operands' own dtype is enough.
+    x_BCE, table_VE = saved
+    d_BCV = d_BCV.astype(x_BCE.dtype)
+    return jnp.einsum("BCV,VE->BCE", d_BCV, table_VE), jnp.einsum("BCV,BCE->VE", d_BCV, x_BCE)
+
+
+_scores.defvjp(_scores_fwd, _scores_bwd)
 
 
 class Transformer(nn.Module):

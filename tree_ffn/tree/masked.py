@@ -40,7 +40,9 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax
         threshold_PR = params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
         r_TPR = _first_units(z_TPU, spec) - jax.lax.stop_gradient(threshold_PR)[None]
     leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec.shape.depth)
-    h_TPU = _path_units(z_TPU, r_TPR, leaf_TP, spec).astype(x_TE.dtype)
+    # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
+    path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
+    h_TPU = path_units(z_TPU, r_TPR, leaf_TP, spec).astype(x_TE.dtype)
     w_out_FE = params["w_out"].astype(x_TE.dtype).reshape(-1, x_TE.shape[1])
     s_TE = h_TPU.reshape(x_TE.shape[0], -1) @ w_out_FE
     return s_TE, leaf_TP

@@ -1,0 +1,68 @@
+"""The paper's first table at a scale that minutes allow: language modelling at equal active width.
+
+    python -m experiments.train --config=configs/t1_small.py:row=tree_hard_P12_W1,seed=0 \\
+        --config.data.files='TEXT/wikipedia2015/train_0[0-3].txt.xz,TEXT/novels/train_00.txt.xz' \\
+        --config.data.valid_files=TEXT/wikipedia2015/valid.txt.xz \\
+        --config.data.tokenizer=TEXT/tokenizers/gpt2/encoder.json.xz,TEXT/tokenizers/gpt2/vocab.bpe.xz \\
+        --workdir=runs/tree_hard --results=results/t1_small.jsonl --table=t1_small --row=tree_hard_P12_W1
+
+The paper compares dense OPT-125M with trees trained on the same tokens, three seeds; its budget, trees,
+learning rates and table values are not known to us. Here: 8 layers of width 768, context 512, GPT-2's BPE,
+60 M tokens seen (44 M of them unique), F of about 3,072 units, and A = 96 (3.1 %) in every sparse row and
+in `narrow`.
+
+A run takes 2 to 5 minutes on one H100 or H200 (README, results).
+"""
+
+from configs import common
+
+TREE, HARD = {"kind": "tree"}, {"kind": "tree", "routing": "hard"}
+MANY, FEW, ONE = ({"n_trees": p, "node_width": (w,)} for p, w in ((12, 1), (3, 4), (1, 12)))
+CONTINUOUS = {"kind": "tree", "routing": "continuous", "implementation": "grouped"}
+
+ROWS = {
+    "dense": {"kind": "dense", **MANY},
+    "narrow_A96": {"kind": "narrow", **MANY},
+    "moe_top1_X32": {"kind": "moe", "n_experts": 32, "expert_width": 96, "top_k": 1},
+    "moe_top4_X128": {"kind": "moe", "n_experts": 128, "expert_width": 24, "top_k": 4},
+    "random_tree_P12_W1": {**HARD, **MANY, "kind": "random_tree"},
+    "tree_hard_P12_W1": {**HARD, **MANY},
+    "tree_hard_P1_W12": {**HARD, **ONE, "implementation": "grouped"},
+    "tree_straight_P12_W1": {**TREE, **MANY, "routing": "straight_through"},
+    "tree_continuous_P12_W1": {**CONTINUOUS, **MANY},
+    "tree_continuous_P3_W4": {**CONTINUOUS, **FEW},
+    "tree_continuous_P1_W12": {**CONTINUOUS, **ONE},
+}
+
+# Steps of 32,768 tokens: 60 M tokens, and the 15 M by which learning rates are chosen.
+STEPS = {"full": 1831, "tune": 458}
+
+
+def get_config(arg=None):
+    """Arguments: row (one of ROWS), length (full or tune), seed."""
+    arg = common.parse_arg(arg, row="tree_continuous_P1_W12", length="full", seed=0)
+    if arg.row not in ROWS:
+        raise ValueError(f"config argument: row={arg.row} is not known; use one of: {', '.join(ROWS)}.")
+    if arg.length not in STEPS:
+        raise ValueError(f"config argument: length={arg.length} is not known; use full or tune.")
+    config = common.base_config()
+    config.seed = arg.seed
+
+    model = config.model
+    model.n_layers, model.width, model.n_heads, model.context = 8, 768, 12, 512
+    model.dtype = "bfloat16"
+    model.vocab_multiple = 64
+
+    for key, value in ROWS[arg.row].items():
+        config.ffn[key] = value
+
+    config.data.corpus = "files"
+
+    config.train.batch_size, config.train.steps = 64, STEPS[arg.length]
+    config.train.eval_every, config.train.eval_batches = 200, 0
+    config.train.checkpoint_every = 0  # at the end only
+
+    config.optim.lr = 1.5e-3
+    config.optim.warmup = config.train.steps // 10
+    config.optim.final_share = 0.05
+    return config
