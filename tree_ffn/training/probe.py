@@ -45,14 +45,15 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
         run = f"run_{i}"
         (x,) = sown["intermediates"][run]["ffn"]["x"]  # [layers, B, C, E]
         params = {**variables["params"][run]["ffn"], **variables["routing"][run]["ffn"]}
-        peak, working = jax.lax.map(lambda layer, ffn=ffn: _activity(*layer, ffn), (params, x))
+        peak, working = jax.lax.map(functools.partial(_activity, spec=ffn), (params, x))
         gradient_N = jax.vmap(functools.partial(node_norms, shape=ffn.shape))(grads[run]["ffn"])
         found.append({"gradient": gradient_N, "peak": peak, "working": working})
     return tuple(found)
 
 
-def _activity(params: dict, x_BCE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+def _activity(layer: tuple[dict, jax.Array], spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
     """Largest |h| of every unit, and the share of tokens at which it works: [P, U] each."""
+    params, x_BCE = layer
     h_TPU, _ = masked.hidden(params, x_BCE.reshape(-1, x_BCE.shape[-1]), spec)
     size_TPU = jnp.abs(h_TPU)
     return size_TPU.max(axis=0), jnp.mean((size_TPU > WORKING).astype(jnp.float32), axis=0)

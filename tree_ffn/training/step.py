@@ -184,6 +184,7 @@ def train_step(
 
 def eval_step(variables: dict, usage, batch, *, model: ModelSpec):
     """Mean cross-entropy of one batch, `usage` with its visits added, and its leaves, one array a run."""
+    infos: tuple[Info, ...]
     logits_BCV, infos = Transformer(model).apply(variables, batch[:, :-1])
     nll, _ = next_token_loss(logits_BCV, batch[:, 1:])
     return nll, count_usage(usage, infos), tuple(info.leaf_TP for info in infos)
