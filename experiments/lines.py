@@ -17,7 +17,7 @@ KINDS = ("dense", "narrow", "moe", "random_tree", "tree_hard", "tree_straight", 
 
 # Keys that may differ within a line, and keys that may not differ even between the lines of a table.
 NO_MATTER = (
-    r"(seed|mesh\..*|model\.remat|ffn\.implementation"
+    r"(seed|scored.*|mesh\..*|model\.remat|ffn\.implementation"
     r"|train\.(log_every|eval_every|checkpoint_every|probe|keep))$"
 )
 COMMON = r"(data\.(sha256|tokenizer_sha256)|train\.(steps|batch_size|eval_batches)|model\.(context|width))$"
