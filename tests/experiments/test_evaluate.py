@@ -193,8 +193,9 @@ def test_texts_are_scored_whole(run, texts, tmp_path):
         for position, target in enumerate(window[1:]):
             if target != end:
                 nats += np.log(np.exp(logits[position]).sum()) - logits[position, target]
-    text = b"".join(path.read_bytes() for path in files)
-    words = len(text.split()) + text.count(b"\n")
+    contents = [path.read_bytes() for path in files]
+    words = sum(len(text.split()) + text.count(b"\n") for text in contents)
+    text = b"".join(contents)
     assert found["tokens"] == len(text) and found["words"] == words
     assert found["loss"] == pytest.approx(nats / len(text), rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(nats / len(text) / math.log(2), rel=1e-5)
