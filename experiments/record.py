@@ -19,7 +19,7 @@ from tree_ffn.training.config import resolved
 TABLES = (
     "quickstart", "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small",
     "quality_attempts", "quality_curves", "conversion", "scoring_speed", "speed_layer", "speed_decode",
-    "speed_train", "plan", "faults",
+    "speed_train", "speed_steps", "plan", "faults",
 )  # fmt: skip
 FIELDS = (
     "table", "row", "metric", "value", "unit", "seed", "device", "config", "config_hash", "commit", "command",
