@@ -5,6 +5,7 @@ same (table, row, metric, seed, device, config_hash) supersedes the earlier one.
 """
 
 import datetime
+import fcntl
 import glob
 import hashlib
 import json
@@ -61,6 +62,13 @@ def append_result(
       >>> append_result("results/cpu.jsonl", table="cpu_small", row="dense", metric="val_loss",
       ...     value=1.25, seed=0, config={"model": {"width": 128}})          # doctest: +SKIP
     """
+    result = _result(table, row, metric, value, seed, config, unit, device, command)
+    _append_line(path, json.dumps(result, allow_nan=False))
+    return result
+
+
+def _result(table, row, metric, value, seed, config, unit=None, device=None, command=None) -> dict:
+    """A checked row; see `append_result`."""
     result = {
         "table": table, "row": row, "metric": metric, "value": value,
         "unit": unit or UNITS.get(metric), "seed": seed, "device": device or device_name(),
@@ -69,15 +77,15 @@ def append_result(
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip
     check_row(result)
-    _append_line(path, json.dumps(result, allow_nan=False))
     return result
 
 
 def _append_line(path: str, line: str) -> None:
-    """One write of one whole line; a torn line before it is closed first, never removed."""
+    """One write of whole lines; a torn line before them is closed first, never removed."""
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # runs of a sweep write into one file
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(size - 1)
@@ -101,12 +109,12 @@ def check_row(result: dict) -> None:
     check_choice("table", result["table"], TABLES)
     number, whole = int | float, int | None
     for field, good, rule in (
-        ("row", _is_name(result["row"]), "letters, digits and _ . + -"),
-        ("metric", _is_name(result["metric"]), "letters, digits and _ . + -"),
+        ("row", is_name(result["row"]), "letters, digits and _ . + -"),
+        ("metric", is_name(result["metric"]), "letters, digits and _ . + -"),
         ("value", isinstance(result["value"], number) and math.isfinite(result["value"]), "a finite number"),
         ("unit", isinstance(result["unit"], str) and result["unit"], "a unit such as nats/token, ms or 1"),
         ("seed", isinstance(result["seed"], whole) and result["seed"] is not True, "a whole number or None"),
-        ("device", _is_name(result["device"]), "a name such as cpu or h200"),
+        ("device", is_name(result["device"]), "a name such as cpu or h200"),
         ("config", isinstance(result["config"], dict), "a dict"),
         ("command", isinstance(result["command"], str) and result["command"], "a command line"),
         ("versions", isinstance(result["versions"], dict), "a dict of package versions"),
@@ -120,7 +128,8 @@ def check_row(result: dict) -> None:
         )
 
 
-def _is_name(value) -> bool:
+def is_name(value) -> bool:
+    """Whether a row, metric or device may be called so."""
     return isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value) is not None
 
 
@@ -192,11 +201,13 @@ def _read_rows(path: str):
 
 
 def append_figures(
-    path: str, figures: dict[str, float], *, table: str, row: str, config, data_meta: dict
-) -> None:
+    path: str, figures: dict[str, float], *, table: str, row: str, config, data_meta: dict,
+    command: str | None = None,
+) -> None:  # fmt: skip
     """Appends the figures of one run or evaluation: one row each for loss, ppl, usage and so on.
 
-    Per-layer figures (`dead_leaves/0`, ...) become their mean over the layers.
+    Per-layer figures (`dead_leaves/0`, ...) become their mean over the layers. All rows are written at
+    once: a run is recorded whole, or not at all.
 
     Args:
       path: results file.
@@ -204,6 +215,7 @@ def append_figures(
       table, row: names of the rows.
       config: the run's config.
       data_meta: facts of its corpus.
+      command: as in `append_result`.
     """
     known = public_config(config, data_meta)
     means: dict[str, list[float]] = {}
@@ -211,11 +223,15 @@ def append_figures(
         metric = {"loss": "val_loss"}.get(name, name).split("/")[0]
         if metric in UNITS:
             means.setdefault(metric, []).append(value)
+    lines = []
     for metric, values in means.items():
         # A timing says nothing about a seed.
         seed = None if UNITS[metric] in ("s", "ms", "tokens/s") else known["seed"]
         value = sum(values) / len(values)
-        append_result(path, table=table, row=row, metric=metric, value=value, seed=seed, config=known)
+        result = _result(table, row, metric, value, seed, known, command=command)
+        lines.append(json.dumps(result, allow_nan=False))
+    if lines:
+        _append_line(path, "\n".join(lines))
 
 
 def append_text_figures(

@@ -3,6 +3,7 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
     python -m experiments.train --config=configs/quickstart.py --config.optim.lr=1e-3 --workdir=runs/slow
     python -m experiments.train --config=configs/default.py --config.model.preset=opt_125m --describe
+    python -m experiments.train --config=configs/t2_1p3b.py --compile
 
 The workdir gets config.json, metrics.jsonl, TensorBoard events and checkpoints.
 The same command again goes on from the last checkpoint. SIGTERM saves and exits
@@ -13,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, record
+from experiments import cli, dry_compile, record
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
@@ -29,6 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; a run that is there goes on.")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes and FLOPs of the model; train nothing.")
+_COMPILE = flags.DEFINE_bool("compile", False, "Compile the step and print its memory; allocate nothing.")
 _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the final figures to this results file (JSONL).")
 _TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
@@ -43,10 +45,13 @@ def main() -> None:
         model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
         print(describe(model)[0])
         return
-    if _WORKDIR.value is None:
-        raise InputError("--workdir is missing; name the directory of the run, e.g. --workdir=runs/first.")
     if _RESULTS.value and not _ROW.value:
         raise InputError("--row is missing; --results needs a name for the row, e.g. --row=tree_hard_P12_W1.")
+    if _COMPILE.value:
+        compile_only(config)
+        return
+    if _WORKDIR.value is None:
+        raise InputError("--workdir is missing; name the directory of the run, e.g. --workdir=runs/first.")
     if _NOJIT.value:
         jax.config.update("jax_disable_jit", True)
 
@@ -57,6 +62,14 @@ def main() -> None:
         record.append_figures(
             _RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config, data_meta=meta
         )
+
+
+def compile_only(config) -> None:
+    """What the compiler says about the training step."""
+    figures = dry_compile.compile_step(config)
+    print(dry_compile.page(figures))
+    if _RESULTS.value:
+        dry_compile.record_step(_RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""The paper's first table where there is only a CPU: every kind of layer, some minutes in all.
+
+    python -m experiments.ablate --sweep=configs/sweeps/t1_cpu.py --workdir=runs/t1 --results=runs/t1.jsonl
+    python -m experiments.tables --results=runs/t1.jsonl
+
+The paper compares dense decoders with trees of the same F on the same tokens. Here: the model and text of
+the quickstart (2 layers of width 128, context 128, the bytes of Python's standard library) for 300 steps of
+2,048 tokens; F = 510, and A = 16 (3.1 %) in every sparse row and in `narrow`.
+
+What it can show: that every kind trains, what a row of the table is made of, and differences of some
+hundredths of a bit. What it cannot: 0.6 M tokens are too few to rank kinds of layers, let alone to say
+something about the paper's sizes; configs/t1_small.py is the smallest config for that.
+"""
+
+from configs import common, quickstart
+
+P2, P1 = {"n_trees": 2, "node_width": (1,)}, {"n_trees": 1, "node_width": (2,)}
+
+ROWS = {
+    "dense": {"kind": "dense", **P2},
+    "narrow_A16": {"kind": "narrow", **P2},
+    "moe_top1_X32": {"kind": "moe", "n_experts": 32, "expert_width": 16, "top_k": 1},
+    "random_tree_P2_W1": {"kind": "random_tree", **P2},
+    "tree_hard_P2_W1": {"kind": "tree", "routing": "hard", **P2},
+    "tree_straight_P2_W1": {"kind": "tree", "routing": "straight_through", **P2},
+    "tree_continuous_P1_W2": {"kind": "tree", "routing": "continuous", **P1},
+}
+
+STEPS = {"full": 300, "tune": 100}
+
+
+def get_config(arg=None):
+    """Arguments: row (one of ROWS), length (full or tune), seed."""
+    arg = common.parse_arg(arg, row="tree_hard_P2_W1", length="full", seed=0)
+    for name, known in (("row", ROWS), ("length", STEPS)):
+        if arg[name] not in known:
+            raise ValueError(
+                f"config argument: {name}={arg[name]} is not known; use one of: {', '.join(known)}."
+            )
+    config = quickstart.get_config(f"kind={ROWS[arg.row]['kind']},steps={STEPS[arg.length]},seed={arg.seed}")
+    config.model.init.w_out = 0.05  # one scale for all rows
+    for key, value in ROWS[arg.row].items():
+        config.ffn[key] = value
+    # 143 k tokens: a leaf without a visit in 1,000 * 2^D of them is called dead.
+    config.train.eval_batches = 70
+    return config

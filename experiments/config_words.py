@@ -1,0 +1,69 @@
+"""Configs as words of a command line, and back: what a sweep runs is what experiments.train would read."""
+
+import functools
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from tree_ffn.data import corpus_spec_from_config, load_tokenizer
+from tree_ffn.errors import InputError
+from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
+
+
+def check_config(config) -> None:
+    """Raises InputError unless a run of `config` could start; reads no text and looks at no device."""
+    model = model_spec_from_config(config, _vocab_size(config.data.tokenizer))
+    check_trainable(model)
+    train_spec(config)
+    optim_spec(config)
+    corpus_spec_from_config(config)
+
+
+@functools.cache
+def _vocab_size(tokenizer: str) -> int:
+    return load_tokenizer(tokenizer).vocab_size
+
+
+def words_of(file: str, values: dict[str, Any]) -> list[str]:
+    """The part of a command line of experiments.train that says the config.
+
+    Example:
+      >>> words_of("configs/smoke.py", {"kind": "tree", "optim.lr": 1e-3, "ffn.node_width": (1, 2)})
+      ['--config=configs/smoke.py:kind=tree', '--config.optim.lr=0.001', '--config.ffn.node_width=(1,2)']
+    """
+    argument = ",".join(f"{key}={written(value)}" for key, value in values.items() if "." not in key)
+    first = f"--config={file}:{argument}" if argument else f"--config={file}"
+    return [first, *(f"--config.{key}={written(value)}" for key, value in values.items() if "." in key)]
+
+
+def written(value) -> str:
+    """A value as a flag takes it; without spaces, so that a recorded command stays one word a flag."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return repr(tuple(value)).replace(" ", "")
+    return str(value)
+
+
+def config_of(words: list[str]) -> ConfigDict:
+    """The config that experiments.train would read from these words of a command line.
+
+    Raises:
+      InputError: in the words of ml_collections, or of the config file.
+    """
+    own = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", flag_values=own, lock_config=True, sys_argv=list(words))
+        own(["train", *words])
+        config: Any = own["config"].value
+        return config.copy_and_resolve_references()
+    except Exception as error:  # a file, its argument, a key or a value: absl wraps them in many ways
+        raise InputError(f"{' '.join(words[:1])}: {last_line(error)}") from error
+
+
+def last_line(error: Exception) -> str:
+    """What an error says at its end; ml_collections shows a whole traceback before it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return line.removeprefix("ValueError: ")

@@ -1,0 +1,246 @@
+"""Sweeps: what they run and skip, what they refuse, how learning rates are chosen; with real, tiny runs."""
+
+import json
+import math
+import os
+import pathlib
+import shlex
+
+import pytest
+
+from experiments import record, sweep, tuning
+from experiments.config_words import config_of, words_of
+from tests.experiments.programs import call
+from tree_ffn.errors import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+GRID = tuning.Grid("optim.lr", (1.0, 2.0, 4.0), extensions=2)
+
+
+@pytest.fixture
+def place(texts, tmp_path, monkeypatch):
+    """A function that writes a sweep file and runs the program on it."""
+    monkeypatch.chdir(ROOT)
+    common = {
+        "data.files": f"{texts}/*.txt", "data.cache_dir": f"{texts}/cache", "data.format": "memory",
+        "data.workers": 0, "mesh.data": 1,
+    }  # fmt: skip
+
+    def ablate(rows, *arguments, **more):
+        data = {"config": "configs/smoke.py", "table": "t4_small", "set": {"steps": 2}, "rows": rows, **more}
+        (tmp_path / "sweep.py").write_text(f"def get_sweep():\n    return {data!r}\n")
+        names = [f"--set={key}={value}" for key, value in common.items()]
+        files = [f"--results={tmp_path}/r.jsonl", f"--workdir={tmp_path}/runs"]
+        return call("ablate", f"--sweep={tmp_path}/sweep.py", *files, *names, *arguments)
+
+    return ablate
+
+
+def losses(path):
+    """{(row, seed, learning rate): validation loss} of a results file."""
+    rows = record.load_results([str(path)])
+    return {
+        (row["row"], row["seed"], row["config"]["optim"]["lr"]): row["value"]
+        for row in rows
+        if row["metric"] == "val_loss"
+    }
+
+
+WILD = {"kind": "narrow", "optim.lr": 1e30, "optim.clip": 0.0}
+ROWS = {
+    "tree_hard": {"set": {"ffn.routing": "hard", "ffn.node_width": (1,)}, "seeds": [0, 1]},
+    "narrow": {"set": {"kind": "narrow"}},
+}
+
+
+def test_rows_are_run_recorded_and_not_run_again(place, tmp_path):
+    assert "2 to do: narrow" not in place(ROWS, "--dry").out
+    outcome = place(ROWS, "--rows=tree", "--keep_runs=false")
+    assert outcome.code == 0, outcome.err
+    assert losses(tmp_path / "r.jsonl").keys() == {("tree_hard", 0, 1e-3), ("tree_hard", 1, 1e-3)}
+    left = set(os.listdir(tmp_path / "runs" / "tree_hard_seed0"))
+    assert {"config.json", "metrics.jsonl"} <= left and not left & {"checkpoints", "tensorboard"}
+
+    text = (tmp_path / "r.jsonl").read_text()
+    assert str(tmp_path) not in text
+    row = json.loads(text.splitlines()[0])
+    said = shlex.split(row["command"])
+    assert said[:3] == ["python", "-m", "experiments.train"] and "--row=tree_hard" in said
+    assert "--config=configs/smoke.py:steps=2" in said and "--config.ffn.node_width=(1,)" in said
+
+    outcome = place(ROWS)
+    assert outcome.code == 0 and "2 of them are done" in outcome.out and "tree_hard_seed" not in outcome.out
+    assert (tmp_path / "r.jsonl").read_text().startswith(text)
+    assert len(losses(tmp_path / "r.jsonl")) == 3
+    dry = place(ROWS, "--dry").out
+    assert "3 runs, 0 to do" in dry and "narrow_seed0, lr 0.001, 2 steps" in dry
+
+
+def test_a_row_that_fails_is_reported_and_the_others_go_on(place, tmp_path):
+    rows = {
+        "wild": {"set": WILD},
+        "narrow": ROWS["narrow"],
+    }
+    outcome = place(rows)
+    assert outcome.code == 1
+    assert "1 of the runs failed:\n  wild_seed0: step" in outcome.err
+    assert losses(tmp_path / "r.jsonl").keys() == {("narrow", 0, 1e-3)}
+
+    # The same row with another value is another run, and its workdir is not the old one's.
+    rows = {"narrow": ROWS["narrow"]}
+    outcome = place(rows, "--set=optim.lr=0.01")
+    assert outcome.code == 1 and "optim.lr (0.001 there, 0.01 here); use its config" in outcome.err
+    assert place(rows, "--set=optim.lr=0.01", f"--workdir={tmp_path}/other").code == 0
+    assert losses(tmp_path / "r.jsonl").keys() == {("narrow", 0, 1e-3), ("narrow", 0, 1e-2)}
+
+
+def test_commands_for_a_cluster(place, tmp_path):
+    outcome = place(ROWS, "--print")
+    assert outcome.code == 0 and not (tmp_path / "r.jsonl").exists()
+    lines = outcome.out.splitlines()
+    assert len(lines) == 3
+    words = shlex.split(lines[0])
+    assert words[:3] == ["python", "-m", "experiments.train"]
+    config = config_of([word for word in words if word.startswith("--config")])
+    assert (config.seed, config.ffn.routing, config.train.steps) == (0, "hard", 2)
+    # One of them, as a cluster would run it, is done for the sweep.
+    assert call("train", *words[3:]).code == 0
+    assert len(place(ROWS, "--print").out.splitlines()) == 2
+
+
+def test_processes(place, tmp_path):
+    rows = {"narrow": ROWS["narrow"], "wild": {"set": WILD}}
+    outcome = place(rows, "--jobs=2")
+    assert outcome.code == 1 and "wild_seed0: step" in outcome.err and "log.txt" in outcome.err, outcome.err
+    assert "validation loss" in (tmp_path / "runs" / "narrow_seed0" / "log.txt").read_text()
+    assert len(losses(tmp_path / "r.jsonl")) == 1 and "narrow_seed0: done" in outcome.out
+
+
+def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
+    """Of three far too small rates the largest is best, and after one extension the next."""
+    first = "1 of 1 kinds: optim.lr as in the config"
+    grid = {"values": [1e-5, 2e-5, 4e-5], "extensions": 1, "set": {"optim.warmup": 1}}
+    rows = {"narrow": ROWS["narrow"]}
+    assert "3 runs to choose a rate by" in place(rows, "--tune", "--dry", tuning=grid).out
+    assert first in place(rows, "--dry", tuning=grid).out
+    outcome = place(rows, "--tune", tuning=grid)
+    assert outcome.code == 0, outcome.err
+    tried = losses(tmp_path / "r_tuning.jsonl")
+    assert {key[2] for key in tried} == {1e-5, 2e-5, 4e-5, 8e-5}
+    assert losses(tmp_path / "r.jsonl").keys() == {("narrow", 0, 8e-5)}
+    assert "narrow: optim.lr 8e-05, at the edge of all that was tried" in outcome.out
+    again = place(rows, "--tune", tuning=grid)
+    assert "1 runs, 1 of them are done" in again.out and "to choose" not in again.out
+
+
+def test_the_choice_of_a_rate():
+    next_values = lambda **losses: tuning.next_values({float(k[1:]): v for k, v in losses.items()}, GRID)
+    assert next_values() == [1.0, 2.0, 4.0]
+    assert next_values(r1=3.0, r4=1.0) == [2.0]
+    assert next_values(r1=3.0, r2=2.0, r4=2.5) == []
+    assert next_values(r1=1.0, r2=2.0, r4=2.5) == [0.5]
+    assert next_values(r1=3.0, r2=2.0, r4=1.0) == [8.0]
+    assert next_values(r1=3.0, r2=2.0, r4=1.0, r8=math.inf) == []
+    assert next_values(r1=3.0, r2=2.0, r4=1.0, r8=0.9) == [16.0]
+    assert next_values(r1=3.0, r2=2.0, r4=1.0, r8=0.9, r16=0.8) == []  # two extensions are all
+    assert next_values(r1=math.inf, r2=math.inf, r4=math.inf) == [0.5]
+    assert tuning.at_edge({1.0: 1.0, 2.0: 2.0}) and not tuning.at_edge({1.0: 3.0, 2.0: 2.0, 4.0: 2.5})
+
+
+@pytest.mark.parametrize(
+    "rows,more,arguments,said",
+    [
+        ({"a": {"set": {"optim.lrr": 1}}}, {}, [], "'optim.lrr' is not in configs/smoke.py (did you mean"),
+        ({"a": {"set": {"stesp": 1}}}, {}, [], "config argument: 'stesp=1' is not known"),
+        ({"a": {"set": {"train.batch_size": "many"}}}, {}, [], "sweep row a: "),
+        ({"a": {"set": {"ffn.kind": "maple"}}}, {}, [], "ffn.kind: 'maple' is not known"),
+        ({"a b": {}}, {}, [], "name 'a b' is not allowed"),
+        ({"a": {"lr": 1}}, {}, [], "sweep row a field: 'lr' is not known; use one of: set, seeds, kind."),
+        ({"a": {"seeds": 3}}, {}, [], "seeds 3 is not allowed; use a list"),
+        ({"a": {"set": {"seed": 3}}}, {}, [], "'seed' is not allowed; name seeds in the field seeds"),
+        ({}, {}, [], "it has no rows"),
+        ({"a": {}}, {"table": "t9"}, [], "sweep table: 't9' is not known"),
+        ({"a": {}}, {"config": "configs/no.py"}, [], "config 'configs/no.py' is not a file"),
+        ({"a": {}}, {"tuning": {"values": [1.0]}}, [], "values [1.0] is not allowed; use at least 3"),
+        ({"a": {}}, {}, ["--tune"], "has no tuning"),
+        ({"a": {}}, {}, ["--rows=b"], "--rows: 'b' finds none of: a."),
+        ({"a": {}}, {}, ["--set=lr"], "--set: 'lr' is not allowed; use KEY=VALUE"),
+        ({"a": {"set": {"kind": "tree"}}}, {}, ["--set=kind=moe"], "--set: kind is not allowed;"),
+        ({"a": {}}, {}, ["--gpus=x"], "--gpus: 'x' is not allowed"),
+        ({"a": {}}, {}, ["--jobs=-1"], "--jobs: -1 is not allowed"),
+        ({"a": {}}, {"grids": [{"name": "a", "over": {"optim.lr": [1, 2]}}]}, [], "'a' is there twice"),
+        ({"a": {}}, {"grids": [{"name": "{rate}", "over": {"optim.lr": [1]}}]}, [], "use the keys lr"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(place, tmp_path, rows, more, arguments, said):
+    outcome = place(rows, *arguments, **more)
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1, outcome.err
+    assert outcome.out == "" and os.listdir(tmp_path) == ["sweep.py"]
+
+
+@pytest.mark.parametrize(
+    "arguments,said",
+    [
+        ([], "--sweep is missing"),
+        (["--sweep=x"], "--results is missing"),
+        (["--sweep=x", "--results=r.jsonl"], "--workdir is missing"),
+        (["--sweep=x", "--results=r.jsonl", "--workdir=w"], "--sweep: 'x' is not a file"),
+        (["--sweep=x", "--results=r_tuning.jsonl", "--workdir=w"], "of the runs that choose learning rates"),
+    ],
+)
+def test_flags_that_are_missing(arguments, said):
+    outcome = call("ablate", *arguments)
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_text_that_is_not_there_stops_a_sweep_before_its_first_run(place, tmp_path):
+    outcome = place({"a": {"set": {"kind": "narrow"}}}, "--set=data.valid_files=nowhere.txt")
+    assert outcome.code == 2 and "'nowhere.txt' matches no file" in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_grid_is_every_combination(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    grid = {
+        "name": "tree_{activation}_{lr}", "kind": "tree_{activation}", "seeds": [3],
+        "over": {"ffn.activation": ["gelu", "relu"], "optim.lr": [0.1, 0.2]},
+    }  # fmt: skip
+    rows = sweep.expand({"config": "configs/smoke.py", "table": "t4_small", "grids": [grid]}, {}).rows
+    assert [row.name for row in rows] == ["tree_gelu_0.1", "tree_gelu_0.2", "tree_relu_0.1", "tree_relu_0.2"]
+    assert rows[3] == ("tree_relu_0.2", "tree_relu", {"ffn.activation": "relu", "optim.lr": 0.2}, (3,))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/sweeps").glob("t*.py")), ids=lambda path: path.stem)
+def test_the_sweeps_of_the_repository(path, monkeypatch):
+    """Every row of each is allowed; where a text is needed, its name is enough."""
+    monkeypatch.chdir(ROOT)
+    rows = sweep.load_sweep(str(path), {"data.files": "x.txt"}).rows
+    assert len(rows) == {"t1": 4, "t1_cpu": 7, "t1_small": 11, "t4_cpu": 12, "t4_small": 32}[path.stem]
+    assert sum(len(row.seeds) for row in rows) >= len(rows)
+
+
+def test_the_recorded_grid_of_t1_small_is_known(monkeypatch):
+    """Its rows were made by hand; the sweep finds them by their hash."""
+    monkeypatch.chdir(ROOT)
+    found = [
+        row for row in record.load_results(["results/t1_small_tuning.jsonl"]) if row["metric"] == "val_loss"
+    ]
+    loaded = sweep.load_sweep("configs/sweeps/t1_small.py", {"data.files": "x.txt"})
+    for row in loaded.rows:
+        for value in loaded.grid.values:
+            values = row.values | loaded.tuning_set | {"optim.lr": value}
+            config = config_of(words_of(loaded.config_file, values))
+            known = [r for r in found if r["row"] == row.name and r["config"]["optim"]["lr"] == value]
+            assert len(known) == 1
+            meta = known[0]["config"]["data"]
+            assert record.config_hash(record.public_config(config, meta)) == known[0]["config_hash"]
+
+
+def test_words_are_read_as_the_program_reads_them(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values = {"kind": "moe", "ffn.node_width": (1, 2), "model.remat": True, "optim.lr": 3e-5, "ffn.top_k": 2}
+    config = config_of(words_of("configs/smoke.py", values))
+    assert (config.ffn.kind, config.ffn.node_width, config.model.remat) == ("moe", (1, 2), True)
+    assert (config.optim.lr, config.ffn.top_k) == (3e-5, 2)
+    with pytest.raises(InputError, match="config argument: kinds=1|'kinds=1' is not known"):
+        config_of(["--config=configs/smoke.py:kinds=1"])
