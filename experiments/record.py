@@ -236,7 +236,7 @@ def append_figures(
 
 def append_text_figures(
     path: str, text: str, figures: dict[str, float], *, table: str, row: str, config, data_meta: dict,
-    sha256: str,
+    sha256: str, command: str | None = None,
 ) -> None:  # fmt: skip
     """Appends the figures of a run on another text: metrics such as `novels_loss`, `wikitext2_word_ppl`.
 
@@ -251,11 +251,12 @@ def append_text_figures(
       config: the run's config.
       data_meta: facts of the corpus it was trained on.
       sha256: of the text.
+      command: by default this process's own.
     """
     known = {**public_config(config, data_meta), "scored": {"name": text, "sha256": sha256}}
     for name, value in figures.items():
         unit = {"loss": "nats/token"}.get(name) or UNITS[name]
         append_result(
             path, table=table, row=row, metric=f"{text}_{name}", value=value, unit=unit, seed=known["seed"],
-            config=known,
+            config=known, command=command,
         )  # fmt: skip

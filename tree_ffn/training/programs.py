@@ -53,6 +53,9 @@ class Scorer:
         """Score of `variables` over batches int32 [B, C + 1]; all are of one size."""
         losses, tokens, usage, leaves = [], 0, self.empty_usage(), None
         for batch in batches:
+            # Two batches under way at most: a longer queue would hold their tokens on the devices, and on
+            # a CPU that plays several devices, threads that wait for one program starve those of another.
+            jax.block_until_ready(losses[-2:-1])
             loss, usage, batch_leaves = self._eval_step(
                 variables, usage, sharding.put_batch(batch, self._mesh)
             )
