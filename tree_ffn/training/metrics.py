@@ -9,6 +9,7 @@ import numpy as np
 from tree_ffn.models.ffn import units
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
+from tree_ffn.tree import PrunedSpec
 from tree_ffn.tree.usage import figures
 
 
@@ -41,7 +42,8 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
       model: says which layers a run holds.
 
     Returns:
-      `dead_leaves` (share of leaves, or experts, without a visit),
+      `dead_leaves` (share of leaves, or experts, without a visit; pruned
+      leaves do not count),
       `leaf_entropy` (over its largest value) and, of trees,
       `constant_decisions` (share of decisions that always went one way).
     """
@@ -49,6 +51,9 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
     for (ffn, n_layers), counts in zip(model.runs, usage):
         if counts is not None:
             found = _expert_figures(np.asarray(counts)) if isinstance(ffn, MoESpec) else _tree_figures(counts)
+            if isinstance(ffn, PrunedSpec):  # of the leaves that it has
+                visited = (np.asarray(counts) > 0).sum(axis=(1, 2))
+                found = {**found, "dead_leaves": 1 - visited / ffn.nodes[-1]}
             for name, one_a_layer in jax.device_get(found).items():
                 values.update(
                     {f"{name}/{first + layer}": float(one_a_layer[layer]) for layer in range(n_layers)}
