@@ -8,9 +8,9 @@ A threshold is a share of the calibration tokens: a subtree that no more than th
 unless its sibling is too and is visited less; 0 removes what was never visited. Calibration text is the run's
 training split, or --files. The curve gives the loss on the run's validation split for every threshold.
 
---to writes a new run at step 0: experiments/evaluate, generate and export read it by its --workdir. To train it
-further, give the command of the run before with --workdir=NEW (config values of train and optim may change):
-weights go on, the optimizer's moments and its schedule start anew.
+--to writes a new run at step 0: experiments/evaluate, generate and export read it by its --workdir. To train
+it further, give the command of the run before with --workdir=NEW (config values of train and optim may
+change): weights go on, the optimizer's moments and its schedule start anew.
 """
 
 import os
@@ -161,8 +161,10 @@ def placed(variables: dict, run: Restored) -> dict:
 
 def table(points: list[Point]) -> str:
     """The curve: one line a threshold."""
-    head = f"{'threshold':>10} {'units kept':>12} {'share':>8} {'bytes':>14} {'loss':>8} {'rise':>8} {'bits/byte':>10}"
-    lines = [f"{head}   units of every layer"]
+    lines = [
+        f"{'threshold':>10} {'units kept':>12} {'share':>8} {'bytes':>14} {'loss':>8} {'rise':>8} "
+        f"{'bits/byte':>10}   units of every layer"
+    ]
     for point in points:
         f = point.figures
         said = "unpruned" if point.threshold is None else f"{point.threshold:g}"

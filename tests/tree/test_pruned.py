@@ -1,4 +1,4 @@
-"""Pruned layers in both executions against the float64 oracle of the full trees, told which leaves are kept."""
+"""Pruned layers against the float64 oracle of the full trees, which is told the leaves that are left."""
 
 import functools
 

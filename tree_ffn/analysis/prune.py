@@ -131,8 +131,9 @@ def kept_leaves(counts_PJ: np.ndarray, threshold: float, tokens: int, present_PJ
 
 def can_be_static(spec: FFNSpec) -> bool:
     """Whether a layer is a dense one but for its form: one path a tree, no gates, activation at the units."""
-    one_path = isinstance(spec, PrunedSpec) and spec.is_one_path
-    return one_path and spec.routing != "continuous" and spec.act_site == "node"
+    if not isinstance(spec, PrunedSpec):
+        return False
+    return spec.is_one_path and spec.routing != "continuous" and spec.act_site == "node"
 
 
 def static_layer(params: dict, spec: PrunedSpec) -> tuple[DenseSpec, dict]:

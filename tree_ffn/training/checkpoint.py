@@ -2,8 +2,8 @@
 
 A checkpoint holds two items, `model` (params and routing, so thresholds too)
 and `optimizer` (step and optimizer state), and as JSON its `meta` (resolved
-config, facts about the data; the model where it is not the config's). The data state is the step: row order is a pure
-function of it.
+config, facts about the data; the model where it is not the config's). The data
+state is the step: row order is a pure function of it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Runs that begin with a changed model: the model is no longer what the config says, so it is saved beside it.
+"""Runs that begin with a changed model: it is no longer what the config says, so it is saved beside it.
 
 The `meta` of such a run's checkpoints has an entry `model`. The config stays that
 of the run before, so the same command with the new --workdir goes on training.

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree import gather, grouped, masked, pruned
 from tree_ffn.tree.activations import activation
-from tree_ffn.tree.layout import layout_of
 from tree_ffn.tree.spec import Info, PrunedSpec, TreeSpec
 
 IMPLEMENTATIONS = {"masked": masked.trees, "gather": gather.trees, "grouped": grouped.trees}
@@ -127,28 +126,27 @@ def init_params(
       are not trained. Of a PrunedSpec, the arrays of `pruned` with some
       structure of these sizes.
     """
-    shape, is_pruned = spec.shape, isinstance(spec, PrunedSpec)
+    shape = spec.shape
     keys = jax.random.split(key, 5)
     in_std, out_std = w_in_scale / width**0.5, w_out_scale / shape.active_units**0.5
-    units = (spec.kept_units,) if is_pruned else (shape.n_trees, shape.tree_units)
-    deciding = (layout_of(spec).n_deciding,) if is_pruned else (shape.n_trees, shape.n_deciding)
+    shapes = _array_shapes(spec, width)
     params = {
-        "w_in": _normal(keys[0], (*units, width), in_std, param_dtype),
-        "b_in": jnp.zeros(units, param_dtype),
-        "w_out": _normal(keys[1], (*units, width), out_std, param_dtype),
-        "b_out": jnp.zeros((width,), param_dtype),
-        "threshold": jnp.zeros(deciding if is_pruned else (shape.n_trees, shape.n_nodes), jnp.float32),
+        "w_in": _normal(keys[0], shapes["w_in"], in_std, param_dtype),
+        "b_in": jnp.zeros(shapes["b_in"], param_dtype),
+        "w_out": _normal(keys[1], shapes["w_out"], out_std, param_dtype),
+        "b_out": jnp.zeros(shapes["b_out"], param_dtype),
+        "threshold": jnp.zeros(shapes["threshold"], jnp.float32),
     }
-    if is_pruned:
+    if isinstance(spec, PrunedSpec):
         params |= jax.tree.map(jnp.asarray, pruned.init_structure(spec))
     if shape.shared_width:
         params["shared"] = {
-            "w_in": _normal(keys[2], (shape.shared_width, width), in_std, param_dtype),
-            "b_in": jnp.zeros((shape.shared_width,), param_dtype),
-            "w_out": _normal(keys[3], (shape.shared_width, width), out_std, param_dtype),
+            "w_in": _normal(keys[2], shapes["shared.w_in"], in_std, param_dtype),
+            "b_in": jnp.zeros(shapes["shared.b_in"], param_dtype),
+            "w_out": _normal(keys[3], shapes["shared.w_out"], out_std, param_dtype),
         }
     if spec.router == "frozen":
-        params["router"] = {"w": _normal(keys[4], (*deciding, width), in_std, jnp.float32)}
+        params["router"] = {"w": _normal(keys[4], shapes["router.w"], in_std, jnp.float32)}
     return params
 
 
@@ -172,8 +170,8 @@ def check_implementation(spec: TreeSpec, implementation: str) -> None:
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "masked" and isinstance(spec, PrunedSpec):
         raise InputError(
-            "implementation: 'masked' cannot execute a pruned layer; use 'gather', 'grouped', or none of them "
-            "to have one chosen ('auto' in a config)."
+            "implementation: 'masked' cannot execute a pruned layer; use 'gather' or 'grouped', or name none "
+            "('auto' in a config) to have one chosen."
         )
 
 

@@ -5,6 +5,8 @@ a tree, or inside a pruned layer, units stand in (level, node, unit) order; a
 node is named by its level and its place in it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +84,8 @@ class PrunedLayout(Layout):
 
     def __init__(self, spec: PrunedSpec, child_R2: jax.Array | None = None, path_JL: jax.Array | None = None):
         super().__init__(spec, spec.nodes)
-        self._child_R2, self._path_JL = child_R2, path_JL
+        self._child_R2: Any = child_R2
+        self._path_JL: Any = path_JL
 
     def stacked(self, params: dict) -> dict:
         return jax.tree.map(lambda array: array[None], params)

@@ -108,7 +108,7 @@ def present_leaves(params: dict, spec: TreeSpec) -> np.ndarray:
 
 
 def init_structure(spec: PrunedSpec) -> dict[str, np.ndarray]:
-    """`child`, `path` and `leaf` of some trees with these numbers of nodes: the first nodes of a level fork."""
+    """`child`, `path` and `leaf` of trees with these numbers of nodes: a level's first nodes fork."""
     place_K = np.arange(spec.nodes[0])
     leaf_K, children, paths = np.zeros_like(place_K), [], [place_K[:, None]]
     for count, below in zip(spec.nodes, spec.nodes[1:]):
