@@ -33,6 +33,7 @@ UNITS = {
     "val_loss": "nats/token", "train_loss": "nats/token", "ppl": "1", "bits_per_byte": "bits/byte",
     "gap_closed": "1", "active_share": "1", "dead_leaves": "1", "leaf_entropy": "1",
     "constant_decisions": "1", "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
+    "loss_rise": "nats/token", "units_kept": "units", "units_share": "1", "bytes": "bytes",
 }  # fmt: skip
 
 
