@@ -34,6 +34,7 @@ from experiments.lines import (
     task,
     trained,
 )  # fmt: skip
+from experiments.prune_table import prune_small
 from experiments.speed_tables import speed_layer, speed_train, timed, trained_on
 from tree_ffn.errors import InputError
 
@@ -169,6 +170,7 @@ def tuning_grid(rows: list[dict]) -> str:
 TABLES = {
     "quickstart": (trained, quickstart),
     "cpu_small": (trained, cpu_small),
+    "prune_small": (trained, prune_small),
     "speed_layer": (timed, speed_layer),
     "speed_train": (trained_on, speed_train),
 }

@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, probe, sharding, step
 from tree_ffn.training.setup import Plan
-from tree_ffn.tree import TreeSpec
 
 
 class Score(NamedTuple):
@@ -68,7 +67,7 @@ class Scorer:
 
 def _probe(plan: Plan):
     """`probe.probe` as a function (variables, batch int32 [B, C + 1]); None where off, or without trees."""
-    if not (plan.train.probe and any(isinstance(ffn, TreeSpec) for ffn in plan.model.ffns)):
+    if not (plan.train.probe and any(map(probe.can_probe, plan.model.ffns))):
         return None
     compiled = jax.jit(functools.partial(probe.probe, model=plan.model))
     return lambda variables, batch: compiled(variables, sharding.put_batch(batch, plan.mesh))
