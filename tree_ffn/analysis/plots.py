@@ -1,0 +1,192 @@
+"""Figures as SVG text: lines over time, heat maps, scatters with a Pareto front.
+
+Colours are CSS custom properties (`axes.STYLE` gives them for light, dark and print), so one figure reads on any
+of them; nothing needs a script. Every figure has a title that screen readers say.
+"""
+
+import base64
+import html
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tree_ffn.analysis.axes import BOTTOM, HEIGHT, LEFT, LIGHT, RIGHT, TOP, WIDTH, Axes, figure, spread_out
+
+
+class Series(NamedTuple):
+    """A line of a chart."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+class Point(NamedTuple):
+    """A point of a scatter; `error` is the half height of its bar, 0 for none."""
+
+    label: str
+    x: float
+    y: float
+    error: float = 0.0
+
+
+def line_chart(
+    title: str, series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False
+) -> str:
+    """Lines, each with its name at its right end.
+
+    Args:
+      title: what screen readers say.
+      series: at least one; values that are not finite leave gaps.
+      x_label, y_label: names of the axes with units.
+      zero: the vertical axis begins at 0.
+
+    Example:
+      >>> "polyline" in line_chart("loss", [Series("a", [0, 1], [3.0, 2.0])], "step", "nats a token")
+      True
+    """
+    xs, ys = (np.concatenate([np.asarray(values, float) for values in group]) for group in _columns(series))
+    axes = Axes(xs, ys, x_label, y_label, zero=zero)
+    parts, ends = [axes.frame()], []
+    for i, one in enumerate(series):
+        colour = f"var(--c{i % len(LIGHT)})"
+        dash = f' stroke-dasharray="{6 - i // len(LIGHT)} 3"' if i >= len(LIGHT) else ""
+        runs = _finite_runs(one)
+        for run in runs:
+            places = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in run)
+            parts.append(f'<polyline class="line" stroke="{colour}"{dash} points="{places}"/>')
+            if len(run) == 1:
+                parts.append(dot(axes, *run[0], colour, radius=2.5))
+        if runs:
+            ends.append((axes.py(runs[-1][-1][1]), one.label, colour))
+    for y, label, colour in spread_out(ends, 13, TOP + 4, HEIGHT - BOTTOM + 4):
+        style = f'style="fill:{colour}"'
+        parts.append(f'<text x="{WIDTH - RIGHT + 5}" y="{y + 4:.1f}" {style}>{html.escape(label)}</text>')
+    return figure(title, "".join(parts))
+
+
+def dot(axes: Axes, x: float, y: float, colour: str, radius: float = 4, said: str = "") -> str:
+    """A point of a figure; `said` shows where a pointer rests on it."""
+    place = f'cx="{axes.px(x):.1f}" cy="{axes.py(y):.1f}" r="{radius}" fill="{colour}"'
+    return f"<circle {place}><title>{html.escape(said)}</title></circle>" if said else f"<circle {place}/>"
+
+
+def _columns(series: Sequence[Series]) -> tuple[list, list]:
+    return [one.x for one in series], [one.y for one in series]
+
+
+def _finite_runs(one: Series) -> list[list[tuple[float, float]]]:
+    """The line's pieces between values that are not finite."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for x, y in zip(one.x, one.y):
+        if math.isfinite(y):
+            runs[-1].append((float(x), float(y)))
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def heat_map(
+    title: str, values: np.ndarray, x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]],
+    rows: Sequence[tuple[float, str]], top: float,
+) -> str:  # fmt: skip
+    """A matrix as shades of one colour, from none at 0 to full at `top`.
+
+    Args:
+      title: what screen readers say.
+      values: [rows, columns], at least 0; rows from the top.
+      x_label, y_label: names of the axes.
+      x_ticks: (place from 0 to 1, text) below.
+      rows: (place from 0 to 1, text) at the left.
+      top: the value of the full colour.
+    """
+    right, bottom = WIDTH - 12, HEIGHT - BOTTOM
+    box = f'x="{LEFT}" y="{TOP}" width="{right - LEFT}" height="{bottom - TOP}"'
+    shade = np.clip(values / max(top, 1e-30), 0, 1)
+    parts = [
+        # A mask of grey values lets the page's own colour through: dark and print need no other picture.
+        f'<mask id="{_name(title)}"><image {box} preserveAspectRatio="none" '
+        f'style="image-rendering:pixelated" href="{png(shade)}"/></mask>'
+        f'<rect {box} fill="var(--heat)" mask="url(#{_name(title)})"/>'
+        f'<rect {box} fill="none" class="rule"/>'
+    ]
+    for place, text in x_ticks:
+        x = LEFT + place * (right - LEFT)
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{html.escape(text)}</text>')
+    for place, text in rows:
+        y = TOP + place * (bottom - TOP)
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{html.escape(text)}</text>')
+    middle = (LEFT + right) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>')
+    parts.append(
+        f'<text transform="translate(12 {(TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">'
+        f"{html.escape(y_label)}</text>"
+    )
+    return figure(title, "".join(parts))
+
+
+def _name(title: str) -> str:
+    """A name for an element, the same for the same title."""
+    return f"m{zlib.crc32(title.encode()):08x}"
+
+
+def png(shade: np.ndarray) -> str:
+    """A matrix of [0, 1] as a grey PNG in a data URI."""
+    grey = np.round(255 * np.asarray(shade)).astype(np.uint8)
+    lines = b"".join(b"\0" + line.tobytes() for line in grey)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 8, 0, 0, 0, 0)
+    data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + data).decode()
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in both x and y (smaller is better), by ascending x.
+
+    Example:
+      >>> [p.label for p in pareto([Point("a", 1, 3), Point("b", 2, 2), Point("c", 3, 2.5)])]
+      ['a', 'b']
+    """
+    best, front = math.inf, []
+    for point in sorted(points, key=lambda point: (point.x, point.y)):
+        if point.y < best:
+            front.append(point)
+            best = point.y
+    return front
+
+
+def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool = True) -> str:
+    """Points with bars of their spread, numbered, with their names in a key, and the Pareto front as steps.
+
+    Args:
+      title: what screen readers say.
+      points: at least one.
+      x_label, y_label: names of the axes with units.
+      log_x: the horizontal axis is logarithmic.
+    """
+    ys = [y for point in points for y in (point.y - point.error, point.y + point.error)]
+    axes = Axes([point.x for point in points], ys, x_label, y_label, log_x=log_x)
+    front = pareto(points)
+    path = "".join(
+        f"{'H' if i else 'M'}{axes.px(p.x):.1f}{'V' if i else ' '}{axes.py(p.y):.1f}"
+        for i, p in enumerate(front)
+    )
+    parts = [axes.frame(), f'<path class="front" d="{path}"/>']
+    for i, point in enumerate(points):
+        x, colour = axes.px(point.x), f"var(--c{i % len(LIGHT)})"
+        low, high = axes.py(point.y - point.error), axes.py(point.y + point.error)
+        if point.error:
+            parts.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}"/>'
+            )
+        place = f'x="{x + 6:.1f}" y="{axes.py(point.y) - 5:.1f}"'
+        parts.append(dot(axes, point.x, point.y, colour, said=f"{point.label}: {point.x:g}, {point.y:.4f}"))
+        parts.append(f'<text {place} style="fill:{colour}">{i + 1}</text>')
+    return figure(title, "".join(parts))
