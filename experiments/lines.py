@@ -16,7 +16,10 @@ from tree_ffn.training.config import differing_keys, flat
 KINDS = ("dense", "narrow", "moe", "random_tree", "tree_hard", "tree_straight", "tree_continuous", "tree")
 
 # Keys that may differ within a line, and keys that may not differ even between the lines of a table.
-NO_MATTER = r"(seed|mesh\..*|model\.remat|ffn\.implementation|train\.(log_every|checkpoint_every|keep))$"
+NO_MATTER = (
+    r"(seed|scored.*|mesh\..*|model\.remat|ffn\.implementation"
+    r"|train\.(log_every|eval_every|checkpoint_every|probe|keep))$"
+)
 COMMON = r"(data\.(sha256|tokenizer_sha256)|train\.(steps|batch_size|eval_batches)|model\.(context|width))$"
 
 

@@ -33,9 +33,9 @@ DATA_FACTS = (
 UNITS = {
     "val_loss": "nats/token", "train_loss": "nats/token", "ppl": "1", "bits_per_byte": "bits/byte",
     "gap_closed": "1", "active_share": "1", "dead_leaves": "1", "leaf_entropy": "1",
-    "constant_decisions": "1", "changed": "1", "skew": "1", "right_share": "1", "working_units": "1",
-    "ever_working": "1", "gradient_right": "1", "tokens_per_s": "tokens/s", "seconds_per_step": "s",
-    "time_ms": "ms",
+    "constant_decisions": "1", "right_share": "1", "skew": "1", "changed": "1", "working_units": "units",
+    "ever_working": "1", "gradient_right": "1", "nats_per_word": "nats/word", "word_ppl": "1",
+    "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
 }  # fmt: skip
 
 
@@ -232,3 +232,30 @@ def append_figures(
         lines.append(json.dumps(result, allow_nan=False))
     if lines:
         _append_line(path, "\n".join(lines))
+
+
+def append_text_figures(
+    path: str, text: str, figures: dict[str, float], *, table: str, row: str, config, data_meta: dict,
+    sha256: str,
+) -> None:  # fmt: skip
+    """Appends the figures of a run on another text: metrics such as `novels_loss`, `wikitext2_word_ppl`.
+
+    The row is the run's own line of a table, so its config is the run's, with
+    the text under `scored`.
+
+    Args:
+      path: results file.
+      text: its name, the first part of the metrics' names.
+      figures: as `evaluate_whole` returns them.
+      table, row: names of the rows.
+      config: the run's config.
+      data_meta: facts of the corpus it was trained on.
+      sha256: of the text.
+    """
+    known = {**public_config(config, data_meta), "scored": {"name": text, "sha256": sha256}}
+    for name, value in figures.items():
+        unit = {"loss": "nats/token"}.get(name) or UNITS[name]
+        append_result(
+            path, table=table, row=row, metric=f"{text}_{name}", value=value, unit=unit, seed=known["seed"],
+            config=known,
+        )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import record, sweep, tuning
 from experiments.config_words import config_of, words_of
+from experiments.sweep_runs import same_run
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
 
@@ -220,7 +221,7 @@ def test_the_sweeps_of_the_repository(path, monkeypatch):
 
 
 def test_the_recorded_grid_of_t1_small_is_known(monkeypatch):
-    """Its rows were made by hand; the sweep finds them by their hash."""
+    """Its rows were made by hand, before train.probe was there; the sweep finds them all the same."""
     monkeypatch.chdir(ROOT)
     found = [
         row for row in record.load_results(["results/t1_small_tuning.jsonl"]) if row["metric"] == "val_loss"
@@ -233,7 +234,15 @@ def test_the_recorded_grid_of_t1_small_is_known(monkeypatch):
             known = [r for r in found if r["row"] == row.name and r["config"]["optim"]["lr"] == value]
             assert len(known) == 1
             meta = known[0]["config"]["data"]
-            assert record.config_hash(record.public_config(config, meta)) == known[0]["config_hash"]
+            assert same_run(known[0]["config"], record.public_config(config, meta))
+
+
+def test_what_is_the_same_run():
+    recorded = {"optim": {"lr": 1e-3}, "ffn": {"kind": "tree"}, "data": {"sha256": "1"}, "seed": 0}
+    same = {**recorded, "train": {"log_every": 7, "probe": True, "z_loss": 0.0}, "mesh": {"data": 4}}
+    assert same_run(recorded, same)
+    for other in ({"train": {"z_loss": 0.1}}, {"optim": {"lr": 2e-3}}, {"data": {"sha256": "2"}}):
+        assert not same_run(recorded, {**same, **other})
 
 
 def test_words_are_read_as_the_program_reads_them(monkeypatch):

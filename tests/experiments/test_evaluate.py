@@ -4,13 +4,17 @@ import dataclasses
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
+from experiments.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.data import CorpusSpec
 from tree_ffn.errors import InputError
+from tree_ffn.models import Transformer
+from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import changed_fields
 from tree_ffn.training.loop import train
 
@@ -161,3 +165,52 @@ def test_two_other_corpora_at_once_are_refused():
     data = dataclasses.asdict(CorpusSpec())
     with pytest.raises(InputError, match=r"^data\.tfds_dir: 'b' needs data\.corpus='tfds'"):
         CorpusSpec(**changed_fields(data, {"files": "a", "tfds_dir": "b"}))
+
+
+def test_texts_are_scored_whole(run, texts, tmp_path):
+    """Every token once, windows of the context one after the other, against a plain loop."""
+    workdir, _ = run
+    files = sorted(texts.glob("[0-2].txt"))
+    results, json_path = tmp_path / "rows.jsonl", tmp_path / "figures.json"
+    outcome = call(
+        "evaluate", f"--workdir={workdir}", "--step=latest", "--batch_size=8",
+        f"--texts=some={texts}/[0-2].txt,all={texts}/*.txt",
+        f"--results={results}", "--row=a_row", f"--json={json_path}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    found = json.loads(json_path.read_text())["some"]
+
+    restored = restore_for_inference(str(workdir), "latest")
+    context, end = restored.model.context, 256
+    documents = [list(path.read_bytes()) for path in files]
+    stream = [end] + [token for document in documents for token in [*document, end]]
+    apply = jax.jit(lambda tokens: Transformer(restored.model).apply(restored.variables, tokens)[0])
+    nats = 0.0
+    for start in range(0, len(stream) - 1, context):
+        window = stream[start : start + context + 1]
+        padded = np.array([window[:-1] + [end] * (context + 1 - len(window))], np.int32)
+        logits = np.asarray(apply(padded), np.float64)[0]
+        for position, target in enumerate(window[1:]):
+            if target != end:
+                nats += np.log(np.exp(logits[position]).sum()) - logits[position, target]
+    contents = [path.read_bytes() for path in files]
+    words = sum(len(text.split()) + text.count(b"\n") for text in contents)
+    text = b"".join(contents)
+    assert found["tokens"] == len(text) and found["words"] == words
+    assert found["loss"] == pytest.approx(nats / len(text), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(nats / len(text) / math.log(2), rel=1e-5)
+    assert found["word_ppl"] == pytest.approx(math.exp(nats / words), rel=1e-4)
+    rows = load_results(str(results))
+    assert {row["metric"] for row in rows} == {
+        f"{name}_{metric}"
+        for name in ("some", "all")
+        for metric in ("loss", "bits_per_byte", "nats_per_word", "word_ppl")
+    }
+    assert all(len(row["config"]["scored"]["sha256"]) == 64 for row in rows)
+
+
+@pytest.mark.parametrize("given", ["novels", "a=", "=x.txt", "A b=x.txt", "a=*.txt,a=*.txt"])
+def test_texts_need_names(run, given):
+    outcome = call("evaluate", f"--workdir={run[0]}", f"--texts={given}")
+    assert outcome.code == 2 and ("--texts: " in outcome.err or "matches no file" in outcome.err)
+    assert len(outcome.err.strip().splitlines()) == 1

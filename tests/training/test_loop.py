@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import tiny_config, tiny_model
+from tree_ffn.data import valid_batches
 from tree_ffn.errors import InputError
 from tree_ffn.training import optimizer
 from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
+from tree_ffn.training.evaluate import other_corpus
 from tree_ffn.training.loop import train
-from tree_ffn.training.programs import Score
+from tree_ffn.training.programs import Score, Scorer
 from tree_ffn.training.report import Report
 from tree_ffn.training.setup import plan_run
 from tree_ffn.training.signals import Diverged, Interrupted, StopSignals
+from tree_ffn.training.writers import decode
 
 
 def quiet(config, workdir, log=lambda _: None):
@@ -42,13 +45,48 @@ def test_what_a_run_writes(finished):
     written = [(line["split"], line["step"]) for line in lines(workdir)]
     assert written == [("train", 2), ("valid", 3), ("train", 4), ("train", 6), ("valid", 6)]
     train_line, valid_line = lines(workdir)[-2:]
-    usage = {f"{name}/{i}" for name in ("dead_leaves", "leaf_entropy", "constant_decisions") for i in (0, 1)}
+    names = ("dead_leaves", "leaf_entropy", "constant_decisions", "right_share", "skew")
+    usage = {f"{name}/{i}" for name in names for i in (0, 1)}
+    probed = {f"{name}/1" for name in ("changed", "working_units", "ever_working", "gradient_right")}
     assert train_line.keys() >= usage | {"loss", "ppl", "lr", "grad_norm", "update_norm", "tokens_per_s"}
-    assert valid_line.keys() >= usage | {"loss", "ppl", "bits_per_byte", "tokens"}
+    assert valid_line.keys() >= usage | probed | {"loss", "ppl", "bits_per_byte", "tokens"}
     assert figures["loss"] == valid_line["loss"] < lines(workdir)[1]["loss"]
     assert figures["step"] == 6 and figures["active_share"] == 8 / 30 and figures["train_loss"] > 0
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"config.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert names == {
+        "config.json", "data.json", "metrics.jsonl", "usage.jsonl", "probe_leaves.npz", "tensorboard",
+        "checkpoints",
+    }  # fmt: skip
+
+
+def test_usage_over_time(finished):
+    """Two layers of 2 trees with 8 leaves; 6 steps of 8 x 32 tokens; validations of 2 batches at 3 and 6."""
+    workdir, figures, _ = finished
+    records = [json.loads(line) for line in (workdir / "usage.jsonl").read_text().splitlines()]
+    arrays = {(r["step"], r["split"], r["name"]): decode(r) for r in records}
+    assert all(record["first_layer"] == 0 for record in records)
+    probed = ("gradient", "peak", "working")
+    expected = [(3, "train", "visits"), (3, "valid", "visits"), *((3, "valid", name) for name in probed)]
+    expected += [(6, "train", "visits"), (6, "valid", "visits"), (6, "valid", "moved")]
+    assert list(arrays) == expected + [(6, "valid", name) for name in probed]
+
+    # A window of training is written at the next validation; lines of metrics are due every 2 steps.
+    assert [int(arrays[step, "train", "visits"].sum(-1)[0, 0]) for step in (3, 6)] == [2 * 256, 4 * 256]
+    visits = arrays[6, "valid", "visits"]
+    assert visits.shape == (2, 2, 8) and (visits.sum(axis=-1) == 2 * 256).all()
+    moved = arrays[6, "valid", "moved"]
+    assert moved.shape == (2, 2, 4) and (moved[:, :, 0] == 0).all() and (np.diff(moved, axis=-1) >= 0).all()
+    assert figures["changed/1"] == pytest.approx(moved[1, :, -1].mean())
+    assert arrays[6, "valid", "peak"].dtype == np.float16
+    run = restore_for_inference(str(workdir), "latest")
+    corpus = other_corpus(run)
+    again = Scorer(run.model, run.mesh)(run.variables, valid_batches(corpus.valid, 8, 2))
+    np.testing.assert_array_equal(again.usage[0], visits)
+
+
+def test_without_the_probe(texts, tmp_path):
+    figures = quiet(tiny_config(texts, train__probe=False), tmp_path)
+    assert "changed/0" in figures and "working_units/0" not in figures
 
 
 def test_what_a_run_says(finished):
@@ -146,7 +184,9 @@ def test_dead_leaves_are_said_only_when_they_can_be_known(texts, tmp_path, token
     usage[:, :, 0] = tokens  # layer 0 and 1: 7 of 8 leaves are dead
     with contextlib.closing(Report(str(tmp_path), plan, 1.0, 0, log.append, False)) as report:
         for _ in range(2):
-            report.valid(step, Score(1.0, tokens, (usage,)))
+            report.valid(
+                step, Score(1.0, tokens, (usage,), (np.zeros((2, 4, 2), np.int32),)), None, write=False
+            )
     warnings = [line for line in log if "left 88 % of its leaves without a visit" in line]
     assert len(warnings) == (2 if warned else 0)  # once a layer
 

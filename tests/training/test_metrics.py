@@ -31,7 +31,10 @@ def test_loss_in_three_units():
 def test_usage_of_trees_is_numbered_by_layer_of_the_model():
     model = tiny_model(ffn__n_trees=1, ffn__depth=1, model__layers="dense,tree", model__n_layers=2)
     figures = usage_figures((None, np.array([[[3, 0]]], np.int32)), model)
-    assert figures == {"dead_leaves/1": 0.5, "leaf_entropy/1": 0.0, "constant_decisions/1": 1.0}
+    assert figures == {
+        "dead_leaves/1": 0.5, "leaf_entropy/1": 0.0, "constant_decisions/1": 1.0, "right_share/1": 0.0,
+        "skew/1": 1.0,
+    }  # fmt: skip
 
 
 def test_usage_of_experts():
@@ -110,7 +113,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     writer = MetricsWriter(str(tmp_path))
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_file", mock.Mock(write=mock.Mock(side_effect=full)))
+        patch.setattr(writer._metrics, "_file", mock.Mock(write=mock.Mock(side_effect=full)))
         with pytest.raises(InputError, match="No space left"):
             writer.write(1, "train", {"loss": 1.0})
     writer.close()
@@ -121,8 +124,8 @@ needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /
 
 def on_a_full_disk(writer):
     """Swaps the open metrics.jsonl for a device that is full."""
-    writer._file.close()
-    writer._file = open("/dev/full", "a")
+    writer._metrics._file.close()
+    writer._metrics._file = open("/dev/full", "a")
     return writer
 
 
@@ -133,7 +136,7 @@ def test_closing_on_a_full_disk_is_one_sentence_too(tmp_path):
         with contextlib.ExitStack() as stack:
             stack.callback(writer.close)
             writer.write(1, "train", {"loss": 1.0})
-    assert writer._file.closed
+    assert writer._metrics._file.closed and writer._usage._file.closed
     if writer._events:
         with pytest.raises(OSError, match="closed"):  # the second was closed although the first failed
             writer._events(2, {"loss": 1.0})
@@ -143,7 +146,7 @@ def test_closing_on_a_full_disk_is_one_sentence_too(tmp_path):
 @pytest.mark.parametrize("error", [InputError("metrics.jsonl"), Diverged("step 6")])
 def test_closing_does_not_hide_the_first_error(texts, tmp_path, error):
     report = Report(str(tmp_path), plan_run(tiny_config(texts)), 1.0, 0, print, False)
-    on_a_full_disk(report._writer)._file.write("not flushed yet")
+    on_a_full_disk(report._writer)._metrics._file.write("not flushed yet")
     with pytest.raises(type(error)) as caught, contextlib.ExitStack() as stack:
         stack.enter_context(report)
         raise error

@@ -78,6 +78,7 @@ def test_killed_and_resumed_is_the_straight_run(texts, straight, tmp_path):
     killed = (workdir / "batches.txt").read_text().split()
     assert killed == batches[:7] + batches[start:]
     assert losses(workdir) == losses(straight)
+    assert (workdir / "usage.jsonl").read_text() == (straight / "usage.jsonl").read_text()
     expected = hashes(state_of(texts, straight))
     assert hashes(state_of(texts, workdir)) == expected
     assert any("threshold" in name for name in expected) and any("mu" in name for name in expected)

@@ -80,9 +80,10 @@ def test_the_optimizer_does_not_know_thresholds(trees):
 def test_eval_step_is_the_training_loss_before_the_step(trees):
     model, before, (_, train_usage, metrics) = trees
     run = jax.jit(functools.partial(step.eval_step, model=model))
-    loss, usage = run(before.variables, step.empty_usage(model), BATCH)
+    loss, usage, leaves = run(before.variables, step.empty_usage(model), BATCH)
     np.testing.assert_allclose(loss, metrics["loss"], rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, usage, train_usage)
+    assert [leaf.shape for leaf in leaves] == [(2, BATCH[:, 1:].size, 2)]
 
 
 def test_experts_are_counted_and_their_aux_loss_is_not_reported():

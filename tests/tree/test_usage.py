@@ -52,17 +52,47 @@ def test_figures(rng):
 
 
 @pytest.mark.parametrize(
-    "counts, dead, entropy, constant",
+    "counts, dead, entropy, constant, right, skew",
     [
-        ([[5, 5, 5, 5]], 0.0, 1.0, 0.0),  # balanced
-        ([[0, 0, 9, 0]], 0.75, 0.0, 1.0),  # one leaf takes all
-        ([[4, 0, 4, 0]], 0.5, 0.5, 0.5),  # the root decides, its children do not
-        ([[7]], 0.0, 0.0, 0.0),  # D = 0: entropy is 0 by definition
-        ([[0, 0]], 1.0, 0.0, 0.0),  # no token at all
+        ([[5, 5, 5, 5]], 0.0, 1.0, 0.0, 0.5, 0.0),  # balanced
+        ([[0, 0, 9, 0]], 0.75, 0.0, 1.0, 0.5, 1.0),  # one leaf takes all
+        ([[4, 0, 4, 0]], 0.5, 0.5, 0.5, 0.25, 0.5),  # the root decides, its children do not
+        ([[7]], 0.0, 0.0, 0.0, 0.0, 0.0),  # D = 0: entropy is 0 by definition
+        ([[0, 0]], 1.0, 0.0, 0.0, 0.0, 0.0),  # no token at all
     ],
 )
-def test_figures_by_hand(counts, dead, entropy, constant):
+def test_figures_by_hand(counts, dead, entropy, constant, right, skew):
     got = {name: float(value) for name, value in usage.figures(jnp.array(counts, jnp.int32)).items()}
-    assert got == pytest.approx(
-        {"dead_leaves": dead, "leaf_entropy": entropy, "constant_decisions": constant}
-    )
+    expected = {"dead_leaves": dead, "leaf_entropy": entropy, "constant_decisions": constant}
+    assert got == pytest.approx(expected | {"right_share": right, "skew": skew})
+
+
+def test_sides_and_levels(rng):
+    counts = rng.integers(0, 9, (2, 8))
+    visits = node_visits(counts)
+    left, right = usage.sides(jnp.asarray(counts, jnp.int32))
+    for node in range(7):
+        np.testing.assert_array_equal(left[:, node], visits[:, 2 * node + 1])
+        np.testing.assert_array_equal(right[:, node], visits[:, 2 * node + 2])
+    levels = usage.by_level(jnp.asarray(visits))
+    assert [level.shape for level in levels] == [(2, 1), (2, 2), (2, 4), (2, 8)]
+    for level in levels:
+        np.testing.assert_array_equal(level.sum(axis=1), counts.sum(axis=1))
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_moved_against_paths(depth, rng):
+    now, before = rng.integers(0, 2**depth, (2, 40, 3), np.int32)
+
+    def node(leaf, level):
+        path = [2**depth - 1 + leaf]
+        while path[-1]:
+            path.append((path[-1] - 1) // 2)
+        return path[::-1][level]
+
+    got = usage.moved(jnp.asarray(now), jnp.asarray(before), depth)
+    assert got.shape == (3, depth + 1)
+    for p in range(3):
+        for level in range(depth + 1):
+            other = [node(a, level) != node(b, level) for a, b in zip(now[:, p], before[:, p])]
+            assert float(got[p, level]) == pytest.approx(np.mean(other))

@@ -163,6 +163,9 @@ class FFN(nn.Module):
             for name, value in fresh.items():
                 self.put_variable("routing" if name in ROUTING_NAMES else "params", name, value)
         params = {**self.variables["params"], **self.variables.get("routing", {})}
+        self.sow(
+            "intermediates", "x", x
+        )  # for whoever asks what the units of a layer do (see training/probe.py)
         y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation)
         return y_TE.reshape(x.shape), info
 

@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         for i, (ffn, length) in enumerate(spec.runs):
             run = nn.scan(
                 layer_class,
-                variable_axes={"params": 0, "routing": 0},
+                variable_axes={"params": 0, "routing": 0, "intermediates": 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=length,

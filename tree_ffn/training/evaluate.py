@@ -1,16 +1,24 @@
 """A trained model's figures on the text it was validated on, or on any other."""
 
 import dataclasses
+import functools
 import itertools
+import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from tree_ffn.data import CorpusSpec, PreparedCorpus, load_tokenizer, prepare, valid_batches
+from tree_ffn.data import CorpusSpec, PreparedCorpus, Tokenizer, load_tokenizer, prepare, valid_batches
 from tree_ffn.data.spec import FIELDS_OF, default_corpus
+from tree_ffn.data.whole import WholeText
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.metrics import active_share, loss_figures, usage_figures
 from tree_ffn.training.programs import Scorer
+from tree_ffn.training.sharding import put_batch
+from tree_ffn.training.step import token_losses
 
 
 def other_corpus(run: Restored, **changes):
@@ -26,13 +34,29 @@ def other_corpus(run: Restored, **changes):
     changes = {name: value for name, value in changes.items() if value is not None}
     spec = CorpusSpec(**changed_fields(run.config.data, changes))
     # Before the text: to tokenise it by another tokenizer may take long.
-    known, found = run.meta["data"]["tokenizer_sha256"], load_tokenizer(spec.tokenizer).fingerprint
+    tokenizer_of(run, spec.tokenizer)
+    return prepare(spec, row_tokens=run.model.context + 1)
+
+
+def tokenizer_of(run: Restored, where: str | None = None) -> Tokenizer:
+    """The run's tokenizer.
+
+    Args:
+      run: a restored run.
+      where: as `data.tokenizer`, where its files have moved.
+
+    Raises:
+      InputError: what is there is another tokenizer.
+    """
+    where = where or run.config.data.tokenizer
+    tokenizer = load_tokenizer(where)
+    known, found = run.meta["data"]["tokenizer_sha256"], tokenizer.fingerprint
     if known != found:
         raise InputError(
-            f"data.tokenizer: {spec.tokenizer!r} is not the tokenizer of the run "
+            f"data.tokenizer: {where!r} is not the tokenizer of the run "
             f"(sha256 {found[:12]} now, {known[:12]} then); put the old file back, or name it."
         )
-    return prepare(spec, row_tokens=run.model.context + 1)
+    return tokenizer
 
 
 # Fields that no longer apply once another is named: a new set of files is not divided as the run's was.
@@ -68,12 +92,7 @@ def evaluate(
     Raises:
       InputError: batches do not split over the devices of `run.mesh`.
     """
-    check_positive_int("batch_size", batch_size)
-    if batch_size % run.mesh.shape["data"]:
-        raise InputError(
-            f"batch_size: {batch_size} is not allowed; "
-            f"use a multiple of the {run.mesh.shape['data']} devices."
-        )
+    _check_batch_size(run, batch_size)
     splits = ("train", "valid") if split == "all" else (split,)
     sources = [getattr(corpus, name) for name in splits]
     batches = [valid_batches(source, batch_size, n_batches) for source in sources if len(source)]
@@ -88,3 +107,60 @@ def evaluate(
         "tokens": score.tokens,
         "step": run.meta["step"],
     }
+
+
+def _check_batch_size(run: Restored, batch_size: int) -> None:
+    check_positive_int("batch_size", batch_size)
+    if batch_size % run.mesh.shape["data"]:
+        raise InputError(
+            f"batch_size: {batch_size} is not allowed; "
+            f"use a multiple of the {run.mesh.shape['data']} devices."
+        )
+
+
+def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict[str, float]:
+    """Figures of a model on a text of which every token is predicted once.
+
+        loss = nats / tokens,   nats_per_word = nats / words,   word_ppl = exp(nats_per_word)
+
+    Windows of the model's context follow each other without overlap, as is usual
+    where models are compared by WikiText: the first tokens of a window have little
+    to go by.
+
+    Args:
+      run: a restored run.
+      text: of `whole_text`, by the run's tokenizer.
+      batch_size: rows a batch.
+
+    Returns:
+      loss, ppl, bits_per_byte, nats_per_word, word_ppl, tokens, words.
+
+    Raises:
+      InputError: batches do not split over the devices of `run.mesh`.
+    """
+    _check_batch_size(run, batch_size)
+    tokens, counted = text.rows(run.model.context)
+    missing = -len(tokens) % batch_size  # one shape, one program
+    tokens, counted = (np.pad(array, ((0, missing), (0, 0))) for array in (tokens, counted))
+    nats = 0.0
+    with jax.set_mesh(run.mesh):
+        score = jax.jit(functools.partial(_nats, model=run.model))
+        for start in range(0, len(tokens), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = (put_batch(array[rows], run.mesh) for array in (tokens, counted.astype(np.int32)))
+            nats += float(score(run.variables, *batch))
+    n_tokens = int(text.counted.sum())
+    return {
+        **loss_figures(nats / n_tokens, text.bytes / n_tokens),
+        "nats_per_word": nats / text.words,
+        "word_ppl": math.exp(min(nats / text.words, 700.0)),
+        "tokens": n_tokens,
+        "words": text.words,
+    }
+
+
+def _nats(variables: dict, tokens: jax.Array, counted_BC: jax.Array, model) -> jax.Array:
+    """Sum of the counted targets' cross-entropies."""
+    logits_BCV, _ = Transformer(model).apply(variables, tokens[:, :-1])
+    nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
+    return jnp.sum(nll_BC * counted_BC.astype(nll_BC.dtype))

@@ -86,6 +86,8 @@ class Run:
     def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
         """The steps that are left; figures of the final validation."""
         spec, usage, waiting, figures = self.plan.train, self._programs.scorer.empty_usage(), None, {}
+        if report.usage.forgot and self.step < spec.steps:
+            report.usage.remember(self._score(1))
         with contextlib.closing(self._rows()) as rows:
             while self.step < spec.steps:
                 batch = put_batch(next(rows), self.plan.mesh)
@@ -102,6 +104,7 @@ class Run:
                     report.step(waiting)  # nothing is saved before its loss is known to be a number
                     waiting = None
                     if stop.received:
+                        report.interrupted(self.step)
                         self._interrupt(stop.received)
                     figures = self.validate(report)
                 if save:
@@ -120,8 +123,16 @@ class Run:
 
     def validate(self, report: Report, write: bool = True) -> dict[str, float]:
         """Loss and usage over the fixed validation batches, reported and returned."""
-        batches = valid_batches(self.data.valid, self.plan.train.batch_size, self.plan.train.eval_batches)
-        return report.valid(self.step, self._programs.scorer(self.state.variables, batches), write)
+        spec, probed = self.plan.train, None
+        if self._programs.probe:
+            first = next(valid_batches(self.data.valid, spec.batch_size, 1))
+            microbatch = first[: len(first) // spec.accumulation]  # what a gradient has room for
+            probed = self._programs.probe(self.state.variables, microbatch)
+        return report.valid(self.step, self._score(spec.eval_batches), probed, write)
+
+    def _score(self, n_batches: int):
+        batches = valid_batches(self.data.valid, self.plan.train.batch_size, n_batches)
+        return self._programs.scorer(self.state.variables, batches)
 
     def _interrupt(self, signum: int):
         """Saves, waits, and leaves with a line that says how to resume."""

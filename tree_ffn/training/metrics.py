@@ -9,6 +9,7 @@ import numpy as np
 from tree_ffn.models.ffn import units
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
+from tree_ffn.training import probe
 from tree_ffn.tree.usage import figures
 
 
@@ -42,17 +43,41 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
 
     Returns:
       `dead_leaves` (share of leaves, or experts, without a visit),
-      `leaf_entropy` (over its largest value) and, of trees,
-      `constant_decisions` (share of decisions that always went one way).
+      `leaf_entropy` (over its largest value) and, of trees, the others of
+      `tree.usage.figures`.
     """
+
+    def of_run(ffn, counts):
+        if counts is None:
+            return None
+        return _expert_figures(np.asarray(counts)) if isinstance(ffn, MoESpec) else _tree_figures(counts)
+
+    return _by_layer([of_run(ffn, counts) for (ffn, _), counts in zip(model.runs, usage)], model)
+
+
+def probe_figures(probed, model: ModelSpec) -> dict[str, float]:
+    """Flat figures of `probe.probe` of every layer of trees, keyed as those of `usage_figures`."""
+    runs = [None if run is None else probe.probe_figures(run) for run in probed]
+    return _by_layer(runs, model)
+
+
+def moved_figures(moved, model: ModelSpec) -> dict[str, float]:
+    """`changed/<layer>`: share of leaves, over tokens and trees, that are others than before.
+
+    Args:
+      moved: float [layers, P, D + 1] a run of trees, as `usage.moved`; None for other layers.
+      model: says which layers a run holds.
+    """
+    runs = [None if run is None else {"changed": run[:, :, -1].mean(axis=1)} for run in moved]
+    return _by_layer(runs, model)
+
+
+def _by_layer(runs, model: ModelSpec) -> dict[str, float]:
+    """{`name/<layer>`: value} of {name: one value a layer} a run."""
     values, first = {}, 0
-    for (ffn, n_layers), counts in zip(model.runs, usage):
-        if counts is not None:
-            found = _expert_figures(np.asarray(counts)) if isinstance(ffn, MoESpec) else _tree_figures(counts)
-            for name, one_a_layer in jax.device_get(found).items():
-                values.update(
-                    {f"{name}/{first + layer}": float(one_a_layer[layer]) for layer in range(n_layers)}
-                )
+    for (_, n_layers), found in zip(model.runs, runs):
+        for name, one_a_layer in jax.device_get(found or {}).items():
+            values |= {f"{name}/{first + layer}": float(one_a_layer[layer]) for layer in range(n_layers)}
         first += n_layers
     return values
 

@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.training import optimizer, sharding, step
+from tree_ffn.training import optimizer, probe, sharding, step
 from tree_ffn.training.setup import Plan
+from tree_ffn.tree import TreeSpec
 
 
 class Score(NamedTuple):
@@ -20,11 +21,13 @@ class Score(NamedTuple):
       loss: mean cross-entropy in nats a token.
       tokens: how many were predicted.
       usage: visit counts as `step.empty_usage`, NumPy arrays.
+      leaves: leaves int32 [layers, T, P] of the first batch, one array a run.
     """
 
     loss: float
     tokens: int
     usage: tuple
+    leaves: tuple
 
 
 class Scorer:
@@ -48,22 +51,34 @@ class Scorer:
 
     def __call__(self, variables: dict, batches: Iterable[np.ndarray]) -> Score:
         """Score of `variables` over batches int32 [B, C + 1]; all are of one size."""
-        losses, tokens, usage = [], 0, self.empty_usage()
+        losses, tokens, usage, leaves = [], 0, self.empty_usage(), None
         for batch in batches:
-            loss, usage = self._eval_step(variables, usage, sharding.put_batch(batch, self._mesh))
+            loss, usage, batch_leaves = self._eval_step(
+                variables, usage, sharding.put_batch(batch, self._mesh)
+            )
             losses.append(loss)
             tokens += batch.shape[0] * (batch.shape[1] - 1)
-        losses, usage = jax.device_get((losses, usage))
-        return Score(float(np.mean(losses, dtype=np.float64)), tokens, usage)
+            leaves = batch_leaves if leaves is None else leaves
+        losses, usage, leaves = jax.device_get((losses, usage, leaves))
+        return Score(float(np.mean(losses, dtype=np.float64)), tokens, usage, leaves)
+
+
+def _probe(plan: Plan):
+    """`probe.probe` as a function (variables, batch int32 [B, C + 1]); None where off, or without trees."""
+    if not (plan.train.probe and any(isinstance(ffn, TreeSpec) for ffn in plan.model.ffns)):
+        return None
+    compiled = jax.jit(functools.partial(probe.probe, model=plan.model))
+    return lambda variables, batch: compiled(variables, sharding.put_batch(batch, plan.mesh))
 
 
 class Programs(NamedTuple):
-    """The compiled functions of a run, and the shapes and shardings of its state."""
+    """The compiled functions of a run, and the shapes and shardings of its state; `probe` may be None."""
 
     abstract: step.TrainState
     init: Any
     train_step: Any
     scorer: Scorer
+    probe: Any
 
 
 def compile_programs(plan: Plan) -> Programs:
@@ -94,4 +109,5 @@ def compile_programs(plan: Plan) -> Programs:
             donate_argnums=(0, 1),
         ),
         scorer=Scorer(plan.model, plan.mesh),
+        probe=_probe(plan),
     )

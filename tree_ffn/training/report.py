@@ -12,6 +12,7 @@ from tree_ffn.training.programs import Score
 from tree_ffn.training.progress import Progress
 from tree_ffn.training.signals import Diverged
 from tree_ffn.training.step import empty_usage
+from tree_ffn.training.usage_log import UsageLog
 from tree_ffn.training.writers import MetricsWriter
 from tree_ffn.tree import TreeSpec
 
@@ -45,6 +46,7 @@ class Report:
     def __init__(self, workdir: str, plan, bytes_per_token: float, start: int, log, bar: bool | None):
         self._plan, self._bytes_per_token = plan, bytes_per_token
         self._writer = MetricsWriter(workdir, start)
+        self.usage = UsageLog(workdir, plan.model, self._writer, start)
         self._progress = Progress(plan.train.steps, start, log, bar)
         self._tokens = plan.train.batch_size * plan.model.context
         self._throughput, self._losses, self._warned = Throughput(), [], set()
@@ -85,20 +87,28 @@ class Report:
             left = (self._plan.train.steps - done.step) * self._tokens / rate
             self.summary |= {"tokens_per_s": rate, "seconds_per_step": self._tokens / rate}
         line |= {name: values[name] for name in ("lr", "grad_norm", "update_norm")}
-        line |= usage_figures(jax.device_get(done.usage), self._plan.model)
+        usage = jax.device_get(done.usage)
+        line |= usage_figures(usage, self._plan.model)
+        self.usage.train(usage)
         self.summary["train_loss"] = line["loss"]
         self._writer.write(done.step, "train", line)
         self._progress.line(done.step, line, left)
 
-    def valid(self, step: int, score: Score, write: bool = True) -> dict[str, float]:
+    def valid(self, step: int, score: Score, probed: tuple | None, write: bool = True) -> dict[str, float]:
         """Figures of a validation: written, said and returned.
+
+        Args:
+          step: finished steps.
+          score: of the validation.
+          probed: of `probe.probe` on its first batch, or None.
+          write: False where this validation is in the files already.
 
         Raises:
           Diverged: the loss is not finite.
         """
         _check_finite(step, "validation loss", score.loss)
         values = loss_figures(score.loss, self._bytes_per_token)
-        values |= usage_figures(score.usage, self._plan.model)
+        values |= self.usage.valid(step, score, probed, write)
         if write:
             self._writer.write(step, "valid", {**values, "tokens": score.tokens})
         bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
@@ -125,6 +135,10 @@ class Report:
                     f"step {step}: layer {layer} left {100 * dead:.0f} % of its leaves without a visit in "
                     f"{tokens:,} validation tokens; ffn.balance='sign' or a smaller ffn.depth may help"
                 )
+
+    def interrupted(self, step: int) -> None:
+        """Writes what has been summed up since the last validation."""
+        self.usage.flush(step)
 
     def say(self, text: str) -> None:
         """One line for people."""

@@ -25,6 +25,7 @@ class TrainSpec:
       eval_every: a validation; 0 only at the end and with checkpoints.
       eval_batches: batches of a validation; 0 is the whole split.
       checkpoint_every: a checkpoint (and a validation, so that `best` is known); 0 only at the end.
+      probe: at validations of trees also measure gradients by node and units that work.
       keep: latest checkpoints kept, beside the best.
       z_loss: weight of the z-loss; 0 is off.
     """
@@ -36,6 +37,7 @@ class TrainSpec:
     eval_every: int
     eval_batches: int
     checkpoint_every: int
+    probe: bool
     keep: int
     z_loss: float
 

@@ -48,6 +48,13 @@ def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransf
     return TrainState(jnp.int32(0), params, routing, optimizer.init(params))
 
 
+def token_losses(logits_BCV: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(nll_BC, logsumexp_BC) of every target, in nats: nll = logsumexp(logits) - logits[target]."""
+    total_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+    target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1, mode="clip")[..., 0]
+    return total_BC - target_BC, total_BC
+
+
 def next_token_loss(
     logits_BCV: jax.Array, targets_BC: jax.Array, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
@@ -62,9 +69,8 @@ def next_token_loss(
 
     Source: z-loss, Chowdhery et al. 2022, PaLM (arXiv 2204.02311), section 5.
     """
-    total_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1, mode="clip")[..., 0]
-    nll = jnp.mean(total_BC - target_BC)
+    nll_BC, total_BC = token_losses(logits_BCV, targets_BC)
+    nll = jnp.mean(nll_BC)
     return nll, nll + z_loss * jnp.mean(jnp.square(total_BC)) if z_loss else nll
 
 
@@ -183,7 +189,8 @@ def train_step(
 
 
 def eval_step(variables: dict, usage, batch, *, model: ModelSpec):
-    """Mean cross-entropy of one batch, and `usage` with its visits added."""
+    """Mean cross-entropy of one batch, `usage` with its visits added, and its leaves, one array a run."""
+    infos: tuple[Info, ...]
     logits_BCV, infos = Transformer(model).apply(variables, batch[:, :-1])
     nll, _ = next_token_loss(logits_BCV, batch[:, 1:])
-    return nll, count_usage(usage, infos)
+    return nll, count_usage(usage, infos), tuple(info.leaf_TP for info in infos)

@@ -16,7 +16,7 @@ from tree_ffn.training.setup import optim_spec
 # Keys that may change when a run is resumed: they say how and where it runs,
 # not what it computes. The data are compared by content, not by path.
 MAY_DIFFER = (
-    r"^train\.(log_every|eval_every|eval_batches|checkpoint_every|keep)$",
+    r"^train\.(log_every|eval_every|eval_batches|checkpoint_every|probe|keep)$",
     r"^mesh\.",
     r"^model\.remat$",
     r"^ffn\.implementation$",

@@ -1,9 +1,17 @@
-"""Where figures are written: metrics.jsonl, one flat JSON object a line, and TensorBoard events."""
+"""Where a run's figures go: metrics.jsonl, usage.jsonl and TensorBoard events.
 
+metrics.jsonl   one flat JSON object a line: step, split, figures
+usage.jsonl     one array of one run of layers a line, see `encode`
+"""
+
+import base64
 import contextlib
 import json
 import os
 import time
+import zlib
+
+import numpy as np
 
 from tree_ffn.errors import InputError, reason
 
@@ -12,29 +20,27 @@ from tree_ffn.errors import InputError, reason
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl and, where the package is present, TensorBoard events.
+    """Writes metrics.jsonl, usage.jsonl and, where the package is present, TensorBoard events.
 
     Args:
       workdir: directory of the run.
       step: the step at which the run starts or resumes; later lines of an
-        interrupted run are dropped, so that the file has every step once.
+        interrupted run are dropped, so that the files have every step once.
 
     Raises:
       InputError: a file cannot be written.
     """
 
     def __init__(self, workdir: str, step: int = 0):
-        self._path = os.path.join(workdir, "metrics.jsonl")
         self._directory = os.path.join(workdir, "tensorboard")
-        with _writing(self._path):
-            _drop_after(self._path, step)
-            self._file = open(self._path, "a", encoding="utf-8")
-        try:
+        with contextlib.ExitStack() as opened:  # closes the first where a later one cannot be opened
+            self._metrics = _Lines(os.path.join(workdir, "metrics.jsonl"), step)
+            opened.callback(self._metrics.close)
+            self._usage = _Lines(os.path.join(workdir, "usage.jsonl"), step)
+            opened.callback(self._usage.close)
             with _writing(self._directory):
                 self._events = _event_writer(self._directory, step)
-        except InputError:
-            self._file.close()
-            raise
+            opened.pop_all()
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Appends one line, and the same scalars as TensorBoard events.
@@ -42,16 +48,23 @@ class MetricsWriter:
         Raises:
           InputError: a file cannot be written.
         """
-        line = {"step": step, "split": split, **values}
-        with _writing(self._path):
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+        self._metrics.write({"step": step, "split": split, **values})
         if self._events:
             with _writing(self._directory):
                 self._events(step, {f"{split}/{name}": value for name, value in values.items()})
 
+    def write_arrays(self, step: int, split: str, first_layer: int, arrays: dict[str, np.ndarray]) -> None:
+        """Appends arrays [layers, ...] of one run of layers to usage.jsonl, a line each.
+
+        Raises:
+          InputError: the file cannot be written.
+        """
+        for name, array in arrays.items():
+            head = {"step": step, "split": split, "first_layer": first_layer, "name": name}
+            self._usage.write(head | encode(array))
+
     def close(self) -> None:
-        """Flushes and closes both, the second even where the first fails.
+        """Flushes and closes all, the others even where one fails.
 
         Raises:
           InputError: a file cannot be written; closing flushes what `write` could not.
@@ -60,8 +73,46 @@ class MetricsWriter:
             if self._events:
                 stack.enter_context(_writing(self._directory))
                 stack.callback(self._events, None, {})
-            with _writing(self._path):
-                self._file.close()
+            stack.callback(self._usage.close)
+            self._metrics.close()
+
+
+class _Lines:
+    """A file of JSON lines that is appended to, without the lines of steps after `step`."""
+
+    def __init__(self, path: str, step: int):
+        self._path = path
+        with _writing(path):
+            _drop_after(path, step)
+            self._file = open(path, "a", encoding="utf-8")
+
+    def write(self, line: dict) -> None:
+        with _writing(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        with _writing(self._path):
+            self._file.close()
+
+
+def encode(array: np.ndarray) -> dict:
+    """An array as JSON values: {dtype, shape, data}, data being base64 of zlib of its little-endian bytes.
+
+    Example:
+      >>> decode(encode(np.arange(6, dtype=np.int32).reshape(2, 3))).tolist()
+      [[0, 1, 2], [3, 4, 5]]
+    """
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    data = base64.b64encode(zlib.compress(array.tobytes())).decode()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def decode(values: dict) -> np.ndarray:
+    """The inverse of `encode`; other keys are ignored."""
+    data = zlib.decompress(base64.b64decode(values["data"]))
+    dtype = np.dtype(values["dtype"]).newbyteorder("<")
+    return np.frombuffer(data, dtype).reshape(values["shape"]).astype(values["dtype"])
 
 
 @contextlib.contextmanager
@@ -75,7 +126,7 @@ def _writing(path: str):
 
 
 def _drop_after(path: str, step: int) -> None:
-    """Removes lines of later steps, and a torn last line, from metrics.jsonl."""
+    """Removes lines of later steps, and a torn last line, from a file of JSON lines."""
     if not os.path.exists(path):
         return
     kept = []

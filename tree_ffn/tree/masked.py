@@ -33,6 +33,21 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax
     Returns:
       s_TE in x's dtype, leaf_TP int32.
     """
+    h_TPU, leaf_TP = hidden(params, x_TE, spec)
+    w_out_FE = params["w_out"].astype(x_TE.dtype).reshape(-1, x_TE.shape[1])
+    s_TE = h_TPU.astype(x_TE.dtype).reshape(x_TE.shape[0], -1) @ w_out_FE
+    return s_TE, leaf_TP
+
+
+def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+    """What the path's units add to the sum before w_out: g * act(z), and 0 elsewhere.
+
+    Args:
+      params, x_TE, spec: as `trees` takes them.
+
+    Returns:
+      h_TPU float32, leaf_TP int32.
+    """
     z_TPU = _project(x_TE, params["w_in"].astype(x_TE.dtype)) + params["b_in"].astype(jnp.float32)[None]
     if spec.router == "frozen":
         r_TPR = routing.decision_logits(params, x_TE, spec)
@@ -42,10 +57,7 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax
     leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec.shape.depth)
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
     path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
-    h_TPU = path_units(z_TPU, r_TPR, leaf_TP, spec).astype(x_TE.dtype)
-    w_out_FE = params["w_out"].astype(x_TE.dtype).reshape(-1, x_TE.shape[1])
-    s_TE = h_TPU.reshape(x_TE.shape[0], -1) @ w_out_FE
-    return s_TE, leaf_TP
+    return path_units(z_TPU, r_TPR, leaf_TP, spec), leaf_TP
 
 
 @jax.custom_vjp

@@ -1,4 +1,4 @@
-"""How much of a tree is used: counts and figures from leaf ids alone."""
+"""How much of a tree is used, and how fast that changes: counts and figures from leaf ids alone."""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,45 @@ def node_counts(counts_PJ: jax.Array) -> jax.Array:
     return jnp.concatenate(levels, axis=1)
 
 
+def sides(counts_PJ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Visits of the left and of the right child of every deciding node: each [P, 2^D - 1], heap order.
+
+    Example:
+      >>> left, right = sides(jnp.array([[1, 0, 0, 2]]))
+      >>> left.tolist(), right.tolist()
+      ([[1, 1, 0]], [[2, 0, 2]])
+    """
+    visits_PN = node_counts(counts_PJ)
+    return visits_PN[:, 1::2], visits_PN[:, 2::2]
+
+
+def by_level(values_PN: jax.Array) -> list[jax.Array]:
+    """Values of nodes in heap order, [..., 2^l - 1], as one array [..., 2^j] a level j < l."""
+    n_levels = (values_PN.shape[-1] + 1).bit_length() - 1
+    return [values_PN[..., 2**level - 1 : 2 ** (level + 1) - 1] for level in range(n_levels)]
+
+
+def moved(leaf_TP: jax.Array, before_TP: jax.Array, depth: int) -> jax.Array:
+    """Share of tokens that stand at another node than before, at every level: float32 [P, D + 1].
+
+    Level 0 is the root, where nothing can move; level D is the leaf.
+
+    Args:
+      leaf_TP: int32 leaves.
+      before_TP: leaves of the same tokens, by other weights.
+      depth: D.
+
+    Example:
+      >>> moved(jnp.array([[0], [3]]), jnp.array([[0], [0]]), depth=2).tolist()
+      [[0.0, 0.5, 0.5]]
+    """
+    above = (depth - jnp.arange(depth + 1, dtype=leaf_TP.dtype))[None, None]
+    other = (leaf_TP[..., None] >> above) != (before_TP[..., None] >> above)
+    return jnp.mean(other.astype(jnp.float32), axis=0)
+
+
 def figures(counts_PJ: jax.Array) -> dict[str, jax.Array]:
-    """Usage of one layer in three numbers, each a float32 scalar.
+    """Usage of one layer in a few numbers, each a float32 scalar.
 
     - `dead_leaves`: share of leaves without a visit. (The name means what it
       says only after 1,000 * 2^D tokens or more.)
@@ -44,6 +81,9 @@ def figures(counts_PJ: jax.Array) -> dict[str, jax.Array]:
       by D, mean over trees: 1 is balanced, 0 is one leaf; 0 by definition at D = 0.
     - `constant_decisions`: share of decisions, weighted by visits, made at nodes
       that sent every token the same way.
+    - `right_share`: share of all decisions that went right.
+    - `skew`: sum over nodes of |right - left| over that of right + left: 0 where
+      every node halves its tokens, 1 where every decision is constant.
 
     Args:
       counts_PJ: int [P, 2^D] visits.
@@ -54,15 +94,18 @@ def figures(counts_PJ: jax.Array) -> dict[str, jax.Array]:
     depth = n_leaves.bit_length() - 1
     if depth == 0:
         zero = jnp.zeros((), jnp.float32)
-        return {"dead_leaves": dead, "leaf_entropy": zero, "constant_decisions": zero}
+        names = ("leaf_entropy", "constant_decisions", "right_share", "skew")
+        return {"dead_leaves": dead, **dict.fromkeys(names, zero)}
     share = counts / jnp.maximum(counts.sum(axis=1, keepdims=True), 1.0)
     bits = -jnp.sum(jnp.where(share > 0, share * jnp.log2(jnp.where(share > 0, share, 1.0)), 0.0), axis=1)
-    visits = node_counts(counts)
-    left, right = visits[:, 1::2], visits[:, 2::2]
+    left, right = sides(counts)
     decisions = left + right
+    all_decisions = jnp.maximum(decisions.sum(), 1.0)
     constant = jnp.where(jnp.minimum(left, right) == 0, decisions, 0.0)
     return {
         "dead_leaves": dead,
         "leaf_entropy": jnp.mean(bits) / depth,
-        "constant_decisions": constant.sum() / jnp.maximum(decisions.sum(), 1.0),
+        "constant_decisions": constant.sum() / all_decisions,
+        "right_share": right.sum() / all_decisions,
+        "skew": jnp.abs(right - left).sum() / all_decisions,
     }

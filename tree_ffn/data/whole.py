@@ -1,0 +1,72 @@
+"""Text as one stream in which every token is predicted once: for scores that are compared with others'."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tree_ffn.data.inputs import file_inputs
+from tree_ffn.data.spec import CorpusSpec
+from tree_ffn.data.tokenizers import Tokenizer
+from tree_ffn.errors import InputError
+
+
+class WholeText(NamedTuple):
+    """All tokens of some files in order, each document behind an end token.
+
+    Attributes:
+      tokens: int32 [n + 1]; the first is an end token.
+      counted: bool [n], whether tokens[1:] is text; an end token is read, not scored.
+      words: words between white space, and ends of line, as WikiText counts them.
+      bytes: UTF-8 bytes of the text.
+      sha256: of the files' stored bytes, as `inputs.content_hash`.
+    """
+
+    tokens: np.ndarray
+    counted: np.ndarray
+    words: int
+    bytes: int
+    sha256: str
+
+    def rows(self, context: int) -> tuple[np.ndarray, np.ndarray]:
+        """The stream in rows: tokens int32 [R, C + 1], and which targets count, bool [R, C].
+
+        Rows share one token, so every target has its turn once; the last row
+        is filled up with end tokens that do not count.
+        """
+        n_rows = -(-len(self.counted) // context)
+        tokens = np.full(n_rows * context + 1, self.tokens[0], np.int32)
+        tokens[: len(self.tokens)] = self.tokens
+        counted = np.zeros(n_rows * context, bool)
+        counted[: len(self.counted)] = self.counted
+        starts = np.arange(n_rows)[:, None] * context
+        return tokens[starts + np.arange(context + 1)[None]], counted.reshape(n_rows, context)
+
+
+def whole_text(files: str, tokenizer: Tokenizer, text_field: str = "text") -> WholeText:
+    """Reads and tokenises files; nothing is kept on disk.
+
+    Args:
+      files: glob patterns, comma separated.
+      tokenizer: gives ids and the end token.
+      text_field: of JSONL files.
+
+    Raises:
+      InputError: a file cannot be used, or there is no text in them.
+    """
+    inputs = file_inputs(CorpusSpec(corpus="files", files=files, text_field=text_field))
+    end = np.array([tokenizer.end_id], np.int32)
+    parts, counted, words, size = [end], [], 0, 0
+    text = ""
+    for source in inputs.sources:
+        for segment in source.read(lambda position: None):
+            ids = tokenizer.encode(segment.text)
+            parts += [ids, end] if segment.ends else [ids]
+            counted += [np.ones(len(ids), bool), np.zeros(int(segment.ends), bool)]
+            text += segment.text
+            size += len(segment.text.encode())
+            if segment.ends:  # segments may end within a word
+                words += len(text.split()) + text.count("\n")
+                text = ""
+    if not size:
+        raise InputError(f"files: {files!r} hold no text; name others.")
+    return WholeText(np.concatenate(parts), np.concatenate(counted), words, size, inputs.sha256)
