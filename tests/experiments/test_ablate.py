@@ -5,14 +5,17 @@ import math
 import os
 import pathlib
 import shlex
+import signal
+import time
 
 import pytest
 
-from experiments import record, sweep, tuning
+from experiments import record, runners, sweep, tuning
 from experiments.config_words import config_of, words_of
 from experiments.sweep_runs import same_run
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
+from tree_ffn.training.signals import Interrupted, StopSignals
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GRID = tuning.Grid("optim.lr", (1.0, 2.0, 4.0), extensions=2)
@@ -107,6 +110,39 @@ def test_commands_for_a_cluster(place, tmp_path):
     # One of them, as a cluster would run it, is done for the sweep.
     assert call("train", *words[3:]).code == 0
     assert len(place(ROWS, "--print").out.splitlines()) == 2
+
+
+def test_a_signal_ends_the_sweep_and_says_how_to_go_on(place, tmp_path, monkeypatch):
+    def interrupted(config, workdir):
+        raise Interrupted(
+            f"the state is saved in {workdir}: run the same command again to resume.", signal.SIGINT
+        )
+
+    monkeypatch.setattr(runners, "train", interrupted)
+    outcome = place(ROWS)
+    assert outcome.code == 130 and outcome.err.endswith("run the same command again to resume.\n")
+    assert "tree_hard_seed0:" in outcome.out and "tree_hard_seed1:" not in outcome.out
+
+
+def test_a_signal_to_a_sweep_of_processes(place, tmp_path, monkeypatch):
+    """The processes save and end before the sweep does; the same command goes on from there."""
+    began = time.monotonic()
+
+    class StopsSoon(StopSignals):
+        received = property(
+            lambda self: signal.SIGTERM if self._trained() else None, lambda self, value: None
+        )
+
+        def _trained(self):
+            assert time.monotonic() - began < 120
+            return (tmp_path / "runs" / "narrow_seed0" / "metrics.jsonl").exists()
+
+    rows = {"narrow": {"set": {"kind": "narrow", "steps": 5000}}}
+    monkeypatch.setattr(runners, "StopSignals", StopsSoon)
+    outcome = place(rows, "--jobs=1")
+    assert outcome.code == 0 and "run the same command again to go on" in outcome.err
+    log = (tmp_path / "runs" / "narrow_seed0" / "log.txt").read_text()
+    assert "stopped by SIGTERM" in log and not (tmp_path / "r.jsonl").exists()
 
 
 def test_processes(place, tmp_path):
