@@ -13,19 +13,15 @@ of every layer's leaves or experts; --json writes the same.
 """
 
 import json
-import re
 
 from absl import flags
 
-from experiments import cli, record
+from experiments import cli, record, texts
 from tree_ffn.data.spec import CORPORA
-from tree_ffn.data.whole import whole_text
 from tree_ffn.errors import InputError
-from tree_ffn.training.checkpoint import Restored, restore_for_inference
-from tree_ffn.training.evaluate import evaluate, evaluate_whole, other_corpus, tokenizer_of
+from tree_ffn.training.checkpoint import restore_for_inference
+from tree_ffn.training.evaluate import evaluate, other_corpus
 from tree_ffn.training.sharding import make_mesh
-
-TEXT_FIGURES = ("loss", "bits_per_byte", "nats_per_word", "word_ppl")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
@@ -44,7 +40,7 @@ _SPLIT = flags.DEFINE_enum(
 )
 _BATCHES = flags.DEFINE_integer("batches", 0, "Batches to score; 0 is all.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
-_TEXTS = flags.DEFINE_list("texts", [], "Other texts to score whole instead: name=glob pattern, ...")
+_TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
 _TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
@@ -56,10 +52,18 @@ def main() -> None:
         raise InputError("--workdir is missing; name the directory of a training run.")
     if _RESULTS.value and not _ROW.value:
         raise InputError("--row is missing; --results needs a name for the row.")
+    other = texts.parse(_TEXTS.value)
     step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
     run = restore_for_inference(_WORKDIR.value, step, make_mesh(data=-1, model=1))
-    if _TEXTS.value:
-        return score_texts(run)
+    if other:
+        found = texts.score(
+            run, other, batch_size=_BATCH_SIZE.value, tokenizer=_TOKENIZER.value,
+            text_field=_TEXT_FIELD.value or "text",
+            results=_RESULTS.value, table=_TABLE.value, row=_ROW.value,
+        )  # fmt: skip
+        if _JSON.value:
+            write_json(_JSON.value, found)
+        return
     flags_of_data = (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR)
     corpus = other_corpus(run, **{flag.name: flag.value for flag in flags_of_data})
     split = _SPLIT.value or ("all" if _FILES.value else "valid")
@@ -70,29 +74,6 @@ def main() -> None:
     if _RESULTS.value:
         names = {"table": _TABLE.value, "row": _ROW.value}
         record.append_figures(_RESULTS.value, figures, config=run.config, data_meta=corpus.meta, **names)
-
-
-def score_texts(run: Restored) -> None:
-    """Scores the texts of --texts, prints and records what they give."""
-    tokenizer = tokenizer_of(run, _TOKENIZER.value)
-    texts = {}
-    for item in _TEXTS.value:
-        name, equals, files = item.partition("=")
-        if not (re.fullmatch(r"[a-z]\w*", name) and equals and files) or name in texts:
-            raise InputError(f"--texts: {item!r} is not allowed; use name=glob pattern, each name once.")
-        texts[name] = whole_text(files, tokenizer, _TEXT_FIELD.value or "text")
-    found = {}
-    for name, text in texts.items():
-        found[name] = figures = evaluate_whole(run, text, _BATCH_SIZE.value)
-        said = ", ".join(f"{key.replace('_', ' ')} {figures[key]:,.4f}" for key in TEXT_FIGURES)
-        print(f"{name}: {said}; {figures['tokens']:,} tokens, {figures['words']:,} words")
-        if _RESULTS.value:
-            record.append_text_figures(
-                _RESULTS.value, name, {key: figures[key] for key in TEXT_FIGURES}, table=_TABLE.value,
-                row=_ROW.value, config=run.config, data_meta=run.meta["data"], sha256=text.sha256,
-            )  # fmt: skip
-    if _JSON.value:
-        write_json(_JSON.value, found)
 
 
 def table(figures: dict, title: str) -> str:

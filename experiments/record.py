@@ -20,7 +20,7 @@ from tree_ffn.training.config import resolved
 TABLES = (
     "quickstart", "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small",
     "quality_attempts", "quality_curves", "conversion", "scoring_speed", "speed_layer", "speed_decode",
-    "speed_train", "plan", "faults",
+    "speed_train", "speed_steps", "plan", "faults",
 )  # fmt: skip
 FIELDS = (
     "table", "row", "metric", "value", "unit", "seed", "device", "config", "config_hash", "commit", "command",
@@ -36,6 +36,7 @@ UNITS = {
     "constant_decisions": "1", "right_share": "1", "skew": "1", "changed": "1", "working_units": "units",
     "ever_working": "1", "gradient_right": "1", "nats_per_word": "nats/word", "word_ppl": "1",
     "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
+    "loss_rise": "nats/token", "units_kept": "units", "units_share": "1", "bytes": "bytes",
 }  # fmt: skip
 
 
@@ -236,7 +237,7 @@ def append_figures(
 
 def append_text_figures(
     path: str, text: str, figures: dict[str, float], *, table: str, row: str, config, data_meta: dict,
-    sha256: str,
+    sha256: str, command: str | None = None,
 ) -> None:  # fmt: skip
     """Appends the figures of a run on another text: metrics such as `novels_loss`, `wikitext2_word_ppl`.
 
@@ -251,11 +252,12 @@ def append_text_figures(
       config: the run's config.
       data_meta: facts of the corpus it was trained on.
       sha256: of the text.
+      command: by default this process's own.
     """
     known = {**public_config(config, data_meta), "scored": {"name": text, "sha256": sha256}}
     for name, value in figures.items():
         unit = {"loss": "nats/token"}.get(name) or UNITS[name]
         append_result(
             path, table=table, row=row, metric=f"{text}_{name}", value=value, unit=unit, seed=known["seed"],
-            config=known,
+            config=known, command=command,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from experiments.lines import (
     mean,
     origin,
     paired,
+    setting,
     spread,
     task,
     trained,
@@ -128,3 +129,30 @@ def speed_train(rows: list[dict]) -> Table:
     return block(
         f"Speed of training, {size}, {rows[0]['device']}", text, head, cells, last_of(lines), lines=lines
     )
+
+
+def stepped(row: dict) -> tuple:
+    """Steps of one device and one size of model and batch."""
+    keys = ("model.width", "model.n_layers", "model.context", "train.batch_size", "data.vocab_size")
+    return row["device"], *(setting(row, key) or 0 for key in keys)
+
+
+def speed_steps(rows: list[dict]) -> Table:
+    """A line per config: time of a training step, and what counting visits takes of it."""
+    lines = groups(rows, lambda row: row["row"])
+    cells = []
+    for name, line in lines.items():
+        figures = {row["metric"]: row["value"] for row in line}
+        counting = f"{figures['counting']:.1%}" if "counting" in figures else ""
+        cells.append([
+            f"`{name}`", milliseconds(figures.get("time_ms")), f"{figures.get('tokens_per_s', 0):,.0f}",
+            f"{figures.get('ratio_to_first', 0):.2f}", counting,
+        ])  # fmt: skip
+    device, width, n_layers, context, batch_size, vocab_size = stepped(rows[0])
+    text = (
+        f"Whole training steps, no text read: {n_layers} layers of width {width}, {batch_size} sequences of "
+        f"{context} random tokens of {vocab_size:,}. Speed is to the config that was named first; counting "
+        f"is the share of a step that visit counts take, of medians in turns (below 0: noise). {origin(rows)}"
+    )
+    head = ["", "ms a step", "tokens/s", "speed", "counting"]
+    return block(f"Speed of whole steps, width {width}, {device}", text, head, cells, last_of(lines))

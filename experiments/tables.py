@@ -37,6 +37,7 @@ from experiments.lines import (
     trained,
 )  # fmt: skip
 from experiments.page import Table
+from experiments.prune_table import prune_small
 from experiments.quality_tables import BITS, cpu_small, t1_small, t2_plan, t4_small
 from experiments.speed_tables import speed_layer, speed_train, timed, trained_on
 from tree_ffn.errors import InputError
@@ -177,6 +178,7 @@ TABLES = {
     "t1_small": (trained, t1_small),
     "t2_plan": (trained, t2_plan),
     "t4_small": (trained, t4_small),
+    "prune_small": (trained, prune_small),
     "speed_layer": (timed, speed_layer),
     "speed_train": (trained_on, speed_train),
 }

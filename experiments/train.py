@@ -14,12 +14,14 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, dry_compile, record
+from experiments import cli, dry_compile, record, texts
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.describe import describe
+from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
+from tree_ffn.training.sharding import make_mesh
 from tree_ffn.training.workdir import read_json
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,6 +36,7 @@ _COMPILE = flags.DEFINE_bool("compile", False, "Compile the step and print its m
 _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the final figures to this results file (JSONL).")
 _TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
+_TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")
 
 
@@ -55,6 +58,7 @@ def main() -> None:
     if _NOJIT.value:
         jax.config.update("jax_disable_jit", True)
 
+    other = texts.parse(_TEXTS.value)
     figures = train(config, _WORKDIR.value)
 
     if _RESULTS.value:
@@ -62,6 +66,11 @@ def main() -> None:
         record.append_figures(
             _RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config, data_meta=meta
         )
+    if other:
+        run = restore_for_inference(_WORKDIR.value, "latest", make_mesh(config.mesh.data, config.mesh.model))
+        rows = config.train.batch_size // config.train.accumulation
+        names = {"table": _TABLE.value, "row": _ROW.value}
+        texts.score(run, other, batch_size=rows, results=_RESULTS.value, **names)
 
 
 def compile_only(config) -> None:

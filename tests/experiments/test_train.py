@@ -49,6 +49,10 @@ def options(texts, monkeypatch):
         (["--config=configs/smoke.py", "--workdir=x", "more"], "argument: 'more' is not known"),
         (["--config=configs/smoke.py", "--workdir=x", "--results=y"], "--row is missing"),
         (
+            ["--config=configs/smoke.py", "--workdir=x", "--texts=a=absent.txt"],
+            "--texts: 'absent.txt' matches",
+        ),
+        (
             ["--config=configs/smoke.py", "--workdir=x", "--config.ffn.kind=maple"],
             "ffn.kind: 'maple' is not known",
         ),
@@ -202,3 +206,21 @@ def test_a_full_disk_is_one_sentence(options, texts, tmp_path):
     )  # fmt: skip
     assert outcome.returncode == 2, outcome.stderr
     assert "checkpoints cannot be written (File too large)" in outcome.stderr.splitlines()[-1]
+
+
+def test_texts_are_scored_at_the_end(options, texts, tmp_path):
+    results = [tmp_path / name for name in ("trained.jsonl", "evaluated.jsonl")]
+    other = f"--texts=some={texts}/[0-2].txt"
+    names = ["--row=a_row", "--table=t1_small"]
+    outcome = call("train", *options, f"--workdir={tmp_path}/run", f"--results={results[0]}", other, *names)
+    assert outcome.code == 0 and "some: loss " in outcome.out, outcome.err
+    arguments = [f"--workdir={tmp_path}/run", "--step=latest", f"--results={results[1]}", other, *names]
+    assert call("evaluate", *arguments).code == 0
+    trained, evaluated = (
+        {row["metric"]: row for row in map(json.loads, path.read_text().splitlines())} for path in results
+    )
+    for name in ("some_loss", "some_bits_per_byte", "some_nats_per_word", "some_word_ppl"):
+        assert trained[name]["value"] == pytest.approx(evaluated[name]["value"], rel=1e-5)
+        assert trained[name]["config_hash"] == evaluated[name]["config_hash"]
+        assert "experiments.train" in trained[name]["command"]
+    assert "val_loss" in trained

@@ -6,7 +6,8 @@ import numpy as np
 
 from tree_ffn.models import DenseSpec, ModelSpec, MoESpec, Transformer
 from tree_ffn.models.describe import abstract_variables
-from tree_ffn.tree import TreeShape, TreeSpec
+from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree.pruned import init_structure
 
 SHAPE = TreeShape(n_trees=2, depth=2, node_width=2, shared_width=3)
 
@@ -18,12 +19,16 @@ KINDS = {
     "straight_through": TreeSpec(SHAPE, routing="straight_through"),
     "continuous": TreeSpec(SHAPE, routing="continuous"),
     "random_tree": TreeSpec(SHAPE, router="frozen"),
+    "pruned": PrunedSpec(SHAPE, routing="continuous", nodes=(2, 3, 4)),
+    "pruned_random_tree": PrunedSpec(SHAPE, router="frozen", nodes=(2, 2, 3)),
 }
 
 
 def model_spec(*ffns, **fields) -> ModelSpec:
     """A tiny decoder with the given layers, or a field changed."""
     values = {"vocab_size": 23, "context": 16, "width": 16, "n_heads": 2} | fields
+    if values.get("implementation") == "masked" and any(isinstance(ffn, PrunedSpec) for ffn in ffns):
+        values["implementation"] = "gather"  # what pruned trees have instead
     return ModelSpec(n_layers=len(ffns), ffns=ffns, **values)
 
 
@@ -34,6 +39,8 @@ def random_leaves(shapes, seed: int = 0):
     def leaf(path, shape):
         std = 0.3 if path[-1].key.startswith(("w_", "tokens", "positions")) else 0.1
         mean = 1.0 if path[-1].key == "scale" else 0.0
+        if jnp.issubdtype(shape.dtype, jnp.integer):  # the structure of pruned trees
+            return jnp.zeros(shape.shape, shape.dtype)
         return jnp.asarray(mean + std * rng.standard_normal(shape.shape), shape.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
@@ -41,7 +48,12 @@ def random_leaves(shapes, seed: int = 0):
 
 def random_variables(spec: ModelSpec, seed: int = 0) -> dict:
     """`random_leaves` for a model."""
-    return random_leaves(abstract_variables(spec), seed)
+    variables = random_leaves(abstract_variables(spec), seed)
+    for i, (ffn, length) in enumerate(spec.runs):
+        if isinstance(ffn, PrunedSpec):
+            structure = {name: jnp.stack([a] * length) for name, a in init_structure(ffn).items()}
+            variables["routing"][f"run_{i}"]["ffn"] |= structure
+    return variables
 
 
 def forward(spec: ModelSpec):

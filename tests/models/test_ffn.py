@@ -20,7 +20,8 @@ from tree_ffn.models import (
 )
 from tree_ffn.models.ffn import ROUTING_NAMES
 from tree_ffn.models.moe import moe_ffn
-from tree_ffn.tree import Info, TreeShape, TreeSpec
+from tree_ffn.tree import Info, PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree.pruned import init_structure
 
 E = 8
 
@@ -48,6 +49,7 @@ def test_units_and_flops():
     assert (total_units(KINDS["hard"]), active_units(KINDS["hard"])) == (31, 15)
     assert active_units(KINDS["narrow"]) == active_units(KINDS["hard"])
     assert active_share(KINDS["moe"]) == 0.5
+    assert (total_units(KINDS["pruned"]), active_units(KINDS["pruned"])) == (2 * 9 + 3, 15)
     assert ffn_flops(KINDS["dense"], E) == 4 * 24 * E
     assert ffn_flops(KINDS["hard"], E) == 4 * 15 * E
     assert ffn_flops(KINDS["random_tree"], E) == 4 * 15 * E + 2 * (2 * 2) * E  # P D frozen routers more
@@ -132,6 +134,15 @@ def test_balancing_moves_against_the_load_and_works_stacked():
         alone = update_routing(tree, {"threshold": routing["threshold"][i]}, Info(leaves[i], jnp.float32(0)))
         np.testing.assert_array_equal(alone["threshold"], stacked["threshold"][i])
     assert np.asarray(stacked["threshold"]).any()
+    pruned = PrunedSpec(SHAPE, nodes=(2, 3, 4), balance="sign", balance_rate=0.5)
+    one = jax.tree.map(jnp.asarray, init_structure(pruned)) | {"threshold": jnp.zeros(5)}
+    two = update_routing(
+        pruned, jax.tree.map(lambda a: jnp.stack([a, a]), one), Info(leaves[:2], jnp.zeros(2))
+    )
+    for i in range(2):
+        alone = update_routing(pruned, one, Info(leaves[i], jnp.float32(0)))
+        np.testing.assert_array_equal(alone["threshold"], two["threshold"][i])
+    assert np.asarray(two["threshold"]).any() and two["leaf"].shape == (2, 4)
     untouched = TreeSpec(SHAPE)
     assert update_routing(untouched, routing, Info(leaves, jnp.zeros(3))) is routing
 

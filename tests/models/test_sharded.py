@@ -11,12 +11,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tests.models.kinds import random_leaves
 from tree_ffn import tree
 from tree_ffn.models.sharded import sharded_tree_ffn
-from tree_ffn.tree import TreeShape, TreeSpec
+from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree.pruned import STRUCTURE, init_structure
 
 E, T = 8, 24
 
 FOUR_TREES = TreeSpec(TreeShape(n_trees=4, depth=2, node_width=2, shared_width=3))
 ONE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=(1, 2, 3)), routing="continuous")
+
+PRUNED_TREES = PrunedSpec(FOUR_TREES.shape, routing="continuous", nodes=(4, 6, 9))
 
 CASES = [
     # spec, (data, model), execution, tokens
@@ -28,6 +31,8 @@ CASES = [
     (ONE_TREE, (4, 2), "grouped", T),  # one tree: tokens over both axes
     (ONE_TREE, (4, 2), "gather", 4),  # 4 tokens split over data only
     (ONE_TREE, (2, 4), "masked", 3),  # 3 tokens split over nothing
+    (PRUNED_TREES, (2, 4), "grouped", T),  # pruned trees differ in size: tokens over both axes
+    (PRUNED_TREES, (2, 4), "gather", 4),
 ]
 
 
@@ -35,9 +40,11 @@ CASES = [
 def test_equal_to_one_device(spec, shape, implementation, n_tokens):
     params = random_leaves(jax.eval_shape(lambda key: tree.init_params(key, spec, E), jax.random.key(0)))
     x_TE = jnp.asarray(np.random.default_rng(1).standard_normal((n_tokens, E)), jnp.float32)
+    structure = jax.tree.map(jnp.asarray, init_structure(spec)) if isinstance(spec, PrunedSpec) else {}
+    params = {name: value for name, value in params.items() if name not in STRUCTURE}
 
     def loss(layer, params, x_TE):
-        y_TE, info = layer(params, x_TE, spec, implementation)
+        y_TE, info = layer({**params, **structure}, x_TE, spec, implementation)
         return jnp.sum(jnp.square(y_TE)), (y_TE, info.leaf_TP)
 
     def run(layer):

@@ -13,13 +13,14 @@ from tree_ffn.errors import InputError
 from tree_ffn.models.spec import DenseSpec, ModelSpec, MoESpec
 from tree_ffn.training import sharding, step
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
-from tree_ffn.tree import TreeShape, TreeSpec
+from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec
 
 BOTH = ("data", "model")
 NARROW_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), balance="sign")
 WIDE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=3, shared_width=5), routing="straight_through")
 RANDOM_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), router="frozen")
-LAYERS = (NARROW_TREES, WIDE_TREE, RANDOM_TREES, MoESpec(4, 8, top_k=2), DenseSpec(24))
+PRUNED_TREES = PrunedSpec(TreeShape(n_trees=4, depth=2), router="frozen", nodes=(4, 4, 5))
+LAYERS = (NARROW_TREES, WIDE_TREE, RANDOM_TREES, MoESpec(4, 8, top_k=2), DenseSpec(24), PRUNED_TREES)
 MODEL = ModelSpec(256, 16, 32, len(LAYERS), 2, LAYERS)
 OPTIM = OptimSpec(steps=10, lr=3e-3, warmup=2)
 
@@ -60,6 +61,10 @@ def expected_specs():
     expected |= run_specs(trees, {"threshold": whole, "router/w": whole}, "run_2")
     expected |= run_specs(trees | {"w_router": everywhere}, {"selection_bias": everywhere}, "run_3")
     expected |= run_specs(trees, {}, "run_4")
+    # 13 units do not divide by two devices: E is spread over both axes. 8 deciding nodes do.
+    spread_units = {"w_in": P(None, None, BOTH), "w_out": P(None, None, BOTH), "b_in": everywhere}
+    structure = dict.fromkeys(("child", "path", "leaf"), everywhere)
+    expected |= run_specs(spread_units, {"threshold": whole, "router/w": whole, **structure}, "run_5")
     moments = {name.removeprefix("params/"): spec for name, spec in expected.items() if "params/" in name}
     for moment in ("mu", "nu"):
         expected |= {f"opt_state/1/{moment}/{name}": spec for name, spec in moments.items()}

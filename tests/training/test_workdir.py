@@ -48,6 +48,12 @@ def test_a_run_may_be_lengthened_if_its_past_stays(texts, schedule, step, allowe
             check(texts, step, known, train__steps=12)
 
 
+def test_before_the_first_step_how_it_trains_is_open(texts):
+    check(texts, step=0, optim__lr=0.5, optim__warmup=1, train__steps=12, train__batch_size=16)
+    with pytest.raises(InputError, match=r"keys differ: ffn.depth \(3 there, 2 here\)"):
+        check(texts, step=0, optim__lr=0.5, ffn__depth=2)
+
+
 def test_other_data_are_refused():
     meta = {"sha256": "a", "tokenizer_sha256": "t", "row_tokens": 33, "splits": {}}
     workdirs.check_same_data("runs/a", meta, dict(meta))

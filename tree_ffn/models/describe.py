@@ -10,6 +10,7 @@ from tree_ffn.models.ffn import active_share, active_units, ffn_flops, total_uni
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
+from tree_ffn.tree import PrunedSpec
 
 
 def abstract_variables(spec: ModelSpec) -> dict:
@@ -91,7 +92,11 @@ def describe(spec: ModelSpec) -> tuple[str, dict]:
             _si(n["parameters_embeddings"]),
             _share(n["parameters_embeddings"], n["parameters"]),
         ),
-        ("  not trained", _si(n["parameters_routing"]), "thresholds, frozen routers, selection biases"),
+        (
+            "  not trained",
+            _si(n["parameters_routing"]),
+            "thresholds, frozen routers, selection biases, pruned structure",
+        ),
         (
             "active units",
             f"{n['active_units']:,}",
@@ -124,6 +129,9 @@ def _layer_line(ffn: FFNSpec) -> str:
     shape = ffn.shape
     kind = "random_tree" if ffn.router == "frozen" else "tree"
     tree = f"P {shape.n_trees}, D {shape.depth}, W {shape.node_width}, S {shape.shared_width}"
+    if isinstance(ffn, PrunedSpec):
+        kind = f"pruned {kind}"
+        tree += f", {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
     return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
 
 

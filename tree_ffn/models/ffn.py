@@ -12,10 +12,11 @@ from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.sharded import sharded_tree_ffn
 from tree_ffn.models.spec import FFNSpec
-from tree_ffn.tree import Info, TreeSpec
+from tree_ffn.tree import Info, PrunedSpec, TreeSpec
+from tree_ffn.tree import pruned as pruned_trees
 
 # Leaves that no optimizer touches; they live in the collection "routing".
-ROUTING_NAMES = ("threshold", "router", "selection_bias")
+ROUTING_NAMES = ("threshold", "router", "selection_bias", *pruned_trees.STRUCTURE)
 
 
 class Units(NamedTuple):
@@ -36,6 +37,8 @@ def units(spec: FFNSpec) -> Units:
         return Units(spec.width, spec.width)
     if isinstance(spec, MoESpec):
         return Units(spec.n_experts * spec.expert_width, spec.top_k * spec.expert_width)
+    if isinstance(spec, PrunedSpec):
+        return Units(spec.kept_units + spec.shape.shared_width, spec.shape.active_units)
     return Units(spec.shape.total_units, spec.shape.active_units)
 
 
@@ -81,7 +84,7 @@ def init_ffn(
 
     std(w_in) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
     """
-    init = {DenseSpec: dense.init_params, MoESpec: moe.init_params, TreeSpec: tree.init_params}[type(spec)]
+    init = {DenseSpec: dense.init_params, MoESpec: moe.init_params}.get(type(spec), tree.init_params)
     return init(key, spec, width, w_in_scale=w_in_scale, w_out_scale=w_out_scale, param_dtype=param_dtype)
 
 
@@ -110,6 +113,8 @@ def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
     Returns:
       the new collection.
     """
+    if isinstance(spec, PrunedSpec) and spec.balance == "sign":
+        return _balance_pruned(spec, routing, info)
     if isinstance(spec, TreeSpec) and spec.balance == "sign":
         name, update = "threshold", tree.balance_update
     elif isinstance(spec, MoESpec) and spec.balance == "bias":
@@ -121,6 +126,13 @@ def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
     else:
         new = update(routing[name], info.leaf_TP, spec)
     return {**routing, name: new}
+
+
+def _balance_pruned(spec: PrunedSpec, routing: dict, info: Info) -> dict:
+    update = lambda routing, leaf_TP: pruned_trees.balance_update(routing, leaf_TP, spec)
+    if info.leaf_TP.ndim == 3:
+        update = jax.vmap(update)
+    return {**routing, "threshold": update(routing, info.leaf_TP)}
 
 
 class FFN(nn.Module):

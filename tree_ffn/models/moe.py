@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.tree import ACTIVATIONS, Info, activation
+from tree_ffn.tree.usage import leaf_counts
 
 MOE_BALANCES = ("none", "aux", "bias")
 
@@ -131,5 +132,5 @@ def moe_ffn(params, x_TE: jax.Array, spec: MoESpec) -> tuple[jax.Array, Info]:
 
 def balance_update(bias_X: jax.Array, chosen_Tk: jax.Array, spec: MoESpec) -> jax.Array:
     """selection_bias += balance_rate * sign(mean load - load): the overloaded are chosen less."""
-    load_X = jnp.bincount(chosen_Tk.reshape(-1), length=spec.n_experts).astype(jnp.float32)
+    load_X = leaf_counts(chosen_Tk.reshape(-1, 1), spec.n_experts)[0].astype(jnp.float32)
     return bias_X + spec.balance_rate * jnp.sign(load_X.mean() - load_X)

@@ -11,10 +11,12 @@ import dataclasses
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-from tree_ffn.tree import Info, TreeSpec, tree_ffn
+from tree_ffn.tree import Info, PrunedSpec, TreeSpec, tree_ffn
 from tree_ffn.tree.apply import finish, sum_of_trees
+from tree_ffn.tree.pruned import STRUCTURE
 
-TREE_NAMES = ("w_in", "b_in", "w_out", "threshold", "router")  # leaves whose first axis is P
+# Leaves of the trees; their first axis is P, but not in a pruned layer.
+TREE_NAMES = ("w_in", "b_in", "w_out", "threshold", "router", *STRUCTURE)
 
 
 def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None):
@@ -22,8 +24,8 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
 
     - P divisible by the model axis: tokens go over "data", whole trees over
       "model"; each device sums its own trees and one sum over "model" joins them.
-    - Otherwise (few wide trees): tokens go over both axes and every device
-      gathers the weights, which are sharded for storage only.
+    - Otherwise (few wide trees, or pruned ones, which differ in size): tokens go
+      over both axes and every device gathers the weights, which are sharded for storage only.
 
     Tokens that an axis does not divide are not split over it. Without a mesh,
     or with one device, this is `tree_ffn`.
@@ -36,7 +38,7 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
         return tree_ffn(params, x_TE, spec, implementation)
     n_tokens, n_trees = x_TE.shape[0], spec.shape.n_trees
     model = axes["model"]
-    by_trees = model > 1 and n_trees % model == 0
+    by_trees = model > 1 and n_trees % model == 0 and not isinstance(spec, PrunedSpec)
     over = ("data",) if by_trees else ("data", "model")
     while over and n_tokens % _size(axes, over):
         over = over[:-1]

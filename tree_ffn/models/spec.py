@@ -6,10 +6,11 @@ import itertools
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
-from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
+from tree_ffn.tree import IMPLEMENTATIONS, PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree.apply import check_implementation
 
-FFNSpec = DenseSpec | MoESpec | TreeSpec
-FFN_CLASSES = {"dense": DenseSpec, "moe": MoESpec, "tree": TreeSpec}
+FFNSpec = DenseSpec | MoESpec | TreeSpec  # and PrunedSpec, a TreeSpec
+FFN_CLASSES = {"dense": DenseSpec, "moe": MoESpec, "tree": TreeSpec, "pruned_tree": PrunedSpec}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -95,6 +96,9 @@ class ModelSpec:
         check_choice("param_dtype", self.param_dtype, DTYPES)
         if self.implementation is not None:
             check_choice("implementation", self.implementation, IMPLEMENTATIONS)
+            for ffn in self.ffns:
+                if isinstance(ffn, TreeSpec):
+                    check_implementation(ffn, self.implementation)
         if not self.norm_eps > 0:
             raise InputError(f"norm_eps: {self.norm_eps!r} is not allowed; use a number above 0.")
 
@@ -147,7 +151,7 @@ def _ffn_from_dict(values):
     values = dict(values)
     kind = values.pop("kind", None)
     check_choice("ffns.kind", kind, FFN_CLASSES)
-    if kind == "tree":
+    if kind in ("tree", "pruned_tree"):
         shape = dict(values.get("shape", {}))
         if isinstance(shape.get("node_width"), list):
             shape["node_width"] = tuple(shape["node_width"])

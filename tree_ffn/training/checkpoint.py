@@ -2,8 +2,8 @@
 
 A checkpoint holds two items, `model` (params and routing, so thresholds too)
 and `optimizer` (step and optimizer state), and as JSON its `meta` (resolved
-config, facts about the data). The data state is the step: row order is a pure
-function of it.
+config, facts about the data; the model where it is not the config's). The data
+state is the step: row order is a pure function of it.
 """
 
 import os
@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
-from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.spec import ModelSpec, spec_from_dict
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.config import Namespace, namespace
 from tree_ffn.training.disk import checkpoint_directory, disk_error, steps_on_disk
@@ -128,7 +128,8 @@ class Checkpoints:
 
     def meta(self, step: int | None = None) -> dict:
         """`meta` of the checkpoint of `step`, the latest by default."""
-        saved: Any = self._orbax.checkpointables_metadata(step or self.latest).custom_metadata
+        step = self.latest if step is None else step
+        saved: Any = self._orbax.checkpointables_metadata(step).custom_metadata
         return saved
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
@@ -142,7 +143,7 @@ class Checkpoints:
           InputError: the checkpoint is damaged, or has another structure, shape
             or dtype; the message names the first leaf that differs.
         """
-        step = step or self.latest
+        step = self.latest if step is None else step
         items = {
             "model": abstract.variables,
             "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
@@ -233,11 +234,16 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
         found = checkpoints.find(step)
         meta = checkpoints.meta(found)
         config = namespace(meta["config"])
-        model = model_spec_from_config(config, meta["data"]["vocab_size"])
+        model = own_model(meta) or model_spec_from_config(config, meta["data"]["vocab_size"])
         tokens_BC = jax.ShapeDtypeStruct((1, model.context), "int32")
         shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), tokens_BC)
         abstract = placed({"params": shapes["params"], "routing": shapes.get("routing", {})}, mesh)
         return Restored(config, model, checkpoints.restore_variables(abstract, found), meta, mesh)
+
+
+def own_model(meta: dict) -> ModelSpec | None:
+    """The model of a checkpoint where it is not the config's: a pruned one, say (see `derived`)."""
+    return spec_from_dict(meta["model"]) if "model" in meta else None
 
 
 def _val_loss(metrics: dict) -> float:

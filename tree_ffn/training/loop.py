@@ -6,7 +6,7 @@ import signal
 import jax
 
 from tree_ffn.data.pipeline import Batches, valid_batches
-from tree_ffn.training import setup
+from tree_ffn.training import derived, setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.config import resolved
@@ -41,6 +41,7 @@ def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[s
     plan = setup.plan_run(config)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
+        plan = derived.with_own_model(plan, checkpoints)
         data = setup.prepare_data(config, plan.model, log)
         stack.enter_context(jax.set_mesh(plan.mesh))
         stop = stack.enter_context(StopSignals())
@@ -74,7 +75,7 @@ class Run:
     def __init__(self, plan, batches: Batches, data, config: dict, workdir: str, checkpoints: Checkpoints):
         self.plan, self.batches, self.data = plan, batches, data
         self.workdir, self.checkpoints = workdir, checkpoints
-        self._meta = {"config": config, "data": data.meta}
+        self._meta = {"config": config, "data": data.meta, **derived.kept_meta(checkpoints)}
         self._programs = compile_programs(plan)
         if checkpoints.latest is None:
             self.state = self._programs.init(jax.random.key(plan.seed))

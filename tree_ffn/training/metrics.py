@@ -10,6 +10,7 @@ from tree_ffn.models.ffn import units
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import probe
+from tree_ffn.tree import PrunedSpec
 from tree_ffn.tree.usage import figures
 
 
@@ -42,15 +43,21 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
       model: says which layers a run holds.
 
     Returns:
-      `dead_leaves` (share of leaves, or experts, without a visit),
-      `leaf_entropy` (over its largest value) and, of trees, the others of
-      `tree.usage.figures`.
+      `dead_leaves` (share of leaves, or experts, without a visit; pruned
+      leaves do not count), `leaf_entropy` (over its largest value) and, of
+      trees, the others of `tree.usage.figures`.
     """
 
     def of_run(ffn, counts):
         if counts is None:
             return None
-        return _expert_figures(np.asarray(counts)) if isinstance(ffn, MoESpec) else _tree_figures(counts)
+        if isinstance(ffn, MoESpec):
+            return _expert_figures(np.asarray(counts))
+        found = _tree_figures(counts)
+        if isinstance(ffn, PrunedSpec):  # of the leaves that it has
+            visited = (np.asarray(counts) > 0).sum(axis=(1, 2))
+            found = {**found, "dead_leaves": 1 - visited / ffn.nodes[-1]}
+        return found
 
     return _by_layer([of_run(ffn, counts) for (ffn, _), counts in zip(model.runs, usage)], model)
 

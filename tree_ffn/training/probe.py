@@ -4,14 +4,15 @@ More than leaf ids tell, and as dear as a training step: for validations only.
 """
 
 import functools
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.step import loss_fn
-from tree_ffn.tree import TreeSpec, masked
+from tree_ffn.tree import PrunedSpec, TreeSpec, masked
 from tree_ffn.tree.shape import TreeShape
 
 # A visited unit below this does no work: GELU is there below -2.5, and tanh near 0.
@@ -27,7 +28,7 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
       model: the model.
 
     Returns:
-      one dict a run of layers that are trees, None for others:
+      one dict a run of layers that are whole trees, None for others:
         gradient: float32 [layers, P, N], the norm over a node's w_in, b_in and
           w_out of the gradient of the batch's mean loss;
         peak: float32 [layers, P, U], the largest |g act(z)| of a unit over the
@@ -39,7 +40,7 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
     _, sown = Transformer(model).apply(variables, batch[:, :-1], mutable=["intermediates"])
     found = []
     for i, (ffn, _) in enumerate(model.runs):
-        if not isinstance(ffn, TreeSpec):
+        if not can_probe(ffn):
             found.append(None)
             continue
         run = f"run_{i}"
@@ -49,6 +50,11 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
         gradient_N = jax.vmap(functools.partial(node_norms, shape=ffn.shape))(grads[run]["ffn"])
         found.append({"gradient": gradient_N, "peak": peak, "working": working})
     return tuple(found)
+
+
+def can_probe(ffn: FFNSpec) -> TypeGuard[TreeSpec]:
+    """Whether a layer is of whole trees: masked execution, which sees all units, knows no pruned ones."""
+    return isinstance(ffn, TreeSpec) and not isinstance(ffn, PrunedSpec)
 
 
 def _activity(layer: tuple[dict, jax.Array], spec: TreeSpec) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, probe, sharding, step
 from tree_ffn.training.setup import Plan
-from tree_ffn.tree import TreeSpec
 
 
 class Score(NamedTuple):
@@ -53,6 +52,9 @@ class Scorer:
         """Score of `variables` over batches int32 [B, C + 1]; all are of one size."""
         losses, tokens, usage, leaves = [], 0, self.empty_usage(), None
         for batch in batches:
+            # Two batches under way at most: a longer queue would hold their tokens on the devices, and on
+            # a CPU that plays several devices, threads that wait for one program starve those of another.
+            jax.block_until_ready(losses[-2:-1])
             loss, usage, batch_leaves = self._eval_step(
                 variables, usage, sharding.put_batch(batch, self._mesh)
             )
@@ -65,7 +67,7 @@ class Scorer:
 
 def _probe(plan: Plan):
     """`probe.probe` as a function (variables, batch int32 [B, C + 1]); None where off, or without trees."""
-    if not (plan.train.probe and any(isinstance(ffn, TreeSpec) for ffn in plan.model.ffns)):
+    if not (plan.train.probe and any(map(probe.can_probe, plan.model.ffns))):
         return None
     compiled = jax.jit(functools.partial(probe.probe, model=plan.model))
     return lambda variables, batch: compiled(variables, sharding.put_batch(batch, plan.mesh))

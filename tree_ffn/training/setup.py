@@ -10,7 +10,7 @@ from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
-from tree_ffn.tree import TreeSpec
+from tree_ffn.tree import PrunedSpec, TreeSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,12 @@ def plan_run(config) -> Plan:
 
 def check_trainable(model: ModelSpec) -> None:
     """Raises InputError where the named execution cannot differentiate a layer; applying it would be fine."""
+    for layer, ffn in enumerate(model.ffns):
+        if isinstance(ffn, PrunedSpec) and ffn.routing == "straight_through":
+            raise InputError(
+                f"model: layer {layer} is pruned and cannot be trained with ffn.routing='straight_through', "
+                "whose gradient needs the units that are gone; train before pruning."
+            )
     straight = any(isinstance(ffn, TreeSpec) and ffn.routing == "straight_through" for ffn in model.ffns)
     if straight and model.implementation not in (None, "masked"):
         raise InputError(

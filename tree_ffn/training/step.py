@@ -155,6 +155,7 @@ def train_step(
     schedule,
     accumulation: int = 1,
     z_loss: float = 0.0,
+    count: bool = True,
 ):
     """One optimizer step, then one balancing step outside the gradient.
 
@@ -167,6 +168,7 @@ def train_step(
       schedule: its learning rate, to report it.
       accumulation: microbatches; divides B.
       z_loss: weight of the z-loss.
+      count: add this step's visits to `usage`; without it one sees what that costs.
 
     Returns:
       (state, usage, metrics): metrics are scalars `loss` (cross-entropy alone),
@@ -185,7 +187,7 @@ def train_step(
     }
     routing = update_model_routing(model, state.routing, infos)
     state = TrainState(state.step + 1, params, routing, opt_state)
-    return state, count_usage(usage, infos), metrics
+    return state, count_usage(usage, infos) if count else usage, metrics
 
 
 def eval_step(variables: dict, usage, batch, *, model: ModelSpec):

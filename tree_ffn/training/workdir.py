@@ -26,6 +26,9 @@ MAY_DIFFER = (
 # These may change too, if the learning rate of every step already made stays as it was.
 SCHEDULE_KEYS = {"train.steps", "optim.schedule", "optim.final_share", "optim.decay_share"}
 
+# And before the first step, as in a run that begins with a pruned model, how it trains is still open.
+BEFORE_THE_FIRST_STEP = r"^(train|optim)\."
+
 
 def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
     """Checkpoints of a workdir that a run may begin or go on in; nothing else is written yet.
@@ -61,6 +64,8 @@ def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> Non
         for key, values in differing_keys(known, wanted).items()
         if not any(re.search(pattern, key) for pattern in MAY_DIFFER)
     }
+    if step == 0:
+        changed = {key: values for key, values in changed.items() if not re.match(BEFORE_THE_FIRST_STEP, key)}
     if changed.keys() <= SCHEDULE_KEYS and same_past(known, wanted, step):
         return
     said = ", ".join(f"{key} ({was!r} there, {now!r} here)" for key, (was, now) in changed.items())

@@ -7,14 +7,16 @@ execution is one more entry of `IMPLEMENTATIONS`.
 
 from tree_ffn.tree.activations import ACTIVATIONS, activation
 from tree_ffn.tree.apply import IMPLEMENTATIONS, init_params, pick_implementation, tree_ffn
+from tree_ffn.tree.pruned import prune
 from tree_ffn.tree.routing import balance_by_counts, balance_update
 from tree_ffn.tree.shape import TreeShape
-from tree_ffn.tree.spec import Info, TreeSpec
+from tree_ffn.tree.spec import Info, PrunedSpec, TreeSpec
 
 __all__ = [
     "ACTIVATIONS",
     "IMPLEMENTATIONS",
     "Info",
+    "PrunedSpec",
     "TreeShape",
     "TreeSpec",
     "activation",
@@ -22,5 +24,6 @@ __all__ = [
     "balance_update",
     "init_params",
     "pick_implementation",
+    "prune",
     "tree_ffn",
 ]

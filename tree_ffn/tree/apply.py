@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice
-from tree_ffn.tree import gather, grouped, masked
+from tree_ffn.tree import gather, grouped, masked, pruned
 from tree_ffn.tree.activations import activation
-from tree_ffn.tree.spec import Info, TreeSpec
+from tree_ffn.tree.spec import Info, PrunedSpec, TreeSpec
 
 IMPLEMENTATIONS = {"masked": masked.trees, "gather": gather.trees, "grouped": grouped.trees}
 
@@ -84,6 +84,8 @@ def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
       backend: `cpu`, `gpu` or `tpu`.
     """
     shape = spec.shape
+    if isinstance(spec, PrunedSpec):  # not measured; there is no masked execution of it
+        return "gather" if n_tokens <= (16 if backend == "cpu" else 8) else "grouped"
     if backend == "cpu":
         if n_tokens <= 16:
             return "gather"
@@ -121,29 +123,30 @@ def init_params(
       {w_in [P,U,E], b_in [P,U], w_out [P,U,E], b_out [E], threshold [P,N],
       shared: {w_in [S,E], b_in [S], w_out [S,E]} if S > 0,
       router: {w [P,R,E]} under router `frozen`}; the last and the thresholds
-      are not trained.
+      are not trained. Of a PrunedSpec, the arrays of `pruned` with some
+      structure of these sizes.
     """
     shape = spec.shape
     keys = jax.random.split(key, 5)
     in_std, out_std = w_in_scale / width**0.5, w_out_scale / shape.active_units**0.5
-    units = (shape.n_trees, shape.tree_units)
+    shapes = _array_shapes(spec, width)
     params = {
-        "w_in": _normal(keys[0], (*units, width), in_std, param_dtype),
-        "b_in": jnp.zeros(units, param_dtype),
-        "w_out": _normal(keys[1], (*units, width), out_std, param_dtype),
-        "b_out": jnp.zeros((width,), param_dtype),
-        "threshold": jnp.zeros((shape.n_trees, shape.n_nodes), jnp.float32),
+        "w_in": _normal(keys[0], shapes["w_in"], in_std, param_dtype),
+        "b_in": jnp.zeros(shapes["b_in"], param_dtype),
+        "w_out": _normal(keys[1], shapes["w_out"], out_std, param_dtype),
+        "b_out": jnp.zeros(shapes["b_out"], param_dtype),
+        "threshold": jnp.zeros(shapes["threshold"], jnp.float32),
     }
+    if isinstance(spec, PrunedSpec):
+        params |= jax.tree.map(jnp.asarray, pruned.init_structure(spec))
     if shape.shared_width:
         params["shared"] = {
-            "w_in": _normal(keys[2], (shape.shared_width, width), in_std, param_dtype),
-            "b_in": jnp.zeros((shape.shared_width,), param_dtype),
-            "w_out": _normal(keys[3], (shape.shared_width, width), out_std, param_dtype),
+            "w_in": _normal(keys[2], shapes["shared.w_in"], in_std, param_dtype),
+            "b_in": jnp.zeros(shapes["shared.b_in"], param_dtype),
+            "w_out": _normal(keys[3], shapes["shared.w_out"], out_std, param_dtype),
         }
     if spec.router == "frozen":
-        params["router"] = {
-            "w": _normal(keys[4], (shape.n_trees, shape.n_deciding, width), in_std, jnp.float32)
-        }
+        params["router"] = {"w": _normal(keys[4], shapes["router.w"], in_std, jnp.float32)}
     return params
 
 
@@ -154,12 +157,22 @@ def _normal(key, shape, std, dtype):
 def sum_of_trees(params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None):
     """(s_TE, leaf_TP): what the trees add up to, before `finish`; some trees give a part of the sum."""
     if implementation is not None:
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
+        check_implementation(spec, implementation)
         return IMPLEMENTATIONS[implementation](params, x_TE, spec)
     chosen = pick_implementation(spec, x_TE.shape[0], jax.default_backend())
-    if spec.routing == "straight_through" and chosen != "masked":
+    if spec.routing == "straight_through" and chosen != "masked" and not isinstance(spec, PrunedSpec):
         return _masked_backward(spec, chosen, params, x_TE)
     return IMPLEMENTATIONS[chosen](params, x_TE, spec)
+
+
+def check_implementation(spec: TreeSpec, implementation: str) -> None:
+    """Raises InputError for an unknown execution, or one that the layer does not have."""
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "masked" and isinstance(spec, PrunedSpec):
+        raise InputError(
+            "implementation: 'masked' cannot execute a pruned layer; use 'gather' or 'grouped', or name none "
+            "('auto' in a config) to have one chosen."
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -193,23 +206,9 @@ def _shared(shared, x_TE, spec):
 
 
 def _check_fit(params, x_TE, spec):
-    shape = spec.shape
     if x_TE.ndim != 2:
         raise InputError(f"x: shape {x_TE.shape} is not allowed; use [tokens, width].")
-    width = x_TE.shape[1]
-    expected = {
-        "w_in": (shape.n_trees, shape.tree_units, width),
-        "b_in": (shape.n_trees, shape.tree_units),
-        "w_out": (shape.n_trees, shape.tree_units, width),
-        "b_out": (width,),
-        "threshold": (shape.n_trees, shape.n_nodes),
-    }
-    if shape.shared_width:
-        S = shape.shared_width
-        expected |= {"shared.w_in": (S, width), "shared.b_in": (S,), "shared.w_out": (S, width)}
-    if spec.router == "frozen":
-        expected["router.w"] = (shape.n_trees, shape.n_deciding, width)
-    for name, wanted in expected.items():
+    for name, wanted in _array_shapes(spec, x_TE.shape[1]).items():
         found = params
         for part in name.split("."):
             found = found.get(part) if found is not None else None
@@ -217,3 +216,19 @@ def _check_fit(params, x_TE, spec):
             raise InputError(f"{name}: is missing; the spec and x need an array of shape {wanted}.")
         if found.shape != wanted:
             raise InputError(f"{name}: shape {found.shape} does not fit the spec and x, which need {wanted}.")
+
+
+def _array_shapes(spec, width) -> dict[str, tuple[int, ...]]:
+    """Shape of every array that a layer needs, by its path in `params`."""
+    shape, shapes = spec.shape, {"b_out": (width,)}
+    if shape.shared_width:
+        S = shape.shared_width
+        shapes |= {"shared.w_in": (S, width), "shared.b_in": (S,), "shared.w_out": (S, width)}
+    if isinstance(spec, PrunedSpec):
+        return shapes | pruned.array_shapes(spec, width)
+    units = (shape.n_trees, shape.tree_units)
+    shapes |= {"w_in": (*units, width), "b_in": units, "w_out": (*units, width)}
+    shapes["threshold"] = (shape.n_trees, shape.n_nodes)
+    if spec.router == "frozen":
+        shapes["router.w"] = (shape.n_trees, shape.n_deciding, width)
+    return shapes

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree.blocks import Blocks, Weights, path_threshold
+from tree_ffn.tree.layout import Layout
 from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
 
@@ -43,12 +44,13 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
     Returns:
       s_TE in x's dtype; z float32 [P, M, size, path_units].
     """
-    if spec.shape.n_trees == 1:
-        s_TE, z = _forward_tree(_only(weights), x_TE, _only(blocks_P), size, spec)
+    layout = weights.layout(spec)
+    if weights.w_in.shape[0] == 1:
+        s_TE, z = _forward_tree(_only(weights), x_TE, _only(blocks_P), size, layout)
         return s_TE, z[None]
 
     def add_tree(sum_TE, tree_and_blocks):
-        s_TE, z = _forward_tree(tree_and_blocks[0], x_TE, tree_and_blocks[1], size, spec)
+        s_TE, z = _forward_tree(tree_and_blocks[0], x_TE, tree_and_blocks[1], size, layout)
         return sum_TE + s_TE.astype(jnp.float32), z
 
     s_TE, z = jax.lax.scan(add_tree, jnp.zeros(x_TE.shape, jnp.float32), (weights, blocks_P))
@@ -57,13 +59,14 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
 
 def backward(weights: Weights, x_TE, ds_TE, z, blocks_P: Blocks, size: int, spec: TreeSpec):
     """Gradients: dx_TE in x's dtype, and float32 dw_in, db_in and dw_out of all trees."""
-    if spec.shape.n_trees == 1:
-        dx_TE, *grads = _backward_tree(_only(weights), x_TE, ds_TE, z[0], _only(blocks_P), size, spec)
+    layout = weights.layout(spec)
+    if weights.w_in.shape[0] == 1:
+        dx_TE, *grads = _backward_tree(_only(weights), x_TE, ds_TE, z[0], _only(blocks_P), size, layout)
         return dx_TE, *(grad[None] for grad in grads)
 
     def add_tree(sum_TE, inputs):
         tree, blocks, z_tree = inputs
-        dx_TE, *grads = _backward_tree(tree, x_TE, ds_TE, z_tree, blocks, size, spec)
+        dx_TE, *grads = _backward_tree(tree, x_TE, ds_TE, z_tree, blocks, size, layout)
         return sum_TE + dx_TE.astype(jnp.float32), grads
 
     dx_TE, grads = jax.lax.scan(add_tree, jnp.zeros(x_TE.shape, jnp.float32), (weights, blocks_P, z))
@@ -74,14 +77,14 @@ def _only(stacked):
     return jax.tree.map(lambda leaf: leaf[0], stacked)
 
 
-def _forward_tree(tree: Weights, x_TE: jax.Array, blocks: Blocks, size: int, spec: TreeSpec):
+def _forward_tree(tree: Weights, x_TE: jax.Array, blocks: Blocks, size: int, layout: Layout):
     dtype = x_TE.dtype
     x_MBE = _block_rows(x_TE, blocks, size)
-    w_in_MAE = _path_rows(tree.w_in.astype(dtype), blocks.leaf_M, spec)
-    b_in_MA = _path_rows(tree.b_in.astype(jnp.float32), blocks.leaf_M, spec)
+    w_in_MAE = _path_rows(tree.w_in.astype(dtype), blocks.leaf_M, layout)
+    b_in_MA = _path_rows(tree.b_in.astype(jnp.float32), blocks.leaf_M, layout)
     z_MBA = jnp.einsum("mbe,mae->mba", x_MBE, w_in_MAE, preferred_element_type=jnp.float32) + b_in_MA[:, None]
-    h_MBA = _hidden(z_MBA, tree, blocks, spec).astype(dtype)
-    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, spec)
+    h_MBA = _hidden(z_MBA, tree, blocks, layout).astype(dtype)
+    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, layout)
     s_MBE = jnp.einsum("mba,mae->mbe", h_MBA, w_out_MAE)
     return _token_rows(s_MBE, blocks), z_MBA
 
@@ -93,28 +96,30 @@ def _backward_tree(
     z_MBA: jax.Array,
     blocks: Blocks,
     size: int,
-    spec: TreeSpec,
+    layout: Layout,
 ):
     dtype = x_TE.dtype
     x_MBE, ds_MBE = _block_rows(x_TE, blocks, size), _block_rows(ds_TE, blocks, size)
-    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, spec)
-    h_MBA, vjp = jax.vjp(lambda z: _hidden(z, tree, blocks, spec), z_MBA)
+    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, layout)
+    h_MBA, vjp = jax.vjp(lambda z: _hidden(z, tree, blocks, layout), z_MBA)
     dh_MBA = jnp.einsum("mbe,mae->mba", ds_MBE, w_out_MAE, preferred_element_type=jnp.float32)
     # Padding rows of ds are zero, so dh and dz are zero there too, and h times ds.
     (dz_MBA,) = vjp(dh_MBA)
-    db_in_U = _sum_over_blocks(dz_MBA.sum(axis=1), blocks.leaf_M, spec)
+    db_in_U = _sum_over_blocks(dz_MBA.sum(axis=1), blocks.leaf_M, layout)
     dz_MBA = dz_MBA.astype(dtype)
-    w_in_MAE = _path_rows(tree.w_in.astype(dtype), blocks.leaf_M, spec)
+    w_in_MAE = _path_rows(tree.w_in.astype(dtype), blocks.leaf_M, layout)
     dx_TE = _token_rows(jnp.einsum("mba,mae->mbe", dz_MBA, w_in_MAE), blocks)
-    dw_in_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", dz_MBA, x_MBE), blocks.leaf_M, spec)
-    dw_out_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", h_MBA.astype(dtype), ds_MBE), blocks.leaf_M, spec)
+    dw_in_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", dz_MBA, x_MBE), blocks.leaf_M, layout)
+    dw_out_UE = _sum_over_blocks(
+        jnp.einsum("mba,mbe->mae", h_MBA.astype(dtype), ds_MBE), blocks.leaf_M, layout
+    )
     return dx_TE, dw_in_UE, db_in_U, dw_out_UE
 
 
-def _hidden(z_MBA, tree: Weights, blocks: Blocks, spec: TreeSpec):
-    threshold_MD = path_threshold(tree.threshold, blocks.leaf_M, spec)
-    threshold_MBD = jnp.broadcast_to(threshold_MD[:, None], (*z_MBA.shape[:2], spec.shape.depth))
-    return hidden_on_path(z_MBA, threshold_MBD, spec)
+def _hidden(z_MBA, tree: Weights, blocks: Blocks, layout: Layout):
+    threshold_MD = path_threshold(tree.threshold, blocks.leaf_M, layout)
+    threshold_MBD = jnp.broadcast_to(threshold_MD[:, None], (*z_MBA.shape[:2], layout.spec.shape.depth))
+    return hidden_on_path(z_MBA, threshold_MBD, layout.spec)
 
 
 def _block_rows(rows_TE, blocks: Blocks, size: int):
@@ -131,27 +136,25 @@ def _token_rows(rows_MBE, blocks: Blocks):
     return jnp.take(rows_MBE.reshape(-1, rows_MBE.shape[-1]), blocks.slot_T, axis=0, mode="clip")
 
 
-def _path_rows(units_U, leaf_M, spec: TreeSpec):
+def _path_rows(units_U, leaf_M, layout: Layout):
     """Rows of the units on every block's path, root first: [M, path_units, ...]."""
-    shape = spec.shape
     runs = []
-    for level, width in enumerate(shape.widths):
-        start, stop = shape.level_starts[level], shape.level_starts[level + 1]
-        nodes_JW = units_U[start:stop].reshape(2**level, width, *units_U.shape[1:])
-        runs.append(jnp.take(nodes_JW, leaf_M >> (shape.depth - level), axis=0, mode="clip"))
+    for level, width in enumerate(layout.spec.shape.widths):
+        start, stop = layout.unit_starts[level], layout.unit_starts[level + 1]
+        nodes_NW = units_U[start:stop].reshape(-1, width, *units_U.shape[1:])
+        runs.append(jnp.take(nodes_NW, layout.ancestor(level, leaf_M), axis=0, mode="clip"))
     return jnp.concatenate(runs, axis=1)
 
 
-def _sum_over_blocks(rows_MA, leaf_M, spec: TreeSpec):
+def _sum_over_blocks(rows_MA, leaf_M, layout: Layout):
     """Sum of the blocks' path rows [M, path_units, ...] into the tree's units: float32 [U, ...]."""
-    shape = spec.shape
     rest = rows_MA.shape[2:]
     levels = []
-    for level, width in enumerate(shape.widths):
-        at = shape.path_starts[level]
+    for level, width in enumerate(layout.spec.shape.widths):
+        at = layout.spec.shape.path_starts[level]
         rows = rows_MA[:, at : at + width].reshape(rows_MA.shape[0], -1)
-        nodes_J = jnp.arange(2**level, dtype=leaf_M.dtype)
-        one_hot_JM = (nodes_J[:, None] == (leaf_M >> (shape.depth - level))[None]).astype(rows.dtype)
-        summed = jnp.einsum("jm,mr->jr", one_hot_JM, rows, preferred_element_type=jnp.float32)
-        levels.append(summed.reshape(2**level * width, *rest))
+        nodes_N = jnp.arange(layout.nodes[level], dtype=leaf_M.dtype)
+        one_hot_NM = (nodes_N[:, None] == layout.ancestor(level, leaf_M)[None]).astype(rows.dtype)
+        summed = jnp.einsum("nm,mr->nr", one_hot_NM, rows, preferred_element_type=jnp.float32)
+        levels.append(summed.reshape(-1, *rest))
     return jnp.concatenate(levels, axis=0)

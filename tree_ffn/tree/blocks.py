@@ -10,16 +10,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tree_ffn.tree.layout import Layout, layout_of
 from tree_ffn.tree.spec import TreeSpec
 
 
 class Weights(NamedTuple):
-    """What block products need of a layer; [P, ...], or one tree of it without the P."""
+    """What block products need of a layer; [P, ...], or one tree of it without the P.
+
+    Pruned trees come as one tree, a forest, whose `path` says what stands above
+    its leaves; full trees have None there.
+    """
 
     w_in: jax.Array
     b_in: jax.Array
     w_out: jax.Array
     threshold: jax.Array
+    path: jax.Array | None = None
+
+    def layout(self, spec: TreeSpec) -> Layout:
+        """Where the units of these weights stand, as stacked [P, ...]."""
+        return layout_of(spec, path_JL=None if self.path is None else self.path[0])
 
 
 class Blocks(NamedTuple):
@@ -88,26 +98,26 @@ def make_blocks(leaf_T: jax.Array, n_leaves: int, size: int) -> Blocks:
     )
 
 
-def path_of_leaves(units_U: jax.Array, spec: TreeSpec) -> jax.Array:
-    """One number a unit -> those of the units on every leaf's path, root first: [2^D, path_units].
+def path_of_leaves(units_U: jax.Array, layout: Layout) -> jax.Array:
+    """One number a unit -> those of the units on every leaf's path, root first: [leaves, path_units].
 
     Example:
       >>> from tree_ffn.tree import TreeShape
-      >>> path_of_leaves(jnp.array([7, 8, 9]), TreeSpec(TreeShape(n_trees=1, depth=1))).tolist()
+      >>> layout = layout_of(TreeSpec(TreeShape(n_trees=1, depth=1)))
+      >>> path_of_leaves(jnp.array([7, 8, 9]), layout).tolist()
       [[7, 8], [7, 9]]
     """
-    shape = spec.shape
     runs = []
-    for level, width in enumerate(shape.widths):
-        nodes_JW = units_U[shape.level_starts[level] : shape.level_starts[level + 1]].reshape(-1, width)
-        runs.append(jnp.repeat(nodes_JW, 2 ** (shape.depth - level), axis=0))
+    for level, width in enumerate(layout.spec.shape.widths):
+        nodes_NW = units_U[layout.unit_starts[level] : layout.unit_starts[level + 1]].reshape(-1, width)
+        runs.append(layout.per_leaf(level, nodes_NW))
     return jnp.concatenate(runs, axis=1)
 
 
-def path_threshold(threshold_N: jax.Array, leaf: jax.Array, spec: TreeSpec) -> jax.Array:
+def path_threshold(threshold_N: jax.Array, leaf: jax.Array, layout: Layout) -> jax.Array:
     """Thresholds of the deciding nodes above `leaf` (any shape): [..., D]."""
-    depth = spec.shape.depth
-    nodes = [(2**level - 1) + (leaf >> (depth - level)) for level in range(depth)]
+    depth = layout.spec.shape.depth
+    nodes = [layout.node_starts[level] + layout.ancestor(level, leaf) for level in range(depth)]
     if not nodes:
         return jnp.zeros((*leaf.shape, 0), jnp.float32)
     return threshold_N[jnp.stack(nodes, axis=-1)].astype(jnp.float32)

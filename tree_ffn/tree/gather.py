@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree import grouped, routing
+from tree_ffn.tree.layout import layout_of
 from tree_ffn.tree.spec import TreeSpec
 
 
@@ -23,19 +24,22 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax
       InputError: under differentiation with `straight_through` routing, which
         needs units beside the path; `masked` computes them.
     """
-    return _trees(spec, params, x_TE)
+    s_TE, leaf_TP = _trees(spec, params, x_TE)
+    return s_TE, grouped.numbered(leaf_TP, params, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array):
+    """Sum of the trees, and the leaf's place in the bottom level."""
     shape, dtype = spec.shape, x_TE.dtype
-    tokens_trees = (x_TE.shape[0], shape.n_trees)
-    position = jnp.zeros(tokens_trees, jnp.int32)
-    gate = jnp.ones(tokens_trees, jnp.float32)
+    layout = layout_of(spec, params.get("child"))
+    params = layout.stacked(params)
+    position = layout.roots(x_TE.shape[0])
+    gate = jnp.ones(position.shape, jnp.float32)
     act = routing.unit_activation(spec)
     s_TE = jnp.zeros(x_TE.shape, jnp.float32)
     for level, width in enumerate(shape.widths):
-        start_TP = shape.level_starts[level] + position * width
+        start_TP = layout.unit_starts[level] + position * width
         w_in_TPWE = _rows(params["w_in"], start_TP, width).astype(dtype)
         w_out_TPWE = _rows(params["w_out"], start_TP, width).astype(dtype)
         b_in_TPW = _rows(params["b_in"], start_TP, width).astype(jnp.float32)
@@ -45,9 +49,9 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array):
             "tpw,tpwe->te", h_TPW.astype(dtype), w_out_TPWE, preferred_element_type=jnp.float32
         )
         if level < shape.depth:
-            r_TP = _decide(params, x_TE, z_TPW, 2**level - 1 + position, spec)
+            r_TP = _decide(params, x_TE, z_TPW, layout.node_starts[level] + position, spec)
             gate = routing.child_gate(gate, r_TP, spec)
-            position = 2 * position + (r_TP > 0).astype(jnp.int32)
+            position = layout.child(level, position, r_TP > 0)
     return s_TE.astype(dtype), position
 
 

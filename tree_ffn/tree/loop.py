@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree.blocks import Blocks, Weights, path_of_leaves, path_threshold
+from tree_ffn.tree.layout import Layout
 from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
 
@@ -73,52 +74,54 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
     Returns:
       s_TE in x's dtype; z float32 [R, path_units].
     """
-    work = _work_list(blocks_P, size)
-    z_RA = _into_units(_sorted_rows(x_TE, work), weights.w_in, work, spec)
-    z_RA += _bias(weights, blocks_P, work, spec)
-    h_RA = hidden_on_path(z_RA, _thresholds(weights, blocks_P, work, spec), spec).astype(x_TE.dtype)
-    return _sum_of_trees(_out_of_units(h_RA, weights.w_out, work, spec), blocks_P), z_RA
+    work, layout = _work_list(blocks_P, size), weights.layout(spec)
+    z_RA = _into_units(_sorted_rows(x_TE, work), weights.w_in, work, layout)
+    z_RA += _bias(weights, blocks_P, work, layout)
+    h_RA = hidden_on_path(z_RA, _thresholds(weights, blocks_P, work, layout), spec).astype(x_TE.dtype)
+    return _sum_of_trees(_out_of_units(h_RA, weights.w_out, work, layout), blocks_P), z_RA
 
 
 def backward(weights: Weights, x_TE, ds_TE, z_RA, blocks_P: Blocks, size: int, spec: TreeSpec):
     """Gradients: dx_TE in x's dtype, and float32 dw_in, db_in and dw_out of all trees."""
     dtype = x_TE.dtype
-    work = _work_list(blocks_P, size)
+    work, layout = _work_list(blocks_P, size), weights.layout(spec)
     x_RE, ds_RE = _sorted_rows(x_TE, work), _sorted_rows(ds_TE, work)
-    dh_RA = _into_units(ds_RE, weights.w_out, work, spec)
-    thresholds = _thresholds(weights, blocks_P, work, spec)
+    dh_RA = _into_units(ds_RE, weights.w_out, work, layout)
+    thresholds = _thresholds(weights, blocks_P, work, layout)
     h_RA, vjp = jax.vjp(lambda z_RA: hidden_on_path(z_RA, thresholds, spec), z_RA)
     (dz_RA,) = vjp(dh_RA)
-    db_in_PU = _sum_by_node(dz_RA, blocks_P, spec)
+    db_in_PU = _sum_by_node(dz_RA, blocks_P, layout)
     h_RA, dz_RA = h_RA.astype(dtype), dz_RA.astype(dtype)
-    dx_RE = _out_of_units(dz_RA, weights.w_in, work, spec)
-    dw_in_PUE, dw_out_PUE = _weight_gradients(((dz_RA, x_RE), (h_RA, ds_RE)), weights.w_in.shape, work, spec)
+    dx_RE = _out_of_units(dz_RA, weights.w_in, work, layout)
+    dw_in_PUE, dw_out_PUE = _weight_gradients(
+        ((dz_RA, x_RE), (h_RA, ds_RE)), weights.w_in.shape, work, layout
+    )
     return _sum_of_trees(dx_RE, blocks_P), dw_in_PUE, db_in_PU, dw_out_PUE
 
 
-def _into_units(rows_RE, w_PUE, work: _Work, spec: TreeSpec):
+def _into_units(rows_RE, w_PUE, work: _Work, layout: Layout):
     """Products of every row with its path's units: float32 [R, path_units]."""
 
     def one_block(i, out_RA):
-        products = _matmul("be,ae->ba", _rows(rows_RE, i, work), _path(w_PUE, i, work, spec))
+        products = _matmul("be,ae->ba", _rows(rows_RE, i, work), _path(w_PUE, i, work, layout))
         return _write_rows(out_RA, products, i, work)
 
-    out_RA = jnp.zeros((rows_RE.shape[0], spec.shape.path_units), jnp.float32)
+    out_RA = jnp.zeros((rows_RE.shape[0], layout.spec.shape.path_units), jnp.float32)
     return jax.lax.fori_loop(0, work.count, one_block, out_RA)
 
 
-def _out_of_units(h_RA, w_PUE, work: _Work, spec: TreeSpec):
+def _out_of_units(h_RA, w_PUE, work: _Work, layout: Layout):
     """Sums of every row's path's units, weighted by h: [R, E] in h's dtype."""
 
     def one_block(i, out_RE):
-        sums = _matmul("ba,ae->be", _rows(h_RA, i, work), _path(w_PUE, i, work, spec))
+        sums = _matmul("ba,ae->be", _rows(h_RA, i, work), _path(w_PUE, i, work, layout))
         return _write_rows(out_RE, sums.astype(h_RA.dtype), i, work)
 
     out_RE = jnp.zeros((h_RA.shape[0], w_PUE.shape[2]), h_RA.dtype)
     return jax.lax.fori_loop(0, work.count, one_block, out_RE)
 
 
-def _weight_gradients(pairs, shape: tuple, work: _Work, spec: TreeSpec):
+def _weight_gradients(pairs, shape: tuple, work: _Work, layout: Layout):
     """Sums over rows of h[a] rows[e], for pairs (h [R, path_units], rows [R, E]): float32 [P, U, E] each."""
 
     def one_block(i, grads):
@@ -127,7 +130,7 @@ def _weight_gradients(pairs, shape: tuple, work: _Work, spec: TreeSpec):
         for grad_PUE, (h_RA, rows_RE) in zip(grads, pairs):
             h_BA = jnp.where(real_B1, _rows(h_RA, i, work), jnp.zeros((), h_RA.dtype))
             product = _matmul("ba,be->ae", h_BA, _rows(rows_RE, i, work))
-            added.append(_add_path(grad_PUE, product, i, work, spec))
+            added.append(_add_path(grad_PUE, product, i, work, layout))
         return added
 
     return jax.lax.fori_loop(0, work.count, one_block, [jnp.zeros(shape, jnp.float32) for _ in pairs])
@@ -167,22 +170,23 @@ def _write_rows(rows_R, block_B, i, work: _Work):
     return jax.lax.dynamic_update_slice(rows_R, block_B, (work.row[i], 0))
 
 
-def _bias(weights: Weights, blocks_P: Blocks, work: _Work, spec: TreeSpec):
+def _bias(weights: Weights, blocks_P: Blocks, work: _Work, layout: Layout):
     """Biases of every row's path's units: float32 [R, path_units]."""
-    of_tree = lambda b_in_U, leaf_T: path_of_leaves(b_in_U.astype(jnp.float32), spec)[leaf_T]
+    of_tree = lambda b_in_U, leaf_T: path_of_leaves(b_in_U.astype(jnp.float32), layout)[leaf_T]
     bias_PTA = jax.vmap(of_tree)(weights.b_in, blocks_P.leaf_T)
-    return jnp.pad(bias_PTA.reshape(-1, spec.shape.path_units), ((0, work.size), (0, 0)))
+    return jnp.pad(bias_PTA.reshape(-1, layout.spec.shape.path_units), ((0, work.size), (0, 0)))
 
 
-def _sum_by_node(dz_RA, blocks_P: Blocks, spec: TreeSpec):
+def _sum_by_node(dz_RA, blocks_P: Blocks, layout: Layout):
     """Sums of every tree's rows over the tokens that visit each unit: [P, U]."""
     n_trees, n_tokens = blocks_P.leaf_T.shape
+    shape = layout.spec.shape
 
     def of_tree(dz_TA, leaf_T):
-        by_leaf_JA = jax.ops.segment_sum(dz_TA, leaf_T, spec.shape.n_leaves, indices_are_sorted=True)
+        by_leaf_JA = jax.ops.segment_sum(dz_TA, leaf_T, layout.n_leaves, indices_are_sorted=True)
         runs = [
-            by_leaf_JA[:, start : start + width].reshape(2**level, -1, width).sum(axis=1).reshape(-1)
-            for level, (start, width) in enumerate(zip(spec.shape.path_starts, spec.shape.widths))
+            layout.per_node(level, by_leaf_JA[:, start : start + width]).reshape(-1)
+            for level, (start, width) in enumerate(zip(shape.path_starts, shape.widths))
         ]
         return jnp.concatenate(runs)
 
@@ -190,35 +194,34 @@ def _sum_by_node(dz_RA, blocks_P: Blocks, spec: TreeSpec):
     return jax.vmap(of_tree)(dz_PTA, blocks_P.leaf_T)
 
 
-def _thresholds(weights: Weights, blocks_P: Blocks, work: _Work, spec: TreeSpec):
+def _thresholds(weights: Weights, blocks_P: Blocks, work: _Work, layout: Layout):
     """Thresholds on every row's path: float32 [R, D]."""
-    of_tree = lambda threshold_N, leaf_T: path_threshold(threshold_N, leaf_T, spec)
+    of_tree = lambda threshold_N, leaf_T: path_threshold(threshold_N, leaf_T, layout)
     threshold_PTD = jax.vmap(of_tree)(weights.threshold, blocks_P.leaf_T)
-    threshold_RD = threshold_PTD.reshape(blocks_P.leaf_T.size, spec.shape.depth)
+    threshold_RD = threshold_PTD.reshape(blocks_P.leaf_T.size, layout.spec.shape.depth)
     return jnp.pad(threshold_RD, ((0, work.size), (0, 0)))
 
 
-def _runs(i, work: _Work, spec: TreeSpec):
+def _runs(i, work: _Work, layout: Layout):
     """Where a block's path has its units: (level, start in [P, U, E], width)."""
-    shape = spec.shape
-    for level, width in enumerate(shape.widths):
-        first = shape.level_starts[level] + (work.leaf[i] >> (shape.depth - level)) * width
+    for level, width in enumerate(layout.spec.shape.widths):
+        first = layout.unit_starts[level] + layout.ancestor(level, work.leaf[i]) * width
         yield level, (work.tree[i], first, 0), width
 
 
-def _path(w_PUE, i, work: _Work, spec: TreeSpec):
+def _path(w_PUE, i, work: _Work, layout: Layout):
     """Weights of the units on a block's path, root first: [path_units, E]."""
     runs = [
         jax.lax.dynamic_slice(w_PUE, start, (1, width, w_PUE.shape[2]))[0]
-        for _, start, width in _runs(i, work, spec)
+        for _, start, width in _runs(i, work, layout)
     ]
     return jnp.concatenate(runs, axis=0)
 
 
-def _add_path(grad_PUE, rows_AE, i, work: _Work, spec: TreeSpec):
+def _add_path(grad_PUE, rows_AE, i, work: _Work, layout: Layout):
     """Adds `rows_AE` to the rows of a block's path, a run a level, in place inside a loop."""
-    for level, start, width in _runs(i, work, spec):
-        rows = rows_AE[spec.shape.path_starts[level] :][:width]
+    for level, start, width in _runs(i, work, layout):
+        rows = rows_AE[layout.spec.shape.path_starts[level] :][:width]
         here = jax.lax.dynamic_slice(grad_PUE, start, (1, *rows.shape))
         grad_PUE = jax.lax.dynamic_update_slice(grad_PUE, here + rows[None], start)
     return grad_PUE

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from tree_ffn.tree import usage
 from tree_ffn.tree.activations import absolute, activation
-from tree_ffn.tree.spec import TreeSpec
+from tree_ffn.tree.layout import layout_of
+from tree_ffn.tree.spec import PrunedSpec, TreeSpec
 
 
 def surrogate_slope(r: jax.Array, beta: float) -> jax.Array:
@@ -84,16 +85,19 @@ def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     """Decision logits of all deciding nodes: float32 [T, P, R], without gradient.
 
     One small product over the R = 2^D - 1 routers of every tree; the way to
-    route many tokens when only the leaves are wanted.
+    route many tokens when only the leaves are wanted. Of a pruned layer, [T, 1, R]
+    over its R kept deciding nodes, all trees together.
     """
+    layout = layout_of(spec)
+    params = layout.stacked(params)
     if spec.router == "frozen":
         w_PRE, b_PR = params["router"]["w"], 0.0
     else:
-        routers = jnp.asarray(spec.shape.router_units, jnp.int32)
+        routers = jnp.asarray(layout.router_units())
         w_PRE = jnp.take(params["w_in"], routers, axis=1)
         b_PR = jnp.take(params["b_in"], routers, axis=1).astype(jnp.float32)
     logits = jnp.einsum("te,pre->tpr", x_TE, w_PRE.astype(x_TE.dtype), preferred_element_type=jnp.float32)
-    offset_PR = b_PR - params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
+    offset_PR = b_PR - params["threshold"][:, : layout.n_deciding].astype(jnp.float32)
     return jax.lax.stop_gradient(logits + offset_PR[None])
 
 
@@ -106,6 +110,16 @@ def walk(r_TPR: jax.Array, depth: int) -> jax.Array:
         r = jnp.take_along_axis(r_TPR, node[..., None], axis=-1, mode="clip")[..., 0]
         position = 2 * position + (r > 0).astype(jnp.int32)
     return position
+
+
+def walk_pruned(r_T1R: jax.Array, child_R2: jax.Array, spec: PrunedSpec) -> jax.Array:
+    """Places in the bottom level, over all trees, that tokens of a pruned layer reach: int32 [T, P]."""
+    layout = layout_of(spec, child_R2)
+    place = layout.roots(r_T1R.shape[0])
+    for level in range(spec.shape.depth):
+        r = jnp.take_along_axis(r_T1R[:, 0], layout.node_starts[level] + place, axis=-1, mode="clip")
+        place = layout.child(level, place, r > 0)
+    return place
 
 
 def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:

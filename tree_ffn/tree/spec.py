@@ -70,12 +70,60 @@ class TreeSpec:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class PrunedSpec(TreeSpec):
+    """A layer of trees from which subtrees were removed; a token whose child is gone goes to the sibling.
+
+    The fields of TreeSpec say what the trees were: `shape` counts the nodes of
+    the full trees, and leaves keep their numbers. A path still visits D + 1
+    nodes. What is kept, the arrays of the layer hold (see `tree.pruned`).
+
+    Attributes:
+      nodes: kept nodes of every level, all trees together: nodes[0] = P, and
+        every level has at least as many as the one above and at most twice that.
+
+    Raises:
+      InputError: `nodes` cannot be that.
+
+    Example:
+      >>> spec = PrunedSpec(TreeShape(n_trees=2, depth=2, node_width=3), nodes=(2, 3, 4))
+      >>> spec.kept_units, spec.shape.tree_units * 2
+      (27, 42)
+    """
+
+    nodes: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        pairs = zip(self.nodes, self.nodes[1:])
+        right_length = len(self.nodes) == self.shape.n_levels
+        if not (
+            right_length and self.nodes[0] == self.shape.n_trees and all(a <= b <= 2 * a for a, b in pairs)
+        ):
+            raise InputError(
+                f"nodes: {self.nodes} is not allowed; use {self.shape.n_levels} numbers (of depth "
+                f"{self.shape.depth}), the first n_trees = {self.shape.n_trees}, each of the others as large "
+                "as the one before up to twice that."
+            )
+
+    @property
+    def kept_units(self) -> int:
+        """Units in the kept nodes, without the shared ones."""
+        return sum(count * width for count, width in zip(self.nodes, self.shape.widths))
+
+    @property
+    def is_one_path(self) -> bool:
+        """Whether every tree has one path left."""
+        return self.nodes[-1] == self.shape.n_trees
+
+
 class Info(NamedTuple):
     """What a feed-forward layer reports beside its output.
 
     Attributes:
-      leaf_TP: int32 [T, P], the leaf (0 .. 2^D - 1) each token reached in each
-        tree; for a mixture of experts the chosen experts [T, top_k]; for a
+      leaf_TP: int32 [T, P], the leaf (0 .. 2^D - 1, in a pruned tree too) each
+        token reached in each tree; for a mixture of experts the chosen experts [T, top_k]; for a
         dense layer [T, 0].
       aux_loss: float32 scalar to add to the training loss (0 except for a
         mixture of experts with `balance="aux"`).

@@ -1,5 +1,7 @@
 """How much of a tree is used, and how fast that changes: counts and figures from leaf ids alone."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -15,10 +17,13 @@ def leaf_counts(leaf_TP: jax.Array, n_leaves: int) -> jax.Array:
       >>> leaf_counts(jnp.array([[0], [3], [3]]), 4).tolist()
       [[1, 0, 0, 2]]
     """
-    n_trees = leaf_TP.shape[1]
-    bins = leaf_TP + n_leaves * jnp.arange(n_trees, dtype=leaf_TP.dtype)[None]
-    flat = jnp.bincount(bins.reshape(-1), length=n_trees * n_leaves)
-    return flat.astype(jnp.int32).reshape(n_trees, n_leaves)
+    # A histogram as a product of two one-hot matrices, of quotient and remainder: a scatter-add
+    # meets the same bins again and again, one after the other. Exact up to 2^24 tokens.
+    radix = math.isqrt(n_leaves - 1) + 1
+    digits = ((leaf_TP // radix, -(-n_leaves // radix)), (leaf_TP % radix, radix))
+    high, low = ((digit[..., None] == jnp.arange(n)[None, None]).astype(jnp.float32) for digit, n in digits)
+    counts_PHL = jnp.einsum("TPH,TPL->PHL", high, low)
+    return counts_PHL.astype(jnp.int32).reshape(leaf_TP.shape[1], -1)[:, :n_leaves]
 
 
 def node_counts(counts_PJ: jax.Array) -> jax.Array:

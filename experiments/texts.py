@@ -1,0 +1,68 @@
+"""Other texts that a trained model is scored on, whole: the flag --texts of several programs."""
+
+import re
+
+from experiments import record
+from tree_ffn.data.inputs import matches
+from tree_ffn.data.whole import whole_text
+from tree_ffn.errors import InputError
+from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.evaluate import evaluate_whole, tokenizer_of
+
+HELP = "Other texts to score whole: name=glob pattern, ... (every token once; nats and perplexity a word)."
+FIGURES = ("loss", "bits_per_byte", "nats_per_word", "word_ppl")
+
+
+def parse(words: list[str]) -> dict[str, str]:
+    """{name: glob pattern} of the words of --texts; looks whether there are such files.
+
+    Raises:
+      InputError: a word is not name=pattern, a name is there twice, or nothing matches.
+
+    Example:
+      >>> parse(["license=LICENSE"])
+      {'license': 'LICENSE'}
+    """
+    texts = {}
+    for word in words:
+        name, equals, files = word.partition("=")
+        if not (re.fullmatch(r"[a-z]\w*", name) and equals and files) or name in texts:
+            raise InputError(f"--texts: {word!r} is not allowed; use name=glob pattern, each name once.")
+        matches("--texts", files)
+        texts[name] = files
+    return texts
+
+
+def score(
+    run: Restored, texts: dict[str, str], *, batch_size: int = 16, tokenizer: str | None = None,
+    text_field: str = "text", results: str | None = None, table: str = "", row: str = "",
+    command: str | None = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Scores a model on texts, prints a line for each, and appends them to a results file.
+
+    Args:
+      run: a restored run.
+      texts: as `parse` returns them.
+      batch_size: rows a batch.
+      tokenizer: where the run's tokenizer is now, if it has moved.
+      text_field: of JSONL files.
+      results: file to append to; None appends nothing.
+      table, row: names of the rows.
+      command: of the rows; by default this process's own.
+
+    Returns:
+      {name: figures} as `evaluate_whole` returns them.
+    """
+    encoder, found = tokenizer_of(run, tokenizer), {}
+    for name, files in texts.items():
+        text = whole_text(files, encoder, text_field)
+        found[name] = figures = evaluate_whole(run, text, batch_size)
+        shown = {key: figures[key] for key in FIGURES}
+        said = ", ".join(f"{key.replace('_', ' ')} {value:,.4f}" for key, value in shown.items())
+        print(f"{name}: {said}; {figures['tokens']:,} tokens, {figures['words']:,} words", flush=True)
+        if results:
+            record.append_text_figures(
+                results, name, shown, table=table, row=row, config=run.config, data_meta=run.meta["data"],
+                sha256=text.sha256, command=command,
+            )  # fmt: skip
+    return found

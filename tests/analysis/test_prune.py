@@ -1,0 +1,157 @@
+"""Which leaves a threshold keeps, and what becomes of a whole model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.kinds import KINDS, model_spec, random_variables
+from tree_ffn.analysis.prune import (
+    Calibration,
+    can_be_static,
+    kept_leaves,
+    prune_model,
+    static_layer,
+    tokens_needed,
+)
+from tree_ffn.errors import InputError
+from tree_ffn.models import DenseSpec, Transformer, total_units, unrolled
+from tree_ffn.models.decode import generate
+from tree_ffn.models.dense import dense_ffn
+from tree_ffn.training.step import count_usage, empty_usage
+from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec, init_params, prune, tree_ffn
+
+TREES = TreeSpec(TreeShape(n_trees=2, depth=3, node_width=2, shared_width=3), routing="continuous")
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 16)), jnp.int32)
+
+
+def test_what_a_threshold_keeps():
+    """visits <= share of the tokens goes, but never both children; the left stays at a tie."""
+    counts = np.array([[50, 10, 0, 0, 2, 3, 35, 0]])
+    keep = lambda threshold: "".join(map(str, kept_leaves(counts, threshold, 100)[0].astype(int)))
+    assert keep(0) == "11001110"
+    assert keep(0.02) == "11000110"  # exactly the share goes too
+    assert keep(0.05) == "11000010"
+    assert keep(0.1) == "10000010"
+    assert keep(0.4) == "10000000" == keep(1)
+    counts = np.array([[0, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(kept_leaves(counts, 0, 1), [[True, False, False, False]] * 2)
+
+
+def test_leaves_only_ever_become_fewer(rng):
+    counts = rng.integers(0, 40, (3, 32)) * (rng.random((3, 32)) < 0.5)
+    tokens, before = int(counts[0].sum()), None
+    for threshold in (0, 1e-3, 1e-2, 0.1, 0.5, 1):
+        kept = kept_leaves(counts, threshold, tokens)
+        assert kept.any(axis=1).all()
+        assert before is None or not (kept & ~before).any()
+        before = kept
+    assert (kept.sum(axis=1) == 1).all()
+
+
+def test_what_is_gone_is_not_kept():
+    counts, present = np.array([[9, 0, 0, 0]]), np.array([[False, False, True, True]])
+    np.testing.assert_array_equal(kept_leaves(counts, 0, 9, present), [[False, False, True, False]])
+
+
+def calibrated(model, variables):
+    """Visits of TOKENS."""
+    _, infos = jax.jit(Transformer(model).apply)(variables, TOKENS)
+    usage = jax.device_get(count_usage(empty_usage(model), infos))
+    return Calibration(usage, TOKENS.size)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model whose trees differ, with other kinds between them; executed by gather, layer by layer."""
+    ffns = (TREES, TREES, KINDS["dense"], dataclasses.replace(TREES, routing="hard"), KINDS["moe"])
+    ffns += (dataclasses.replace(TREES, routing="hard", router="frozen"),)
+    model = model_spec(*ffns, implementation="gather")
+    variables = random_variables(model)
+    return *unrolled(model, variables), model, variables
+
+
+def test_threshold_0_loses_no_bit_on_the_calibration_tokens(trained):
+    alone, variables_alone, *_ = trained
+    calibration = calibrated(alone, variables_alone)
+    model, variables = prune_model(alone, variables_alone, calibration, 0)
+    assert sum(map(total_units, model.ffns)) < sum(map(total_units, alone.ffns))
+    want, infos = jax.jit(Transformer(alone).apply)(variables_alone, TOKENS)
+    got, new_infos = jax.jit(Transformer(model).apply)(variables, TOKENS)
+    np.testing.assert_array_equal(np.asarray(got).view(np.uint32), np.asarray(want).view(np.uint32))
+    for info, new in zip(infos, new_infos):
+        np.testing.assert_array_equal(info.leaf_TP, new.leaf_TP)  # leaves keep their numbers
+    grouped = dataclasses.replace(model, implementation="grouped")
+    near, _ = jax.jit(Transformer(grouped).apply)(variables, TOKENS)
+    np.testing.assert_allclose(near, want, atol=1e-4)
+
+
+def test_runs_are_made_anew(trained):
+    """Layers of one run part where they lose different leaves, and layers that lose nothing stay."""
+    *_, model, variables = trained
+    calibration = calibrated(model, variables)
+    pruned, new = prune_model(model, variables, calibration, 0)
+    assert [length for _, length in model.runs] == [2, 1, 1, 1, 1]
+    assert all(
+        isinstance(ffn, PrunedSpec) == isinstance(old, TreeSpec) for ffn, old in zip(pruned.ffns, model.ffns)
+    )
+    y, infos = jax.jit(Transformer(pruned).apply)(new, TOKENS)
+    want, _ = jax.jit(Transformer(model).apply)(variables, TOKENS)
+    np.testing.assert_allclose(y, want, atol=1e-4)
+    full = Calibration(
+        tuple(None if counts is None else counts + 1 for counts in calibration.usage), calibration.tokens
+    )
+    same, _ = prune_model(model, variables, full, 0)
+    assert same == model
+    generate(pruned, new, np.asarray(TOKENS[:1, :4]), n_tokens=2)
+
+
+def test_masked_is_not_asked_of_pruned_trees(trained):
+    *_, model, variables = trained
+    masked = dataclasses.replace(model, implementation="masked")
+    pruned, _ = prune_model(masked, variables, calibrated(model, variables), 0)
+    assert pruned.implementation is None
+    with pytest.raises(InputError, match="'masked' cannot execute a pruned layer"):
+        dataclasses.replace(pruned, implementation="masked")
+
+
+@pytest.mark.parametrize("spec, static", [("hard", True), ("straight_through", True), ("continuous", False)])
+def test_one_path_is_a_static_dense_layer(spec, static, rng):
+    spec = KINDS[spec]
+    params = jax.device_get(init_params(jax.random.key(0), spec, 8))
+    params["b_in"] = rng.normal(size=params["b_in"].shape).astype(np.float32)
+    keep = np.array([[False, True, False, False], [False, False, True, False]])
+    pruned_spec, pruned = prune(params, spec, keep)
+    assert can_be_static(pruned_spec) == static and not can_be_static(spec)
+    x = jnp.asarray(rng.normal(size=(7, 8)), jnp.float32)
+    y, _ = tree_ffn(jax.tree.map(jnp.asarray, pruned), x, pruned_spec, "gather")
+    dense_spec, dense = static_layer(pruned, pruned_spec)
+    assert dense_spec == DenseSpec(spec.shape.active_units)
+    dense_y, _ = dense_ffn(jax.tree.map(jnp.asarray, dense), x, dense_spec)
+    assert (np.abs(dense_y - y).max() < 1e-5) == static  # under continuous routing the gates are missing
+
+
+def test_static_models(trained):
+    """Hard trees of one path become dense, continuous ones stay trees."""
+    *_, model, variables = trained
+    calibration = calibrated(model, variables)
+    pruned, new = prune_model(model, variables, calibration, 1)
+    static, static_variables = prune_model(model, variables, calibration, 1, static=True)
+    kinds = [type(ffn) for ffn in static.ffns]
+    assert kinds[:2] == [PrunedSpec] * 2 and kinds[3] is kinds[5] is DenseSpec
+    assert sum(map(total_units, static.ffns)) == sum(map(total_units, pruned.ffns))
+    run = lambda model, variables: jax.jit(Transformer(model).apply)(variables, TOKENS)[0]
+    np.testing.assert_allclose(run(pruned, new), run(static, static_variables), atol=1e-4)
+    summed = PrunedSpec(TREES.shape, act_site="sum", nodes=(2, 2, 2, 2))
+    assert not can_be_static(summed)  # its activation comes after the sum
+
+
+def test_what_cannot_be_pruned(trained):
+    *_, model, variables = trained
+    assert tokens_needed(model) == 8000
+    with pytest.raises(InputError, match=r"threshold: 1.5 is not allowed; use a share .* from 0 to 1"):
+        prune_model(model, variables, calibrated(model, variables), 1.5)
+    with pytest.raises(InputError, match="no layer of trees"):
+        tokens_needed(model_spec(KINDS["dense"]))

@@ -1,0 +1,64 @@
+"""Times of whole steps: what is compared, what is counted, what is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmark_steps import Steps, load_config, measure
+from experiments.record import load_results
+from tests.experiments.programs import call
+from tree_ffn.training.sharding import make_mesh
+
+
+@pytest.fixture
+def steps():
+    config = load_config("configs/smoke.py:kind=tree")
+    with jax.set_mesh(make_mesh(1, 1)):
+        found = Steps(config, 257, make_mesh(1, 1))
+        found.compile()
+        yield found
+
+
+def test_only_one_of_the_two_programs_counts(steps):
+    visits = lambda: int(np.asarray(steps._usage[0]).sum())
+    before = visits()
+    steps.run(False)
+    assert visits() == before
+    steps.run(True)
+    assert visits() == before + 2 * 2 * 8 * 32  # layers, trees, rows, tokens
+    assert int(steps._state.step) == 4  # both are whole training steps; compiling took one of each
+
+
+def test_figures_are_of_medians_in_turns(steps):
+    measure([steps], seconds=0.0)
+    assert [len(times) for times in steps._times.values()] == [3, 3]
+    steps._times = {True: [0.2, 0.1, 0.4], False: [0.19, 0.08, 0.4]}
+    assert steps.figures(steps) == pytest.approx(
+        {"time_ms": 200.0, "tokens_per_s": 8 * 32 / 0.2, "ratio_to_first": 1.0, "counting": 0.05}
+    )
+
+
+def test_the_program(tmp_path):
+    results = tmp_path / "rows.jsonl"
+    runs = [f"--run=configs/smoke.py:kind={kind}" for kind in ("dense", "tree")]
+    outcome = call("benchmark_steps", *runs, "--seconds=0", f"--results={results}")
+    assert outcome.code == 0, outcome.err
+    rows = {(row["row"], row["metric"]): row["value"] for row in load_results(str(results))}
+    assert rows["smoke_kinddense", "ratio_to_first"] == 1.0
+    ratio = rows["smoke_kinddense", "time_ms"] / rows["smoke_kindtree", "time_ms"]
+    assert rows["smoke_kindtree", "ratio_to_first"] == pytest.approx(ratio)
+    assert ("smoke_kindtree", "counting") in rows and ("smoke_kinddense", "counting") not in rows
+
+
+@pytest.mark.parametrize(
+    "given,said",
+    [
+        ([], "--run is missing"),
+        (["--run=configs/absent.py"], "'configs/absent.py' is no config file"),
+        (["--run=configs/smoke.py:kin=dense"], "'kin=dense' is not known"),
+        (["--run=configs/smoke.py", "--vocab=1"], "--vocab: 1 is not allowed"),
+    ],
+)
+def test_bad_input_is_one_sentence(given, said):
+    outcome = call("benchmark_steps", *given)
+    assert outcome.code == 2 and said in outcome.err and len(outcome.err.strip().splitlines()) == 1

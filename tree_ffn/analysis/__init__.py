@@ -1,0 +1,1 @@
+"""Offline work on trained models: what they use, and what they can do without."""

@@ -1,0 +1,220 @@
+"""Static pruning: the subtrees that calibration text does not visit, and the model without them.
+
+    visits[n]   calibration tokens that pass node n;  the threshold is a share of all of them
+    n goes, with all below it, if visits[n] <= threshold * tokens and its sibling stays
+
+so 0 removes what was never visited. Of two children that would both go, the
+more visited one stays (the left one at a tie): every kept node of the upper
+levels has a child, and at threshold 1 each tree is down to one path. Counts are
+those of the full model: a token that a removed subtree turns away is not counted
+anew. What a higher threshold keeps, a lower one keeps too.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from tree_ffn.data.pipeline import valid_batches
+from tree_ffn.data.sources import RowSource
+from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.models.dense import DenseSpec
+from tree_ffn.models.spec import FFNSpec, ModelSpec
+from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.programs import Scorer
+from tree_ffn.tree import PrunedSpec, TreeSpec
+from tree_ffn.tree.pruned import present_leaves, prune
+
+# A dead leaf is one without a visit in this many tokens a leaf of its tree.
+TOKENS_PER_LEAF = 1000
+
+
+class Calibration(NamedTuple):
+    """Visits of a model's leaves.
+
+    Attributes:
+      usage: one array a run of layers, as `training.step.empty_usage`.
+      tokens: how many tokens were read.
+    """
+
+    usage: tuple
+    tokens: int
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises InputError unless `threshold` is a share, from 0 to 1."""
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold: {threshold!r} is not allowed; use a share of the tokens from 0 to 1.")
+
+
+def tokens_needed(model: ModelSpec) -> int:
+    """Tokens that judge a dead leaf: 1,000 * 2^D of the deepest layer.
+
+    Raises:
+      InputError: the model has no trees.
+    """
+    leaves = [ffn.shape.n_leaves for ffn in model.ffns if isinstance(ffn, TreeSpec)]
+    if not leaves:
+        raise InputError("model: it has no layer of trees; only trees can be pruned.")
+    return TOKENS_PER_LEAF * max(leaves)
+
+
+def calibrate(
+    run: Restored, sources: Sequence[RowSource], tokens: int = 0, batch_size: int = 16
+) -> Calibration:
+    """Counts the visits of a model's leaves over calibration text.
+
+    Args:
+      run: a restored run.
+      sources: rows of the model's context + 1 tokens, read in the fixed order of
+        validation and never twice.
+      tokens: least number to read (whole batches are); 0 reads what
+        `tokens_needed` says.
+      batch_size: rows a batch.
+
+    Raises:
+      InputError: too few tokens to judge a dead leaf, asked for or there.
+
+    Example:
+      >>> calibrate(run, [corpus.train]).tokens                     # doctest: +SKIP
+      128000
+    """
+    check_positive_int("batch_size", batch_size)
+    check_positive_int("tokens", tokens, least=0)
+    needed, per_batch = tokens_needed(run.model), batch_size * run.model.context
+    depth = (needed // TOKENS_PER_LEAF).bit_length() - 1
+    rule = f"a dead leaf of depth {depth} takes {needed:,} tokens to judge (1,000 * 2^{depth})"
+    if 0 < tokens < needed:
+        raise InputError(f"tokens: {tokens:,} is not allowed; {rule}, so use at least that many.")
+    tokens = tokens or needed
+    there = sum(len(source) // batch_size for source in sources) * per_batch
+    if there < tokens:
+        raise InputError(
+            f"calibration: the text has {there:,} tokens in whole batches, and {tokens:,} are asked for; "
+            f"{rule}, so use more text."
+        )
+    rows = itertools.chain(*(valid_batches(s, batch_size) for s in sources if len(s) >= batch_size))
+    with jax.set_mesh(run.mesh):
+        score = Scorer(run.model, run.mesh)(run.variables, itertools.islice(rows, -(-tokens // per_batch)))
+    return Calibration(score.usage, score.tokens)
+
+
+def kept_leaves(counts_PJ: np.ndarray, threshold: float, tokens: int, present_PJ=None) -> np.ndarray:
+    """The leaves that stay, by the rule in the head of this file: bool [P, 2^D].
+
+    Args:
+      counts_PJ: visits of the leaves.
+      threshold: share of the tokens, from 0 to 1.
+      tokens: calibration tokens.
+      present_PJ: leaves that there are; all by default.
+
+    Example:
+      >>> kept_leaves(np.array([[90, 0, 3, 7]]), threshold=0.05, tokens=100).tolist()
+      [[True, False, False, True]]
+    """
+    check_threshold(threshold)
+    present_PJ = np.ones(counts_PJ.shape, bool) if present_PJ is None else present_PJ
+    n_trees, n_leaves = counts_PJ.shape
+    keep = np.ones((n_trees, 1), bool)
+    while keep.shape[1] < n_leaves:
+        pairs = (n_trees, keep.shape[1], 2, -1)
+        visits = np.asarray(counts_PJ, np.int64).reshape(pairs).sum(axis=-1)
+        visits = np.where(present_PJ.reshape(pairs).any(axis=-1), visits, -1)
+        most = np.argmax(visits, axis=-1)[..., None] == np.arange(2)  # the left one at a tie
+        stays = (visits > threshold * tokens) | most
+        keep = (keep[..., None] & stays).reshape(n_trees, -1)
+    return keep
+
+
+def can_be_static(spec: FFNSpec) -> bool:
+    """Whether a layer is a dense one but for its form: one path a tree, no gates, activation at the units."""
+    if not isinstance(spec, PrunedSpec):
+        return False
+    return spec.is_one_path and spec.routing != "continuous" and spec.act_site == "node"
+
+
+def static_layer(params: dict, spec: PrunedSpec) -> tuple[DenseSpec, dict]:
+    """The dense layer of A units that a layer with one path a tree is, where `can_be_static`.
+
+    Equal to rounding: the units are those of the paths, root levels first, then
+    the shared ones; which products are summed in which order is not the same.
+    """
+    parts = [params, *([params["shared"]] if spec.shape.shared_width else [])]
+    dense = {name: np.concatenate([part[name] for part in parts]) for name in ("w_in", "b_in", "w_out")}
+    width = dense["b_in"].shape[0]
+    return DenseSpec(width, spec.activation, spec.negative_slope), {**dense, "b_out": params["b_out"]}
+
+
+def prune_model(
+    model: ModelSpec, variables: dict, calibration: Calibration, threshold: float, static: bool = False
+) -> tuple[ModelSpec, dict]:
+    """The model without the subtrees that a threshold removes; layers that lose nothing stay as they are.
+
+    Args:
+      model, variables: of a trained model.
+      calibration: its leaves' visits.
+      threshold: share of the calibration tokens, from 0 to 1.
+      static: write layers that `can_be_static` as dense ones.
+
+    Returns:
+      spec and variables (NumPy arrays).
+
+    Raises:
+      InputError: the threshold is not allowed, or the model has no trees.
+    """
+    check_threshold(threshold)
+    tokens_needed(model)  # raises where there are no trees
+    variables = jax.tree.map(np.asarray, jax.device_get(variables))
+    names = variables["params"].keys() | variables.get("routing", {}).keys()
+    layers, ffns = [], []
+    for i, (ffn, length) in enumerate(model.runs):
+        run = {name: part[f"run_{i}"] for name, part in variables.items() if f"run_{i}" in part}
+        for j in range(length):
+            layer = jax.tree.map(lambda leaf, j=j: leaf[j], run)
+            if isinstance(ffn, TreeSpec):
+                counts_PJ = np.asarray(calibration.usage[i])[j]
+                ffns.append(_prune_layer(layer, ffn, counts_PJ, calibration.tokens, threshold, static))
+            else:
+                ffns.append(ffn)
+            layers.append(layer)
+    implementation = model.implementation
+    if implementation == "masked" and any(isinstance(ffn, PrunedSpec) for ffn in ffns):
+        implementation = None  # pruned trees have no masked execution
+    model = dataclasses.replace(model, ffns=tuple(ffns), implementation=implementation)
+    others = {name for name in names if not name.startswith("run_")}
+    new = {name: {key: part[key] for key in part.keys() & others} for name, part in variables.items()}
+    for name, run in _stacked(model, layers):
+        for collection, part in run.items():
+            new[collection][name] = part
+    return model, new
+
+
+def _prune_layer(
+    layer: dict, spec: TreeSpec, counts_PJ, tokens: int, threshold: float, static: bool
+) -> FFNSpec:
+    """The layer's new spec; its FFN's arrays in `layer` are replaced."""
+    trained, routing = layer["params"]["ffn"], layer["routing"]["ffn"]
+    params = {**trained, **routing}
+    present_PJ = present_leaves(params, spec)
+    keep_PJ = kept_leaves(counts_PJ, threshold, tokens, present_PJ)
+    if (keep_PJ != present_PJ).any():
+        spec, params = prune(params, spec, keep_PJ)
+    if static and can_be_static(spec):
+        assert isinstance(spec, PrunedSpec)
+        dense, layer["params"]["ffn"] = static_layer(params, spec)
+        del layer["routing"]
+        return dense
+    layer["params"]["ffn"] = {name: params[name] for name in trained}
+    layer["routing"]["ffn"] = {name: value for name, value in params.items() if name not in trained}
+    return spec
+
+
+def _stacked(model: ModelSpec, layers: list[dict]):
+    """(run_i, its layers' arrays stacked) of every run of the model."""
+    first = 0
+    for i, (_, length) in enumerate(model.runs):
+        yield f"run_{i}", jax.tree.map(lambda *leaves: np.stack(leaves), *layers[first : first + length])
+        first += length

@@ -1,0 +1,115 @@
+"""Where a layer's units stand: full trees by arithmetic, pruned ones by index arrays.
+
+The executions ask a layout and so run both kinds of trees by one code. Inside
+a tree, or inside a pruned layer, units stand in (level, node, unit) order; a
+node is named by its level and its place in it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tree_ffn.tree.spec import PrunedSpec, TreeSpec
+
+
+class Layout:
+    """Full trees: arrays [P, U, ...], a node's place is counted within its tree.
+
+    Attributes:
+      spec: the layer.
+      nodes: number of nodes in every level.
+      unit_starts: first unit of every level; one more entry closes the last.
+      node_starts: first node of every level, in arrays of one entry a node.
+    """
+
+    def __init__(self, spec: TreeSpec, nodes: tuple[int, ...] | None = None):
+        self.spec = spec
+        self.nodes = nodes or tuple(2**level for level in range(spec.shape.n_levels))
+        units = [count * width for count, width in zip(self.nodes, spec.shape.widths)]
+        self.unit_starts = (0, *map(int, np.cumsum(units)))
+        self.node_starts = (0, *map(int, np.cumsum(self.nodes)))
+
+    @property
+    def n_leaves(self) -> int:
+        """Leaves that a token can reach: of one tree, or of all pruned trees together."""
+        return self.nodes[-1]
+
+    @property
+    def n_deciding(self) -> int:
+        """Nodes above the bottom level."""
+        return self.node_starts[-2]
+
+    def router_units(self) -> np.ndarray:
+        """The first unit of every deciding node: int32 [R]."""
+        levels = zip(self.nodes[:-1], self.unit_starts, self.spec.shape.widths)
+        units = [start + width * np.arange(count, dtype=np.int32) for count, start, width in levels]
+        return np.concatenate([np.zeros(0, np.int32), *units])
+
+    def stacked(self, params: dict) -> dict:
+        """The arrays of the trees as [P, ...]; a pruned layer's, which are one forest, as [1, ...]."""
+        return params
+
+    def roots(self, n_tokens: int) -> jax.Array:
+        """Where every token starts: int32 [T, P]."""
+        return jnp.zeros((n_tokens, self.spec.shape.n_trees), jnp.int32)
+
+    def child(self, level: int, place: jax.Array, right: jax.Array) -> jax.Array:
+        """Place, in the level below, of the right or left child of nodes of a level."""
+        return 2 * place + right.astype(jnp.int32)
+
+    def ancestor(self, level: int, leaf: jax.Array) -> jax.Array:
+        """Place of the node of a level that is above (or is) each leaf."""
+        return leaf >> (self.spec.shape.depth - level)
+
+    def per_leaf(self, level: int, rows_N: jax.Array) -> jax.Array:
+        """Rows of a level's nodes -> the row of each leaf's ancestor: [leaves, ...]."""
+        return jnp.repeat(rows_N, 2 ** (self.spec.shape.depth - level), axis=0)
+
+    def per_node(self, level: int, rows_J: jax.Array) -> jax.Array:
+        """Rows of leaves -> their sums over the leaves below each node of a level."""
+        return rows_J.reshape(2**level, -1, *rows_J.shape[1:]).sum(axis=1)
+
+
+class PrunedLayout(Layout):
+    """Pruned trees as one forest: arrays [U, ...], a node's place is counted over all trees.
+
+    Args:
+      spec: the layer.
+      child_R2: int32, places of the left and right child of every deciding
+        node in the level below; the same one twice where the other is gone.
+      path_JL: int32, places of the nodes above every kept leaf, root first.
+    """
+
+    def __init__(self, spec: PrunedSpec, child_R2: jax.Array | None = None, path_JL: jax.Array | None = None):
+        super().__init__(spec, spec.nodes)
+        self._child_R2: Any = child_R2
+        self._path_JL: Any = path_JL
+
+    def stacked(self, params: dict) -> dict:
+        return jax.tree.map(lambda array: array[None], params)
+
+    def roots(self, n_tokens: int) -> jax.Array:
+        n_trees = self.spec.shape.n_trees
+        return jnp.broadcast_to(jnp.arange(n_trees, dtype=jnp.int32)[None], (n_tokens, n_trees))
+
+    def child(self, level: int, place: jax.Array, right: jax.Array) -> jax.Array:
+        # Indices are in range by construction, here and below; mode="clip" costs no compare.
+        node = self.node_starts[level] + place
+        return jnp.take(self._child_R2.reshape(-1), 2 * node + right.astype(jnp.int32), mode="clip")
+
+    def ancestor(self, level: int, leaf: jax.Array) -> jax.Array:
+        return jnp.take(self._path_JL[:, level], leaf, mode="clip")
+
+    def per_leaf(self, level: int, rows_N: jax.Array) -> jax.Array:
+        return jnp.take(rows_N, self._path_JL[:, level], axis=0, mode="clip")
+
+    def per_node(self, level: int, rows_J: jax.Array) -> jax.Array:
+        place_J = self._path_JL[:, level]
+        return jax.ops.segment_sum(rows_J, place_J, self.nodes[level], indices_are_sorted=True)
+
+
+def layout_of(spec: TreeSpec, child_R2: jax.Array | None = None, path_JL: jax.Array | None = None) -> Layout:
+    """The layout of a layer; the arrays are read of a pruned one, and only by the methods that need them."""
+    return PrunedLayout(spec, child_R2, path_JL) if isinstance(spec, PrunedSpec) else Layout(spec)
