@@ -1,4 +1,4 @@
-"""The paper's first table where there is only a CPU: every kind of layer, some minutes in all.
+"""The paper's first table where there is only a CPU: every kind of layer, 5 minutes in all on 2 shared cores.
 
     python -m experiments.ablate --sweep=configs/sweeps/t1_cpu.py --workdir=runs/t1 --results=runs/t1.jsonl
     python -m experiments.tables --results=runs/t1.jsonl

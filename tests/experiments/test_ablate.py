@@ -153,6 +153,15 @@ def test_processes(place, tmp_path):
     assert len(losses(tmp_path / "r.jsonl")) == 1 and "narrow_seed0: done" in outcome.out
 
 
+def test_processes_take_gpus_in_turns(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    seen = [runners.ProcessRunner(True, 4, ["0", "2"])._environment(slot) for slot in range(4)]
+    assert [values["CUDA_VISIBLE_DEVICES"] for values in seen] == ["0", "2", "0", "2"]
+    assert seen[0]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.45"  # two share each
+    alone = runners.ProcessRunner(True, 2, ["0", "1"])._environment(1)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in alone
+
+
 def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
     """Of three far too small rates the largest is best, and after one extension the next."""
     first = "1 of 1 kinds: optim.lr as in the config"
