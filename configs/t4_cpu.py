@@ -1,4 +1,4 @@
-"""The paper's dynamics where there is only a CPU: activation x site, balanced or not, some minutes in all.
+"""The paper's dynamics where there is only a CPU: activation x site, balanced or not, 12 minutes in all.
 
     python -m experiments.ablate --sweep=configs/sweeps/t4_cpu.py --workdir=runs/t4 --results=runs/t4.jsonl
     python -m experiments.tables --results=runs/t4.jsonl

@@ -5,11 +5,11 @@ refused, never averaged. Spreads are sample standard deviations over seeds.
 """
 
 import re
-import shlex
 import statistics
-import textwrap
 from collections.abc import Callable, Iterable
+from typing import Any
 
+from experiments.page import Table
 from tree_ffn.errors import InputError
 from tree_ffn.training.config import differing_keys, flat
 
@@ -45,8 +45,25 @@ def lines_of(rows: list[dict], free: str = NO_MATTER, common: str = COMMON) -> d
     lines = groups(rows, lambda row: row["row"])
     for name, line in lines.items():
         _check_configs(name, line, lambda key: not re.match(free, key))
-    _check_configs("its lines", rows, lambda key: bool(re.match(common, key)))
+    if "mixed" not in rows[0]:
+        _check_configs("its lines", rows, lambda key: bool(re.match(common, key)))
     return dict(sorted(lines.items(), key=lambda item: (rank(item[0]), item[0])))
+
+
+def mixed(rows: list[dict]) -> list[dict]:
+    """Rows of one table that may differ in text, steps or size: what differs stands in their names.
+
+    So such lines are side by side but never in one line, and no gap is computed between them.
+    """
+    found: dict[str, set] = {}
+    for row in rows[1:]:
+        for key, values in differing_keys(rows[0]["config"], row["config"]).items():
+            if re.match(COMMON, key):
+                found.setdefault(key, set()).update(values)
+    if not found:
+        return rows
+    label = lambda row: "".join(f"@{str(setting(row, key))[:8]}" for key in sorted(found))
+    return [{**row, "row": row["row"] + label(row), "mixed": sorted(found)} for row in rows]
 
 
 def rank(name: str) -> int:
@@ -108,6 +125,8 @@ def paired(formula: Callable, *by_seeds: dict) -> list[float]:
 
 def gap_closed(lines: dict[str, list[dict]], line: list[dict]) -> list[float]:
     """(narrow - x) / (narrow - dense) of validation loss, a value a seed."""
+    if any("mixed" in row for row in line):
+        return []
     ends = baseline(lines, "narrow"), baseline(lines, "dense")
     x, narrow, dense = (by_seed(rows, "val_loss") for rows in (line, *ends))
     dense = {seed: value for seed, value in dense.items() if narrow.get(seed) != value}  # no gap, no share
@@ -133,24 +152,22 @@ def mean(line: list[dict], metric: str, form: str) -> str:
     return f"{statistics.fmean(values):{form}}" if values else ""
 
 
-def block(title: str, text: str, head: list[str], cells: list[list[str]], last: dict, labels: int = 1) -> str:
-    """A heading, what the table is, the table, and the command of its last line.
+def block(
+    title: str, text: str, head: list[str], cells: list[list[str]], last: dict, labels: int = 1,
+    lines: dict[Any, list[dict]] | None = None,
+) -> Table:  # fmt: skip
+    """A table to print.
 
     Args:
       title, text: of the table.
       head: headings of the columns; the first `labels` of them stand left.
       cells: one list a line.
-      last: a row of the last line.
+      last: a row of the last line, whose command stands below.
       labels: columns of text.
+      lines: rows of each line; their last commands go with a table in LaTeX.
     """
-    sides = ["---"] * labels + ["--:"] * (len(head) - labels)
-    table = "\n".join(f"| {' | '.join(line)} |" for line in [head, sides, *cells])
-    if len(cells) > 20:
-        table = f"<details><summary>All {len(cells)} lines</summary>\n\n{table}\n\n</details>"
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    command = " \\\n    ".join(textwrap.wrap(shlex.join(last["command"].split()), 112, **whole))
-    text = textwrap.fill(text, 120, **whole)
-    return f"### {title}\n\n{text}\n\n{table}\n\nThe last line's command:\n\n```sh\n{command}\n```"
+    rows = [line[-1] for line in lines.values()] if lines else [last]
+    return Table(title, text, head, cells, labels, tuple(row["command"] for row in rows))
 
 
 def origin(rows: list[dict]) -> str:
@@ -161,7 +178,9 @@ def origin(rows: list[dict]) -> str:
     device = f"Device `{rows[0]['device']}`" + (f" ({cores} CPU cores)" if cores else "")
     jax = f"jax {unique(row['versions'].get('jax', 'unknown') for row in rows)}"
     commit = f"commit {unique(row['commit'] for row in rows)}"
-    return ", ".join([device, jax, commit] + ([f"seeds {seeds}"] if seeds else ["no seeds (timings)"])) + "."
+    said = ", ".join([device, jax, commit] + ([f"seeds {seeds}"] if seeds else ["no seeds (timings)"])) + "."
+    mix = ", ".join(rows[0].get("mixed", ()))
+    return f"{said} MIXED: its lines differ in {mix} and cannot be compared." if mix else said
 
 
 def task(rows: list[dict]) -> str:

@@ -3,9 +3,10 @@
 import statistics
 
 from experiments.lines import NO_MATTER, block, by_seed, groups, last_of, lines_of, mean, origin, spread, task
+from experiments.page import Table
 
 
-def prune_small(rows: list[dict]) -> str:
+def prune_small(rows: list[dict]) -> Table:
     """A line per model and threshold; the rise is against the same seed's unpruned model."""
     lines = lines_of(rows, free=r"prune\.threshold$|" + NO_MATTER)
     cells = []

@@ -63,6 +63,8 @@ class Runner:
                 run.results, figures, table=run.table, row=run.name, config=run.config,
                 data_meta=facts(run.config), command=public_command(["train", *run.arguments()]),
             )  # fmt: skip
+        except Interrupted:
+            raise
         except (InputError, Diverged) as error:
             return str(error)
         except Exception as error:  # out of memory, a bug: the others go on

@@ -22,6 +22,7 @@ from experiments.lines import (
     task,
     trained,
 )  # fmt: skip
+from experiments.page import Table
 from tree_ffn.errors import InputError
 
 EXECUTIONS = ("masked", "gather", "grouped")
@@ -41,7 +42,7 @@ def timed(row: dict) -> tuple:
     return row["device"], row["config"].get("dtype", "float32")
 
 
-def speed_layer(rows: list[dict]) -> str:
+def speed_layer(rows: list[dict]) -> Table:
     """A line per width, tokens, shape, pass and usage; all ratios are of one run each."""
     named = lambda row: speed_name(row)[:5]
     usage = lambda row: row["config"].get("usage", "uniform")
@@ -64,7 +65,7 @@ def speed_layer(rows: list[dict]) -> str:
         f"memory or arithmetic alone would need, and its memory (that of dense). {origin(rows)}"
     )
     head = ["E", "T", "shape", "pass", "dense", "narrow", *shown, "floor", "MiB (dense)"]
-    return block(f"Speed of the layer, {device}, {dtype}", text, head, cells, line[-1], labels=4)
+    return block(f"Speed of the layer, {device}, {dtype}", text, head, cells, line[-1], labels=4, lines=lines)
 
 
 def speed_name(row: dict) -> tuple:
@@ -108,7 +109,7 @@ def size_and_kind(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", name)
 
 
-def speed_train(rows: list[dict]) -> str:
+def speed_train(rows: list[dict]) -> Table:
     named = [{**row, "row": size_and_kind(row["row"])[1]} for row in rows]
     lines = lines_of(named, free="seed$")  # an execution changes the speed
     rates = {name: by_seed(line, "tokens_per_s") for name, line in lines.items()}
@@ -125,7 +126,9 @@ def speed_train(rows: list[dict]) -> str:
     size = size_and_kind(rows[0]["row"])[0]
     text = f"Training of whole models: {task(rows)}. Validation loss in nats a token. {origin(rows)}"
     head = ["", "tokens/s", "x dense", "active share", "val loss", "lr", "seeds"]
-    return block(f"Speed of training, {size}, {rows[0]['device']}", text, head, cells, last_of(lines))
+    return block(
+        f"Speed of training, {size}, {rows[0]['device']}", text, head, cells, last_of(lines), lines=lines
+    )
 
 
 def stepped(row: dict) -> tuple:
@@ -134,7 +137,7 @@ def stepped(row: dict) -> tuple:
     return row["device"], *(setting(row, key) or 0 for key in keys)
 
 
-def speed_steps(rows: list[dict]) -> str:
+def speed_steps(rows: list[dict]) -> Table:
     """A line per config: time of a training step, and what counting visits takes of it."""
     lines = groups(rows, lambda row: row["row"])
     cells = []

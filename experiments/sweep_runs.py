@@ -7,10 +7,13 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from configs import common
 from experiments import record, tuning
 from experiments.config_words import config_of, words_of
+from experiments.lines import NO_MATTER
 from experiments.sweep import Row, Sweep
 from tree_ffn.data import corpus_spec_from_config, prepare
+from tree_ffn.training.config import differing_keys, flat, resolved
 
 
 class Run(NamedTuple):
@@ -52,27 +55,35 @@ class Run(NamedTuple):
 
 
 class Known:
-    """Validation losses that a results file has, by what was run.
-
-    A run is known by its table, row, seed and the hash of its config, in which the text stands by its
-    sha256. The text is looked at only where the other three fit.
-    """
+    """Validation losses that a results file has, by what was run (see `same_run`)."""
 
     def __init__(self, path: str):
         rows = record.load_results([path]) if os.path.exists(path) else []
-        losses = [row for row in rows if row["metric"] == "val_loss"]
-        self._losses = {(row["table"], row["row"], row["seed"], row["config_hash"]): row for row in losses}
-        self._names = {key[:3] for key in self._losses}
+        self._rows: dict[tuple, list[dict]] = {}
+        for row in rows:
+            if row["metric"] == "val_loss":
+                self._rows.setdefault((row["table"], row["row"], row["seed"]), []).append(row)
 
     def loss(self, run: Run) -> float | None:
         """The last recorded validation loss of this very run; None if it has not been made."""
-        name = (run.table, run.name, run.seed)
-        if name not in self._names:
+        rows = self._rows.get((run.table, run.name, run.seed), [])
+        if not rows:  # before any text is looked at
             return None
-        row = self._losses.get(
-            (*name, record.config_hash(record.public_config(run.config, facts(run.config))))
-        )
-        return row["value"] if row else None
+        wanted = record.public_config(run.config, facts(run.config))
+        return next((row["value"] for row in reversed(rows) if same_run(row["config"], wanted)), None)
+
+
+def same_run(recorded: dict, wanted: dict) -> bool:
+    """Whether a recorded config, text included, computes what the wanted one does.
+
+    More than equal hashes: keys that change no figure may differ (`lines.NO_MATTER`), and a key that
+    came into the configs after the row was made counts as having its first value.
+    """
+    first = flat(resolved(common.base_config()))
+    return all(
+        re.match(NO_MATTER, key) or (old is None and new == first.get(key))
+        for key, (old, new) in differing_keys(recorded, wanted).items()
+    )
 
 
 def facts(config) -> dict:

@@ -3,12 +3,14 @@
     python -m experiments.tables                 # prints them
     python -m experiments.tables --readme        # rewrites the section of results in README.md
     python -m experiments.tables --check         # exits 1 if that section is not what results/ gives
+    python -m experiments.tables --latex --results=results/t1_small.jsonl      # booktabs, with the commands
 
 Files called *_tuning.jsonl hold the runs that learning rates were chosen by; they make the grids and
 nothing else. What may stand in one line is said in experiments/lines.py.
 """
 
 import glob
+import os
 import re
 import statistics
 import sys
@@ -21,12 +23,12 @@ from experiments.lines import (
     baseline,
     block,
     by_seed,
-    gap_closed,
     groups,
     last_of,
     learning_rate,
     lines_of,
     mean,
+    mixed,
     origin,
     paired,
     setting,
@@ -34,21 +36,29 @@ from experiments.lines import (
     task,
     trained,
 )  # fmt: skip
+from experiments.page import Table
 from experiments.prune_table import prune_small
+from experiments.quality_tables import BITS, cpu_small, t1_small, t2_plan, t4_small
 from experiments.speed_tables import speed_layer, speed_train, timed, trained_on
 from tree_ffn.errors import InputError
 
 _RESULTS = flags.DEFINE_string("results", "results/*.jsonl", "Results files (a glob pattern).")
 _PAGE = flags.DEFINE_string("page", "README.md", "File with the section of results.")
 _README = flags.DEFINE_bool("readme", False, "Rewrite the section of results in --page.")
+_LATEX = flags.DEFINE_bool("latex", False, "Print LaTeX (package booktabs) in place of Markdown.")
+_MIXED = flags.DEFINE_bool("mixed", False, "Let lines of other data or steps into one table, which says so.")
 _CHECK = flags.DEFINE_bool("check", False, "Exit with 1 if the section in --page is out of date.")
 
-BITS = "bits_per_byte"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
 def main() -> None:
-    body = render(_RESULTS.value)
+    if (_LATEX.value or _MIXED.value) and (_README.value or _CHECK.value):
+        raise InputError(
+            "--latex and --mixed are not allowed with --readme or --check; leave one of them out."
+        )
+    tables = make_tables(_RESULTS.value, _MIXED.value)
+    body = "\n\n".join(table.latex() if _LATEX.value else table.markdown() for table in tables)
     if not (_README.value or _CHECK.value):
         print(body or f"No rows in {_RESULTS.value}.")
         return
@@ -68,24 +78,42 @@ def main() -> None:
 
 
 def render(pattern: str) -> str:
-    """All tables that results files have rows for, as Markdown; empty if there are none.
+    """All tables that results files have rows for, as Markdown; empty if there are none."""
+    return "\n\n".join(table.markdown() for table in make_tables(pattern))
+
+
+def make_tables(pattern: str, mix: bool = False) -> list[Table]:
+    """All tables that results files have rows for, in README's order.
 
     Args:
       pattern: glob of results files; those later by name are the later ones.
+      mix: let rows that differ in text, steps or size stand in one table, which then says so.
 
     Raises:
-      InputError: a line of a file is no row, or the rows of a table do not belong together.
+      InputError: a file has no rows, a line of it is no row, or the rows of a table do not belong together.
     """
     paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+    check_not_empty(paths)
     tuning_paths = [path for path in paths if path.endswith("_tuning.jsonl")]
     measured = record.load_results([path for path in paths if path not in tuning_paths])
     tuning = record.load_results(tuning_paths)
     parts = []
     for name, (key, make) in TABLES.items():
-        mine = groups((row for row in measured if row["table"] == name), key)
+        found = [row for row in measured if row["table"] == name]
+        if mix and key is trained and found:
+            mine = {device: mixed(rows) for device, rows in groups(found, lambda row: row["device"]).items()}
+        else:
+            mine = groups(found, key)
         grids = groups((row for row in tuning if (row["table"], row["metric"]) == (name, BITS)), trained)
         parts += [make(rows) for rows in mine.values()] + [tuning_grid(rows) for rows in grids.values()]
-    return "\n\n".join(parts)
+    return parts
+
+
+def check_not_empty(paths: list[str]) -> None:
+    """Raises InputError for an empty file; one that is not there says so when it is read."""
+    for path in paths:
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
+            raise InputError(f"results: {path} holds no rows; remove it, or name another file.")
 
 
 def with_section(text: str, body: str, page: str) -> str:
@@ -96,7 +124,7 @@ def with_section(text: str, body: str, page: str) -> str:
     return match[1] + (f"\n{body}\n\n" if body else "") + match[3]
 
 
-def quickstart(rows: list[dict]) -> str:
+def quickstart(rows: list[dict]) -> Table:
     timings = {row["row"]: row["value"] for row in rows if row["metric"] == "time_ms"}
     runs = [row for row in rows if row["metric"] != "time_ms"] or rows
     lines = lines_of(runs)
@@ -119,33 +147,10 @@ def quickstart(rows: list[dict]) -> str:
         f"{verdict}{f' A training step: {steps}.' if steps else ''} {origin(rows)}"
     )
     head = ["", "bits per byte", "margin", "active share", "tokens/s", "lr", "seeds"]
-    return block("Quickstart", text, head, cells, last_of(lines))
+    return block("Quickstart", text, head, cells, last_of(lines), lines=lines)
 
 
-def cpu_small(rows: list[dict]) -> str:
-    lines = lines_of(rows)
-    cells = []
-    for name, line in lines.items():
-        bits, loss = by_seed(line, BITS), by_seed(line, "val_loss")
-        end = {"dense": "1", "narrow": "0"}.get(name.split("_")[0])
-        cells.append([
-            f"`{name}`", spread(bits.values()), spread(loss.values()),
-            end or spread(gap_closed(lines, line), ".3f"), mean(line, "active_share", ".1%"),
-            mean(line, "dead_leaves", ".1%"), mean(line, "leaf_entropy", ".2f"),
-            learning_rate(line), str(len(bits)),
-        ])  # fmt: skip
-    routers = " The router's own weights are not counted in the active share of `moe`."
-    text = (
-        f"Kinds of layers compared: {task(rows)}. Held-out text; mean ± standard deviation over seeds. "
-        "Gap closed is `(narrow-x)/(narrow-dense)` of validation loss, seed by seed. An active share is of a "
-        f"layer's own units.{routers if baseline(lines, 'moe') else ''} {origin(rows)}"
-    )
-    head = ["", "bits per byte", "val loss", "gap closed", "active share", "dead leaves", "leaf entropy"]
-    title = f"Small comparison, {setting(rows[0], 'train.steps')} steps"
-    return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines))
-
-
-def tuning_grid(rows: list[dict]) -> str:
+def tuning_grid(rows: list[dict]) -> Table:
     """Bits per byte of each learning rate; the best of a line is bold, and marked at the edge of its grid."""
     lines = lines_of(rows, free=r"optim\.lr$|" + NO_MATTER)
     rates = sorted({setting(row, "optim.lr") for row in rows})
@@ -163,13 +168,16 @@ def tuning_grid(rows: list[dict]) -> str:
         f"line bold, `(edge)` where its grid ends there. {origin(rows)}"
     )
     title = f"Learning rates of {rows[0]['table']}, {setting(rows[0], 'train.steps')} steps"
-    return block(title, text, ["", *(f"lr {rate:g}" for rate in rates)], cells, last_of(lines))
+    return block(title, text, ["", *(f"lr {rate:g}" for rate in rates)], cells, last_of(lines), lines=lines)
 
 
 # name: (what makes a table of its own, how it is made), in README's order.
 TABLES = {
     "quickstart": (trained, quickstart),
     "cpu_small": (trained, cpu_small),
+    "t1_small": (trained, t1_small),
+    "t2_plan": (trained, t2_plan),
+    "t4_small": (trained, t4_small),
     "prune_small": (trained, prune_small),
     "speed_layer": (timed, speed_layer),
     "speed_train": (trained_on, speed_train),

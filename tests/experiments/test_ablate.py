@@ -5,13 +5,17 @@ import math
 import os
 import pathlib
 import shlex
+import signal
+import time
 
 import pytest
 
-from experiments import record, sweep, tuning
+from experiments import record, runners, sweep, tuning
 from experiments.config_words import config_of, words_of
+from experiments.sweep_runs import same_run
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
+from tree_ffn.training.signals import Interrupted, StopSignals
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GRID = tuning.Grid("optim.lr", (1.0, 2.0, 4.0), extensions=2)
@@ -108,12 +112,54 @@ def test_commands_for_a_cluster(place, tmp_path):
     assert len(place(ROWS, "--print").out.splitlines()) == 2
 
 
+def test_a_signal_ends_the_sweep_and_says_how_to_go_on(place, tmp_path, monkeypatch):
+    def interrupted(config, workdir):
+        raise Interrupted(
+            f"the state is saved in {workdir}: run the same command again to resume.", signal.SIGINT
+        )
+
+    monkeypatch.setattr(runners, "train", interrupted)
+    outcome = place(ROWS)
+    assert outcome.code == 130 and outcome.err.endswith("run the same command again to resume.\n")
+    assert "tree_hard_seed0:" in outcome.out and "tree_hard_seed1:" not in outcome.out
+
+
+def test_a_signal_to_a_sweep_of_processes(place, tmp_path, monkeypatch):
+    """The processes save and end before the sweep does; the same command goes on from there."""
+    began = time.monotonic()
+
+    class StopsSoon(StopSignals):
+        received = property(
+            lambda self: signal.SIGTERM if self._trained() else None, lambda self, value: None
+        )
+
+        def _trained(self):
+            assert time.monotonic() - began < 120
+            return (tmp_path / "runs" / "narrow_seed0" / "metrics.jsonl").exists()
+
+    rows = {"narrow": {"set": {"kind": "narrow", "steps": 5000}}}
+    monkeypatch.setattr(runners, "StopSignals", StopsSoon)
+    outcome = place(rows, "--jobs=1")
+    assert outcome.code == 0 and "run the same command again to go on" in outcome.err
+    log = (tmp_path / "runs" / "narrow_seed0" / "log.txt").read_text()
+    assert "stopped by SIGTERM" in log and not (tmp_path / "r.jsonl").exists()
+
+
 def test_processes(place, tmp_path):
     rows = {"narrow": ROWS["narrow"], "wild": {"set": WILD}}
     outcome = place(rows, "--jobs=2")
     assert outcome.code == 1 and "wild_seed0: step" in outcome.err and "log.txt" in outcome.err, outcome.err
     assert "validation loss" in (tmp_path / "runs" / "narrow_seed0" / "log.txt").read_text()
     assert len(losses(tmp_path / "r.jsonl")) == 1 and "narrow_seed0: done" in outcome.out
+
+
+def test_processes_take_gpus_in_turns(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    seen = [runners.ProcessRunner(True, 4, ["0", "2"])._environment(slot) for slot in range(4)]
+    assert [values["CUDA_VISIBLE_DEVICES"] for values in seen] == ["0", "2", "0", "2"]
+    assert seen[0]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.45"  # two share each
+    alone = runners.ProcessRunner(True, 2, ["0", "1"])._environment(1)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in alone
 
 
 def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
@@ -220,7 +266,7 @@ def test_the_sweeps_of_the_repository(path, monkeypatch):
 
 
 def test_the_recorded_grid_of_t1_small_is_known(monkeypatch):
-    """Its rows were made by hand; the sweep finds them by their hash."""
+    """Its rows were made by hand, before train.probe was there; the sweep finds them all the same."""
     monkeypatch.chdir(ROOT)
     found = [
         row for row in record.load_results(["results/t1_small_tuning.jsonl"]) if row["metric"] == "val_loss"
@@ -233,7 +279,15 @@ def test_the_recorded_grid_of_t1_small_is_known(monkeypatch):
             known = [r for r in found if r["row"] == row.name and r["config"]["optim"]["lr"] == value]
             assert len(known) == 1
             meta = known[0]["config"]["data"]
-            assert record.config_hash(record.public_config(config, meta)) == known[0]["config_hash"]
+            assert same_run(known[0]["config"], record.public_config(config, meta))
+
+
+def test_what_is_the_same_run():
+    recorded = {"optim": {"lr": 1e-3}, "ffn": {"kind": "tree"}, "data": {"sha256": "1"}, "seed": 0}
+    same = {**recorded, "train": {"log_every": 7, "probe": True, "z_loss": 0.0}, "mesh": {"data": 4}}
+    assert same_run(recorded, same)
+    for other in ({"train": {"z_loss": 0.1}}, {"optim": {"lr": 2e-3}}, {"data": {"sha256": "2"}}):
+        assert not same_run(recorded, {**same, **other})
 
 
 def test_words_are_read_as_the_program_reads_them(monkeypatch):

@@ -221,3 +221,62 @@ def test_readme_is_what_results_give():
     body = render(str(ROOT / "results" / "*.jsonl"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert with_section(text, body, "README.md") == text, "run python -m experiments.tables --readme"
+
+
+def test_a_mixed_table_says_so_and_computes_no_gap(small):
+    add(small, "tree_hard_P2_W1", 0, of=config(sha="2" * 64), loss=2.0)
+    arguments = ("tables", f"--results={small}")
+    refused = call(*arguments)
+    assert refused.code == 2 and "data.sha256" in refused.err and refused.err.count("\n") == 1
+    add(small, "dense", 0, of=config(steps=1500), loss=1.5)
+    text = " ".join(call(*arguments, "--mixed").out.split())
+    assert "MIXED: its lines differ in data.sha256, train.steps and cannot be compared." in text
+    assert "`tree_hard_P2_W1@11111111@500`" in text and "`dense@11111111@1500`" in text
+    assert "0.500 ± 0.000" not in text
+    refused = call(*arguments, "--mixed", "--readme")
+    assert refused.code == 2 and "--mixed are not allowed with --readme" in refused.err
+
+
+def test_latex(small):
+    text = call("tables", f"--results={small}", "--latex").out
+    assert r"\texttt{tree\_hard\_P2\_W1} & 1.2750 $\pm$ 0.0354 & 2.5500 $\pm$ 0.0707 & 0.500" in text
+    lines = text.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith(r"\texttt{dense}"))
+    assert lines[place - 1] == "% python -m experiments.train --config=configs/cpu_small.py"
+    body = text[text.index(r"\begin{tabular}") :]
+    assert body.count(r"\\") == 5 and r"\toprule" in body and "**" not in text
+    assert not any("%" in line.replace(r"\%", "") for line in lines if not line.startswith("%"))
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "r.jsonl").touch()
+    outcome = call("tables", f"--results={tmp_path}/r.jsonl")
+    assert outcome.code == 2 and "r.jsonl holds no rows; remove it" in outcome.err
+    assert call("tables", f"--results={tmp_path}/none.jsonl").code == 2
+
+
+def test_dynamics_have_the_columns_that_were_measured(tmp_path):
+    path = tmp_path / "t4_small.jsonl"
+    name = "tree_hard_P12_W1_gelu_node"
+    figures = {"val_loss": 3.0, "dead_leaves": 0.25, "leaf_entropy": 0.5}
+    add(path, f"{name}_none", 0, "t4_small", figures=figures)
+    head = "| val loss | dead leaves | leaf entropy | lr | seeds |"
+    assert head in render(str(path))
+    add(path, f"{name}_sign", 0, "t4_small", figures={"val_loss": 2.5, "skew": 0.125, "working_units": 40.0})
+    for kind, loss in (("dense", 2.0), ("narrow_A96", 4.0)):
+        add(path, kind, 0, "t4_small", figures={"val_loss": loss})
+    text = render(str(path))
+    (none,), (sign,) = cells(text, f"`{name}_none`"), cells(text, f"`{name}_sign`")
+    one = " (one seed)"
+    assert none[1:] == ["3.0000" + one, "0.500" + one, "25.0%", "0.50", "", "", "0.002", "1"]
+    assert sign[1:] == ["2.5000" + one, "0.750" + one, "", "", "0.12", "40.0", "0.002", "1"]
+
+
+def test_the_plan_of_a_large_model(tmp_path):
+    path = tmp_path / "t2_plan.jsonl"
+    for devices, memory in ((1, 15.75), (8, 2.0)):
+        figures = {"argument_gb": memory, "temporary_gb": 38.9, "step_tflop": 3970.0}
+        add(path, "dense", None, "t2_plan", figures=figures, of={**config(), "devices": devices})
+    assert cells(render(str(path)), "`dense`") == [
+        ["`dense`", "1", "15.8", "38.9", "3,970"], ["`dense`", "8", "2.0", "38.9", "3,970"],
+    ]  # fmt: skip

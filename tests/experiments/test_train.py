@@ -158,6 +158,19 @@ def test_describe(monkeypatch):
     assert outcome.code == 0 and "active" in outcome.out and outcome.err == ""
 
 
+def test_compile_prints_memory_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    results = tmp_path / "plan.jsonl"
+    command = ["--config=configs/smoke.py", "--config.mesh.data=2", "--compile"]
+    assert "--row is missing" in call("train", *command, f"--results={results}").err
+    outcome = call("train", *command, f"--results={results}", "--table=t2_plan", "--row=tiny")
+    assert outcome.code == 0 and "compiled for 2 x cpu" in outcome.out, outcome.err
+    rows = {row["metric"]: row for row in map(json.loads, results.read_text().splitlines())}
+    assert rows.keys() == {"argument_gb", "temporary_gb", "xla_tflop", "step_tflop", "compile_s"}
+    assert rows["argument_gb"]["value"] > 0 and rows["argument_gb"]["config"]["devices"] == 2
+    assert call("train", *command, "--config.mesh.data=3").code == 2
+
+
 def test_help_teaches(monkeypatch):
     outcome = call("train", "--help")
     assert "python -m experiments.train --config=configs/quickstart.py" in outcome.out

@@ -1,0 +1,113 @@
+"""The tables of quality: kinds of layers compared, the dynamics of trees, the plan of a large model."""
+
+from experiments.lines import (
+    baseline,
+    block,
+    by_seed,
+    gap_closed,
+    groups,
+    last_of,
+    learning_rate,
+    lines_of,
+    mean,
+    origin,
+    setting,
+    spread,
+    task,
+)  # fmt: skip
+from experiments.page import Table
+
+BITS = "bits_per_byte"
+GAP = "Gap closed is `(narrow-x)/(narrow-dense)` of validation loss, seed by seed."
+
+# Columns of the dynamics: metric, heading, how a mean over seeds is written. One that no row has is left out.
+DYNAMICS = (
+    ("dead_leaves", "dead leaves", ".1%"), ("leaf_entropy", "leaf entropy", ".2f"),
+    ("constant_decisions", "constant", ".1%"), ("changed", "moved", ".1%"), ("right_share", "right", ".1%"),
+    ("skew", "skew", ".2f"), ("working_units", "working units", ".1f"),
+    ("ever_working", "ever working", ".1%"), ("gradient_right", "gradient right", ".1%"),
+)  # fmt: skip
+
+
+def gap_cell(lines: dict[str, list[dict]], name: str) -> str:
+    """Gap closed of a line: 1 and 0 at the two ends; empty without both of them."""
+    ends = {"dense": "1", "narrow": "0"}
+    both = all(baseline(lines, kind) for kind in ends)
+    end = ends.get(name.split("_")[0]) if both else None
+    return end or spread(gap_closed(lines, lines[name]), ".3f")
+
+
+def kinds(rows: list[dict], title: str) -> Table:
+    """A line a kind of layer: loss, gap closed, active share, use of the leaves."""
+    lines = lines_of(rows)
+    cells = []
+    for name, line in lines.items():
+        bits, loss = by_seed(line, BITS), by_seed(line, "val_loss")
+        cells.append([
+            f"`{name}`", spread(bits.values()), spread(loss.values()), gap_cell(lines, name),
+            mean(line, "active_share", ".1%"), mean(line, "dead_leaves", ".1%"),
+            mean(line, "leaf_entropy", ".2f"), learning_rate(line), str(len(bits)),
+        ])  # fmt: skip
+    routers = " The router's own weights are not counted in the active share of `moe`."
+    has_router = any(name.startswith("moe") for name in lines)
+    text = (
+        f"Kinds of layers compared: {task(rows)}. Held-out text; mean ± standard deviation over seeds. "
+        f"{GAP} An active share is of a layer's own units.{routers if has_router else ''} {origin(rows)}"
+    )
+    head = ["", "bits per byte", "val loss", "gap closed", "active share", "dead leaves", "leaf entropy"]
+    title = f"{title}, {setting(rows[0], 'train.steps')} steps"
+    return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines), lines=lines)
+
+
+def cpu_small(rows: list[dict]) -> Table:
+    return kinds(rows, "Small comparison")
+
+
+def t1_small(rows: list[dict]) -> Table:
+    return kinds(rows, f"Language modelling (T1), {rows[0]['device']}")
+
+
+def t4_small(rows: list[dict]) -> Table:
+    """A line an activation, site and balance; the last validation's figures, means over the layers."""
+    lines = lines_of(rows)
+    shown = [column for column in DYNAMICS if any(row["metric"] == column[0] for row in rows)]
+    with_gap = any(gap_cell(lines, name) for name in lines)
+    cells = []
+    for name, line in lines.items():
+        loss = by_seed(line, "val_loss")
+        gap = [gap_cell(lines, name)] if with_gap else []
+        figures = [mean(line, metric, form) for metric, _, form in shown]
+        row = [f"`{name}`", spread(loss.values()), *gap, *figures, learning_rate(line), str(len(loss))]
+        cells.append(row)
+    said = f" {GAP}" if with_gap else ""
+    text = (
+        f"Activation, its site and balancing: {task(rows)}. Validation loss in nats a token, mean ± standard "
+        f"deviation over seeds; the other figures are means over layers and seeds, at the end.{said} "
+        "Constant: share of decisions at nodes that sent all one way; moved: tokens whose leaf is another "
+        "than at the validation before; right: decisions that went right; skew: 0 where nodes halve their "
+        "tokens; working units: those above 0.01, a token; ever working: for at least one token; gradient "
+        f"right: share of the squared gradient that right children have. {origin(rows)}"
+    )
+    head = ["", "val loss", *(["gap closed"] if with_gap else []), *(title for _, title, _ in shown)]
+    title = f"Dynamics (T4), {rows[0]['device']}, {setting(rows[0], 'train.steps')} steps"
+    return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines), lines=lines)
+
+
+def t2_plan(rows: list[dict]) -> Table:
+    """What compiling the step of a large model says; nothing of it was run."""
+    lines = groups(rows, lambda row: (row["row"], row["config"]["devices"]))
+    cells = []
+    for (name, devices), line in lines.items():
+        values = {row["metric"]: row["value"] for row in line}
+        figures = [f"{values[m]:,.1f}" if m in values else "" for m in ("argument_gb", "temporary_gb")]
+        cells.append([f"`{name}`", str(devices), *figures, f"{values.get('step_tflop', 0.0):,.0f}"])
+    get = lambda key: setting(rows[0], key)
+    text = (
+        f"`train --compile` of {get('model.preset')}, context {get('model.context')}, "
+        f"{get('train.batch_size')} sequences a step in {get('train.accumulation')} parts: memory of one "
+        "device by XLA's own account, operations of a step by arithmetic (active units, three times "
+        f"forward). {origin(rows)}"
+    )
+    head = ["", "devices", "state, GB", "temporaries, GB", "TFLOP a step"]
+    last = list(lines.values())[-1][-1]
+    return block(f"Plan of 1.3B (T2), compiled for {rows[0]['device']}", text, head, cells, last, lines=lines)
