@@ -9,37 +9,13 @@ Files called *_tuning.jsonl hold the runs that learning rates were chosen by; th
 nothing else. What may stand in one line is said in experiments/lines.py.
 """
 
-import glob
-import os
 import re
-import statistics
 import sys
 
 from absl import flags
 
-from experiments import cli, record
-from experiments.lines import (
-    NO_MATTER,
-    baseline,
-    block,
-    by_seed,
-    groups,
-    last_of,
-    learning_rate,
-    lines_of,
-    mean,
-    mixed,
-    origin,
-    paired,
-    setting,
-    spread,
-    task,
-    trained,
-)  # fmt: skip
-from experiments.page import Table
-from experiments.prune_table import prune_small
-from experiments.quality_tables import BITS, cpu_small, t1_small, t2_plan, t4_small
-from experiments.speed_tables import speed_layer, speed_train, timed, trained_on
+from experiments import cli
+from experiments.all_tables import make_tables
 from tree_ffn.errors import InputError
 
 _RESULTS = flags.DEFINE_string("results", "results/*.jsonl", "Results files (a glob pattern).")
@@ -82,106 +58,12 @@ def render(pattern: str) -> str:
     return "\n\n".join(table.markdown() for table in make_tables(pattern))
 
 
-def make_tables(pattern: str, mix: bool = False) -> list[Table]:
-    """All tables that results files have rows for, in README's order.
-
-    Args:
-      pattern: glob of results files; those later by name are the later ones.
-      mix: let rows that differ in text, steps or size stand in one table, which then says so.
-
-    Raises:
-      InputError: a file has no rows, a line of it is no row, or the rows of a table do not belong together.
-    """
-    paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-    check_not_empty(paths)
-    tuning_paths = [path for path in paths if path.endswith("_tuning.jsonl")]
-    measured = record.load_results([path for path in paths if path not in tuning_paths])
-    tuning = record.load_results(tuning_paths)
-    parts = []
-    for name, (key, make) in TABLES.items():
-        found = [row for row in measured if row["table"] == name]
-        if mix and key is trained and found:
-            mine = {device: mixed(rows) for device, rows in groups(found, lambda row: row["device"]).items()}
-        else:
-            mine = groups(found, key)
-        grids = groups((row for row in tuning if (row["table"], row["metric"]) == (name, BITS)), trained)
-        parts += [make(rows) for rows in mine.values()] + [tuning_grid(rows) for rows in grids.values()]
-    return parts
-
-
-def check_not_empty(paths: list[str]) -> None:
-    """Raises InputError for an empty file; one that is not there says so when it is read."""
-    for path in paths:
-        if os.path.isfile(path) and os.path.getsize(path) == 0:
-            raise InputError(f"results: {path} holds no rows; remove it, or name another file.")
-
-
 def with_section(text: str, body: str, page: str) -> str:
     """`text` with `body` between its two marks."""
     match = re.fullmatch(f"(.*{BEGIN}\n)(.*)({END}.*)", text, re.S)
     if not match or text.count(BEGIN) + text.count(END) != 2:
         raise InputError(f"--page: {page} is not allowed; it needs {BEGIN} and after it {END}, once each.")
     return match[1] + (f"\n{body}\n\n" if body else "") + match[3]
-
-
-def quickstart(rows: list[dict]) -> Table:
-    timings = {row["row"]: row["value"] for row in rows if row["metric"] == "time_ms"}
-    runs = [row for row in rows if row["metric"] != "time_ms"] or rows
-    lines = lines_of(runs)
-    narrow = by_seed(baseline(lines, "narrow"), BITS)
-    cells, verdict = [], ""
-    for name, line in lines.items():
-        bits = by_seed(line, BITS)
-        margin = [] if name.startswith("narrow") else paired(lambda n, x: n - x, narrow, bits)
-        if margin:
-            below = sum(value > 0 for value in margin)
-            verdict += f" `{name}` ended below narrow in {below} of {len(margin)} seeds."
-        cells.append([
-            f"`{name}`", spread(bits.values()), spread(margin), mean(line, "active_share", ".1%"),
-            mean(line, "tokens_per_s", ",.0f"), learning_rate(line), str(len(bits)),
-        ])  # fmt: skip
-    steps = ", ".join(f"`{name}` {value:.0f} ms" for name, value in timings.items())
-    text = (
-        f"What `make quickstart` trains: {task(runs)}. Held-out text; mean ± standard deviation over seeds. "
-        "The margin is by how much a line ends below `narrow`, dense with as many active units, seed by seed."
-        f"{verdict}{f' A training step: {steps}.' if steps else ''} {origin(rows)}"
-    )
-    head = ["", "bits per byte", "margin", "active share", "tokens/s", "lr", "seeds"]
-    return block("Quickstart", text, head, cells, last_of(lines), lines=lines)
-
-
-def tuning_grid(rows: list[dict]) -> Table:
-    """Bits per byte of each learning rate; the best of a line is bold, and marked at the edge of its grid."""
-    lines = lines_of(rows, free=r"optim\.lr$|" + NO_MATTER)
-    rates = sorted({setting(row, "optim.lr") for row in rows})
-    cells = []
-    for name, line in lines.items():
-        tried = groups(line, lambda row: setting(row, "optim.lr"))
-        means = {rate: statistics.fmean(by_seed(cell, BITS).values()) for rate, cell in tried.items()}
-        best = min(means, key=lambda rate: means[rate])
-        edge = " (edge)" if best in (min(means), max(means)) else ""
-        shown = {rate: f"{value:.4f}" for rate, value in means.items()}
-        shown[best] = f"**{shown[best]}**{edge}"
-        cells.append([f"`{name}`", *(shown.get(rate, "") for rate in rates)])
-    text = (
-        f"What learning rates were chosen by: {task(rows)}. Bits per byte of held-out text, the best of a "
-        f"line bold, `(edge)` where its grid ends there. {origin(rows)}"
-    )
-    title = f"Learning rates of {rows[0]['table']}, {setting(rows[0], 'train.steps')} steps"
-    return block(title, text, ["", *(f"lr {rate:g}" for rate in rates)], cells, last_of(lines), lines=lines)
-
-
-# name: (what makes a table of its own, how it is made), in README's order.
-TABLES = {
-    "quickstart": (trained, quickstart),
-    "cpu_small": (trained, cpu_small),
-    "t1_small": (trained, t1_small),
-    "t2_plan": (trained, t2_plan),
-    "t4_small": (trained, t4_small),
-    "prune_small": (trained, prune_small),
-    "speed_layer": (timed, speed_layer),
-    "speed_train": (trained_on, speed_train),
-}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ STYLE = (
 )
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high].
 
     Example:
@@ -58,7 +58,7 @@ class Axes:
     def __init__(self, xs, ys, x_label: str, y_label: str, *, log_x: bool = False, zero: bool = False):
         self.log_x, self.labels = log_x, (x_label, y_label)
         xs = np.log10(xs) if log_x else np.asarray(xs, float)
-        self.x = _range(xs, zero=False, margin=0.06 if log_x else 0.0)
+        self.x = _range(xs, zero=False, margin=0.12 if log_x else 0.0)
         self.y = _range(np.asarray(ys, float), zero=zero, margin=0.05)
 
     def px(self, value: float) -> float:
@@ -94,10 +94,11 @@ class Axes:
         if not self.log_x:
             return ticks(*self.x)
         low, high = self.x
-        powers = range(math.floor(low), math.ceil(high) + 1)
-        places = [factor * 10.0**power for power in powers for factor in (1, 3)]
-        inside = [value for value in places if low <= math.log10(value) <= high]
-        return inside or [10 ** ((low + high) / 2)]
+        if high - low < 0.5:  # less than half a power of ten: round numbers as on a linear axis
+            return ticks(10**low, 10**high, most=5)
+        factors = (1, 3) if high - low > 1.5 else (1, 2, 5)
+        places = [f * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for f in factors]
+        return [value for value in places if low <= math.log10(value) <= high]
 
 
 def _range(values: np.ndarray, zero: bool, margin: float) -> tuple[float, float]:

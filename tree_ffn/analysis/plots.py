@@ -1,7 +1,7 @@
 """Figures as SVG text: lines over time, heat maps, scatters with a Pareto front.
 
-Colours are CSS custom properties (`axes.STYLE` gives them for light, dark and print), so one figure reads on any
-of them; nothing needs a script. Every figure has a title that screen readers say.
+Colours are CSS custom properties (`axes.STYLE` gives them for light, dark and print), so one figure reads on
+any of them; nothing needs a script. Every figure has a title that screen readers say.
 """
 
 import base64
@@ -60,7 +60,7 @@ def line_chart(
             places = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in run)
             parts.append(f'<polyline class="line" stroke="{colour}"{dash} points="{places}"/>')
             if len(run) == 1:
-                parts.append(dot(axes, *run[0], colour, radius=2.5))
+                parts.append(dot(axes.px(run[0][0]), axes.py(run[0][1]), colour, radius=2.5))
         if runs:
             ends.append((axes.py(runs[-1][-1][1]), one.label, colour))
     for y, label, colour in spread_out(ends, 13, TOP + 4, HEIGHT - BOTTOM + 4):
@@ -69,9 +69,9 @@ def line_chart(
     return figure(title, "".join(parts))
 
 
-def dot(axes: Axes, x: float, y: float, colour: str, radius: float = 4, said: str = "") -> str:
-    """A point of a figure; `said` shows where a pointer rests on it."""
-    place = f'cx="{axes.px(x):.1f}" cy="{axes.py(y):.1f}" r="{radius}" fill="{colour}"'
+def dot(x: float, y: float, colour: str, radius: float = 4, said: str = "") -> str:
+    """A point at a place of the drawing; `said` shows where a pointer rests on it."""
+    place = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"'
     return f"<circle {place}><title>{html.escape(said)}</title></circle>" if said else f"<circle {place}/>"
 
 
@@ -179,14 +179,30 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, *, 
         for i, p in enumerate(front)
     )
     parts = [axes.frame(), f'<path class="front" d="{path}"/>']
-    for i, point in enumerate(points):
-        x, colour = axes.px(point.x), f"var(--c{i % len(LIGHT)})"
+    for (i, point), shift in zip(enumerate(points), dodge([axes.px(point.x) for point in points])):
+        x, colour = axes.px(point.x) + shift, f"var(--c{i % len(LIGHT)})"
         low, high = axes.py(point.y - point.error), axes.py(point.y + point.error)
-        if point.error:
-            parts.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}"/>'
-            )
-        place = f'x="{x + 6:.1f}" y="{axes.py(point.y) - 5:.1f}"'
-        parts.append(dot(axes, point.x, point.y, colour, said=f"{point.label}: {point.x:g}, {point.y:.4f}"))
+        bar = f'x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"'
+        parts += [f'<line {bar} stroke="{colour}"/>'] if point.error else []
+        parts.append(dot(x, axes.py(point.y), colour, said=f"{point.label}: {point.x:g}, {point.y:.4f}"))
+        place = f'x="{x + 5:.1f}" y="{axes.py(point.y) - 5:.1f}"'
         parts.append(f'<text {place} style="fill:{colour}">{i + 1}</text>')
     return figure(title, "".join(parts))
+
+
+def dodge(places: Sequence[float], apart: float = 12.0) -> list[float]:
+    """How far to shift points sideways so that those of one place stand beside each other.
+
+    Example:
+      >>> dodge([10.0, 50.0, 10.0])
+      [-6.0, 0.0, 6.0]
+    """
+    groups: dict[int, list[int]] = {}
+    for i, place in enumerate(places):
+        groups.setdefault(round(place), []).append(i)
+    shifts = [0.0] * len(places)
+    for group in groups.values():
+        step = min(apart, 60.0 / len(group))  # a crowd may not spread over the whole axis
+        for k, i in enumerate(group):
+            shifts[i] = step * (k - (len(group) - 1) / 2)
+    return shifts

@@ -1,0 +1,173 @@
+"""A page to look at: loss curves, how the trees are used over time, and tables with Pareto plots.
+
+    python -m experiments.report --workdir=runs/tree --to=report.html
+    python -m experiments.report --workdir='runs/t4/*' --results=results/t4_small.jsonl --to=t4.html
+
+One file without scripts and without anything from the network; it reads in light, dark and print. Of one run
+it shows everything, of several runs their losses together and everything of the first --details of them.
+"""
+
+import glob
+import html
+import os
+
+from absl import flags
+
+from experiments import cli, record
+from experiments.all_tables import TABLES, make_tables
+from experiments.lines import groups
+from experiments.page import Table
+from experiments.report_figures import (
+    CAPTIONS,
+    Run,
+    load_run,
+    pareto_figures,
+    run_facts,
+    run_figures,
+    usage_figures,
+)
+from tree_ffn.analysis.axes import STYLE
+from tree_ffn.errors import InputError, check_positive_int
+
+_WORKDIR = flags.DEFINE_list("workdir", [], "Directories of runs (glob patterns, comma separated).")
+_RESULTS = flags.DEFINE_string("results", None, "Results files (a glob pattern): tables, Pareto plots.")
+_TO = flags.DEFINE_string("to", None, "The page to write, e.g. report.html; an older report is replaced.")
+_TITLE = flags.DEFINE_string("title", "", "Title of the page; by default the names of what it shows.")
+_DETAILS = flags.DEFINE_integer("details", 1, "Of so many runs the use of trees is shown.")
+_MIXED = flags.DEFINE_bool("mixed", False, "Let rows of different text, length or size stand in one table.")
+
+MARK = "<!-- a report of tree_ffn -->"
+CSS = os.path.join(os.path.dirname(__file__), "report.css")
+
+
+def main() -> None:
+    if not _WORKDIR.value and not _RESULTS.value:
+        raise InputError("--workdir is missing; name runs, e.g. --workdir=runs/tree, or --results.")
+    if not _TO.value:
+        raise InputError("--to is missing; name the page to write, e.g. --to=report.html.")
+    check_positive_int("--details", _DETAILS.value, least=0)
+    check_target(_TO.value)
+    runs = [load_run(path) for path in directories(_WORKDIR.value)]
+    tables, rows = [], []
+    if _RESULTS.value:
+        tables = make_tables(_RESULTS.value, _MIXED.value)
+        paths = sorted(glob.glob(_RESULTS.value))
+        rows = record.load_results([path for path in paths if not path.endswith("_tuning.jsonl")])
+    names = [run.name for run in runs] + ([os.path.basename(_RESULTS.value)] if _RESULTS.value else [])
+    title = _TITLE.value or ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    page = render(title, runs, rows, tables)
+    try:
+        with open(_TO.value, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise InputError(f"--to: {_TO.value} cannot be written ({error.strerror}).") from error
+    size, figures = len(page.encode()) / 1e3, page.count("<figure")
+    print(f"{_TO.value}: {size:,.0f} kB, {figures} figures, {len(tables)} tables")
+
+
+def directories(patterns: list[str]) -> list[str]:
+    """The directories of runs that patterns match, each once.
+
+    Raises:
+      InputError: a pattern matches no directory.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        paths = sorted(path for path in glob.glob(pattern) if os.path.isdir(path))
+        if not paths:
+            raise InputError(f"--workdir: {pattern!r} is no directory; name the workdir of a run.")
+        # A pattern may meet directories of other things; what it meets alone must be a run.
+        runs = [path for path in paths if os.path.exists(os.path.join(path, "metrics.jsonl"))]
+        found |= dict.fromkeys(runs or paths)
+    return list(found)
+
+
+def check_target(path: str) -> None:
+    """Raises InputError where something else than a report stands."""
+    if not os.path.exists(path):
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            ours = MARK in file.read(400)
+    except (OSError, UnicodeDecodeError):
+        ours = False
+    if not ours:
+        raise InputError(f"--to: {path} is there and is no report; name another file.")
+
+
+def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -> str:
+    """The whole page.
+
+    Args:
+      title: of the page.
+      runs: as `load_run` gives them.
+      rows: of results files, for the Pareto plots.
+      tables: made of them.
+    """
+    parts = []
+    if runs:
+        parts += ["<h2>Runs</h2>", *map(run_facts, runs), grid(run_figures(runs))]
+    for run in runs[: _DETAILS.value]:
+        if figures := usage_figures(run):
+            parts += [f"<h2>How the trees of {html.escape(run.name)} are used</h2>", grid(figures)]
+    for heading, mine in comparable(rows).items():
+        key, figures = pareto_figures(mine)
+        if figures:
+            parts += [f"<h2>{html.escape(heading)}</h2><p>{CAPTIONS['pareto']} {key}.</p>", grid(figures)]
+    parts += [table_html(table) for table in tables]
+    with open(CSS, encoding="utf-8") as file:
+        style = STYLE + file.read()
+    return "\n".join([
+        "<!doctype html>", MARK, '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width,initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>{html.escape(title)}</title><style>{style}</style></head>",
+        f"<body><h1>{html.escape(title)}</h1>", *parts, "</body></html>\n",
+    ])  # fmt: skip
+
+
+def comparable(rows: list[dict]) -> dict[str, list[dict]]:
+    """{heading: rows} of what one figure may hold: one table, device and length, with losses."""
+    found = {}
+    for table, (key, _) in TABLES.items():
+        mine = [row for row in rows if row["table"] == table]
+        if any(row["metric"] == "val_loss" for row in mine) and table != "prune_small":
+            for (device, steps, *size), group in groups(mine, key).items():
+                found[f"{' '.join([table, *size])} on {device}, {steps} steps"] = group
+    return found
+
+
+def grid(figures: list[str]) -> str:
+    """Figures beside each other, as many as there is room for."""
+    return f'<div class="figures">{"".join(figures)}</div>'
+
+
+def table_html(table: Table) -> str:
+    """A table of results with the command of its last line."""
+    side = lambda i: ' class="text"' if i < table.labels else ""
+    cells = lambda tag, line: "".join(f"<{tag}{side(i)}>{rich(cell)}</{tag}>" for i, cell in enumerate(line))
+    head = f"<thead><tr>{cells('th', table.head)}</tr></thead>"
+    body = "".join(f"<tr>{cells('td', line)}</tr>" for line in table.cells)
+    return (
+        f"<h2>{rich(table.title)}</h2><p>{rich(table.text)}</p>"
+        f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
+        f"<p>The last line's command:</p><pre>{html.escape(table.commands[-1])}</pre>"
+    )
+
+
+def rich(text: str) -> str:
+    """`code` and **bold** of a table's cells as HTML.
+
+    Example:
+      >>> rich("`a<b` **1**")
+      '<code>a&lt;b</code> <b>1</b>'
+    """
+    text = html.escape(text)
+    for mark, tag in (("`", "code"), ("**", "b")):
+        parts = text.split(mark)
+        text = "".join(f"<{tag}>{part}</{tag}>" if i % 2 else part for i, part in enumerate(parts))
+    return text
+
+
+if __name__ == "__main__":
+    cli.run(main)

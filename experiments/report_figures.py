@@ -1,0 +1,251 @@
+"""The figures of a report: of one run, of several runs together, and of the rows of a table."""
+
+import html
+import os
+import statistics
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.lines import by_seed, groups, setting
+from tree_ffn.analysis import dynamics
+from tree_ffn.analysis.plots import Point, Series, heat_map, line_chart, scatter
+from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.ffn import units
+from tree_ffn.training.config import namespace
+from tree_ffn.training.workdir import read_json
+
+MOST_HEAT_MAPS = 4  # of a run: its first and last layer of trees, and some between
+MOST_ROWS = 768  # of a heat map: no screen shows more
+
+CAPTIONS = {
+    "loss": "<b>Loss.</b> That of training is the mean over the steps since the last line.",
+    "losses": "<b>Validation loss.</b> On the same held-out batches, where the runs have the same data.",
+    "speed": "<b>Speed.</b> Tokens a second of training alone: compiling and validation are left out.",
+    "moves": "<b>How fast routing freezes.</b> Share of the tokens of a fixed batch that change leaf within "
+    "100 steps, mean over trees. Near 0 paths are fixed, and what they leave out can be pruned.",
+    "dead": "<b>Dead leaves.</b> Leaves without a visit in the validation batches. A rise is auto-pruning; a "
+    "fall means that training spreads tokens over more of the tree.",
+    "balance": "<b>Balance.</b> Entropy of visits over a tree's leaves: 1 is all leaves alike, 0 one leaf.",
+    "right": "<b>Which way.</b> Share of a level's decisions that go right, mean over layers. An activation "
+    "that is silent below 0 pulls units to the left.",
+    "skew": "<b>How one-sided.</b> 0 where every node halves its tokens, 1 where each sends all one way; "
+    "mean over layers.",
+    "gradient": "<b>Who learns.</b> Norm of the gradient of left and of right children at some levels, mean "
+    "over layers, on one batch. One side far below the other is what starves paths.",
+    "working": "<b>Who works.</b> Units of a token's paths whose |g act(z)| is above 0.01: a visited unit "
+    "whose activation is about 0 does no work.",
+    "pareto": "Bars are the standard deviation over seeds, where there are several; the dashed line is the "
+    "Pareto front (both smaller is better); points of one place stand side by side.",
+}
+AGAINST = {
+    "active": ("active units a layer", "Loss against active units"),
+    "total": ("units a layer", "Loss against units in all"),
+    "time": ("ms a training step", "Loss against measured time"),
+}
+
+
+class Run(NamedTuple):
+    """What a run has left in its workdir, but for checkpoints."""
+
+    name: str
+    config: dict
+    data: dict
+    metrics: list[dict]
+    usage: dict
+
+
+def load_run(workdir: str) -> Run:
+    """Reads a run.
+
+    Raises:
+      InputError: it is no run, or a file of it is damaged.
+    """
+    metrics = dynamics.read_lines(workdir, "metrics.jsonl")
+    config, data = (read_json(workdir, name) or {} for name in ("config.json", "data.json"))
+    has_usage = os.path.exists(os.path.join(workdir, "usage.jsonl"))
+    usage = dynamics.load_usage(workdir) if has_usage else {}
+    return Run(os.path.basename(os.path.normpath(workdir)), config, data, metrics, usage)
+
+
+def figure(svg: str, caption: str) -> str:
+    """A drawing with what it shows and how to read it; `caption` is HTML."""
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+
+
+def of_split(run: Run, split: str, name: str) -> tuple[list, list]:
+    """(steps, values) of a figure in metrics.jsonl."""
+    lines = [line for line in run.metrics if line["split"] == split and name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
+
+
+def run_figures(runs: list[Run]) -> list[str]:
+    """Loss and speed: training and validation of one run, validation alone of several."""
+    name = (lambda run, alone: alone) if len(runs) == 1 else (lambda run, alone: run.name)
+    losses = [Series(name(run, "valid"), *of_split(run, "valid", "loss")) for run in runs]
+    if len(runs) == 1:
+        losses.append(Series("train", *of_split(runs[0], "train", "loss")))
+    speeds = [Series(name(run, ""), *of_split(run, "train", "tokens_per_s")) for run in runs]
+    return [
+        figure(
+            line_chart("Loss over steps", losses, "step", "nats a token"),
+            CAPTIONS["loss" if len(runs) == 1 else "losses"],
+        ),
+        figure(
+            line_chart("Tokens per second", speeds, "step", "tokens/s", zero=True),
+            CAPTIONS["speed"],
+        ),
+    ]
+
+
+def usage_figures(run: Run) -> list[str]:
+    """Everything on a run's trees, from its usage.jsonl; empty for a run without trees."""
+    trees = {layer: arrays for layer, arrays in run.usage.items() if ("valid", "moved") in arrays}
+    if not trees:
+        return []
+
+    def by_layer(title, y_label, caption, values):
+        series = [Series(f"layer {layer}", *values(arrays)) for layer, arrays in trees.items()]
+        return figure(line_chart(title, series, "step", y_label, zero=True), caption)
+
+    def of_visits(formula):
+        return lambda arrays: (arrays["valid", "visits"].steps, formula(arrays["valid", "visits"].values))
+
+    share, bits = "share of leaves", "bits / D"
+    moves = CAPTIONS["moves"] + freezing(trees)
+    figures = [
+        by_layer("Leaves that move", "share a 100 steps", moves, dynamics.moves),
+        by_layer("Dead leaves", share, CAPTIONS["dead"], of_visits(dynamics.dead_leaves)),
+        by_layer("Leaf entropy", bits, CAPTIONS["balance"], of_visits(dynamics.leaf_entropy)),
+        *decision_figures(trees),
+        *probe_figures(trees),
+    ]
+    places = np.linspace(0, len(trees) - 1, min(MOST_HEAT_MAPS, len(trees))).round().astype(int)
+    layers = list(trees)
+    return figures + [heat_figure(layers[place], trees[layers[place]]) for place in places]
+
+
+def freezing(trees: dict) -> str:
+    """Says when each layer has frozen."""
+    steps = {layer: dynamics.freeze_step(arrays) for layer, arrays in trees.items()}
+    said = ", ".join(f"{layer}: {'not' if step is None else step}" for layer, step in steps.items())
+    return f" Below 5 % for good from step, by layer: {said}."
+
+
+def decision_figures(trees: dict) -> list[str]:
+    """By level of the trees, mean over layers: which way, and how one-sided."""
+    steps = next(iter(trees.values()))["valid", "visits"].steps
+    decided = [dynamics.decisions(arrays["valid", "visits"].values) for arrays in trees.values()]
+    if not decided[0].right.shape[1]:  # D = 0
+        return []
+
+    def by_level(name, title, y_label, zero):
+        values_SD = np.mean([getattr(one, name) for one in decided], axis=0)
+        series = [Series(f"level {level}", steps, column) for level, column in enumerate(values_SD.T)]
+        return figure(line_chart(title, series, "step", y_label, zero=zero), CAPTIONS[name])
+
+    return [by_level("right", "Right share", "share", False), by_level("skew", "Skew", "skew", True)]
+
+
+def probe_figures(trees: dict) -> list[str]:
+    """Who learns and who works, where the run has probed it."""
+    if not all(("valid", "gradient") in arrays for arrays in trees.values()):
+        return []
+    steps = next(iter(trees.values()))["valid", "gradient"].steps
+    both = np.mean(
+        [dynamics.gradient_by_side(arrays["valid", "gradient"].values) for arrays in trees.values()], axis=0
+    )
+    levels = sorted({1, both.shape[1] // 2, both.shape[1] - 1} & set(range(1, both.shape[1])))
+    gradients = [
+        Series(f"{name} {level}", steps, both[:, level, side])
+        for side, name in enumerate(("left", "right"))
+        for level in levels
+    ]
+    working = [
+        Series(f"layer {layer}", steps, arrays["valid", "working"].values.astype(float).sum(axis=(1, 2)))
+        for layer, arrays in trees.items()
+    ]
+    chart = line_chart("Working units", working, "step", "units a token", zero=True)
+    figures = [figure(chart, CAPTIONS["working"])]
+    if gradients:
+        chart = line_chart("Gradient by side", gradients, "step", "norm", zero=True)
+        figures.insert(0, figure(chart, CAPTIONS["gradient"]))
+    return figures
+
+
+def heat_figure(layer: int, arrays: dict) -> str:
+    """Visits of every leaf over time, trees one below the other."""
+    key = ("train", "visits") if ("train", "visits") in arrays else ("valid", "visits")
+    steps, visits_SPJ = arrays[key]
+    share = visits_SPJ / np.maximum(visits_SPJ.sum(axis=-1, keepdims=True), 1)
+    n_trees, n_leaves = share.shape[1:]
+    rows = share.reshape(len(steps), -1).T
+    fold = -(-len(rows) // MOST_ROWS)  # neighbours are averaged
+    rows = np.add.reduceat(rows, np.arange(0, len(rows), fold), axis=0) / fold
+    ticks = [((i + 0.5) / len(steps), str(steps[i])) for i in range(0, len(steps), -(-len(steps) // 5))]
+    names = [((p + 0.5) / n_trees, f"tree {p}") for p in range(0, n_trees, -(-n_trees // 12))]
+    top = float(np.quantile(rows, 0.99)) or 1.0
+    picture = heat_map(f"Visits of leaves, layer {layer}", rows, "step", "leaf", ticks, names, top)
+    caption = (
+        f"<b>Leaves of layer {layer}.</b> Share of its tree's tokens that each of {n_leaves} leaves gets, "
+        f"over time; full colour is {top:.1%} or more, balance would be {1 / n_leaves:.1%}. Bands that go "
+        "pale die out."
+    )
+    return figure(picture, caption)
+
+
+def row_points(rows: list[dict]) -> dict[str, list[Point]]:
+    """Points (x, validation loss, its spread over seeds) of a table's rows, by what x is."""
+    found: dict[str, list[Point]] = {kind: [] for kind in AGAINST}
+    for name, line in groups(rows, lambda row: row["row"]).items():
+        losses = list(by_seed(line, "val_loss").values())
+        if not losses:
+            continue
+        spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+        config = next(row["config"] for row in line if row["metric"] == "val_loss")
+        model = model_spec_from_config(namespace(config), config["data"]["vocab_size"])
+        layers = [units(ffn) for ffn in model.ffns]
+        places = {
+            "active": statistics.fmean(layer.active for layer in layers),
+            "total": statistics.fmean(layer.total for layer in layers),
+        }
+        if seconds := [row["value"] for row in line if row["metric"] == "seconds_per_step"]:
+            places["time"] = 1e3 * statistics.fmean(seconds)
+        for kind, x in places.items():
+            found[kind].append(Point(name, x, statistics.fmean(losses), spread))
+    # The numbers of the points are the same in every figure: one that lacks some is not drawn.
+    return {kind: points for kind, points in found.items() if len(points) == len(found["active"])}
+
+
+def pareto_figures(rows: list[dict]) -> tuple[str, list[str]]:
+    """(key, figures): validation loss of a table's lines against active units, all units, and time."""
+    key, figures = "", []
+    for kind, points in row_points(rows).items():
+        if len(points) < 2:
+            continue
+        label, title = AGAINST[kind]
+        key = key or "; ".join(f"{i} {html.escape(point.label)}" for i, point in enumerate(points, 1))
+        chart = scatter(title, points, label, "nats a token")
+        figures.append(figure(chart, f"<b>{title}.</b>"))
+    return key, figures
+
+
+def run_facts(run: Run) -> str:
+    """What a run was, in one paragraph of HTML."""
+    get = lambda key: setting({"config": run.config}, key)
+    kind, meta = str(get("ffn.kind")), run.data
+    if kind in ("tree", "random_tree"):
+        kind += (
+            f", routing {get('ffn.routing')}, P={get('ffn.n_trees')} D={get('ffn.depth')} "
+            f"W={get('ffn.node_width')}, {get('ffn.activation')} at site {get('ffn.act_site')}, "
+            f"balance {get('ffn.balance')}"
+        )
+    last = of_split(run, "valid", "loss")[1][-1:]
+    parts = (
+        kind,
+        f"{get('model.n_layers')} layers of width {get('model.width')}, context {get('model.context')}",
+        f"{get('train.steps')} steps of {get('train.batch_size')} sequences, lr {get('optim.lr')}",
+        f"seed {get('seed')}; corpus {meta.get('corpus')} (sha256 {str(meta.get('sha256'))[:12]})",
+        *(f"validation loss {loss:.4f}" for loss in last),
+    )
+    return f"<p><b>{html.escape(run.name)}</b>: {html.escape('; '.join(parts))}.</p>"
