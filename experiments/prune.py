@@ -6,7 +6,8 @@
 
 A threshold is a share of the calibration tokens: a subtree that no more than this share visits is removed,
 unless its sibling is too and is visited less; 0 removes what was never visited. Calibration text is the run's
-training split, or --files. The curve gives the loss on the run's validation split for every threshold.
+training split, all of --files, or the training split of another corpus. The curve gives the loss on the run's
+validation split for every threshold.
 
 --to writes a new run at step 0: experiments/evaluate, generate and export read it by its --workdir. To train
 it further, give the command of the run before with --workdir=NEW (config values of train and optim may
@@ -36,7 +37,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
 _CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Calibrate on another corpus than the run's.")
 _FILES = flags.DEFINE_string("files", None, "Text files to calibrate on (glob patterns, comma separated).")
-_TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files with the text to calibrate on.")
+_TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "Prepared TFDS directory to calibrate on.")
+_TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to calibrate on.")
+_TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
 _THRESHOLDS = flags.DEFINE_list(
@@ -72,10 +75,10 @@ def main() -> None:
     run = restore_for_inference(_WORKDIR.value, step)
     tokens_needed(run.model)  # before any text is read: the model has trees
     places = {flag.name: flag.value for flag in (_TOKENIZER, _CACHE_DIR)}
-    other = {flag.name: flag.value for flag in (_CORPUS, _FILES, _TEXT_FIELD)}
+    other = {flag.name: flag.value for flag in (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD)}
     held_out = other_corpus(run, **places)
     text = other_corpus(run, **other, **places) if any(other.values()) else held_out
-    sources = [text.train, text.valid] if text is not held_out else [text.train]
+    sources = [text.train, text.valid] if _FILES.value else [text.train]
     calibration = calibrate(run, sources, _TOKENS.value, _BATCH_SIZE.value)
     print(f"{calibration.tokens:,} calibration tokens of {text.meta['corpus']}", flush=True)
 

@@ -11,6 +11,7 @@ from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.models import export, total_units
 from tree_ffn.models.dense import DenseSpec
+from tree_ffn.models.describe import describe, figures
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
 from tree_ffn.tree import PrunedSpec
@@ -79,12 +80,17 @@ def test_a_pruned_run_is_a_run(run, pruned, tmp_path):
     found = restore_for_inference(str(to), 0)
     assert all(isinstance(ffn, PrunedSpec) and ffn.is_one_path for ffn in found.model.ffns)
     assert found.meta["pruned"]["threshold"] == 1
+    assert (
+        "2 x pruned tree: P 2, D 2, W 1, S 0, 2 of 8 leaves: F 6, A 6 (100.00 %)" in describe(found.model)[0]
+    )
     outcome = call("evaluate", f"--workdir={to}", "--batch_size=8")
     assert outcome.code == 0 and "dead leaves 0.000" in outcome.out, outcome.err
     exported = tmp_path / "exported"
     assert call("export", f"--workdir={to}", f"--to={exported}").code == 0
     spec, variables, _ = export.load(str(exported))
     assert spec == found.model
+    header = (exported / export.WEIGHTS).stat().st_size - figures(spec)["bytes_weights"]
+    assert 0 < header < 8192  # a file of rows that are there, and of nothing else
     assert (
         variables["routing"]["run_0"]["ffn"]["child"] == found.variables["routing"]["run_0"]["ffn"]["child"]
     ).all()

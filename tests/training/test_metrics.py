@@ -1,6 +1,7 @@
 """Figures, the clock, and what the files hold."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -19,6 +20,7 @@ from tree_ffn.training.report import Report
 from tree_ffn.training.setup import plan_run
 from tree_ffn.training.signals import Diverged
 from tree_ffn.training.writers import MetricsWriter
+from tree_ffn.tree import PrunedSpec
 
 
 def test_loss_in_three_units():
@@ -35,6 +37,15 @@ def test_usage_of_trees_is_numbered_by_layer_of_the_model():
         "dead_leaves/1": 0.5, "leaf_entropy/1": 0.0, "constant_decisions/1": 1.0, "right_share/1": 0.0,
         "skew/1": 1.0,
     }  # fmt: skip
+
+
+def test_pruned_leaves_are_not_dead():
+    model = tiny_model(ffn__n_trees=1, ffn__depth=2, model__n_layers=1)
+    pruned = PrunedSpec(model.ffns[0].shape, nodes=(1, 2, 3))
+    counts = (np.array([[[3, 0, 0, 1]]], np.int32),)  # three leaves are kept, one of them is not visited
+    figures = usage_figures(counts, dataclasses.replace(model, ffns=(pruned,)))
+    assert figures["dead_leaves/0"] == pytest.approx(1 / 3)
+    assert figures["leaf_entropy/0"] == usage_figures(counts, model)["leaf_entropy/0"]
 
 
 def test_usage_of_experts():
