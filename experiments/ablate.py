@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, texts
 from experiments.runners import ProcessRunner, Runner, stopped
 from experiments.sweep import Sweep, load_sweep
 from experiments.sweep_runs import Ablation, Run, facts, tuning_path
@@ -32,6 +32,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the runs, one each
 _SET = flags.DEFINE_multi_string(
     "set", [], "A value of all rows: --set=data.files=TEXT/*.txt; may be repeated."
 )
+_TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _ROWS = flags.DEFINE_string("rows", "", "Only rows whose name this regular expression finds.")
 _TUNE = flags.DEFINE_bool("tune", False, "Run the sweep's grid of learning rates before the rows.")
 _DRY = flags.DEFINE_bool("dry", False, "Say what would run; train nothing.")
@@ -48,7 +49,8 @@ def main() -> None:
     sweep = load_sweep(_SWEEP.value, common_values())
     if _TUNE.value and sweep.grid is None:
         raise InputError(f"--tune: {_SWEEP.value} has no tuning; name values to try there, or leave it out.")
-    ablation = Ablation(sweep, wanted_rows(sweep), _WORKDIR.value, _RESULTS.value)
+    texts.parse(_TEXTS.value)
+    ablation = Ablation(sweep, wanted_rows(sweep), _WORKDIR.value, _RESULTS.value, _TEXTS.value)
     runner = make_runner()
     if _DRY.value:
         print(ablation.outlook(_TUNE.value))

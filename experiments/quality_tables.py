@@ -29,6 +29,14 @@ DYNAMICS = (
 )  # fmt: skip
 
 
+# Texts that models were scored on whole (experiments/texts.py): metric, heading, form.
+OTHER_TEXTS = (
+    ("novels_bits_per_byte", "novels, bits per byte", ".4f"),
+    ("wikitext2_nats_per_word", "WikiText-2, nats a word", ".4f"),
+    ("wikitext2_word_ppl", "perplexity", ".1f"),
+)
+
+
 def gap_cell(lines: dict[str, list[dict]], name: str) -> str:
     """Gap closed of a line: 1 and 0 at the two ends; empty without both of them."""
     ends = {"dense": "1", "narrow": "0"}
@@ -40,11 +48,13 @@ def gap_cell(lines: dict[str, list[dict]], name: str) -> str:
 def kinds(rows: list[dict], title: str) -> Table:
     """A line a kind of layer: loss, gap closed, active share, use of the leaves."""
     lines = lines_of(rows)
+    others = [column for column in OTHER_TEXTS if any(row["metric"] == column[0] for row in rows)]
     cells = []
     for name, line in lines.items():
         bits, loss = by_seed(line, BITS), by_seed(line, "val_loss")
         cells.append([
             f"`{name}`", spread(bits.values()), spread(loss.values()), gap_cell(lines, name),
+            *(spread(by_seed(line, metric).values(), form) for metric, _, form in others),
             mean(line, "active_share", ".1%"), mean(line, "dead_leaves", ".1%"),
             mean(line, "leaf_entropy", ".2f"), learning_rate(line), str(len(bits)),
         ])  # fmt: skip
@@ -54,7 +64,8 @@ def kinds(rows: list[dict], title: str) -> Table:
         f"Kinds of layers compared: {task(rows)}. Held-out text; mean ± standard deviation over seeds. "
         f"{GAP} An active share is of a layer's own units.{routers if has_router else ''} {origin(rows)}"
     )
-    head = ["", "bits per byte", "val loss", "gap closed", "active share", "dead leaves", "leaf entropy"]
+    head = ["", "bits per byte", "val loss", "gap closed", *(title for _, title, _ in others)]
+    head += ["active share", "dead leaves", "leaf entropy"]
     title = f"{title}, {setting(rows[0], 'train.steps')} steps"
     return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines), lines=lines)
 

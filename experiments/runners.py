@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
-from experiments import record
+from experiments import record, texts
 from experiments.provenance import public_command
 from experiments.sweep_runs import Known, Run, facts
 from tree_ffn.errors import InputError, reason
@@ -59,10 +59,15 @@ class Runner:
     def _one(self, run: Run) -> str | None:
         try:
             figures = train(run.config, run.workdir)
+            names = {"table": run.table, "row": run.name}
+            command = public_command(["train", *run.arguments()])
             record.append_figures(
-                run.results, figures, table=run.table, row=run.name, config=run.config,
-                data_meta=facts(run.config), command=public_command(["train", *run.arguments()]),
-            )  # fmt: skip
+                run.results, figures, config=run.config, data_meta=facts(run.config), command=command, **names
+            )
+            if other := texts.parse(run.texts):
+                texts.score_at_end(
+                    run.workdir, run.config, other, results=run.results, command=command, **names
+                )
         except Interrupted:
             raise
         except (InputError, Diverged) as error:

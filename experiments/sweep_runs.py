@@ -24,6 +24,7 @@ class Run(NamedTuple):
       config: as experiments.train reads it from `words`.
       words: the part of the command line that says the config.
       workdir, results: where it goes.
+      texts: other texts to score at its end, the words of --texts.
     """
 
     table: str
@@ -33,6 +34,7 @@ class Run(NamedTuple):
     words: list[str]
     workdir: str
     results: str
+    texts: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -42,6 +44,8 @@ class Run(NamedTuple):
     def arguments(self) -> list[str]:
         """All words after `python -m experiments.train`."""
         names = {"workdir": self.workdir, "results": self.results, "table": self.table, "row": self.name}
+        if self.texts:
+            names["texts"] = ",".join(self.texts)
         return [*self.words, *(f"--{key}={value}" for key, value in names.items())]
 
     def command(self) -> str:
@@ -115,12 +119,14 @@ class Ablation:
       wanted: of the rows that are to be run.
       workdir: directory of the runs.
       results: file of the results.
+      texts: other texts that every row is scored on, the words of --texts.
 
     Attributes:
       broken: kinds whose rate could not be chosen, since a run of their grid failed.
     """
 
-    def __init__(self, sweep: Sweep, wanted: Callable[[str], bool], workdir: str, results: str):
+    def __init__(self, sweep: Sweep, wanted: Callable[[str], bool], workdir: str, results: str, texts=()):
+        self.texts = tuple(texts)
         self.sweep, self._workdir, self.results = sweep, workdir, results
         self.rows = [row for row in sweep.rows if wanted(row.name)]
         self.broken: set[str] = set()
@@ -190,7 +196,8 @@ class Ablation:
         runs = []
         for row in self.rows:
             values = row.values | chosen.get(row.kind, {})
-            runs += [self._run(row.name, seed, values, row.name, self.results) for seed in row.seeds]
+            made = [self._run(row.name, seed, values, row.name, self.results) for seed in row.seeds]
+            runs += [run._replace(texts=self.texts) for run in made]
         return runs, lines
 
     def _choices(self) -> tuple[dict[str, dict[str, float]], list[str]]:

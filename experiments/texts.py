@@ -1,19 +1,21 @@
 """Other texts that a trained model is scored on, whole: the flag --texts of several programs."""
 
 import re
+from collections.abc import Iterable
 
 from experiments import record
 from tree_ffn.data.inputs import matches
 from tree_ffn.data.whole import whole_text
 from tree_ffn.errors import InputError
-from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.checkpoint import Restored, restore_for_inference
 from tree_ffn.training.evaluate import evaluate_whole, tokenizer_of
+from tree_ffn.training.sharding import make_mesh
 
 HELP = "Other texts to score whole: name=glob pattern, ... (every token once; nats and perplexity a word)."
 FIGURES = ("loss", "bits_per_byte", "nats_per_word", "word_ppl")
 
 
-def parse(words: list[str]) -> dict[str, str]:
+def parse(words: Iterable[str]) -> dict[str, str]:
     """{name: glob pattern} of the words of --texts; looks whether there are such files.
 
     Raises:
@@ -31,6 +33,12 @@ def parse(words: list[str]) -> dict[str, str]:
         matches("--texts", files)
         texts[name] = files
     return texts
+
+
+def score_at_end(workdir: str, config, texts: dict[str, str], **names) -> None:
+    """Scores a run that has just ended, by its latest checkpoint; `names` as `score` takes them."""
+    run = restore_for_inference(workdir, "latest", make_mesh(config.mesh.data, config.mesh.model))
+    score(run, texts, batch_size=config.train.batch_size // config.train.accumulation, **names)
 
 
 def score(

@@ -19,9 +19,7 @@ from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.describe import describe
-from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
-from tree_ffn.training.sharding import make_mesh
 from tree_ffn.training.workdir import read_json
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -67,10 +65,8 @@ def main() -> None:
             _RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config, data_meta=meta
         )
     if other:
-        run = restore_for_inference(_WORKDIR.value, "latest", make_mesh(config.mesh.data, config.mesh.model))
-        rows = config.train.batch_size // config.train.accumulation
         names = {"table": _TABLE.value, "row": _ROW.value}
-        texts.score(run, other, batch_size=rows, results=_RESULTS.value, **names)
+        texts.score_at_end(_WORKDIR.value, config, other, results=_RESULTS.value, **names)
 
 
 def compile_only(config) -> None:

@@ -298,3 +298,16 @@ def test_words_are_read_as_the_program_reads_them(monkeypatch):
     assert (config.optim.lr, config.ffn.top_k) == (3e-5, 2)
     with pytest.raises(InputError, match="config argument: kinds=1|'kinds=1' is not known"):
         config_of(["--config=configs/smoke.py:kinds=1"])
+
+
+def test_other_texts_are_scored_at_the_end_of_each_row(place, texts, tmp_path):
+    other = f"--texts=some={texts}/[0-2].txt"
+    assert f"--texts=some={texts}" in place(ROWS, "--rows=narrow", other, "--print").out
+    outcome = place(ROWS, "--rows=narrow", other)
+    assert outcome.code == 0 and "some: loss" in outcome.out, outcome.err
+    rows = record.load_results([f"{tmp_path}/r.jsonl"])
+    scored = {row["metric"]: row for row in rows if row["metric"].startswith("some_")}
+    assert set(scored) == {f"some_{name}" for name in ("loss", "bits_per_byte", "nats_per_word", "word_ppl")}
+    assert all("--texts=some=" in row["command"] for row in scored.values())
+    refused = place(ROWS, "--texts=some=absent.txt")
+    assert refused.code == 2 and "matches no file" in refused.err

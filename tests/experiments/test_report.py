@@ -106,8 +106,9 @@ def test_what_is_refused(runs, tmp_path):
 
 
 PROBE = """<script>addEventListener("load", () => {
-  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => v / 255)
-      .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b };
+  const linear = v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
+    return .2126 * r + .7152 * g + .0722 * b };
   const ground = light(getComputedStyle(document.body).backgroundColor);
   const texts = [...document.querySelectorAll("h1,h2,p,b,figcaption,td,th,pre,svg text")];
   const contrast = texts.map(e => {
