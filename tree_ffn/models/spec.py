@@ -11,6 +11,7 @@ from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
 FFNSpec = DenseSpec | MoESpec | TreeSpec
 FFN_CLASSES = {"dense": DenseSpec, "moe": MoESpec, "tree": TreeSpec}
 DTYPES = ("float32", "bfloat16")
+STORED_DTYPES = (*DTYPES, "float16")  # imported weights may stay as they are; nothing computes in float16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ModelSpec:
       implementation: execution of tree layers: None (chosen by rule), `masked`,
         `gather` or `grouped`.
       dtype: of activations and matrix products, `float32` or `bfloat16`.
-      param_dtype: of the stored weights.
+      param_dtype: of the stored weights: those, or `float16`.
       remat: recompute a layer's activations in the backward pass.
       norm_eps: epsilon of the layer norms.
       vocab_multiple: the embedding table has V rounded up to this many rows;
@@ -92,7 +93,7 @@ class ModelSpec:
                 f"ffns: {len(self.ffns)} layers described, but n_layers is {self.n_layers}; make them equal."
             )
         check_choice("dtype", self.dtype, DTYPES)
-        check_choice("param_dtype", self.param_dtype, DTYPES)
+        check_choice("param_dtype", self.param_dtype, STORED_DTYPES)
         if self.implementation is not None:
             check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         if not self.norm_eps > 0:
