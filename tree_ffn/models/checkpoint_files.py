@@ -102,8 +102,7 @@ def _open_shards(directory: str) -> tuple[dict[str, Entry], dict[str, str]]:
     if not isinstance(where, dict) or not all(_is_shard_name(name) for name in where.values()):
         raise InputError(
             f"pretrained: weight_map in {index!r} is not allowed; it maps names of tensors to "
-            ".safetensors files "
-            "of the same directory."
+            ".safetensors files of the same directory."
         )
     entries: dict[str, Entry] = {}
     paths: dict[str, str] = {}
@@ -132,9 +131,10 @@ def read_json(path: str) -> dict:
       InputError: there is none.
     """
     try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_JSON + 1)
-        values = json.loads(text) if len(text) <= MAX_JSON else None
+        values = None
+        if os.path.getsize(path) <= MAX_JSON:
+            with open(path, "rb") as file:
+                values = json.loads(file.read())
     except OSError as error:
         raise InputError(f"pretrained: {path!r} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError):

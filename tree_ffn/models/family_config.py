@@ -60,7 +60,7 @@ def _check_structure(family: Family, config: dict, path: str):
             told = " (norms after the layers, as in OPT-350m)" if key == "do_layer_norm_before" else ""
             raise InputError(f"{key} in {path!r}: {value!r}{told} is not supported; only {wanted} is.")
     width = config.get("hidden_size")
-    if (inner := config.get("word_embed_proj_dim") or width) != width:
+    if width is not None and (inner := config.get("word_embed_proj_dim") or width) != width:
         raise InputError(
             f"word_embed_proj_dim in {path!r}: {inner!r} (embeddings of another width, as in "
             "OPT-350m) is not "

@@ -1,9 +1,9 @@
-"""The safetensors format with nothing taken on trust: headers checked by hand, files written tensor by
-tensor.
+"""The safetensors format with nothing taken on trust: headers are checked, files written tensor by tensor.
 
-    8 bytes   n, little endian n bytes   JSON {name: {"dtype": "F32", "shape": [2, 3], "data_offsets":
-    [begin, end]}, ..., "__metadata__": {}} the rest  the tensors, one after the other without holes, C
-    order, little endian
+    8 bytes    n, little endian
+    n bytes    JSON {name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...};
+               "__metadata__" is text by name
+    the rest   the tensors, one after the other without holes, C order, little endian
 
 A header is believed only when the file has exactly the bytes that it describes, so nobody allocates what a
 few bytes of header ask for. Source: the format's description, huggingface/safetensors, README.md.
@@ -171,6 +171,6 @@ def write(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            value = np.ascontiguousarray(tensor(name))
+            value = np.asarray(tensor(name), order="C")
             assert (jnp.dtype(shapes[name][0]), shapes[name][1]) == (value.dtype, value.shape), name
             file.write(value.reshape(-1).view(np.uint8).data)
