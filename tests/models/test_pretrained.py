@@ -368,3 +368,32 @@ def test_the_formats_dtypes_are_those_that_a_model_may_store():
     from tree_ffn.models.spec import STORED_DTYPES
 
     assert set(FLOATS.values()) == set(STORED_DTYPES)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ({"config": None}, "origin: it lacks the config"),
+        ({"family": "bert"}, "family: 'bert' is not known"),
+        ({"dtype": "int8"}, "dtype: 'int8' is not known"),
+        ({"skipped": "AAAA"}, "pretrained: the 2 rows before position 0 .* are damaged"),
+        ({"skipped": "?"}, "pretrained: the 2 rows before position 0 .* are damaged"),
+    ],
+)
+def test_a_damaged_origin(damage, words, tmp_path):
+    model = pretrained.load(str(FIXTURES / "opt_relu"))
+    with pytest.raises(InputError, match=f"^{words}"):
+        pretrained.save(str(tmp_path / "a"), model.spec, model.variables, model.origin | damage)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_training_refuses_what_only_imports_may_store():
+    from configs.default import get_config
+    from tree_ffn.models.build import model_spec_from_config
+
+    config = get_config()
+    config.model.param_dtype = "float16"
+    with pytest.raises(
+        InputError, match="^model.param_dtype: 'float16' is not known; use one of: float32, bf"
+    ):
+        model_spec_from_config(config, 257)

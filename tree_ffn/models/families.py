@@ -53,7 +53,6 @@ class Family:
       eps_key: key of the norms' epsilon; None where it is always 1e-5.
       activation: the default of `activation_function`.
       fixed: keys that may have this one value only (it is also their default).
-      offset: rows of positions before position 0.
       begins: whether every text begins with `bos_token_id`, as the model was trained.
       outer, inner: places beside the layers, and in each of them.
     """
@@ -65,7 +64,6 @@ class Family:
     eps_key: str | None
     activation: str
     fixed: dict[str, bool]
-    offset: int
     begins: bool
     outer: Callable[[int, int, int], dict[str, Place]]
     inner: Callable[[int, int], dict[str, Place]]
@@ -134,7 +132,7 @@ FAMILIES = {
         "layer_norm_epsilon", "gelu_new",
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
          "tie_word_embeddings": True},
-        0, False, _gpt2_outer, _gpt2_inner,
+        False, _gpt2_outer, _gpt2_inner,
     ),
     "opt": Family(
         "OPTForCausalLM", ("model.decoder.", "decoder.", ""), "layers.{}.",
@@ -143,7 +141,7 @@ FAMILIES = {
         None, "relu",
         {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "enable_bias": True,
          "layer_norm_elementwise_affine": True, "tie_word_embeddings": True},
-        2, True, _opt_outer, _opt_inner,
+        True, _opt_outer, _opt_inner,
     ),
 }  # fmt: skip
 

@@ -40,8 +40,7 @@ def spec_from_config(config: dict, path: str, n_tensors: int) -> ModelSpec:
     if values["n_layers"] > n_tensors:
         raise InputError(
             f"{family.keys['n_layers']} in {path!r}: {values['n_layers']} layers cannot be in a "
-            "checkpoint of "
-            f"{n_tensors} tensors."
+            f"checkpoint of {n_tensors} tensors."
         )
     eps = config.get(family.eps_key, 1e-5) if family.eps_key else 1e-5
     if type(eps) not in (int, float) or not 0 < eps < 1:
@@ -63,8 +62,7 @@ def _check_structure(family: Family, config: dict, path: str):
     if width is not None and (inner := config.get("word_embed_proj_dim") or width) != width:
         raise InputError(
             f"word_embed_proj_dim in {path!r}: {inner!r} (embeddings of another width, as in "
-            "OPT-350m) is not "
-            f"supported; only hidden_size = {width!r} is."
+            f"OPT-350m) is not supported; only hidden_size = {width!r} is."
         )
 
 
@@ -82,26 +80,8 @@ def config_from_spec(name: str, spec: ModelSpec, rows: int, dtype: str, original
     Raises:
       InputError: the format has no word for the model.
     """
-    family = FAMILIES[name]
-    dense = [ffn for ffn in spec.ffns if isinstance(ffn, DenseSpec)]
-    if len(dense) != spec.n_layers or len(set(dense)) != 1:
-        raise InputError(
-            f"format: {name} has equal dense layers only, so a model with trees, experts or layers of "
-            "several "
-            "widths cannot be written in it."
-        )
-    ffn = dense[0]
-    activation = ffn.activation
-    if activation not in ACTIVATIONS.values():
-        names = ", ".join(sorted(set(ACTIVATIONS.values())))
-        raise InputError(
-            f"format: {name} is written with one of the activations {names}, not {activation!r}."
-        )
-    if family.eps_key is None and spec.norm_eps != 1e-5:
-        raise InputError(
-            f"format: {name} has norm_eps 1e-05, so a model with {spec.norm_eps!r} cannot be written."
-        )
-    theirs = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
+    family, ffn = FAMILIES[name], _the_ffn(name, spec)
+    theirs = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == ffn.activation)
     sizes = {key: getattr(spec, field) for field, key in family.keys.items() if field != "ffn"}
     new = {"vocab_size": rows, family.keys["ffn"]: ffn.width}
     if family.eps_key:
@@ -109,7 +89,7 @@ def config_from_spec(name: str, spec: ModelSpec, rows: int, dtype: str, original
     if original is not None:
         if original.get("n_inner", 0) is None and ffn.width == 4 * spec.width:
             del new["n_inner"]  # as it was said before
-        same = ACTIVATIONS.get(original.get("activation_function", family.activation)) == activation
+        same = ACTIVATIONS.get(original.get("activation_function", family.activation)) == ffn.activation
         if not same:
             new["activation_function"] = theirs
         said_as = "torch_dtype" if "torch_dtype" in original else "dtype"
@@ -118,3 +98,23 @@ def config_from_spec(name: str, spec: ModelSpec, rows: int, dtype: str, original
     # transformers puts its own end tokens in where none are named; those need not be in our vocabulary.
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return {**start, **sizes, **new, **family.fixed, **ends, "torch_dtype": dtype}
+
+
+def _the_ffn(name: str, spec: ModelSpec) -> DenseSpec:
+    """The feed-forward layer that all layers have; InputError where the format has no word for the model."""
+    dense = [ffn for ffn in spec.ffns if isinstance(ffn, DenseSpec)]
+    if len(dense) != spec.n_layers or len(set(dense)) != 1:
+        raise InputError(
+            f"format: {name} has equal dense layers only, so a model with trees, experts or layers of "
+            "several widths cannot be written in it."
+        )
+    if dense[0].activation not in ACTIVATIONS.values():
+        names = ", ".join(sorted(set(ACTIVATIONS.values())))
+        raise InputError(
+            f"format: {name} is written with one of the activations {names}, not {dense[0].activation!r}."
+        )
+    if FAMILIES[name].eps_key is None and spec.norm_eps != 1e-5:
+        raise InputError(
+            f"format: {name} has norm_eps 1e-05, so a model with {spec.norm_eps!r} cannot be written."
+        )
+    return dense[0]

@@ -50,6 +50,8 @@ def save(
       InputError: the format has no word for the model, the directory holds a
         model already, or a value does not fit the dtype.
     """
+    if origin is not None and not isinstance(origin.get("config"), dict):
+        raise InputError("origin: it lacks the config of the checkpoint; import the checkpoint again.")
     family = family if origin is None else str(origin.get("family"))
     check_choice("family", family, tuple(FAMILIES))
     check_positive_int("shard_bytes", shard_bytes)

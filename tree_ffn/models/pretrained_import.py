@@ -186,8 +186,7 @@ def _check_head(files: Files, table_VE: np.ndarray):
         if not np.array_equal(head[i : i + 4096].astype(part.dtype), part):
             raise InputError(
                 f"pretrained: {HEAD} in {files.directory!r} differs from the token embeddings; a "
-                "model here has "
-                "one table for both."
+                "model here has one table for both."
             )
 
 
