@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, tokenizer_files
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models import decode, export
@@ -37,14 +37,16 @@ def main() -> None:
     if (_WORKDIR.value is None) == (_EXPORT.value is None):
         raise InputError("--workdir or --export: give one of them, and not both, to say which model to use.")
     sampling = decode.Sampling(_GREEDY.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    spec, variables, tokenizer_name = _load_model()
+    spec, variables, tokenizer_name, begins_with = _load_model()
+    if not (_TOKENIZER.value or tokenizer_name):
+        raise InputError("--tokenizer is missing; the model was imported without one.")
     tokenizer = load_tokenizer(_TOKENIZER.value or tokenizer_name)
     if tokenizer.vocab_size != spec.vocab_size:
         raise InputError(
             f"--tokenizer: {tokenizer.name} has {tokenizer.vocab_size} tokens, the model {spec.vocab_size}; "
             "name the tokenizer that the model was trained with."
         )
-    prompt = [int(i) for i in tokenizer.encode(_PROMPT.value)] or [tokenizer.end_id]
+    prompt = [*begins_with, *(int(i) for i in tokenizer.encode(_PROMPT.value))] or [tokenizer.end_id]
     n_tokens = _TOKENS.value
     if n_tokens is None:
         n_tokens = max(1, min(200, spec.context - len(prompt)))
@@ -85,14 +87,16 @@ def readable(tokens: Iterator, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _load_model():
+    """Spec, variables, the tokenizer's name, and ids that stand before every text."""
     if _EXPORT.value is not None:
         spec, variables, config = export.load(_EXPORT.value)
-        return spec, variables, config["tokenizer"]
+        name = tokenizer_files.beside(_EXPORT.value, config["tokenizer"])
+        return spec, variables, name, config["meta"].get("begins_with", [])
     # Checkpoints need orbax; an exported model does not.
     from tree_ffn.training.checkpoint import restore_for_inference
 
     run = restore_for_inference(_WORKDIR.value)
-    return run.model, run.variables, run.config.data.tokenizer
+    return run.model, run.variables, run.config.data.tokenizer, []
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
-from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
+from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
 
 KINDS = ("dense", "narrow", "moe", "tree", "random_tree")
@@ -40,6 +40,7 @@ def model_spec_from_config(config, vocab_size: int) -> ModelSpec:
     model, ffn = config.model, config.ffn
     check_choice("ffn.implementation", ffn.implementation, ("auto", *IMPLEMENTATIONS))
     check_positive_int("model.n_layers", model.n_layers)
+    check_choice("model.param_dtype", model.param_dtype, DTYPES)  # float16 would need its loss scaled
     kinds = layer_kinds(model.layers, model.n_layers, ffn.kind)
     specs = {kind: ffn_spec(ffn, kind) for kind in kinds}
     scales = ("embed", "attn_in", "attn_out", "w_in", "w_out")

@@ -13,6 +13,7 @@ import numpy as np
 
 from tree_ffn.errors import InputError
 from tree_ffn.models.describe import abstract_variables
+from tree_ffn.models.safetensors_file import read_header
 from tree_ffn.models.spec import ModelSpec, spec_from_dict, spec_to_dict
 
 FORMAT, VERSION = "tree_ffn", 1
@@ -74,10 +75,11 @@ def load(directory: str) -> tuple[ModelSpec, dict, dict]:
     config = _read_config(directory)
     spec = spec_from_dict(config.get("model", {}))
     path = os.path.join(directory, WEIGHTS)
+    if not os.path.exists(path):
+        raise InputError(f"export: {path!r} is not there; the export is not complete.")
+    read_header(path, "export")
     try:
         tensors = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"export: {path!r} is not there; the export is not complete.") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"export: {path!r} cannot be read as safetensors: {error}.") from None
     _check_tensors(path, tensors, _by_path(abstract_variables(spec)))

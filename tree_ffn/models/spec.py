@@ -12,6 +12,7 @@ from tree_ffn.tree.apply import check_implementation
 FFNSpec = DenseSpec | MoESpec | TreeSpec  # and PrunedSpec, a TreeSpec
 FFN_CLASSES = {"dense": DenseSpec, "moe": MoESpec, "tree": TreeSpec, "pruned_tree": PrunedSpec}
 DTYPES = ("float32", "bfloat16")
+STORED_DTYPES = (*DTYPES, "float16")  # imported weights may stay as they are; nothing computes in float16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ModelSpec:
       implementation: execution of tree layers: None (chosen by rule), `masked`,
         `gather` or `grouped`.
       dtype: of activations and matrix products, `float32` or `bfloat16`.
-      param_dtype: of the stored weights.
+      param_dtype: of the stored weights: those, or `float16`.
       remat: recompute a layer's activations in the backward pass.
       norm_eps: epsilon of the layer norms.
       vocab_multiple: the embedding table has V rounded up to this many rows;
@@ -93,7 +94,7 @@ class ModelSpec:
                 f"ffns: {len(self.ffns)} layers described, but n_layers is {self.n_layers}; make them equal."
             )
         check_choice("dtype", self.dtype, DTYPES)
-        check_choice("param_dtype", self.param_dtype, DTYPES)
+        check_choice("param_dtype", self.param_dtype, STORED_DTYPES)
         if self.implementation is not None:
             check_choice("implementation", self.implementation, IMPLEMENTATIONS)
             for ffn in self.ffns:

@@ -90,7 +90,9 @@ class Embed(nn.Module):
         n_positions = tokens_BC.shape[1]
         token_BCE = jnp.take(self.tokens, tokens_BC, axis=0, mode="clip")
         position_CE = jax.lax.dynamic_slice_in_dim(self.positions, start, n_positions)
-        return (token_BCE + position_CE[None]).astype(self.model.dtype)
+        # Added in float32, whatever they are stored in.
+        x_BCE = token_BCE.astype(jnp.float32) + position_CE.astype(jnp.float32)[None]
+        return x_BCE.astype(self.model.dtype)
 
     def logits(self, x_BCE):
         """float32 scores of the V tokens."""

@@ -1,0 +1,75 @@
+"""Writes a Hugging Face checkpoint of the GPT-2 or OPT family as an exported model.
+
+    python -m experiments.import_model --from=opt-125m --to=exported/opt
+    python -m experiments.generate --export=exported/opt --prompt="The layer"
+    python -m experiments.export --export=exported/opt --to=opt-125m-back --format=hf
+
+--from is a directory with config.json and safetensors (and the tokenizer's files, which are copied), or a
+name on the Hugging Face hub, e.g. facebook/opt-125m, if the package huggingface_hub and a network are
+there; *.safetensors, *.json and merges.txt are fetched. Pickles are not read.
+"""
+
+import os
+
+from absl import flags
+
+from experiments import cli, hub, tokenizer_files
+from tree_ffn.data.tokenizers import load_tokenizer
+from tree_ffn.errors import InputError
+from tree_ffn.models import export, pretrained
+from tree_ffn.models.checkpoint_files import CONFIG, read_json
+
+_FROM = flags.DEFINE_string("from", None, "Directory of a checkpoint, or its name on the Hugging Face hub.")
+_REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit on the hub; main by default.")
+_TO = flags.DEFINE_string("to", None, "Directory of the exported model.")
+_PARAM_DTYPE = flags.DEFINE_string(
+    "param_dtype", "float32", "Of the stored weights: float32, bfloat16, float16, or keep that of the files."
+)
+_CONTEXT = flags.DEFINE_integer("context", None, "Positions to keep; all by default.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer",
+    None,
+    "The model's tokenizer, where --from has no files of it; as data.tokenizer of a config.",
+)
+
+
+def main() -> None:
+    for flag in (_FROM, _TO):
+        if flag.value is None:
+            raise InputError(f"--{flag.name} is missing; name a directory.")
+    directory = hub.directory_of(_FROM.value, _REVISION.value)
+    name, paths, vocab_size = _tokenizer(directory)
+    model = pretrained.load(
+        directory, param_dtype=_PARAM_DTYPE.value, context=_CONTEXT.value, vocab_size=vocab_size
+    )
+    meta = {"pretrained": model.origin, "begins_with": _begins_with(model.origin)}
+    export.save(_TO.value, model.spec, model.variables, name, meta)
+    tokenizer_files.copy(paths, _TO.value)
+    print(f"{_TO.value}: {model.origin['family']}, {model.spec.n_layers} layers, width {model.spec.width}")
+    if not name:
+        print("no tokenizer is beside the checkpoint; experiments.generate will need --tokenizer")
+
+
+def _tokenizer(directory: str) -> tuple[str, list[str], int | None]:
+    """The name to keep, the files to copy, and the tokens to score; ('', [], None) without a tokenizer."""
+    if _TOKENIZER.value:
+        found, paths = _TOKENIZER.value, [part.strip() for part in _TOKENIZER.value.split(",")]
+        name = ",".join(os.path.basename(path) for path in paths)
+        paths = [] if found == "bytes" else paths
+    elif name := tokenizer_files.find(directory):
+        found, paths = tokenizer_files.beside(directory, name), tokenizer_files.files_in(directory)
+    else:
+        return "", [], None
+    tokenizer = load_tokenizer(found)
+    tokenizer_files.check_fit(tokenizer, read_json(os.path.join(directory, CONFIG)))
+    return name, paths, tokenizer.vocab_size
+
+
+def _begins_with(origin: dict) -> list[int]:
+    """Ids that stand before every text."""
+    begin = origin["config"].get("bos_token_id", 2)
+    return [begin] if pretrained.FAMILIES[origin["family"]].begins and isinstance(begin, int) else []
+
+
+if __name__ == "__main__":
+    cli.run(main)

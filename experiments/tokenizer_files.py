@@ -1,0 +1,73 @@
+"""The tokenizer's files beside a model: found, copied, and checked against the model's vocabulary."""
+
+import os
+import shutil
+
+from tree_ffn.data.tokenizers import Tokenizer
+from tree_ffn.errors import InputError
+
+# What a Hugging Face directory may have; tokenizer.json, or the next two, are enough to encode text.
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+         "added_tokens.json")  # fmt: skip
+# Tables are padded to a multiple of a round number, none of those in use is larger.
+MOST_PADDING = 1024
+
+
+def find(directory: str) -> str | None:
+    """What `data.tokenizer` would say for the files in a directory (names only); None if none are there."""
+    for names in (("tokenizer.json",), ("vocab.json", "merges.txt")):
+        if all(os.path.isfile(os.path.join(directory, name)) for name in names):
+            return ",".join(names)
+    return None
+
+
+def beside(directory: str, text: str) -> str:
+    """`text` with the paths of the files in `directory`, if they are all there; else `text`.
+
+    Example:
+      >>> beside("tests", "__init__.py"), beside("tests", "bytes")
+      ('tests/__init__.py', 'bytes')
+    """
+    paths = [os.path.join(directory, name.strip()) for name in text.split(",")]
+    return ",".join(paths) if text and all(map(os.path.isfile, paths)) else text
+
+
+def copy(paths: list[str], directory: str) -> None:
+    """Copies files into a directory.
+
+    Raises:
+      InputError: it cannot be done.
+    """
+    try:
+        os.makedirs(directory, exist_ok=True)
+        for path in paths:
+            to = os.path.join(directory, os.path.basename(path))
+            if not (os.path.exists(to) and os.path.samefile(path, to)):
+                shutil.copyfile(path, to)
+    except OSError as error:
+        raise InputError(f"--to: {directory!r} cannot be written: {error.strerror or error}.") from None
+
+
+def files_in(directory: str) -> list[str]:
+    """Paths of the tokenizer files that a directory has."""
+    paths = [os.path.join(directory, name) for name in FILES]
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def check_fit(tokenizer: Tokenizer, config: dict) -> None:
+    """Raises InputError unless a tokenizer can be that of a Hugging Face checkpoint.
+
+    Its ids must be rows of the token table, nearly all of them, and its end
+    token the model's: GPT-2's files have as many tokens as OPT's, in another order.
+    """
+    rows, ends = config.get("vocab_size"), config.get("eos_token_id")
+    if isinstance(rows, int) and not rows - MOST_PADDING < tokenizer.vocab_size <= rows:
+        raise InputError(
+            f"--tokenizer: {tokenizer.name} has {tokenizer.vocab_size} tokens, which does not fit the {rows} "
+            "rows of the model's vocabulary; name the model's own tokenizer."
+        )
+    if ends is not None and tokenizer.end_id not in (ends if isinstance(ends, list) else [ends]):
+        raise InputError(
+            f"--tokenizer: {tokenizer.name} ends a document with token {tokenizer.end_id}, the model with "
+            f"{ends}; name the model's own tokenizer."
+        )

@@ -1,0 +1,154 @@
+"""A checkpoint of transformers becomes an export, makes text, and goes back: by the programs."""
+
+import json
+import shutil
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from tests.experiments.programs import call
+from tests.models.kinds import KINDS, model_spec, random_variables
+from tests.models.make_pretrained_fixtures import FIXTURES
+from tree_ffn.models import DenseSpec, export, pretrained
+from tree_ffn.models.checkpoint_files import open_files
+
+# The 61 ids of the fixtures: OPT's four special tokens first, then letters and their pairs.
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+VOCAB = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS, "th", "he", "in", "er"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """opt_relu with a tokenizer of its own: 34 tokens for 61 rows."""
+    directory = tmp_path / "opt"
+    shutil.copytree(FIXTURES / "opt_relu", directory)
+    (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(VOCAB)}))
+    (directory / "merges.txt").write_text("#version: 0.2\nt h\nh e\ni n\ne r\n")
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    return directory
+
+
+def test_in_text_and_back(checkpoint, tmp_path):
+    to, back = tmp_path / "exported", tmp_path / "back"
+    outcome = call("import_model", f"--from={checkpoint}", f"--to={to}", "--param_dtype=keep")
+    assert outcome.code == 0 and "opt, 2 layers, width 16" in outcome.out, outcome.err
+    spec, _, config = export.load(str(to))
+    assert (spec.vocab_size, spec.vocab_rows) == (34, 61)
+    assert config["tokenizer"] == "vocab.json,merges.txt" and config["meta"]["begins_with"] == [2]
+    assert str(tmp_path) not in (to / "config.json").read_text()
+
+    outcome = call("generate", f"--export={to}", "--prompt=the", "--tokens=4", "--seed=1")
+    assert outcome.code == 0 and outcome.out.startswith("the"), outcome.err
+    full = call("generate", f"--export={to}", "--prompt=the", "--tokens=10")
+    # 12 positions: </s>, which begins OPT's texts, th and e, and 9 more.
+    assert full.code == 2 and "10 new tokens after a prompt of 3 do not fit" in full.err
+
+    outcome = call("export", f"--export={to}", f"--to={back}", "--format=hf")
+    assert outcome.code == 0, outcome.err
+    for name in ("config.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert json_or_text(back / name) == json_or_text(checkpoint / name)
+    assert (back / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+
+def json_or_text(path):
+    return json.loads(path.read_text()) if path.suffix == ".json" else path.read_text()
+
+
+def test_without_a_tokenizer(tmp_path):
+    to = tmp_path / "exported"
+    outcome = call("import_model", f"--from={FIXTURES}/gpt2_gelu", f"--to={to}")
+    assert outcome.code == 0 and "will need --tokenizer" in outcome.out
+    assert export.load(str(to))[2]["meta"]["begins_with"] == []
+    outcome = call("generate", f"--export={to}")
+    assert outcome.code == 2 and "--tokenizer is missing; the model was imported without one" in outcome.err
+
+
+def test_a_model_of_bytes_goes_there_and_back(tmp_path):
+    spec = model_spec(DenseSpec(24, "gelu"), vocab_size=257)
+    export.save(str(tmp_path / "ours"), spec, random_variables(spec))
+    for arguments in (
+        ["export", f"--export={tmp_path}/ours", f"--to={tmp_path}/hf", "--format=hf", "--family=gpt2"],
+        ["import_model", f"--from={tmp_path}/hf", f"--to={tmp_path}/again", "--tokenizer=bytes"],
+    ):
+        outcome = call(*arguments)
+        assert outcome.code == 0, outcome.err
+    assert export.load(str(tmp_path / "again"))[0] == spec
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("ours", "again")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    "change, flags, said",
+    [
+        ({}, ["--context=13"], "context: 13 is not allowed; the checkpoint has 12 positions"),
+        ({}, ["--param_dtype=int4"], "param_dtype: 'int4' is not known"),
+        ({}, ["--tokenizer=bytes"], "bytes has 257 tokens, which does not fit the 61 rows"),
+        ({"eos_token_id": 60}, [], "ends a document with token 2, the model with 60; name the model's own"),
+        ({"model_type": "bloom"}, [], "model_type in {}/config.json': 'bloom' is not known; use one of:"),
+        ({"do_layer_norm_before": False}, [], "do_layer_norm_before in"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_sentence(checkpoint, tmp_path, change, flags, said):
+    config = json.loads((checkpoint / "config.json").read_text()) | change
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    outcome = call("import_model", f"--from={checkpoint}", f"--to={tmp_path}/x", *flags)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert said.replace("{}", f"'{checkpoint}") in outcome.err
+    assert not (tmp_path / "x").exists() and outcome.out == ""
+
+
+@pytest.mark.parametrize(
+    "program, flags, said",
+    [
+        ("import_model", ["--to=x"], "--from is missing"),
+        ("import_model", ["--from=x"], "--to is missing"),
+        ("import_model", ["--from={}/none.bin", "--to={}/x"], "none.bin' is not a directory"),
+        ("export", ["--export={}/trees", "--to={}/x"], "--format=hf writes another"),
+        ("export", ["--export={}/trees", "--workdir=y", "--to={}/x"], "but not both"),
+        ("export", ["--export={}/trees", "--to={}/x", "--format=hf"], "a model with trees, experts"),
+    ],
+)
+def test_other_mistakes(tmp_path, program, flags, said):
+    spec = model_spec(KINDS["hard"])
+    export.save(str(tmp_path / "trees"), spec, random_variables(spec))
+    outcome = call(program, *(flag.format(tmp_path) for flag in flags))
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_hub_name_is_fetched_without_pickles(checkpoint, tmp_path, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, **options):
+        asked.update(options, name=name)
+        return str(checkpoint)
+
+    fake = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    outcome = call("import_model", "--from=facebook/opt-125m", f"--to={tmp_path}/x", "--revision=abc")
+    assert outcome.code == 0, outcome.err
+    assert asked == {
+        "name": "facebook/opt-125m",
+        "revision": "abc",
+        "allow_patterns": ["*.safetensors", "*.json", "merges.txt"],
+    }
+    assert open_files(str(checkpoint)).entries.keys()
+    np.testing.assert_equal(
+        pretrained.load(str(checkpoint)).spec.width, export.load(f"{tmp_path}/x")[0].width
+    )
+
+
+def test_a_hub_that_does_not_answer(tmp_path, monkeypatch):
+    def snapshot_download(name, **options):
+        raise ConnectionError("no route to host\nmany lines")
+
+    fake = types.SimpleNamespace(snapshot_download=snapshot_download)
+    for module, said in (
+        (fake, "does not give it (no route to host)"),
+        (None, "needs the package huggingface_hub"),
+    ):
+        monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+        outcome = call("import_model", "--from=facebook/opt-125m", f"--to={tmp_path}/x")
+        assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err

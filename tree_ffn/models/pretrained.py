@@ -1,0 +1,25 @@
+"""Hugging Face checkpoints of the GPT-2 and OPT families into our parameters, and back, bit for bit.
+
+    their directory   config.json and model.safetensors, or shards with model.safetensors.index.json
+    here              ModelSpec and variables; what only the way back needs is in `origin`, plain JSON values
+
+`families.py` says which tensor stands where, `family_config.py` reads their config.json. A tensor is copied
+from its file into its place in our stacked leaves, one at a time: beyond the model itself an import holds
+one copy of one tensor, and a way back likewise.
+
+Refused by name: other structures (OPT-350m: norms after the layers, embeddings of another width), heads
+that are not the token table, pickles. Causal masks, which old GPT-2 files carry beside their weights, are
+left out. OPT's two rows before position 0 have no use and no place here: `origin` keeps them for the way
+back.
+
+Example:
+  >>> from tree_ffn.models import pretrained
+  >>> model = pretrained.load("tests/models/fixtures/opt_relu", param_dtype="keep")
+  >>> pretrained.save("exported/opt", model.spec, model.variables, model.origin)   # doctest: +SKIP
+"""
+
+from tree_ffn.models.families import FAMILIES
+from tree_ffn.models.pretrained_export import save
+from tree_ffn.models.pretrained_import import STORED, Pretrained, load
+
+__all__ = ["FAMILIES", "STORED", "Pretrained", "load", "save"]
