@@ -1,5 +1,6 @@
 """Where a number comes from: command, device, commit and versions, without this machine's paths."""
 
+import datetime
 import functools
 import importlib.metadata
 import os
@@ -53,6 +54,13 @@ def commit() -> str:
         return run("rev-parse", "--short=12", "HEAD") + ("-dirty" if run("status", "-s", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def origin(command: str | None = None) -> dict:
+    """Where a run comes from: command (by default of this process), commit, device, versions and day."""
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    facts = {"command": command or public_command(), "commit": commit(), "device": device_name()}
+    return {**facts, "versions": versions(), "date": today}
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, record
+from experiments import cli, provenance, record
 from tree_ffn.data.pipeline import Batches
 from tree_ffn.errors import InputError
 from tree_ffn.models import active_units, total_units
@@ -59,7 +59,7 @@ def main() -> None:
         for kind, config in configs.items():
             print(f"\n{kind}, seed {seed}: {config.train.steps} steps at learning rate {config.optim.lr:g}")
             config.seed = seed
-            done = train(config, workdir(kind, seed))
+            done = train(config, workdir(kind, seed), origin=provenance.origin)
             figures[kind].append(done)
             if _RESULTS.value:
                 record_run(kind, config, data.meta, done)

@@ -51,6 +51,7 @@ class Run(NamedTuple):
     name: str
     config: dict
     data: dict
+    origin: dict
     metrics: list[dict]
     usage: dict
 
@@ -62,10 +63,10 @@ def load_run(workdir: str) -> Run:
       InputError: it is no run, or a file of it is damaged.
     """
     metrics = dynamics.read_lines(workdir, "metrics.jsonl")
-    config, data = (read_json(workdir, name) or {} for name in ("config.json", "data.json"))
+    config, data, origin = (read_json(workdir, f"{name}.json") or {} for name in ("config", "data", "origin"))
     has_usage = os.path.exists(os.path.join(workdir, "usage.jsonl"))
     usage = dynamics.load_usage(workdir) if has_usage else {}
-    return Run(os.path.basename(os.path.normpath(workdir)), config, data, metrics, usage)
+    return Run(os.path.basename(os.path.normpath(workdir)), config, data, origin, metrics, usage)
 
 
 def figure(svg: str, caption: str) -> str:
@@ -248,4 +249,12 @@ def run_facts(run: Run) -> str:
         f"seed {get('seed')}; corpus {meta.get('corpus')} (sha256 {str(meta.get('sha256'))[:12]})",
         *(f"validation loss {loss:.4f}" for loss in last),
     )
-    return f"<p><b>{html.escape(run.name)}</b>: {html.escape('; '.join(parts))}.</p>"
+    starts = run.origin.get("starts", [])
+    said = [f"from step {start['step']}, commit {start['commit']}: {start['command']}" for start in starts]
+    made = (
+        f"{starts[-1]['device']}, {', '.join(map(' '.join, starts[-1]['versions'].items()))}"
+        if starts
+        else ""
+    )
+    commands = f"<pre>{html.escape(chr(10).join([*said, made]))}</pre>" if starts else ""
+    return f"<p><b>{html.escape(run.name)}</b>: {html.escape('; '.join(parts))}.</p>{commands}"

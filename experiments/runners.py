@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import jax
 
 from experiments import record, texts
-from experiments.provenance import public_command
+from experiments.provenance import origin, public_command
 from experiments.sweep_runs import Known, Run, facts
 from tree_ffn.errors import InputError, reason
 from tree_ffn.training.loop import train
@@ -58,9 +58,9 @@ class Runner:
 
     def _one(self, run: Run) -> str | None:
         try:
-            figures = train(run.config, run.workdir)
             names = {"table": run.table, "row": run.name}
             command = public_command(["train", *run.arguments()])
+            figures = train(run.config, run.workdir, origin=functools.partial(origin, command))
             record.append_figures(
                 run.results, figures, config=run.config, data_meta=facts(run.config), command=command, **names
             )

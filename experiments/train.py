@@ -5,7 +5,8 @@
     python -m experiments.train --config=configs/default.py --config.model.preset=opt_125m --describe
     python -m experiments.train --config=configs/t2_1p3b.py --compile
 
-The workdir gets config.json, metrics.jsonl, TensorBoard events and checkpoints.
+The workdir gets config.json, origin.json (command, commit, versions), metrics.jsonl, usage.jsonl,
+TensorBoard events and checkpoints.
 The same command again goes on from the last checkpoint. SIGTERM saves and exits
 with 0. To look inside with a debugger or print: --nojit, with a small model.
 """
@@ -14,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, dry_compile, record, texts
+from experiments import cli, dry_compile, provenance, record, texts
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
@@ -57,7 +58,7 @@ def main() -> None:
         jax.config.update("jax_disable_jit", True)
 
     other = texts.parse(_TEXTS.value)
-    figures = train(config, _WORKDIR.value)
+    figures = train(config, _WORKDIR.value, origin=provenance.origin)
 
     if _RESULTS.value:
         meta = read_json(_WORKDIR.value, "data.json")

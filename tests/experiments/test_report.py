@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from experiments import provenance
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.training.loop import train
@@ -25,7 +26,7 @@ def runs(texts, tmp_path_factory):
         "hard": {"ffn__routing": "hard"}, "continuous": {"train__probe": False}, "narrow": {"kind": "narrow"},
     }.items():  # fmt: skip
         config = tiny_config(texts, steps=9, **changes)
-        train(config, str(directory / name), log=lambda _: None, bar=False)
+        train(config, str(directory / name), log=lambda _: None, bar=False, origin=provenance.origin)
     (directory / "empty").mkdir()
     return directory
 
@@ -48,7 +49,7 @@ def test_one_run(runs, tmp_path):
     for said in (
         "routing hard", "sha256", "Leaves that move", "Dead leaves", "Leaf entropy", "Right share", "Skew",
         "Gradient by side", "Working units", "Visits of leaves, layer 0", "Visits of leaves, layer 1",
-        "validation loss",
+        "validation loss", "from step 0, commit ", "python -m experiments.", "jax ",
     ):  # fmt: skip
         assert said in text, said
     assert str(runs) not in text and "<script" not in text

@@ -131,10 +131,15 @@ def test_train_record_and_go_on(options, texts, tmp_path):
     assert rows["val_loss"]["config"]["data"]["sha256"] and str(tmp_path) not in results.read_text()
     assert rows["val_loss"]["command"].startswith("python -m experiments.train --config=configs/smoke.py")
 
+    (start,) = json.loads((workdir / "origin.json").read_text())["starts"]
+    assert start["step"] == 0 and start["command"] == rows["val_loss"]["command"]
+    assert start["versions"]["jax"] and start["commit"] and start["device"] == "cpu"
+
     # A corpus that is named is the same as one that follows from data.files.
     other = ["--config.data.corpus=files", "--config.optim.lr=0.5"]
     refused = call("train", *options, *other, f"--workdir={workdir}")
     assert refused.code == 2 and "differ: optim.lr (0.001 there, 0.5 here);" in refused.err
+    assert len(json.loads((workdir / "origin.json").read_text())["starts"]) == 1  # it did not start
 
 
 def test_a_checkpoint_of_another_shape(options, tmp_path):

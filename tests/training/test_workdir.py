@@ -70,6 +70,12 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert workdirs.read_json(str(tmp_path), "data.json") is None
 
 
+def test_every_start_is_kept(tmp_path):
+    for step in (0, 4):
+        workdirs.add_origin(str(tmp_path), {"step": step})
+    assert workdirs.read_json(str(tmp_path), "origin.json") == {"starts": [{"step": 0}, {"step": 4}]}
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
 def test_json_that_is_none_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="latin-1")

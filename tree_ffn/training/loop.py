@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from collections.abc import Callable
 
 import jax
 
@@ -16,7 +17,9 @@ from tree_ffn.training.sharding import put_batch
 from tree_ffn.training.signals import Interrupted, StopSignals
 
 
-def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[str, float]:
+def train(
+    config, workdir: str, *, log=print, bar: bool | None = None, origin: Callable[[], dict] | None = None
+) -> dict[str, float]:
     """Trains a model, or goes on with the run that `workdir` holds.
 
     Args:
@@ -24,6 +27,8 @@ def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[s
       workdir: where config.json, metrics.jsonl, tensorboard/ and checkpoints/ go.
       log: takes lines of text.
       bar: draw a progress bar; by default where stderr is a terminal.
+      origin: tells where the run comes from (command, commit, versions); called once all is
+        checked, and kept in origin.json with one entry for every start.
 
     Returns:
       figures of the final validation (`loss`, `ppl`, `bits_per_byte`, usage),
@@ -50,6 +55,8 @@ def train(config, workdir: str, *, log=print, bar: bool | None = None) -> dict[s
         workdirs.write_json(workdir, "config.json", resolved(config))
         workdirs.write_json(workdir, "data.json", data.meta)
         bytes_per_token = data.meta["bytes_per_token"]
+        if origin:
+            workdirs.add_origin(workdir, {"step": run.step, **origin()})
         report = stack.enter_context(Report(workdir, plan, bytes_per_token, run.step, log, bar))
         if run.step:
             report.say(f"resumed at step {run.step} of {plan.train.steps}")

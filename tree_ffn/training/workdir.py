@@ -117,6 +117,20 @@ def read_json(workdir: str, name: str) -> dict | None:
     return value
 
 
+def add_origin(workdir: str, start: dict) -> None:
+    """Appends a start of the run to origin.json: {"starts": [...]}.
+
+    Args:
+      workdir: directory of the run.
+      start: its step, and where it comes from.
+
+    Raises:
+      InputError: the file cannot be read or written.
+    """
+    known = (read_json(workdir, "origin.json") or {}).get("starts", [])
+    write_json(workdir, "origin.json", {"starts": [*known, start]})
+
+
 def write_json(workdir: str, name: str, value: dict) -> None:
     """Writes a JSON file of the workdir as a whole, or not at all.
 
