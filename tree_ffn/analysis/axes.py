@@ -58,6 +58,8 @@ class Axes:
     def __init__(self, xs, ys, x_label: str, y_label: str, *, log_x: bool = False, zero: bool = False):
         self.log_x, self.labels = log_x, (x_label, y_label)
         xs = np.log10(xs) if log_x else np.asarray(xs, float)
+        if log_x and len(xs) and xs.min() == xs.max():  # from a half to twice the one value
+            xs = np.array([xs[0] - 0.3, xs[0] + 0.3])
         self.x = _range(xs, zero=False, margin=0.12 if log_x else 0.0)
         self.y = _range(np.asarray(ys, float), zero=zero, margin=0.05)
 
