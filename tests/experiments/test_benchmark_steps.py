@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmark_steps import Steps, load_config, measure
 from experiments.record import load_results
+from experiments.step_times import Steps, load_config, measure
 from tests.experiments.programs import call
 from tree_ffn.training.sharding import make_mesh
 

@@ -28,7 +28,7 @@ def ticks(low: float, high: float, most: int = 7) -> list[float]:
 
     Example:
       >>> ticks(0.0, 1.0), ticks(130, 610)
-      ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [200.0, 400.0, 600.0])
+      ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [200.0, 300.0, 400.0, 500.0, 600.0])
     """
     if not high > low:
         return [low]
