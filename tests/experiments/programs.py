@@ -36,14 +36,17 @@ def alone(program: str):
     """No flags of other programs: they share names. Afterwards all is as it was."""
     registry = flags.FLAGS._flags()
     before, module = dict(registry), sys.modules.pop(f"experiments.{program}", None)
+    module_of = lambda name: flags.FLAGS.find_module_defining_flag(name) or ""
     for name in before:
-        if (flags.FLAGS.find_module_defining_flag(name) or "").startswith("experiments."):
+        if module_of(name).startswith("experiments."):
             del registry[name]
     try:
         yield
     finally:
+        # array_record, first imported by a program, stays imported and looks for its flags.
+        kept = {name: flag for name, flag in registry.items() if module_of(name).startswith("array_record")}
         registry.clear()
-        registry.update(before)
+        registry.update(before | kept)
         sys.modules.pop(f"experiments.{program}", None)
         if module:
             sys.modules[f"experiments.{program}"] = module

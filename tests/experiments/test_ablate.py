@@ -113,7 +113,7 @@ def test_commands_for_a_cluster(place, tmp_path):
 
 
 def test_a_signal_ends_the_sweep_and_says_how_to_go_on(place, tmp_path, monkeypatch):
-    def interrupted(config, workdir):
+    def interrupted(config, workdir, **_):
         raise Interrupted(
             f"the state is saved in {workdir}: run the same command again to resume.", signal.SIGINT
         )
