@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from tree_ffn.models.attention import Attention, KeyValue
 from tree_ffn.models.ffn import FFN, update_routing
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
+from tree_ffn.tree.products import float32_product
 
 __all__ = ["Cache", "InitSpec", "ModelSpec", "Transformer", "unrolled", "update_model_routing"]
 
@@ -96,28 +97,7 @@ class Embed(nn.Module):
 
     def logits(self, x_BCE):
         """float32 scores of the V tokens."""
-        return _scores(x_BCE, self.tokens.astype(x_BCE.dtype))[:, :, : self.model.vocab_size]
-
-
-@jax.custom_vjp
-def _scores(x_BCE: jax.Array, table_VE: jax.Array) -> jax.Array:
-    """<x, table row> in float32 from operands of any dtype."""
-    return jnp.einsum("BCE,VE->BCV", x_BCE, table_VE, preferred_element_type=jnp.float32)
-
-
-def _scores_fwd(x_BCE, table_VE):
-    return _scores(x_BCE, table_VE), (x_BCE, table_VE)
-
-
-def _scores_bwd(saved, d_BCV):
-    # Differentiating a bfloat16 product with a float32 result would run the two
-    # backward products in float32; the operands' own dtype is enough.
-    x_BCE, table_VE = saved
-    d_BCV = d_BCV.astype(x_BCE.dtype)
-    return jnp.einsum("BCV,VE->BCE", d_BCV, table_VE), jnp.einsum("BCV,BCE->VE", d_BCV, x_BCE)
-
-
-_scores.defvjp(_scores_fwd, _scores_bwd)
+        return float32_product(x_BCE, self.tokens.astype(x_BCE.dtype))[:, :, : self.model.vocab_size]
 
 
 class Transformer(nn.Module):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.tree import routing
+from tree_ffn.tree.products import float32_product
 from tree_ffn.tree.spec import TreeSpec
 
 
@@ -48,7 +49,9 @@ def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, ja
     Returns:
       h_TPU float32, leaf_TP int32.
     """
-    z_TPU = _project(x_TE, params["w_in"].astype(x_TE.dtype)) + params["b_in"].astype(jnp.float32)[None]
+    shape = params["w_in"].shape  # [P, U, E]
+    z_TF = float32_product(x_TE, params["w_in"].astype(x_TE.dtype).reshape(-1, shape[2]))
+    z_TPU = z_TF.reshape(x_TE.shape[0], *shape[:2]) + params["b_in"].astype(jnp.float32)[None]
     if spec.router == "frozen":
         r_TPR = routing.decision_logits(params, x_TE, spec)
     else:
@@ -58,30 +61,6 @@ def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, ja
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
     path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
     return path_units(z_TPU, r_TPR, leaf_TP, spec), leaf_TP
-
-
-@jax.custom_vjp
-def _project(x_TE: jax.Array, w_PUE: jax.Array) -> jax.Array:
-    """z_TPU in float32 from operands of any dtype."""
-    w_FE = w_PUE.reshape(-1, w_PUE.shape[2])
-    z_TF = jnp.einsum("te,fe->tf", x_TE, w_FE, preferred_element_type=jnp.float32)
-    return z_TF.reshape(x_TE.shape[0], *w_PUE.shape[:2])
-
-
-def _project_fwd(x_TE, w_PUE):
-    return _project(x_TE, w_PUE), (x_TE, w_PUE)
-
-
-def _project_bwd(saved, dz_TPU):
-    # Differentiating a bfloat16 product with a float32 result would run the two
-    # backward products in float32; the operands' own dtype is enough.
-    x_TE, w_PUE = saved
-    dz_TF = dz_TPU.astype(x_TE.dtype).reshape(x_TE.shape[0], -1)
-    dx_TE = dz_TF @ w_PUE.reshape(-1, w_PUE.shape[2])
-    return dx_TE, jnp.einsum("tf,te->fe", dz_TF, x_TE).reshape(w_PUE.shape)
-
-
-_project.defvjp(_project_fwd, _project_bwd)
 
 
 def _first_units(z_TPU, spec: TreeSpec):

@@ -1,0 +1,38 @@
+"""Matrix products whose results need more digits than their operands have."""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def float32_product(x_TE: jax.Array, w_FE: jax.Array) -> jax.Array:
+    """x w^T in float32 from operands of any dtype; their gradients are products in that dtype.
+
+    Differentiating a bfloat16 product with a float32 result would run the two
+    backward products in float32; the operands' own dtype is enough.
+
+    Args:
+      x_TE: [..., E].
+      w_FE: [F, E], of x's dtype.
+
+    Returns:
+      float32 [..., F].
+
+    Example:
+      >>> float32_product(jnp.ones((2, 3), jnp.bfloat16), jnp.ones((4, 3), jnp.bfloat16)).dtype.name
+      'float32'
+    """
+    return jnp.einsum("...e,fe->...f", x_TE, w_FE, preferred_element_type=jnp.float32)
+
+
+def _forward(x_TE, w_FE):
+    return float32_product(x_TE, w_FE), (x_TE, w_FE)
+
+
+def _backward(saved, d_TF):
+    x_TE, w_FE = saved
+    d_TF = d_TF.astype(x_TE.dtype)
+    return jnp.einsum("...f,fe->...e", d_TF, w_FE), jnp.einsum("...f,...e->fe", d_TF, x_TE)
+
+
+float32_product.defvjp(_forward, _backward)
