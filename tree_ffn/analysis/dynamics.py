@@ -1,6 +1,6 @@
 """How the use of trees changes over a run: its usage.jsonl as arrays over time, and figures of them.
 
-Everything here is NumPy on arrays that a run has kept (see training/usage_log.py), so a new figure needs no
+Everything here is made from arrays that a run has kept (see training/usage_log.py), so a new figure needs no
 training. S counts the validations; the other letters are those of the layer: P trees, J = 2^D leaves, N nodes
 in heap order, U units of a tree, D deciding levels, L = D + 1.
 """
@@ -10,10 +10,12 @@ import os
 import zlib
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from tree_ffn.errors import InputError
 from tree_ffn.training.writers import decode
+from tree_ffn.tree import usage
 
 
 class OverTime(NamedTuple):
@@ -78,36 +80,19 @@ def load_usage(workdir: str) -> dict[int, dict[tuple[str, str], OverTime]]:
     }
 
 
-def node_visits(visits_SPJ: np.ndarray) -> np.ndarray:
-    """Visits of all nodes in heap order, [..., 2J - 1], from those of the leaves, [..., J].
-
-    Example:
-      >>> node_visits(np.array([1, 0, 0, 2])).tolist()
-      [3, 1, 2, 1, 0, 0, 2]
-    """
-    levels = [visits_SPJ]
-    while levels[0].shape[-1] > 1:
-        levels.insert(0, levels[0][..., 0::2] + levels[0][..., 1::2])
-    return np.concatenate(levels, axis=-1)
-
-
-def levels_of(values_N: np.ndarray) -> list[np.ndarray]:
-    """Values of nodes in heap order, [..., 2^L - 1], as one array [..., 2^l] a level."""
-    n_levels = (values_N.shape[-1] + 1).bit_length() - 1
-    return [values_N[..., 2**level - 1 : 2 ** (level + 1) - 1] for level in range(n_levels)]
-
-
 def dead_leaves(visits_SPJ: np.ndarray) -> np.ndarray:
     """Share of leaves without a visit: [S]."""
-    return (visits_SPJ == 0).mean(axis=(1, 2))
+    return _figure(visits_SPJ, "dead_leaves")
 
 
 def leaf_entropy(visits_SPJ: np.ndarray) -> np.ndarray:
     """Entropy of visits over a tree's leaves in bits / D, mean over trees: [S]; 0 at D = 0."""
-    depth = visits_SPJ.shape[-1].bit_length() - 1
-    share = visits_SPJ / np.maximum(visits_SPJ.sum(axis=-1, keepdims=True), 1)
-    bits = -(share * np.log2(np.where(share > 0, share, 1.0))).sum(axis=-1)
-    return bits.mean(axis=1) / max(depth, 1)
+    return _figure(visits_SPJ, "leaf_entropy")
+
+
+def _figure(visits_SPJ: np.ndarray, name: str) -> np.ndarray:
+    """A figure of `tree.usage.figures` at every time."""
+    return np.asarray(jax.vmap(usage.figures)(visits_SPJ)[name])
 
 
 class Decisions(NamedTuple):
@@ -131,7 +116,7 @@ def decisions(visits_SPJ: np.ndarray) -> Decisions:
       visits_SPJ: int [S, P, J] of leaves.
     """
     figures = []
-    for below in levels_of(node_visits(visits_SPJ.astype(np.float64)))[1:]:
+    for below in usage.counts_by_level(visits_SPJ.astype(np.float64))[1:]:
         left, right = below[..., 0::2], below[..., 1::2]
         total = np.maximum((left + right).sum(axis=(1, 2)), 1)
         constant = np.where(np.minimum(left, right) == 0, left + right, 0)
@@ -149,7 +134,7 @@ def gradient_by_side(gradient_SPN: np.ndarray) -> np.ndarray:
     Args:
       gradient_SPN: norm of every node.
     """
-    root, *below = levels_of(gradient_SPN.astype(np.float64) ** 2)
+    root, *below = usage.by_level(gradient_SPN.astype(np.float64) ** 2)
     sums = [np.stack([root.sum(axis=(1, 2))] * 2, axis=-1)]
     sums += [np.stack([level[..., side::2].sum(axis=(1, 2)) for side in (0, 1)], axis=-1) for level in below]
     return np.sqrt(np.stack(sums, axis=1))

@@ -26,6 +26,23 @@ def leaf_counts(leaf_TP: jax.Array, n_leaves: int) -> jax.Array:
     return counts_PHL.astype(jnp.int32).reshape(leaf_TP.shape[1], -1)[:, :n_leaves]
 
 
+def counts_by_level(counts_J):
+    """Visits of the nodes of every level, [..., 2^l] each, root first, from those of the leaves, [..., 2^D].
+
+    Args:
+      counts_J: of JAX or NumPy; the results are of the same.
+
+    Example:
+      >>> [level.tolist() for level in counts_by_level(jnp.array([1, 0, 0, 2]))]
+      [[3], [1, 2], [1, 0, 0, 2]]
+    """
+    levels = [counts_J]
+    while levels[0].shape[-1] > 1:
+        below = levels[0]
+        levels.insert(0, below[..., 0::2] + below[..., 1::2])
+    return levels
+
+
 def node_counts(counts_PJ: jax.Array) -> jax.Array:
     """Visits of every node in heap order, [P, N], from those of the leaves, [P, 2^D].
 
@@ -33,11 +50,7 @@ def node_counts(counts_PJ: jax.Array) -> jax.Array:
       >>> node_counts(jnp.array([[1, 0, 0, 2]])).tolist()
       [[3, 1, 2, 1, 0, 0, 2]]
     """
-    levels = [counts_PJ]
-    while levels[0].shape[1] > 1:
-        below = levels[0]
-        levels.insert(0, below[:, 0::2] + below[:, 1::2])
-    return jnp.concatenate(levels, axis=1)
+    return jnp.concatenate(counts_by_level(counts_PJ), axis=1)
 
 
 def sides(counts_PJ: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -52,10 +65,10 @@ def sides(counts_PJ: jax.Array) -> tuple[jax.Array, jax.Array]:
     return visits_PN[:, 1::2], visits_PN[:, 2::2]
 
 
-def by_level(values_PN: jax.Array) -> list[jax.Array]:
-    """Values of nodes in heap order, [..., 2^l - 1], as one array [..., 2^j] a level j < l."""
-    n_levels = (values_PN.shape[-1] + 1).bit_length() - 1
-    return [values_PN[..., 2**level - 1 : 2 ** (level + 1) - 1] for level in range(n_levels)]
+def by_level(values_N):
+    """Values of nodes in heap order, [..., 2^L - 1], as one array [..., 2^l] a level; of JAX or NumPy."""
+    n_levels = (values_N.shape[-1] + 1).bit_length() - 1
+    return [values_N[..., 2**level - 1 : 2 ** (level + 1) - 1] for level in range(n_levels)]
 
 
 def moved(leaf_TP: jax.Array, before_TP: jax.Array, depth: int) -> jax.Array:
