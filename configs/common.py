@@ -144,7 +144,7 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     n_trees = E / 64 with node_width = 1.
     """
     ffn = ConfigDict()
-    ffn.kind = "tree"  # dense | narrow | moe | tree | random_tree
+    ffn.kind = "tree"  # dense | narrow | moe | hash | tree | random_tree
     ffn.width = 0  # of dense; 0: F of the tree fields (narrow always has their A)
     ffn.activation = "gelu"  # a name of tree_ffn/tree/activations.py
     ffn.negative_slope = 0.01  # of leaky_relu
@@ -161,8 +161,8 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.balance = "none"  # none | sign
     ffn.balance_rate = 1e-3  # of sign, and of the experts' bias
     ffn.implementation = "auto"  # auto | masked | gather | grouped
-    ffn.n_experts = 32  # X, of moe
-    ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k
+    ffn.n_experts = 32  # X, of moe and hash
+    ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k (of moe)
     ffn.top_k = 1  # experts a token uses
     ffn.renormalise = False  # the chosen gates sum to 1
     ffn.moe_balance = "bias"  # none | aux | bias

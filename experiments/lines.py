@@ -13,7 +13,9 @@ from experiments.page import Table
 from tree_ffn.errors import InputError
 from tree_ffn.training.config import differing_keys, flat
 
-KINDS = ("dense", "narrow", "moe", "random_tree", "tree_hard", "tree_straight", "tree_continuous", "tree")
+KINDS = (
+    "dense", "narrow", "moe", "hash", "random_tree", "tree_hard", "tree_straight", "tree_continuous", "tree",
+)  # fmt: skip
 
 # Keys that may differ within a line, and keys that may not differ even between the lines of a table.
 NO_MATTER = (

@@ -105,7 +105,7 @@ def milliseconds(value: float | None) -> str:
 
 def size_and_kind(name: str) -> tuple[str, str]:
     """('opt_125m_T16384', 'tree_hard_P1_W12') of 'opt_125m_T16384_tree_hard_P1_W12'."""
-    match = re.fullmatch(r"(.+?)_((?:dense|narrow|moe|random_tree|tree).*)", name)
+    match = re.fullmatch(r"(.+?)_((?:dense|narrow|moe|hash|random_tree|tree).*)", name)
     return (match[1], match[2]) if match else ("", name)
 
 

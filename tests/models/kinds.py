@@ -15,6 +15,7 @@ KINDS = {
     "dense": DenseSpec(width=24),
     "narrow": DenseSpec(width=SHAPE.active_units),
     "moe": MoESpec(n_experts=4, expert_width=5, top_k=2),
+    "hash": MoESpec(n_experts=4, expert_width=5, balance="none", router="hash"),
     "hard": TreeSpec(SHAPE, routing="hard"),
     "straight_through": TreeSpec(SHAPE, routing="straight_through"),
     "continuous": TreeSpec(SHAPE, routing="continuous"),

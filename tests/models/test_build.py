@@ -23,9 +23,12 @@ def build(arg="preset=nano", **changes):
 
 
 def test_kinds_share_the_units_of_the_tree_fields():
-    dense, narrow, moe, tree, random_tree = (build(f"preset=opt_125m,kind={kind}").ffns[0] for kind in KINDS)
+    dense, narrow, moe, hashing, tree, random_tree = (
+        build(f"preset=opt_125m,kind={kind}").ffns[0] for kind in KINDS
+    )
     assert dense == DenseSpec(3060) and narrow == DenseSpec(96)
     assert isinstance(moe, MoESpec) and (moe.n_experts, moe.expert_width) == (32, 96)
+    assert hashing == MoESpec(32, 96, balance="none", router="hash")
     assert isinstance(tree, TreeSpec) and tree.shape.node_width == 12 and tree.routing == "continuous"
     assert random_tree.router == "frozen" and random_tree.routing == "hard"
     assert random_tree.shape == tree.shape
@@ -50,7 +53,7 @@ def test_layers_may_differ():
         ({"model__layers": "dense,tre"}, "model.layers: 'tre' is not known; use one of: dense, narrow, moe,"),
         ({"model__layers": "tree*2"}, "model.layers: 'tree.2' names 2 layers, but model.n_layers is 4"),
         ({"model__layers": "tree*x"}, "model.layers: 'tree.x' is not allowed; write a kind and a count"),
-        ({"ffn__kind": "mlp"}, "ffn.kind: 'mlp' is not known; use one of: dense, narrow, moe, tree,"),
+        ({"ffn__kind": "mlp"}, "ffn.kind: 'mlp' is not known; use one of: dense, narrow, moe, hash, tree,"),
         ({"ffn__activation": "swish"}, "ffn.activation: 'swish' is not known; use one of: gelu, gelu_tanh,"),
         ({"ffn__routing": "soft"}, "ffn.routing: 'soft' is not known; use one of: hard,"),
         ({"ffn__n_trees": 0}, "ffn.n_trees: 0"),

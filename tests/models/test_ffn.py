@@ -19,15 +19,16 @@ from tree_ffn.models import (
     update_routing,
 )
 from tree_ffn.models.ffn import ROUTING_NAMES
-from tree_ffn.models.moe import moe_ffn
+from tree_ffn.models.moe import hashed, moe_ffn
 from tree_ffn.tree import Info, PrunedSpec, TreeShape, TreeSpec
 from tree_ffn.tree.pruned import init_structure
 
 E = 8
+IDS = jnp.arange(6, dtype=jnp.int32).reshape(2, 3)
 
 
 def init(spec):
-    return random_leaves(jax.eval_shape(FFN(spec).init, jax.random.key(0), jnp.ones((2, 3, E))))
+    return random_leaves(jax.eval_shape(FFN(spec).init, jax.random.key(0), jnp.ones((2, 3, E)), IDS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,13 +36,13 @@ def test_interface(kind):
     spec = KINDS[kind]
     variables = init(spec)
     x = jax.random.normal(jax.random.key(1), (2, 3, E))
-    y, info = jax.jit(FFN(spec).apply)(variables, x)
+    y, info = jax.jit(FFN(spec).apply)(variables, x, IDS)
     assert y.shape == x.shape and y.dtype == x.dtype
     assert info.leaf_TP.dtype == jnp.int32 and info.leaf_TP.shape[0] == 6
     assert not set(variables["params"]) & set(ROUTING_NAMES)
     assert set(variables.get("routing", {})) <= set(ROUTING_NAMES)
     assert ffn_params(spec, E) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    low, _ = jax.eval_shape(FFN(spec).apply, variables, x.astype(jnp.bfloat16))
+    low, _ = jax.eval_shape(FFN(spec).apply, variables, x.astype(jnp.bfloat16), IDS)
     assert low.dtype == jnp.bfloat16
 
 
@@ -160,3 +161,44 @@ def test_balancing_moves_against_the_load_and_works_stacked():
 def test_bad_specs_are_refused(make, words):
     with pytest.raises(InputError, match=f"^{words.replace('(', '.')}"):
         make()
+
+
+def murmur_finaliser(h: int) -> int:
+    """In Python's own integers: what `hashed` mixes with."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = ((h ^ (h >> shift)) * factor) % 2**32
+    return h ^ (h >> 16)
+
+
+def test_hashed_experts_are_their_definition():
+    spec = MoESpec(5, 3, activation="tanh", balance="none", router="hash")
+    variables = init(spec)
+    p = {name: np.asarray(leaf, np.float64) for name, leaf in variables["params"].items()}
+    x = np.random.default_rng(4).standard_normal((40, E), np.float32)
+    ids = np.r_[np.arange(35), 50_256, 2**31 - 1, 7, 7, 7].astype(np.int32)
+    routing = {"salt": jnp.int32(123_456_789)}
+    layer = FFN(spec)
+    y, info = jax.jit(layer.apply)({**variables, "routing": routing}, jnp.asarray(x), jnp.asarray(ids))
+    expert = np.array([murmur_finaliser(int(token) ^ 123_456_789) % 5 for token in ids])
+    np.testing.assert_array_equal(info.leaf_TP[:, 0], expert)
+    hidden = [np.tanh(p["w_in"][e] @ x[t] + p["b_in"][e]) @ p["w_out"][e] for t, e in enumerate(expert)]
+    np.testing.assert_allclose(y, np.array(hidden) + p["b_out"], atol=1e-5)
+
+
+def test_hashes_of_layers_differ_and_fill_the_experts():
+    spec = MoESpec(32, 2, balance="none", router="hash")
+    ids = jnp.arange(50_257)
+    layers = (FFN(spec).init(jax.random.key(seed), jnp.ones((1, E)), ids[:1]) for seed in (0, 1))
+    one, other = (np.asarray(hashed(ids, layer["routing"]["salt"], 32)) for layer in layers)
+    assert 0.02 < np.mean(one == other) < 0.045  # 1 / 32 by chance
+    counts = np.bincount(one, minlength=32)
+    assert counts.min() > 0.9 * counts.mean() and counts.max() < 1.1 * counts.mean()
+
+
+def test_hashing_needs_ids_and_one_fixed_choice():
+    spec = KINDS["hash"]
+    with pytest.raises(InputError, match="token_T: is missing"):
+        FFN(spec).apply(init(spec), jnp.ones((2, 3, E)))
+    for changed in ({"top_k": 2}, {"balance": "bias"}):
+        with pytest.raises(InputError, match="router: 'hash' cannot be used with top_k"):
+            MoESpec(**{"n_experts": 4, "expert_width": 5, "balance": "none", "router": "hash", **changed})

@@ -8,7 +8,7 @@ from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
 
-KINDS = ("dense", "narrow", "moe", "tree", "random_tree")
+KINDS = ("dense", "narrow", "moe", "hash", "tree", "random_tree")
 
 MODEL_FIELDS = (
     "width", "n_layers", "n_heads", "context", "dtype", "param_dtype", "remat", "norm_eps", "vocab_multiple",
@@ -96,7 +96,8 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
 
     `dense` has `width` units, or F of the tree fields where that is 0; `narrow`
     is dense with their A; `moe` has experts of `expert_width` units, or of A /
-    top_k where that is 0; `random_tree` is a tree with frozen random routers
+    top_k where that is 0; `hash` is `moe` with one expert chosen by a hash of the token's id, whatever
+    `top_k` and `moe_balance` say; `random_tree` is a tree with frozen random routers
     and hard routing, whatever `routing` says.
 
     Raises:
@@ -115,6 +116,10 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
             values = {name: getattr(ffn, name) for name in MOE_FIELDS}
             width = ffn.expert_width or max(1, shape.active_units // ffn.top_k)
             return MoESpec(expert_width=width, balance=ffn.moe_balance, **values)
+        if kind == "hash":
+            values = {name: getattr(ffn, name) for name in MOE_FIELDS} | {"top_k": 1}
+            width = ffn.expert_width or shape.active_units
+            return MoESpec(expert_width=width, balance="none", router="hash", **values)
         values = {name: getattr(ffn, name) for name in TREE_FIELDS}
         if kind == "random_tree":
             values |= {"routing": "hard", "router": "frozen"}

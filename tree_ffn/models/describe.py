@@ -124,6 +124,8 @@ def _layer_line(ffn: FFNSpec) -> str:
     if isinstance(ffn, DenseSpec):
         return f"dense: {sizes}"
     if isinstance(ffn, MoESpec):
+        if ffn.router == "hash":
+            return f"hash: {ffn.n_experts} experts of {ffn.expert_width}, one by the token's id: {sizes}"
         router = f"the router's {ffn.n_experts} rows are not counted"
         return f"moe: {ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}: {sizes}; {router}"
     shape = ffn.shape

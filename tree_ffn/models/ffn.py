@@ -16,7 +16,7 @@ from tree_ffn.tree import Info, PrunedSpec, TreeSpec
 from tree_ffn.tree import pruned as pruned_trees
 
 # Leaves that no optimizer touches; they live in the collection "routing".
-ROUTING_NAMES = ("threshold", "router", "selection_bias", *pruned_trees.STRUCTURE)
+ROUTING_NAMES = ("threshold", "router", "selection_bias", "salt", *pruned_trees.STRUCTURE)
 
 
 class Units(NamedTuple):
@@ -59,7 +59,7 @@ def active_share(spec: FFNSpec) -> float:
 
 def ffn_params(spec: FFNSpec, width: int) -> int:
     """Trained parameters of a layer: w_in, b_in, w_out of F units, b_out, and an expert router's."""
-    router = spec.n_experts * width if isinstance(spec, MoESpec) else 0
+    router = spec.router_rows * width if isinstance(spec, MoESpec) else 0
     return total_units(spec) * (2 * width + 1) + width + router
 
 
@@ -71,7 +71,7 @@ def ffn_flops(spec: FFNSpec, width: int) -> int:
     """
     deciding = 0
     if isinstance(spec, MoESpec):
-        deciding = spec.n_experts
+        deciding = spec.router_rows
     elif isinstance(spec, TreeSpec) and spec.router == "frozen":
         deciding = spec.shape.n_trees * spec.shape.depth
     return 4 * active_units(spec) * width + 2 * deciding * width
@@ -88,12 +88,12 @@ def init_ffn(
     return init(key, spec, width, w_in_scale=w_in_scale, w_out_scale=w_out_scale, param_dtype=param_dtype)
 
 
-def apply_ffn(params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None):
-    """(y_TE, Info) of any layer; `implementation` is read by trees only."""
+def apply_ffn(params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None):
+    """(y_TE, Info) of any layer; `implementation` is read by trees only, the ids token_T by router `hash`."""
     if isinstance(spec, DenseSpec):
         return dense.dense_ffn(params, x_TE, spec)
     if isinstance(spec, MoESpec):
-        return moe.moe_ffn(params, x_TE, spec)
+        return moe.moe_ffn(params, x_TE, spec, token_T)
     return sharded_tree_ffn(params, x_TE, spec, implementation)
 
 
@@ -164,8 +164,13 @@ class FFN(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, Info]:
-        """y of x's shape [..., E] and dtype, and Info over the T = prod(...) tokens."""
+    def __call__(self, x: jax.Array, tokens: jax.Array | None = None) -> tuple[jax.Array, Info]:
+        """y of x's shape [..., E] and dtype, and Info over the T = prod(...) tokens.
+
+        Args:
+          x: what the layer transforms.
+          tokens: int32 [...], the ids of the tokens; only experts with router `hash` read them.
+        """
         width = x.shape[-1]
         if self.is_initializing():
             fresh = init_ffn(
@@ -178,7 +183,8 @@ class FFN(nn.Module):
         self.sow(
             "intermediates", "x", x
         )  # for whoever asks what the units of a layer do (see training/probe.py)
-        y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation)
+        token_T = None if tokens is None else tokens.reshape(-1)
+        y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation, token_T)
         return y_TE.reshape(x.shape), info
 
 

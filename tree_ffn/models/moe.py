@@ -1,4 +1,4 @@
-"""The mixture-of-experts baseline: token-choice top-k, dropless, softmax gate.
+"""The mixture-of-experts baselines, dropless: token-choice top-k with a softmax gate, or a hash of the id.
 
 Every expert is computed for every token and the unchosen are weighed by zero:
 two GEMMs over all X * W units, exact and simple, at the cost of the dense
@@ -15,6 +15,7 @@ from tree_ffn.tree import ACTIVATIONS, Info, activation
 from tree_ffn.tree.usage import leaf_counts
 
 MOE_BALANCES = ("none", "aux", "bias")
+MOE_ROUTERS = ("softmax", "hash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class MoESpec:
       n_experts: X.
       expert_width: W.
       top_k: k.
+      router: `softmax`, learned; or `hash`, one expert by a fixed hash of the token's id, another
+        hash in every layer: what routing is worth that neither learns nor looks at the context.
       renormalise: the chosen gates sum to 1 (with k = 1 the gate is then the
         constant 1 and the router learns from the balance term alone).
       balance: `none`; `aux`, the loss of Switch Transformers; or `bias`, added
@@ -49,8 +52,10 @@ class MoESpec:
     aux_weight: float = 1e-2
     activation: str = "gelu"
     negative_slope: float = 0.01
+    router: str = "softmax"
 
     def __post_init__(self):
+        check_choice("router", self.router, MOE_ROUTERS)
         for field in ("n_experts", "expert_width", "top_k"):
             check_positive_int(field, getattr(self, field))
         if self.top_k > self.n_experts:
@@ -64,46 +69,103 @@ class MoESpec:
                 raise InputError(
                     f"{field}: {getattr(self, field)!r} is not allowed; use a number of at least 0."
                 )
+        if self.router == "hash" and (self.top_k, self.balance) != (1, "none"):
+            raise InputError(
+                f"router: 'hash' cannot be used with top_k {self.top_k} and balance {self.balance!r}; an id "
+                "names one expert for good: use 1 and 'none'."
+            )
+
+    @property
+    def router_rows(self) -> int:
+        """Rows of w_router: X, or none."""
+        return self.n_experts if self.router == "softmax" else 0
 
 
 def init_params(key, spec: MoESpec, width: int, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32):
     """{w_router [X,E], w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E], selection_bias [X]}.
 
     Standard deviations as for a layer of trees: w_in_scale / sqrt(E) and
-    w_out_scale / sqrt(A); the router's is 1 / sqrt(E).
+    w_out_scale / sqrt(A); the router's is 1 / sqrt(E). Under router `hash` an
+    int32 scalar `salt` stands in place of w_router and selection_bias.
     """
     key_router, key_in, key_out = jax.random.split(key, 3)
     units = (spec.n_experts, spec.expert_width)
     active = spec.top_k * spec.expert_width
-    return {
-        "w_router": jax.random.normal(key_router, (spec.n_experts, width), param_dtype) / width**0.5,
+    if spec.router == "hash":
+        router = {"salt": jax.random.randint(key_router, (), 0, 2**31 - 1, jnp.int32)}
+    else:
+        router = {
+            "w_router": jax.random.normal(key_router, (spec.n_experts, width), param_dtype) / width**0.5,
+            "selection_bias": jnp.zeros((spec.n_experts,), jnp.float32),
+        }
+    return router | {
         "w_in": jax.random.normal(key_in, (*units, width), param_dtype) * (w_in_scale / width**0.5),
         "b_in": jnp.zeros(units, param_dtype),
         "w_out": jax.random.normal(key_out, (*units, width), param_dtype) * (w_out_scale / active**0.5),
         "b_out": jnp.zeros((width,), param_dtype),
-        "selection_bias": jnp.zeros((spec.n_experts,), jnp.float32),
     }
 
 
-def moe_ffn(params, x_TE: jax.Array, spec: MoESpec) -> tuple[jax.Array, Info]:
+def moe_ffn(params, x_TE: jax.Array, spec: MoESpec, token_T=None) -> tuple[jax.Array, Info]:
     """y = b_out + sum over the chosen experts e of g_e * (act(x w_in_e^T + b_in_e) w_out_e).
 
         p = softmax(w_router x),  chosen = the k largest of p + selection_bias
         g_e = p_e for the chosen (divided by their sum if `renormalise`), else 0
         aux = aux_weight * X * sum_e f_e mean(p_e),  f_e the share of choices that fell on e
 
+    Under router `hash` the one chosen expert is `hashed(token, salt, X)` and its gate is 1.
+
     Args:
       params: as `init_params` gives them; weights are cast to x's dtype, router
         logits and gates are float32.
       x_TE: tokens [T, E].
       spec: sizes, gate and balance.
+      token_T: int32 ids of the tokens, for router `hash`.
 
     Returns:
       y_TE of x's dtype, and Info(chosen experts int32 [T, k], aux).
 
+    Raises:
+      InputError: router `hash` without ids.
+
     Source: Switch Transformers (arXiv 2101.03961, eq. 4-6) for gate and
-    auxiliary loss; Wang et al. 2024 (arXiv 2408.15664) for the selection bias.
+    auxiliary loss; Wang et al. 2024 (arXiv 2408.15664) for the selection bias;
+    Roller et al. 2021 (arXiv 2106.04426) for the hash.
     """
+    if spec.router == "hash":
+        if token_T is None:
+            raise InputError("token_T: is missing; router 'hash' chooses by the ids of the tokens.")
+        chosen_Tk = hashed(token_T, params["salt"], spec.n_experts)[:, None]
+        gate_TX, aux_loss = _choices(chosen_Tk, spec), jnp.float32(0.0)
+    else:
+        chosen_Tk, gate_TX, aux_loss = _softmax_choice(params, x_TE, spec)
+    return _weighed_experts(params, x_TE, gate_TX, spec), Info(chosen_Tk, aux_loss)
+
+
+def hashed(token_T: jax.Array, salt: jax.Array, n_experts: int) -> jax.Array:
+    """A number below `n_experts` for every id: an integer mixed until all bits depend on all, mod X.
+
+    Args:
+      token_T: integer ids, any shape.
+      salt: integer scalar; another salt is another hash.
+      n_experts: X.
+
+    Source: the finaliser of MurmurHash3 (Appleby, public domain).
+    """
+    h = token_T.astype(jnp.uint32) ^ salt.astype(jnp.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
+    h = h ^ (h >> jnp.uint32(16))
+    return (h % jnp.uint32(n_experts)).astype(jnp.int32)
+
+
+def _choices(chosen_Tk, spec: MoESpec):
+    """1 for the chosen experts of every token, 0 for the others: float32 [T, X]."""
+    return jax.nn.one_hot(chosen_Tk, spec.n_experts, dtype=jnp.float32).sum(axis=1)
+
+
+def _softmax_choice(params, x_TE, spec: MoESpec):
+    """Chosen experts int32 [T, k], gates of all experts float32 [T, X], and the auxiliary loss."""
     dtype = x_TE.dtype
     logits_TX = jnp.einsum(
         "TE,XE->TX", x_TE, params["w_router"].astype(dtype), preferred_element_type=jnp.float32
@@ -112,22 +174,25 @@ def moe_ffn(params, x_TE: jax.Array, spec: MoESpec) -> tuple[jax.Array, Info]:
     # The choice carries no gradient; the gate does.
     score_TX = jax.lax.stop_gradient(p_TX) + params["selection_bias"][None, :]
     _, chosen_Tk = jax.lax.top_k(score_TX, spec.top_k)
-    chosen_TX = jax.nn.one_hot(chosen_Tk, spec.n_experts, dtype=jnp.float32).sum(axis=1)
+    chosen_TX = _choices(chosen_Tk, spec)
     gate_TX = p_TX * chosen_TX
     if spec.renormalise:
         gate_TX = gate_TX / gate_TX.sum(axis=-1, keepdims=True)
-
-    act = activation(spec.activation, spec.negative_slope)
-    z_TXW = jnp.einsum("TE,XWE->TXW", x_TE, params["w_in"].astype(dtype))
-    h_TXW = act(z_TXW + params["b_in"].astype(dtype)[None]) * gate_TX.astype(dtype)[:, :, None]
-    y_TE = jnp.einsum("TXW,XWE->TE", h_TXW, params["w_out"].astype(dtype))
-    y_TE = y_TE + params["b_out"].astype(dtype)[None, :]
-
     aux_loss = jnp.float32(0.0)
     if spec.balance == "aux":
         share_X = chosen_TX.mean(axis=0) / spec.top_k
         aux_loss = spec.aux_weight * spec.n_experts * jnp.sum(share_X * p_TX.mean(axis=0))
-    return y_TE, Info(chosen_Tk.astype(jnp.int32), aux_loss)
+    return chosen_Tk.astype(jnp.int32), gate_TX, aux_loss
+
+
+def _weighed_experts(params, x_TE, gate_TX, spec: MoESpec):
+    """y_TE: every expert's output times its gate."""
+    dtype = x_TE.dtype
+    act = activation(spec.activation, spec.negative_slope)
+    z_TXW = jnp.einsum("TE,XWE->TXW", x_TE, params["w_in"].astype(dtype))
+    h_TXW = act(z_TXW + params["b_in"].astype(dtype)[None]) * gate_TX.astype(dtype)[:, :, None]
+    y_TE = jnp.einsum("TXW,XWE->TE", h_TXW, params["w_out"].astype(dtype))
+    return y_TE + params["b_out"].astype(dtype)[None, :]
 
 
 def balance_update(bias_X: jax.Array, chosen_Tk: jax.Array, spec: MoESpec) -> jax.Array:

@@ -43,7 +43,7 @@ class Layer(nn.Module):
     ffn: FFNSpec
 
     @nn.compact
-    def __call__(self, x_BCE, past: KeyValue | None, start):
+    def __call__(self, x_BCE, past: KeyValue | None, start, tokens_BC):
         spec = self.model
         attended, past = Attention(spec, name="attn")(LayerNorm(spec, name="ln_1")(x_BCE), past, start)
         x_BCE = x_BCE + attended
@@ -55,7 +55,7 @@ class Layer(nn.Module):
             jnp.dtype(spec.param_dtype),
             name="ffn",
         )
-        y_BCE, info = ffn(LayerNorm(spec, name="ln_2")(x_BCE))
+        y_BCE, info = ffn(LayerNorm(spec, name="ln_2")(x_BCE), tokens_BC)
         return x_BCE + y_BCE, (info, past)
 
 
@@ -141,10 +141,10 @@ class Transformer(nn.Module):
                 layer_class,
                 variable_axes={"params": 0, "routing": 0, "intermediates": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast, nn.broadcast),
                 length=length,
             )(spec, ffn, name=f"run_{i}")
-            x_BCE, (info, new) = run(x_BCE, None if cache is None else cache.runs[i], start)
+            x_BCE, (info, new) = run(x_BCE, None if cache is None else cache.runs[i], start, tokens_BC)
             infos.append(info)
             new_runs.append(new)
         if only is not None:
