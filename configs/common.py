@@ -155,11 +155,14 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.shared_width = 0  # S, units that are always on
     ffn.act_site = "node"  # node | sum
     ffn.routing = "continuous"  # hard (the paper) | straight_through | continuous
+    ffn.router = "first_unit"  # what decides: first_unit | silent (the same, adding nothing to the output)
     ffn.gate = "min"  # of continuous: min | product
+    ffn.openness = "exponential"  # of continuous: exponential (0 at a flip) | logistic (1/2 at a flip)
     ffn.kappa = 1.0  # of continuous: slope of the gate
     ffn.beta = 1.0  # of straight_through: slope of the surrogate
     ffn.balance = "none"  # none | sign
     ffn.balance_rate = 1e-3  # of sign, and of the experts' bias
+    ffn.balance_floor = 0.5  # of sign: only where a child has less than this share of the visits; 0.5: always
     ffn.implementation = "auto"  # auto | masked | gather | grouped
     ffn.n_experts = 32  # X, of moe and hash
     ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k (of moe)

@@ -106,7 +106,15 @@ def _visit(params, x, spec, tree, node):
 
 
 def _c(spec, r):
+    if spec.openness == "logistic":
+        return 1 / (1 + math.exp(-spec.kappa * abs(r)))
     return 1 - math.exp(-spec.kappa * abs(r))
+
+
+def _c_slope(spec, r):
+    """dc/dr."""
+    e = math.exp(-spec.kappa * abs(r))
+    return spec.kappa * e * np.sign(r) / ((1 + e) ** 2 if spec.openness == "logistic" else 1)
 
 
 def _descend(params, x, spec, tree, node=0, leaf=None):
@@ -128,8 +136,16 @@ def _descend(params, x, spec, tree, node=0, leaf=None):
         level += 1
 
 
+def _node_units(spec, step):
+    """`_unit` of a node's units; a silent router neither adds nor learns as a unit."""
+    value, slope = (part.copy() for part in _unit(spec, step.z))
+    if spec.router == "silent" and step.node < 2**spec.shape.depth - 1:
+        value[0] = slope[0] = 0
+    return value, slope
+
+
 def _path_sum(params, spec, tree, steps):
-    return sum(s.gate * (_unit(spec, s.z)[0] @ params["w_out"][tree, s.rows]) for s in steps)
+    return sum(s.gate * (_node_units(spec, s)[0] @ params["w_out"][tree, s.rows]) for s in steps)
 
 
 def _pre_output(params, x, spec, paths):
@@ -182,7 +198,7 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates):
                     d_c[j] += d_gates[level] * math.prod(c[:j] + c[j + 1 : level])
         for level in range(depth):
             r = steps[level].r
-            d_r[level] = d_c[level] * spec.kappa * math.exp(-spec.kappa * abs(r)) * np.sign(r)
+            d_r[level] = d_c[level] * _c_slope(spec, r)
     return d_r
 
 
@@ -202,7 +218,7 @@ def backward(params, x_TE, spec, dy_TE, leaf_TP=None):
         for p, steps in enumerate(result.paths[t]):
             d_z, d_gates = [], []
             for step in steps:
-                value, slope = _unit(spec, step.z)
+                value, slope = _node_units(spec, step)
                 along = params["w_out"][p, step.rows] @ d_sum
                 grads["w_out"][p, step.rows] += step.gate * np.outer(value, d_sum)
                 d_z.append(step.gate * along * slope)

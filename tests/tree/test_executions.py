@@ -1,5 +1,6 @@
 """Masked, gather and grouped against the float64 oracle: outputs, leaves and all gradients."""
 
+import dataclasses
 import functools
 
 import jax
@@ -125,6 +126,20 @@ def test_batched_form_agrees_with_the_oracle(case, rng):
 @pytest.mark.parametrize("case", PRODUCT, ids=name_of)
 def test_agrees_with_the_oracle_everywhere(case, rng):
     spec = cases.make_spec(**case)
+    check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
+
+
+@pytest.mark.parametrize("W", [1, "per_level"])
+@pytest.mark.parametrize("routing", ["straight_through", "continuous_min", "continuous_product"])
+def test_silent_routers(routing, W, rng):
+    spec = cases.make_spec(routing, P=2, D=2, W=W, S=1, router="silent")
+    check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
+    check(*cases.grid_case(rng, spec), dataclasses.replace(spec, act_site="sum"))
+
+
+@pytest.mark.parametrize("routing", ["continuous_min", "continuous_product"])
+def test_logistic_openness(routing, rng):
+    spec = cases.make_spec(routing, P=2, D=2, W="per_level", openness="logistic")
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 

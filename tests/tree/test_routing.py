@@ -104,6 +104,17 @@ def test_balance_evens_out_a_skewed_router(rng):
     assert abs(float(threshold[0, 0]) - float(jnp.median(z))) < 0.1
 
 
+def test_balance_floor_spares_what_lives():
+    """Visits of the children of four nodes: 0 + 9, 3 + 7, 2 + 8 and 4 + 4, under a floor of a fifth."""
+    left, right = jnp.array([0, 7, 2, 4]), jnp.array([9, 3, 8, 4])
+    step = lambda floor: routing.balance_step(
+        left, right, TreeSpec(TreeShape(1, 1), balance_rate=0.5, balance_floor=floor)
+    )
+    np.testing.assert_array_equal(step(0.2), [0.5, 0, 0, 0])
+    np.testing.assert_array_equal(step(0.25), [0.5, 0, 0.5, 0])
+    np.testing.assert_array_equal(step(0.5), [0.5, -0.5, 0.5, 0])
+
+
 @pytest.mark.parametrize("fields", [{"balance": "none"}, {"balance": "sign", "D": 0}])
 def test_nothing_to_balance(fields, rng):
     spec = cases.make_spec(**({"P": 2, "D": 2} | fields))
@@ -120,11 +131,15 @@ def test_nothing_to_balance(fields, rng):
         ({"act_site": "leaf"}, "act_site: 'leaf' .*node, sum"),
         ({"activation": "swish"}, "activation: 'swish' .*gelu"),
         ({"balance": "aux"}, "balance: 'aux' .*none, sign"),
-        ({"router": "hash"}, "router: 'hash' .*first_unit, frozen"),
+        ({"router": "hash"}, "router: 'hash' .*first_unit, silent, frozen"),
         ({"kappa": 0.0}, "kappa: 0.0 .*above 0"),
         ({"beta": -1.0}, "beta: -1.0 .*above 0"),
         ({"kappa": float("nan")}, "kappa: nan"),
         ({"balance_rate": -0.1}, "balance_rate: -0.1 .*at least 0"),
+        ({"openness": "linear"}, "openness: 'linear' .*exponential, logistic"),
+        ({"balance_floor": 0.6}, "balance_floor: 0.6 .*above 0, at most 0.5"),
+        ({"balance_floor": 0.0}, "balance_floor: 0.0"),
+        ({"router": "silent", "routing": "hard"}, "routing: 'hard' .*silent.*straight_through"),
         ({"router": "frozen", "routing": "continuous"}, "routing: 'continuous' .*frozen.*hard"),
     ],
 )

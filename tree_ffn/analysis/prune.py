@@ -130,10 +130,11 @@ def kept_leaves(counts_PJ: np.ndarray, threshold: float, tokens: int, present_PJ
 
 
 def can_be_static(spec: FFNSpec) -> bool:
-    """Whether a layer is a dense one but for its form: one path a tree, no gates, activation at the units."""
+    """Whether a layer is dense but for its form: one path a tree, no gates, every unit's activation added."""
     if not isinstance(spec, PrunedSpec):
         return False
-    return spec.is_one_path and spec.routing != "continuous" and spec.act_site == "node"
+    all_units = spec.act_site == "node" and spec.router != "silent"
+    return spec.is_one_path and spec.routing != "continuous" and all_units
 
 
 def static_layer(params: dict, spec: PrunedSpec) -> tuple[DenseSpec, dict]:

@@ -14,7 +14,8 @@ MODEL_FIELDS = (
     "width", "n_layers", "n_heads", "context", "dtype", "param_dtype", "remat", "norm_eps", "vocab_multiple",
 )  # fmt: skip
 TREE_FIELDS = (
-    "activation", "negative_slope", "act_site", "routing", "gate", "kappa", "beta", "balance", "balance_rate",
+    "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
+    "balance", "balance_rate", "balance_floor",
 )  # fmt: skip
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",

@@ -44,7 +44,7 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array):
         w_out_TPWE = _rows(params["w_out"], start_TP, width).astype(dtype)
         b_in_TPW = _rows(params["b_in"], start_TP, width).astype(jnp.float32)
         z_TPW = jnp.einsum("te,tpwe->tpw", x_TE, w_in_TPWE, preferred_element_type=jnp.float32) + b_in_TPW
-        h_TPW = gate[..., None] * act(z_TPW)
+        h_TPW = gate[..., None] * jnp.where(routing.speaks(width, level, spec), act(z_TPW), 0.0)
         s_TE += jnp.einsum(
             "tpw,tpwe->te", h_TPW.astype(dtype), w_out_TPWE, preferred_element_type=jnp.float32
         )

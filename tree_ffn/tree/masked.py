@@ -75,19 +75,25 @@ def _first_units(z_TPU, spec: TreeSpec):
 
 def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec) -> jax.Array:
     """g * act(z) of the units on the path, 0 elsewhere (also where a unit there is not finite)."""
-    act = routing.unit_activation(spec)
     if spec.routing == "straight_through":
         return _straight_through(z_TPU, r_TPR, leaf_TP, spec)
-    units = act(z_TPU)
+    units = routing.unit_activation(spec)(z_TPU)
     if spec.routing == "continuous":
         units = _gates_of_units(r_TPR, leaf_TP, spec) * units
-    return jnp.where(_visited_units(leaf_TP, spec), units, 0.0)
+    return jnp.where(_working_units(leaf_TP, spec), units, 0.0)
 
 
-def _visited_units(leaf_TP, spec: TreeSpec):
-    """bool [T, P, U]: is the unit's node the leaf's ancestor at its level?"""
+def _working_units(leaf_TP, spec: TreeSpec):
+    """bool [T, P, U]: is the unit's node the leaf's ancestor at its level, and the unit no silent router?"""
     levels, nodes = _unit_tables(spec)
-    return (leaf_TP[..., None] >> (spec.shape.depth - levels)[None, None]) == nodes[None, None]
+    visited_TPU = (leaf_TP[..., None] >> (spec.shape.depth - levels)[None, None]) == nodes[None, None]
+    return visited_TPU & _speaking_units(spec)[None, None] if spec.router == "silent" else visited_TPU
+
+
+def _speaking_units(spec: TreeSpec):
+    """bool [U]: every unit but silent routers."""
+    widths = enumerate(spec.shape.widths)
+    return np.concatenate([np.tile(routing.speaks(width, level, spec), 2**level) for level, width in widths])
 
 
 def _on_path(leaf_TP, level: int, spec: TreeSpec):
@@ -128,7 +134,7 @@ def _straight_through(z_TPU, r_TPR, leaf_TP, spec: TreeSpec):
         dr[n] = beta s'(beta r[n]) (V[right] - V[left]),   s the logistic function.
     """
     del r_TPR
-    return jnp.where(_visited_units(leaf_TP, spec), routing.unit_activation(spec)(z_TPU), 0.0)
+    return jnp.where(_working_units(leaf_TP, spec), routing.unit_activation(spec)(z_TPU), 0.0)
 
 
 def _straight_through_fwd(z_TPU, r_TPR, leaf_TP, spec):
@@ -140,6 +146,8 @@ def _straight_through_bwd(spec, saved, dh_TPU):
     shape = spec.shape
     units, vjp = jax.vjp(routing.unit_activation(spec), z_TPU)
     worth_TPU = dh_TPU * units
+    if spec.router == "silent":
+        worth_TPU = jnp.where(_speaking_units(spec)[None, None], worth_TPU, 0.0)
     below, dr_levels = None, []
     for level in reversed(range(shape.n_levels)):
         run = worth_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1]]
@@ -153,7 +161,7 @@ def _straight_through_bwd(spec, saved, dh_TPU):
             worth_TPJ += jnp.where(r_TPJ > 0, right, left)
         below = worth_TPJ
     dr_TPR = jnp.concatenate(dr_levels, axis=-1) if dr_levels else jnp.zeros_like(r_TPR)
-    (dz_TPU,) = vjp(jnp.where(_visited_units(leaf_TP, spec), dh_TPU, 0.0))
+    (dz_TPU,) = vjp(jnp.where(_working_units(leaf_TP, spec), dh_TPU, 0.0))
     return dz_TPU, dr_TPR, None
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from tree_ffn.errors import InputError
 from tree_ffn.tree.layout import layout_of
+from tree_ffn.tree.routing import balance_step
 from tree_ffn.tree.shape import TreeShape
 from tree_ffn.tree.spec import PrunedSpec, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
@@ -129,22 +130,22 @@ def balance_update(routing: dict, leaf_TP: jax.Array, spec: PrunedSpec) -> jax.A
     Args:
       routing: `threshold` and the structure of the layer.
       leaf_TP: int32 leaves of the step's tokens.
-      spec: `balance_rate` is read.
+      spec: `balance_rate` and `balance_floor` are read.
     """
     path_JL, leaf_J, threshold_R = routing["path"], routing["leaf"], routing["threshold"]
     if spec.shape.depth == 0:
         return threshold_R
     counts_J = leaf_counts(leaf_TP, spec.shape.n_leaves)[path_JL[:, 0], leaf_J]
-    skews = []
+    sides = []
     for level in range(spec.shape.depth):
-        right_J = (leaf_J >> (spec.shape.depth - 1 - level)) & 1
-        signed_J = jnp.where(right_J == 1, counts_J, -counts_J)
-        skews.append(
-            jax.ops.segment_sum(signed_J, path_JL[:, level], spec.nodes[level], indices_are_sorted=True)
-        )
+        side_J = (leaf_J >> (spec.shape.depth - 1 - level)) & 1
+        here_J2 = jnp.where(side_J[:, None] == jnp.arange(2)[None], counts_J[:, None], 0)
+        place_J, n_nodes = path_JL[:, level], spec.nodes[level]
+        sides.append(jax.ops.segment_sum(here_J2, place_J, n_nodes, indices_are_sorted=True))
+    visits_R2 = jnp.concatenate(sides)
     forks_R = routing["child"][:, 0] != routing["child"][:, 1]
-    step_R = jnp.where(forks_R, jnp.sign(jnp.concatenate(skews)), 0)
-    return threshold_R + spec.balance_rate * step_R.astype(threshold_R.dtype)
+    step_R = jnp.where(forks_R, balance_step(visits_R2[:, 0], visits_R2[:, 1], spec), 0.0)
+    return threshold_R + step_R.astype(threshold_R.dtype)
 
 
 def _fields(spec: TreeSpec) -> dict:

@@ -8,6 +8,7 @@ says only how decisions learn and how a path's units are weighted.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tree_ffn.tree import usage
 from tree_ffn.tree.activations import absolute, activation
@@ -39,7 +40,9 @@ def child_gate(gate: jax.Array, r: jax.Array, spec: TreeSpec) -> jax.Array:
 
 
 def openness(r: jax.Array, spec: TreeSpec) -> jax.Array:
-    """c(|r|) = 1 - exp(-kappa |r|): how far a decision is from flipping, from 0 to 1."""
+    """c(|r|): how far a decision is from flipping, up to 1: 1 - exp(-kappa |r|), or the logistic function."""
+    if spec.openness == "logistic":
+        return jax.nn.sigmoid(spec.kappa * absolute(r))
     return -jnp.expm1(-spec.kappa * absolute(r))
 
 
@@ -55,8 +58,14 @@ def unit_activation(spec: TreeSpec):
     return activation(spec.activation, spec.negative_slope)
 
 
+def speaks(width: int, level: int, spec: TreeSpec) -> np.ndarray:
+    """Which units of a node add to the output: bool [W]; all but the first of a deciding node if `silent`."""
+    is_silent = spec.router == "silent" and level < spec.shape.depth
+    return np.arange(width) >= int(is_silent)
+
+
 def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Array:
-    """Weights of a path's units in the output: g[l] * act(z[l, u]).
+    """Weights of a path's units in the output: g[l] * act(z[l, u]), 0 for silent routers.
 
     Args:
       z: float32 [..., path_units], pre-activations of the visited units, root first.
@@ -66,9 +75,13 @@ def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Ar
     Returns:
       float32, the shape of `z`.
     """
-    act = unit_activation(spec)
+    units = unit_activation(spec)(z)
+    if spec.router == "silent":
+        levels = enumerate(spec.shape.widths)
+        speaks_A = np.concatenate([speaks(width, level, spec) for level, width in levels])
+        units = jnp.where(speaks_A, units, 0.0)
     if spec.routing != "continuous" or spec.shape.depth == 0:
-        return act(z)
+        return units
     # One array for all decisions of the path: an exponential a level would be a kernel a level.
     starts = spec.shape.path_starts[: spec.shape.depth]
     first_units = jnp.concatenate([z[..., start : start + 1] for start in starts], axis=-1)
@@ -78,7 +91,7 @@ def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Ar
         gates.append(narrow_gate(gates[-1], open_D[..., level], spec))
     widths = spec.shape.widths
     runs = [jnp.broadcast_to(g[..., None], (*g.shape, width)) for g, width in zip(gates, widths)]
-    return jnp.concatenate(runs, axis=-1) * act(z)
+    return jnp.concatenate(runs, axis=-1) * units
 
 
 def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
@@ -126,6 +139,7 @@ def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) 
     """Thresholds after one step of sign balancing.
 
         threshold += balance_rate * sign(visits right - visits left)
+                     where min(visits right, visits left) < balance_floor (visits right + visits left)
 
     A node that sends most tokens right gets a higher threshold, so fewer go
     right next time. Nodes of the bottom level decide nothing and stay.
@@ -133,7 +147,7 @@ def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) 
     Args:
       threshold_PN: thresholds in heap order.
       leaf_TP: int32 leaves of the step's tokens.
-      spec: `balance` and `balance_rate` are read; `none` changes nothing.
+      spec: `balance`, `balance_rate` and `balance_floor` are read; `none` changes nothing.
 
     Source: the bias rule of auxiliary-loss-free balancing (arXiv 2408.15664),
     applied to the two children of a node.
@@ -147,6 +161,13 @@ def balance_by_counts(threshold_PN: jax.Array, counts_PJ: jax.Array, spec: TreeS
     if spec.balance == "none" or spec.shape.depth == 0:
         return threshold_PN
     visits_PN = usage.node_counts(counts_PJ)
-    left, right = visits_PN[:, 1::2], visits_PN[:, 2::2]
-    step = spec.balance_rate * jnp.sign(right - left).astype(threshold_PN.dtype)
+    step = balance_step(visits_PN[:, 1::2], visits_PN[:, 2::2], spec).astype(threshold_PN.dtype)
     return threshold_PN.at[:, : spec.shape.n_deciding].add(step)
+
+
+def balance_step(left: jax.Array, right: jax.Array, spec: TreeSpec) -> jax.Array:
+    """What sign balancing adds to the thresholds of nodes with these visits of their children: float32."""
+    # In float32: their sum times 1/2 is exact up to 2^24 visits.
+    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+    is_lean = jnp.minimum(left, right) < spec.balance_floor * (left + right)
+    return jnp.where(is_lean, spec.balance_rate * jnp.sign(right - left), 0.0)

@@ -11,9 +11,10 @@ from tree_ffn.tree.shape import TreeShape
 
 ROUTINGS = ("hard", "straight_through", "continuous")
 GATES = ("min", "product")
+OPENNESS = ("exponential", "logistic")
 ACT_SITES = ("node", "sum")
 BALANCES = ("none", "sign")
-ROUTERS = ("first_unit", "frozen")
+ROUTERS = ("first_unit", "silent", "frozen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,20 @@ class TreeSpec:
         (a sigmoid surrogate in the backward pass), `continuous` (gates that
         vanish where a decision flips, so the exact gradient says enough).
       gate: of `continuous`: `min` or `product` of the ancestors' gates.
-      kappa: of `continuous`: slope of the gate c(a) = 1 - exp(-kappa a).
+      openness: of `continuous`: what a decision lets through at |r| = a. `exponential`,
+        c(a) = 1 - exp(-kappa a), which is 0 where the decision flips; or `logistic`,
+        c(a) = 1 / (1 + exp(-kappa a)), the taken side's share of a softmax over the two
+        children, which is 1/2 there: the output jumps, but no path is ever shut.
+      kappa: of `continuous`: slope of the gate.
       beta: of `straight_through`: slope of the sigmoid surrogate.
       balance: `none`, or `sign`: thresholds follow the sign of the visit skew.
       balance_rate: step of that rule.
-      router: what decides at a node: its `first_unit` (the layer itself), or a
-        separate `frozen` random vector (the baseline `random_tree`).
+      balance_floor: that rule acts at nodes only whose less visited child has less than
+        this share of the node's visits: 0.5 balances all, 0.05 only what is dying.
+      router: what decides at a node: its `first_unit` (the layer itself); the first unit,
+        `silent`, which then adds nothing to the output and learns from decisions alone (it is
+        counted in F and A like any other); or a separate `frozen` random vector (the
+        baseline `random_tree`).
     """
 
     shape: TreeShape
@@ -43,10 +52,12 @@ class TreeSpec:
     act_site: str = "node"
     routing: str = "hard"
     gate: str = "min"
+    openness: str = "exponential"
     kappa: float = 1.0
     beta: float = 1.0
     balance: str = "none"
     balance_rate: float = 1e-3
+    balance_floor: float = 0.5
     router: str = "first_unit"
 
     def __post_init__(self):
@@ -54,6 +65,7 @@ class TreeSpec:
         check_choice("act_site", self.act_site, ACT_SITES)
         check_choice("routing", self.routing, ROUTINGS)
         check_choice("gate", self.gate, GATES)
+        check_choice("openness", self.openness, OPENNESS)
         check_choice("balance", self.balance, BALANCES)
         check_choice("router", self.router, ROUTERS)
         for field in ("kappa", "beta"):
@@ -62,6 +74,15 @@ class TreeSpec:
         if not self.balance_rate >= 0:
             raise InputError(
                 f"balance_rate: {self.balance_rate!r} is not allowed; use a number of at least 0."
+            )
+        if not 0 < self.balance_floor <= 0.5:
+            raise InputError(
+                f"balance_floor: {self.balance_floor!r} is not allowed; use a number above 0, at most 0.5."
+            )
+        if self.router == "silent" and self.routing == "hard":
+            raise InputError(
+                "routing: 'hard' cannot be used with router 'silent', which would never learn; use "
+                "'straight_through' or 'continuous', or router 'first_unit'."
             )
         if self.router == "frozen" and self.routing != "hard":
             raise InputError(
