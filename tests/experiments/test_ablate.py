@@ -261,7 +261,7 @@ def test_the_sweeps_of_the_repository(path, monkeypatch):
     """Every row of each is allowed; where a text is needed, its name is enough."""
     monkeypatch.chdir(ROOT)
     rows = sweep.load_sweep(str(path), {"data.files": "x.txt"}).rows
-    assert len(rows) == {"t1": 4, "t1_cpu": 7, "t1_small": 11, "t4_cpu": 12, "t4_small": 32}[path.stem]
+    assert len(rows) == {"t1": 4, "t1_cpu": 7, "quality_cpu": 18, "t1_small": 11, "t4_cpu": 12, "t4_small": 32}[path.stem]
     assert sum(len(row.seeds) for row in rows) >= len(rows)
 
 

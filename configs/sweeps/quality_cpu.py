@@ -1,0 +1,58 @@
+"""Attempts to close the gap at the quickstart's size: options of the layer, one seed each, 2 minutes a row.
+
+    python -m experiments.ablate --sweep=configs/sweeps/quality_cpu.py --workdir=runs/quality \\
+        --results=runs/quality.jsonl
+
+2 M tokens of a model of two layers find candidates for larger runs and prove nothing: spreads over seeds of
+rows like these were .004 to .03 bits a byte, with 0.4 between narrow and dense. Every row has A = 16; F = 510
+where the name says nothing else. One learning rate for all: 3e-3, the best of every kind in
+results/t1_cpu_tuning.jsonl.
+"""
+
+WIDE, THIN = (
+    {"ffn.n_trees": 1, "ffn.node_width": (2,)},
+    {"ffn.n_trees": 1, "ffn.node_width": (1, 1, 1, 1, 1, 11)},
+)
+THIN["ffn.depth"] = 5  # F = 383: thin routers above wide leaves
+STRAIGHT, CONTINUOUS = {"ffn.routing": "straight_through"}, {"ffn.routing": "continuous"}
+SILENT, LOGISTIC = {"ffn.router": "silent"}, {"ffn.openness": "logistic"}
+PRODUCT = {"ffn.gate": "product"}
+
+
+def _floor(share, rate):
+    return {"ffn.balance": "sign", "ffn.balance_floor": share, "ffn.balance_rate": rate}
+
+
+ROWS = {
+    "dense": {"kind": "dense"},
+    "narrow_A16": {"kind": "narrow"},
+    "moe_top1_X32": {"kind": "moe"},
+    "hash_X32": {"kind": "hash"},
+    "tree_straight_P2_W1": STRAIGHT,
+    "tree_straight_P2_W1_floor5": {**STRAIGHT, **_floor(0.05, 1e-2)},
+    "tree_straight_P2_W1_floor20": {**STRAIGHT, **_floor(0.2, 1e-2)},
+    "tree_straight_P1_W2": {**STRAIGHT, **WIDE},
+    "tree_straight_P1_W2_silent": {**STRAIGHT, **WIDE, **SILENT},
+    "tree_straight_P1_D5_thin": {**STRAIGHT, **THIN},
+    "tree_straight_P1_D5_thin_silent": {**STRAIGHT, **THIN, **SILENT},
+    "tree_continuous_P1_W2": {**CONTINUOUS, **WIDE},
+    "tree_continuous_P1_W2_floor5": {**CONTINUOUS, **WIDE, **_floor(0.05, 1e-2)},
+    "tree_continuous_P1_W2_floor20": {**CONTINUOUS, **WIDE, **_floor(0.2, 1e-2)},
+    "tree_continuous_P1_W2_silent": {**CONTINUOUS, **WIDE, **SILENT},
+    "tree_continuous_P1_W2_logistic": {**CONTINUOUS, **WIDE, **LOGISTIC},
+    "tree_continuous_P1_W2_logistic_product": {**CONTINUOUS, **WIDE, **LOGISTIC, **PRODUCT},
+    "tree_continuous_P1_D5_thin_silent_logistic_product": {
+        **CONTINUOUS, **THIN, **SILENT, **LOGISTIC, **PRODUCT,
+    },
+}  # fmt: skip
+
+
+def get_sweep():
+    """The sweep as plain data."""
+    return {
+        "config": "configs/quickstart.py",
+        "table": "quality_attempts",
+        "rows": {
+            name: {"set": {"optim.lr": 3e-3, "model.init.w_out": 0.05, **row}} for name, row in ROWS.items()
+        },
+    }
