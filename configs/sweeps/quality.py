@@ -1,0 +1,73 @@
+"""Attempts to close the gap to dense at T1-small's size: options and shapes of the layer, A = 96.
+
+    python -m experiments.ablate --sweep=configs/sweeps/quality.py --workdir=runs/quality \\
+        --results=runs/quality.jsonl --set=data.files=... --set=data.valid_files=... --set=data.tokenizer=...
+
+Text and tokenizer as for configs/t1_small.py. `--sweep=...:length=full,seeds=3` runs the rows that count; by
+default one seed and 15 M tokens, which find candidates. A / F is 3.1 to 3.7 %, and 1.0 % in the row of D = 9.
+The baselines are rows of configs/t1_small.py and of its sweep; `hash_X32` is only here.
+"""
+
+from configs import common
+
+STRAIGHT, CONTINUOUS = {"ffn.routing": "straight_through"}, {"ffn.routing": "continuous"}
+SILENT, LOGISTIC = {"ffn.router": "silent"}, {"ffn.openness": "logistic"}
+PRODUCT = {"ffn.gate": "product"}
+
+
+def _trees(n_trees, width, depth=7, shared=0):
+    """P trees, of one width or with routers of one unit above leaves of the last width."""
+    widths = (1,) * depth + width[1:] if len(width) == 2 else width
+    return {"ffn.n_trees": n_trees, "ffn.node_width": widths, "ffn.depth": depth, "ffn.shared_width": shared}
+
+
+def _floor(share, rate):
+    return {"ffn.balance": "sign", "ffn.balance_floor": share, "ffn.balance_rate": rate}
+
+
+MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
+THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
+
+ROWS = {
+    "hash_X32": {"row": "moe_top1_X32", "ffn.kind": "hash"},
+    "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **_floor(0.05, 1e-3)},
+    "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **_floor(0.2, 1e-3)},
+    "tree_straight_P3_W4": {**STRAIGHT, **FEW},
+    "tree_straight_P3_W4_silent": {**STRAIGHT, **FEW, **SILENT},
+    "tree_straight_P1_W12": {**STRAIGHT, **ONE},
+    "tree_straight_P1_W12_silent": {**STRAIGHT, **ONE, **SILENT},
+    "tree_straight_P1_D5_thin": {**STRAIGHT, **THIN},
+    "tree_straight_P1_D5_thin_silent": {**STRAIGHT, **THIN, **SILENT},
+    "tree_straight_P3_D5_thin_silent": {**STRAIGHT, **THREE_THIN, **SILENT},
+    "tree_straight_P5_D8_S51": {**STRAIGHT, **_trees(5, (1,), depth=8, shared=51)},
+    "tree_straight_P9_D9_S6": {**STRAIGHT, **_trees(9, (1,), depth=9, shared=6)},
+    "tree_continuous_P12_W1_floor5": {**CONTINUOUS, **MANY, **_floor(0.05, 1e-3)},
+    "tree_continuous_P12_W1_floor20": {**CONTINUOUS, **MANY, **_floor(0.2, 1e-3)},
+    "tree_continuous_P12_W1_logistic": {**CONTINUOUS, **MANY, **LOGISTIC},
+    "tree_continuous_P12_W1_logistic_product": {**CONTINUOUS, **MANY, **LOGISTIC, **PRODUCT},
+    "tree_continuous_P1_W12_floor5": {**CONTINUOUS, **ONE, **_floor(0.05, 1e-3)},
+    "tree_continuous_P1_W12_floor20": {**CONTINUOUS, **ONE, **_floor(0.2, 1e-2)},
+    "tree_continuous_P1_W12_silent": {**CONTINUOUS, **ONE, **SILENT},
+    "tree_continuous_P1_W12_logistic": {**CONTINUOUS, **ONE, **LOGISTIC},
+    "tree_continuous_P1_D5_thin_silent_logistic_product": {
+        **CONTINUOUS, **THIN, **SILENT, **LOGISTIC, **PRODUCT,
+    },
+}  # fmt: skip
+
+
+def get_sweep(arg=None):
+    """The sweep as plain data. Arguments: length (tune or full), seeds."""
+    arg = common.parse_arg(arg, length="tune", seeds=1)
+    rows = {}
+    for name, row in ROWS.items():
+        routing = row.get("ffn.routing")
+        base = (
+            {"row": "tree_continuous_P1_W12"} if routing == "continuous" else {"row": "tree_straight_P12_W1"}
+        )
+        rows[name] = {"set": {**base, "length": arg.length, **row}}
+    return {
+        "config": "configs/t1_small.py",
+        "table": "quality_attempts",
+        "seeds": list(range(arg.seeds)),
+        "rows": rows,
+    }
