@@ -4,9 +4,16 @@
     python -m experiments.evaluate --workdir=runs/tree --step=latest --files='novels/*.txt.xz'
     python -m experiments.evaluate --workdir=runs/tree --results=results/cpu_small.jsonl --row=dense
     python -m experiments.evaluate --workdir=runs/tree --texts=wikitext2=wikitext2/test.raw.txt.xz
+    python -m experiments.evaluate --export=exported/opt --tasks=hellaswag,piqa --task_data=DATA
+    python -m experiments.evaluate --workdir=runs/tree --tasks=all --shots=task --task_data=DATA --limit=200
 
 --texts scores every token of other texts once, and says nats a word and perplexity a word too (words between
 white space and ends of line, as is usual for WikiText).
+
+--tasks asks questions by EleutherAI's harness (requirements-eval.txt): the task files of experiments/tasks
+over a folder of data, or without --task_data the harness's own tasks, which it fetches from the network.
+--shots=task puts as many solved examples before a question as the task file says. Every score comes with its
+standard error and with what chance gives.
 
 Prints loss (nats a token), perplexity, bits per byte, active share, and the use
 of every layer's leaves or experts; --json writes the same.
@@ -16,7 +23,7 @@ import json
 
 from absl import flags
 
-from experiments import cli, record, texts
+from experiments import cli, loaded, questions, record, texts
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError
 from tree_ffn.training.checkpoint import restore_for_inference
@@ -41,6 +48,16 @@ _SPLIT = flags.DEFINE_enum(
 _BATCHES = flags.DEFINE_integer("batches", 0, "Batches to score; 0 is all.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
+_EXPORT = flags.DEFINE_string(
+    "export", None, "With --tasks, instead of a run: an exported model's directory."
+)
+_TASKS = flags.DEFINE_list(
+    "tasks", [], "Tasks of the evaluation harness; all: every one of experiments/tasks."
+)
+_TASK_DATA = flags.DEFINE_string("task_data", None, "Folder with the data of the tasks.")
+_SHOTS = flags.DEFINE_string("shots", "0", "Solved examples before a question: a number, or task.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
+_TASK_CACHE = flags.DEFINE_string("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
 _TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
@@ -48,10 +65,13 @@ _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 
 
 def main() -> None:
-    if _WORKDIR.value is None:
-        raise InputError("--workdir is missing; name the directory of a training run.")
     if _RESULTS.value and not _ROW.value:
         raise InputError("--row is missing; --results needs a name for the row.")
+    if _TASKS.value:
+        answer_questions()
+        return
+    if _WORKDIR.value is None:
+        raise InputError("--workdir is missing; name the directory of a training run.")
     other = texts.parse(_TEXTS.value)
     step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
     run = restore_for_inference(_WORKDIR.value, step, make_mesh(data=-1, model=1))
@@ -74,6 +94,21 @@ def main() -> None:
     if _RESULTS.value:
         names = {"table": _TABLE.value, "row": _ROW.value}
         record.append_figures(_RESULTS.value, figures, config=run.config, data_meta=corpus.meta, **names)
+
+
+def answer_questions() -> None:
+    """What --tasks asks for."""
+    planned = questions.plan(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
+    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
+    model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, step)
+    scores = questions.answer(
+        model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value
+    )
+    print(questions.table(scores))
+    if _JSON.value:
+        write_json(_JSON.value, {"scores": [score._asdict() for score in scores]})
+    if _RESULTS.value:
+        questions.append(_RESULTS.value, scores, model.facts, _ROW.value, _LIMIT.value)
 
 
 def table(figures: dict, title: str) -> str:

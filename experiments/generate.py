@@ -7,17 +7,15 @@ The text goes to stdout as it is made, the speed to stderr. Sampling follows
 --temperature, --top_k and --top_p; the same --seed gives the same text.
 """
 
-import dataclasses
 import sys
 import time
 from collections.abc import Iterator
 
 from absl import flags
 
-from experiments import cli, tokenizer_files
-from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
-from tree_ffn.errors import InputError
-from tree_ffn.models import decode, export
+from experiments import cli, loaded
+from tree_ffn.data.tokenizers import Tokenizer
+from tree_ffn.models import decode
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is used.")
 _EXPORT = flags.DEFINE_string("export", None, "Directory of an exported model (experiments/export.py).")
@@ -34,25 +32,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the random choices.")
 
 
 def main() -> None:
-    if (_WORKDIR.value is None) == (_EXPORT.value is None):
-        raise InputError("--workdir or --export: give one of them, and not both, to say which model to use.")
     sampling = decode.Sampling(_GREEDY.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    spec, variables, tokenizer_name, begins_with = _load_model()
-    if not (_TOKENIZER.value or tokenizer_name):
-        raise InputError("--tokenizer is missing; the model was imported without one.")
-    tokenizer = load_tokenizer(_TOKENIZER.value or tokenizer_name)
-    if tokenizer.vocab_size != spec.vocab_size:
-        raise InputError(
-            f"--tokenizer: {tokenizer.name} has {tokenizer.vocab_size} tokens, the model {spec.vocab_size}; "
-            "name the tokenizer that the model was trained with."
-        )
+    spec, variables, tokenizer, begins_with, _ = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value)
     prompt = [*begins_with, *(int(i) for i in tokenizer.encode(_PROMPT.value))] or [tokenizer.end_id]
     n_tokens = _TOKENS.value
     if n_tokens is None:
         n_tokens = max(1, min(200, spec.context - len(prompt)))
 
-    # The execution that training was told to use is not the one for a token at a time.
-    spec = dataclasses.replace(spec, implementation=None)
     spec, variables = decode.for_decoding(spec, variables)
     tokens = decode.stream(spec, variables, [prompt], n_tokens, sampling, _SEED.value)
     print(_PROMPT.value, end="", flush=True)
@@ -84,19 +70,6 @@ def readable(tokens: Iterator, tokenizer: Tokenizer) -> Iterator[str]:
         yield whole[len(shown) :]
         shown = max(shown, whole, key=len)
     yield tokenizer.decode(ids)[len(shown) :] if ids else ""
-
-
-def _load_model():
-    """Spec, variables, the tokenizer's name, and ids that stand before every text."""
-    if _EXPORT.value is not None:
-        spec, variables, config = export.load(_EXPORT.value)
-        name = tokenizer_files.beside(_EXPORT.value, config["tokenizer"])
-        return spec, variables, name, config["meta"].get("begins_with", [])
-    # Checkpoints need orbax; an exported model does not.
-    from tree_ffn.training.checkpoint import restore_for_inference
-
-    run = restore_for_inference(_WORKDIR.value)
-    return run.model, run.variables, run.config.data.tokenizer, []
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from experiments.lines import (
 from experiments.page import Table
 
 BITS = "bits_per_byte"
+
+# The figure that stands for a task, the first of these that it has.
+MAIN = ("acc_norm", "acc", "f1", "exact_match", "word_perplexity", "perplexity")
 GAP = "Gap closed is `(narrow-x)/(narrow-dense)` of validation loss, seed by seed."
 
 # Columns of the dynamics: metric, heading, how a mean over seeds is written. One that no row has is left out.
@@ -76,6 +79,49 @@ def cpu_small(rows: list[dict]) -> Table:
 
 def t1_small(rows: list[dict]) -> Table:
     return kinds(rows, f"Language modelling (T1), {rows[0]['device']}")
+
+
+def asked(row: dict) -> tuple:
+    """Questions asked on one device, as many of each task."""
+    return row["device"], row["config"]["scored"]["limit"] or 0
+
+
+def t3_small(rows: list[dict]) -> Table:
+    """A line a model, a column a task: its main score and standard error; chance below."""
+    lines = groups(rows, lambda row: row["row"])
+    tasks = groups(rows, lambda row: (row["config"]["scored"]["task"], row["config"]["scored"]["shots"]))
+    columns, chances = [], []
+    for (name, shots), found in tasks.items():
+        stem, metrics = f"{name}_{shots}shot_", {row["metric"] for row in found}
+        main = next((metric for metric in MAIN if stem + metric in metrics), None)
+        if main is not None:
+            columns.append((f"{name}, {shots}-shot {main}", stem + main))
+            chance = [row["value"] for row in found if row["metric"] == f"{stem}{main}_chance"]
+            chances.append(_number(chance[-1]) if chance else "")
+    cells = [["chance", *chances]]
+    for name, line in lines.items():
+        cells.append([f"`{name}`", *(_score(line, metric) for _, metric in columns)])
+    limits = sorted({row["config"]["scored"]["n"] for row in rows})
+    text = (
+        f"Questions answered (EleutherAI's harness {rows[-1]['config']['scored']['lm_eval']}), {limits[0]:,} "
+        f"to {limits[-1]:,} a task: score ± its standard error over questions; with several seeds, mean ± "
+        f"standard deviation over them. {origin(rows)}"
+    )
+    head = ["", *(title for title, _ in columns)]
+    return block(f"Questions (T3), {rows[0]['device']}", text, head, cells, last_of(lines), lines=lines)
+
+
+def _score(line: list[dict], metric: str) -> str:
+    """Mean and spread over seeds, or of one seed the score and its standard error."""
+    values = list(by_seed(line, metric).values())
+    if len(values) != 1:
+        return spread(values, ".4f")
+    errors = list(by_seed(line, f"{metric}_stderr").values())
+    return _number(values[0]) + (f" ± {_number(errors[0])}" if errors else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.4g}"
 
 
 def t4_small(rows: list[dict]) -> Table:

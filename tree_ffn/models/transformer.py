@@ -123,10 +123,11 @@ class Transformer(nn.Module):
         Args:
           tokens_BC: int32 [B, C], C at most the context; ids below V.
           cache: past positions to attend to; `tokens_BC` follow them.
-          only: int32 scalar, the one position to score; None scores all.
+          only: int32, the positions to score: one for all rows (a scalar), or K of each row [B, K];
+            None scores all.
 
         Returns:
-          logits float32 [B, C, V] (C = 1 with `only`), and one Info per run of
+          logits float32 [B, C, V] (1 or K of the C with `only`), and one Info per run of
           layers, each leaf stacked [layers of the run, ...]; with a cache also
           the extended cache.
         """
@@ -147,8 +148,10 @@ class Transformer(nn.Module):
             x_BCE, (info, new) = run(x_BCE, None if cache is None else cache.runs[i], start, tokens_BC)
             infos.append(info)
             new_runs.append(new)
-        if only is not None:
+        if only is not None and only.ndim == 0:
             x_BCE = jax.lax.dynamic_slice_in_dim(x_BCE, only, 1, axis=1)
+        elif only is not None:
+            x_BCE = jnp.take_along_axis(x_BCE, only[..., None], axis=1, mode="clip")
         logits_BCV = embed.logits(LayerNorm(spec, name="ln_f")(x_BCE))
         if cache is None:
             return logits_BCV, tuple(infos)

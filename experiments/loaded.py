@@ -1,0 +1,69 @@
+"""A trained model of either kind, ready to read text: a run's checkpoint, or an exported model."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from experiments import record, tokenizer_files
+from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
+from tree_ffn.errors import InputError
+from tree_ffn.models import export
+from tree_ffn.models.spec import ModelSpec
+
+
+class Loaded(NamedTuple):
+    """What reading and writing text needs.
+
+    Attributes:
+      spec: the model; executions are chosen by the number of tokens.
+      variables: {"params", "routing"}.
+      tokenizer: the one it was trained with.
+      begins_with: ids that stand before every text (of imported models).
+      facts: what a results row says of it: its public config.
+    """
+
+    spec: ModelSpec
+    variables: dict
+    tokenizer: Tokenizer
+    begins_with: list[int]
+    facts: dict[str, Any]
+
+
+def load(workdir: str | None, directory: str | None, tokenizer: str | None = None, step="best") -> Loaded:
+    """The model of a training run or of an export.
+
+    Args:
+      workdir: of a run; or None.
+      directory: of an exported model; or None.
+      tokenizer: where its files are now, if they have moved.
+      step: checkpoint of a run: best, latest, or a number.
+
+    Raises:
+      InputError: not one of the two is named, or the tokenizer does not fit.
+    """
+    if (workdir is None) == (directory is None):
+        raise InputError("--workdir or --export: give one of them, and not both, to say which model to use.")
+    if directory is not None:
+        spec, variables, config = export.load(directory)
+        meta = config["meta"]
+        name, begins_with = (
+            tokenizer_files.beside(directory, config["tokenizer"]),
+            meta.get("begins_with", []),
+        )
+        facts = {"model": config["model"], "seed": meta.get("config", {}).get("seed")}
+    else:
+        # Checkpoints need orbax; an exported model does not.
+        from tree_ffn.training.checkpoint import restore_for_inference
+
+        run = restore_for_inference(workdir, step)
+        spec, variables, name, begins_with = run.model, run.variables, run.config.data.tokenizer, []
+        facts = record.public_config(run.config, run.meta["data"])
+    if not (tokenizer or name):
+        raise InputError("--tokenizer is missing; the model was imported without one.")
+    encoder = load_tokenizer(tokenizer or name)
+    if encoder.vocab_size != spec.vocab_size:
+        raise InputError(
+            f"--tokenizer: {encoder.name} has {encoder.vocab_size} tokens, the model {spec.vocab_size}; "
+            "name the tokenizer that the model was trained with."
+        )
+    # The execution that training was told to use is not the one for a token at a time.
+    return Loaded(dataclasses.replace(spec, implementation=None), variables, encoder, begins_with, facts)

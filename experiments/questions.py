@@ -1,0 +1,194 @@
+"""Question answering by EleutherAI's harness: tasks run on a model, scores beside what chance gives."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import statistics
+from typing import NamedTuple
+
+from experiments import record, task_files
+from experiments.loaded import Loaded
+from tree_ffn.errors import InputError, check_positive_int, reason
+
+
+class TaskScore(NamedTuple):
+    """One metric of one task.
+
+    Attributes:
+      task, metric: their names.
+      shots: examples in a prompt.
+      value, stderr: the score and its standard error; NaN for none.
+      chance: what guessing would score; None where that says nothing.
+      n: questions.
+      sha256: 12 digits of the task's definition.
+    """
+
+    task: str
+    metric: str
+    shots: int
+    value: float
+    stderr: float
+    chance: float | None
+    n: int
+    sha256: str
+
+    @property
+    def above_chance(self) -> float | None:
+        """Standard errors between the score and chance."""
+        return (
+            None if self.chance is None or not self.stderr > 0 else (self.value - self.chance) / self.stderr
+        )
+
+
+def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int, task_files.TaskFile | None]]:
+    """(task, shots, its file or None) of what is asked for, checked before anything is loaded.
+
+    Args:
+      names: tasks of experiments/tasks, or with no `data` the harness's own names.
+      shots: a number, or `task` for the number that each task file names.
+      data: folder of the tasks' data; None reads task and data from the network.
+
+    Raises:
+      InputError: a task is not known, has no examples for few-shot prompts, or lm_eval is not installed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError(
+            "--tasks: needs the package lm_eval; `pip install -r requirements-eval.txt` brings it."
+        )
+    if shots != "task" and not shots.isdecimal():
+        raise InputError(f"--shots: {shots!r} is not allowed; use 0, 1, 2, ... or task.")
+    if data is None:
+        if shots == "task":
+            raise InputError(
+                "--shots: 'task' needs --task_data, whose task files name a number; use a number."
+            )
+        return [(name, int(shots), None) for name in names]
+    if not os.path.isdir(data):
+        raise InputError(f"--task_data: {data} is no directory.")
+    planned = []
+    for task in task_files.choose(names):
+        k = task.shots if shots == "task" else int(shots)
+        if k and not task.shots:
+            raise InputError(f"--shots: {task.name} has no examples for prompts; use 0, or task.")
+        planned.append((task.name, k, task))
+    return planned
+
+
+def answer(
+    model: Loaded, planned, *, data: str | None, cache: str, limit: int | None, batch_tokens: int = 8192
+) -> list[TaskScore]:
+    """Runs the planned tasks.
+
+    Args:
+      model: what answers.
+      planned: as `plan` returns it.
+      data: folder of the tasks' data, or None.
+      cache: folder for data in the harness's form.
+      limit: questions of each task; None is all.
+      batch_tokens: about how many tokens run at once.
+
+    Raises:
+      InputError: the limit or a file is not allowed, or the harness cannot load a task.
+    """
+    if limit is not None:
+        check_positive_int("--limit", limit)
+    defaults = data is None
+    if data is not None:
+        folder = task_files.prepare([task for _, _, task in planned], data, cache)
+        for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+            os.environ.setdefault(variable, "1")
+        os.environ.setdefault("HF_HOME", os.path.join(os.path.abspath(cache), "datasets"))
+    import datasets  # pyright: ignore[reportMissingImports]
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    from experiments.harness import HarnessModel
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    lm = HarnessModel(model.spec, model.variables, model.tokenizer, batch_tokens)
+    manager = TaskManager(include_defaults=True) if defaults else TaskManager(
+        include_path=folder, include_defaults=False
+    )  # fmt: skip
+    scores = []
+    for name, shots, task in planned:
+        try:
+            found = lm_eval.simple_evaluate(
+                model=lm, tasks=[name], num_fewshot=shots, limit=limit, task_manager=manager,
+                bootstrap_iters=0, log_samples=True,  # it would fork this process, threads and all
+            )  # fmt: skip
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        except (KeyError, ValueError, ConnectionError, OSError) as error:
+            raise InputError(f"--tasks: the harness cannot run {name} ({reason(error)}).") from error
+        scores += _scores(found, name, shots, task)
+    return scores
+
+
+def _scores(found: dict, name: str, shots: int, task) -> list[TaskScore]:
+    samples, figures = found["samples"][name], found["results"][name]
+    definition = json.dumps(found["configs"][name], sort_keys=True, default=str)
+    sha256 = task.sha256 if task else hashlib.sha256(definition.encode()).hexdigest()[:12]
+    kind = found["configs"][name]["output_type"]
+    guess = {"multiple_choice": _guess(samples), "generate_until": 0.0}.get(kind)
+    scores = []
+    for key, value in figures.items():
+        metric, _, filtered = key.partition(",")
+        if not filtered or metric.endswith("_stderr"):
+            continue
+        # An accuracy of a choice can be guessed; a likelihood or a greedy match cannot.
+        chance = guess if metric in ("acc", "acc_norm") or kind == "generate_until" else None
+        scores.append(
+            TaskScore(
+                name, metric, shots, float(value), _stderr(metric, samples), chance, len(samples), sha256
+            )
+        )
+    return scores
+
+
+def _stderr(metric: str, samples: list[dict]) -> float:
+    """Standard error of a mean over questions; of a perplexity, exp(-mean), to first order."""
+    values = [sample[metric] for sample in samples]
+    if len(values) < 2 or not all(isinstance(value, int | float) for value in values):
+        return math.nan
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return error * math.exp(-statistics.fmean(values)) if metric == "perplexity" else error
+
+
+def _guess(samples: list[dict]) -> float:
+    """Expected accuracy of a random choice."""
+    return sum(1 / len(sample["arguments"]) for sample in samples) / len(samples)
+
+
+def table(scores: list[TaskScore]) -> str:
+    """All scores as text: a line a metric."""
+    lines = [f"{'task':<16}{'k':>3}  {'metric':<16}{'score':>10}{'+-':>9}{'chance':>9}{'above':>8}{'n':>8}"]
+    for score in scores:
+        chance = "" if score.chance is None else f"{score.chance:.4f}"
+        above = "" if score.above_chance is None else f"{score.above_chance:.1f} s"
+        error = "" if math.isnan(score.stderr) else f"{score.stderr:.4f}"
+        lines.append(
+            f"{score.task:<16}{score.shots:>3}  {score.metric:<16}{score.value:>10.4f}{error:>9}{chance:>9}"
+            f"{above:>8}{score.n:>8,}"
+        )
+    return "\n".join([*lines, "above: standard errors (s) between the score and chance"])
+
+
+def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int | None) -> None:
+    """Appends rows of table t3_small: every score, its standard error and chance."""
+    from lm_eval import __version__ as version  # pyright: ignore[reportMissingImports]
+
+    for score in scores:
+        asked = {"task": score.task, "shots": score.shots, "limit": limit, "n": score.n}
+        known = {**facts, "scored": {**asked, "task_sha256": score.sha256, "lm_eval": version}}
+        stem = f"{score.task}_{score.shots}shot_{score.metric}"
+        values = {stem: score.value, f"{stem}_stderr": score.stderr, f"{stem}_chance": score.chance}
+        for metric, value in values.items():
+            if value is not None and math.isfinite(value):
+                record.append_result(
+                    path, table="t3_small", row=row, metric=metric, value=value, unit="1",
+                    seed=facts.get("seed"), config=known,
+                )  # fmt: skip

@@ -1,0 +1,205 @@
+"""Task files for the evaluation harness over local data: what stands in them, and data in the form they name.
+
+A task file is YAML of lm-eval's own form, whose data files are named DATA/<path>. Before the harness reads
+them, the files of a folder are written to a cache as plain JSONL, and DATA is put in place:
+
+    DATA/x/valid.jsonl             rows of x/valid.jsonl, plain or .gz, .xz, .zst
+    DATA/x/valid.labelled.jsonl    the same, with `label` from the lines of x/valid-labels.lst
+    DATA/x/few.solved.jsonl        rows {text} of x/few.jsonl as questions of which nothing is left to answer
+    DATA/x/dev.questions.jsonl     x/dev.json in SQuAD's layout, one row a question
+    DATA/x/test.whole.jsonl        x/test.txt as one row {text}
+"""
+
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import NamedTuple
+
+from tree_ffn.data.compressed import read_bytes
+from tree_ffn.errors import InputError, check_choice, reason
+
+TASKS = os.path.join(os.path.dirname(__file__), "tasks")
+NEEDED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target", "metric_list", "metadata")
+SUFFIXES = ("", ".xz", ".gz", ".zst")
+
+
+class TaskFile(NamedTuple):
+    """One task.
+
+    Attributes:
+      name: `task` of the file.
+      path: of the file.
+      text: its content.
+      shots: `metadata.shots`, the number of examples in few-shot prompts; 0: it has no examples.
+      data: the files it names, without DATA/.
+    """
+
+    name: str
+    path: str
+    text: str
+    shots: int
+    data: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """12 hex digits of what the file says."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+
+def read_task(path: str) -> TaskFile:
+    """A task file.
+
+    Raises:
+      InputError: names the file, the line and the field that is missing or not allowed.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--tasks: {path} cannot be read ({reason(error)}).") from None
+    lines = text.splitlines()
+    fields = {line.split(":")[0]: number for number, line in enumerate(lines, 1) if re.match(r"\w+:", line)}
+    for field in NEEDED:
+        if field not in fields:
+            raise InputError(
+                f"--tasks: {path}, line {len(lines)}: the file ends without the field {field!r}."
+            )
+    shots = re.search(r"^metadata:(?:\n .*)*?\n +shots: *(\d+) *$", text, re.MULTILINE)
+    if not shots:
+        line = fields["metadata"]
+        raise InputError(f"--tasks: {path}, line {line}: metadata lacks `shots`, a whole number of examples.")
+    name = re.search(r"^task: *([\w.-]+) *$", text, re.MULTILINE)
+    if not name:
+        line = fields["task"]
+        raise InputError(f"--tasks: {path}, line {line}: task must be a name of letters, digits and _ . -")
+    data = tuple(sorted(set(re.findall(r"\bDATA/(\S+)", text))))
+    if not data:
+        line = fields["dataset_path"]
+        raise InputError(f"--tasks: {path}, line {line}: no data_files of the form DATA/<path> are named.")
+    return TaskFile(name[1], path, text, int(shots[1]), data)
+
+
+def choose(names: list[str], folder: str = TASKS) -> list[TaskFile]:
+    """The named tasks of a folder of task files; `all` is every one.
+
+    Raises:
+      InputError: a name is not known, or a file is not right.
+    """
+    known = {task.name: task for task in map(read_task, sorted(glob.glob(os.path.join(folder, "*.yaml"))))}
+    for name in names:
+        check_choice("--tasks", name, [*known, "all"])
+    return list(known.values()) if "all" in names else [known[name] for name in dict.fromkeys(names)]
+
+
+def prepare(tasks: list[TaskFile], data: str, cache: str) -> str:
+    """Data and task files in the form that the harness reads.
+
+    Args:
+      tasks: what is asked for.
+      data: folder of the data.
+      cache: folder for what is made of them; what is there and not older is used again.
+
+    Returns:
+      a folder of task files.
+
+    Raises:
+      InputError: a file of a task is missing or has another form.
+    """
+    sources = {
+        name: _sources(task, name, data) for task in tasks for name in task.data
+    }  # before any is written
+    folder = os.path.join(os.path.abspath(cache), "tasks")
+    for name, paths in sources.items():
+        made = os.path.join(os.path.abspath(cache), name)
+        if os.path.isfile(made) and os.path.getmtime(made) >= max(map(os.path.getmtime, paths)):
+            continue
+        rows = _rows(name, paths)
+        os.makedirs(os.path.dirname(made), exist_ok=True)
+        with open(f"{made}.new", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        os.replace(f"{made}.new", made)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    for task in tasks:
+        with open(os.path.join(folder, os.path.basename(task.path)), "w", encoding="utf-8") as file:
+            file.write(task.text.replace("DATA/", os.path.abspath(cache) + "/"))
+        for module in glob.glob(os.path.join(os.path.dirname(task.path), "*.py")):
+            shutil.copy(module, folder)
+    return folder
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The files of which DATA/`name` is made, and `name`'s form is between the last two dots."""
+    stem, form = re.fullmatch(r"(.*?)(?:\.(labelled|solved|questions|whole))?\.jsonl", name).groups()  # type: ignore[union-attr]
+    if form == "labelled":
+        return f"{stem}.jsonl", f"{stem}-labels.lst"
+    return (stem + {"questions": ".json", "whole": ".txt"}.get(form, ".jsonl"),)
+
+
+def _sources(task: TaskFile, name: str, data: str) -> list[str]:
+    if not name.endswith(".jsonl"):
+        raise InputError(f"--tasks: {task.path}: DATA/{name} is not allowed; use names that end in .jsonl.")
+    found = []
+    for part in _parts(name):
+        paths = [os.path.join(data, part + suffix) for suffix in SUFFIXES]
+        path = next(filter(os.path.isfile, paths), None)
+        if path is None:
+            raise InputError(
+                f"--task_data: {paths[0]} (plain, .xz, .gz or .zst) is missing; {task.name} needs it."
+            )
+        found.append(path)
+    return found
+
+
+def _rows(name: str, paths: list[str]) -> list[dict]:
+    """The rows of DATA/`name`."""
+    texts = []
+    for path in paths:
+        try:
+            texts.append(read_bytes(pathlib.Path(path)).decode("utf-8"))
+        except (OSError, UnicodeDecodeError, EOFError) as error:
+            raise InputError(f"--task_data: {path} cannot be read ({reason(error)}).") from None
+    if name.endswith(".questions.jsonl"):
+        return _squad_questions(paths[0], texts[0])
+    if name.endswith(".whole.jsonl"):
+        return [{"text": texts[0]}]
+    rows = [
+        _row(paths[0], number, line) for number, line in enumerate(texts[0].split("\n"), 1) if line.strip()
+    ]
+    if name.endswith(".labelled.jsonl"):
+        labels = texts[1].split()
+        if len(labels) != len(rows):
+            raise InputError(f"--task_data: {paths[1]} has {len(labels)} labels for {len(rows)} rows.")
+        return [{**row, "label": int(label)} for row, label in zip(rows, labels)]
+    if name.endswith(".solved.jsonl"):
+        return [{"id": -1, "query": row["text"], "choices": [""] * 4, "gold": 0} for row in rows]
+    return rows
+
+
+def _row(path: str, number: int, line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise InputError(f"--task_data: {path}, line {number}: no JSON object.")
+    return row
+
+
+def _squad_questions(path: str, text: str) -> list[dict]:
+    try:
+        return [
+            {
+                "title": article["title"], "context": paragraph["context"], "question": question["question"],
+                "answers": [answer["text"] for answer in question["answers"]], "id": question["id"],
+            }
+            for article in json.loads(text)["data"]
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--task_data: {path} is not in SQuAD's layout ({reason(error)}).") from None

@@ -1,0 +1,164 @@
+"""Log-likelihoods of continuations: what question answering by a language model compares.
+
+    log p(continuation | context) = sum_i log softmax(logits after token i - 1)[token i]
+
+Rows of about one length run together, padded to one of a few lengths, so that few programs are compiled.
+Padding stands on the right, where a causal model does not look, and only the continuation's positions
+are turned into scores of all V tokens.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Transformer
+
+
+class Scored(NamedTuple):
+    """What a model says of one continuation.
+
+    Attributes:
+      log_likelihood: in nats.
+      is_greedy: whether every token of it is the likeliest one where it stands.
+    """
+
+    log_likelihood: float
+    is_greedy: bool
+
+
+class _Row(NamedTuple):
+    """One pair as the device reads it: tokens to read, and how many of the last ones predict the targets."""
+
+    read: list[int]
+    targets: list[int]
+
+
+def score(
+    spec: ModelSpec,
+    variables: dict,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    batch_tokens: int = 8192,
+    progress: Callable[[int], object] | None = None,
+) -> list[Scored]:
+    """Scores every (context, continuation) pair of token ids.
+
+    A pair that is too long loses the left end of its context: the model reads
+    the last `spec.context` of its tokens but one.
+
+    Args:
+      spec, variables: the model.
+      pairs: neither part is empty; a continuation fits the context.
+      batch_tokens: about how many tokens run at once, padding among them.
+      progress: called with the number of pairs of every finished batch.
+
+    Raises:
+      InputError: a pair has an empty part or an id outside the vocabulary, or a
+        continuation is longer than the context.
+
+    Example:
+      >>> from tree_ffn.models.dense import DenseSpec
+      >>> spec = ModelSpec(vocab_size=9, context=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
+      >>> variables = Transformer(spec).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+      >>> [found] = score(spec, variables, [([1, 2, 3], [4])])
+      >>> found.log_likelihood < 0
+      True
+    """
+    check_positive_int("batch_tokens", batch_tokens)
+    rows = [_row(spec, i, context, continuation) for i, (context, continuation) in enumerate(pairs)]
+    found: list[Scored | None] = [None] * len(rows)
+    for batch, shape in batches(
+        [(len(row.read), len(row.targets)) for row in rows], spec.context, batch_tokens
+    ):
+        arrays = _arrays([rows[i] for i in batch], *shape)
+        log_p_B, is_greedy_B = jax.device_get(_score(variables, *arrays, spec=spec))
+        for i, log_p, is_greedy in zip(batch, log_p_B, is_greedy_B):
+            found[i] = Scored(float(log_p), bool(is_greedy))
+        if progress is not None:
+            progress(len(batch))
+    return [one for one in found if one is not None]
+
+
+def batches(sizes: Sequence[tuple[int, int]], context: int, batch_tokens: int):
+    """Rows that run together, longest first, and the shape they run in.
+
+    Args:
+      sizes: (tokens read, tokens predicted) of every row.
+      context: the longest row there can be.
+      batch_tokens: about how many tokens run at once.
+
+    Yields:
+      indices of at most B rows, and (B, C, K): rows, positions, and positions to score.
+
+    Example:
+      >>> list(batches([(5, 1), (40, 2), (7, 1)], context=64, batch_tokens=96))
+      [([1], (1, 48, 4)), ([2, 0], (2, 32, 4))]
+    """
+    shapes = [(rounded(read, 32, context), rounded(targets, 4, context, 4)) for read, targets in sizes]
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for i in sorted(range(len(sizes)), key=lambda i: (shapes[i], sizes[i]), reverse=True):
+        by_shape.setdefault(shapes[i], []).append(i)
+    for (length, n_targets), members in by_shape.items():
+        n_rows = max(1, min(batch_tokens // length, 1 << (len(members) - 1).bit_length()))
+        for start in range(0, len(members), n_rows):
+            yield members[start : start + n_rows], (n_rows, length, min(n_targets, length))
+
+
+def rounded(size: int, least: int, most: int, factor: int = 2) -> int:
+    """The next of few sizes: least * factor^n, or (factor 2) half as much again; `most` at most.
+
+    Example:
+      >>> [rounded(size, 32, 500) for size in (3, 33, 50, 65, 129, 300, 400)]
+      [32, 48, 64, 96, 192, 384, 500]
+    """
+    at = least
+    while at < size:
+        if factor == 2 and size <= at * 3 // 2:
+            return min(at * 3 // 2, most)
+        at *= factor
+    return min(at, most)
+
+
+def _row(spec: ModelSpec, i: int, context, continuation) -> _Row:
+    whole = [*context, *continuation]
+    if not (len(context) and len(continuation)):
+        raise InputError(
+            f"pair {i}: its context or its continuation is empty; each needs at least one token."
+        )
+    if len(continuation) > spec.context:
+        raise InputError(
+            f"pair {i}: a continuation of {len(continuation)} tokens does not fit the model's context of "
+            f"{spec.context}; score it in windows."
+        )
+    if not 0 <= min(whole) <= max(whole) < spec.vocab_size:
+        raise InputError(f"pair {i}: its ids are not all below the vocabulary's {spec.vocab_size}.")
+    return _Row(whole[-spec.context - 1 : -1], list(continuation))
+
+
+def _arrays(rows: list[_Row], n_rows: int, length: int, n_targets: int):
+    """token_BC, position_BK and target_BK, with -1 for no target; rows that are missing have none."""
+    token_BC = np.zeros((n_rows, length), np.int32)
+    position_BK = np.zeros((n_rows, n_targets), np.int32)
+    target_BK = np.full((n_rows, n_targets), -1, np.int32)
+    for b, (read, targets) in enumerate(rows):
+        token_BC[b, : len(read)] = read
+        position_BK[b, : len(targets)] = np.arange(len(read) - len(targets), len(read))
+        target_BK[b, : len(targets)] = targets
+    return token_BC, position_BK, target_BK
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def _score(variables, token_BC, position_BK, target_BK, *, spec: ModelSpec):
+    """Summed log-probability of every row's targets, and whether all of them are the likeliest: [B] each."""
+    logits_BKV, _ = Transformer(spec).apply(variables, token_BC, only=position_BK)
+    is_real_BK = target_BK >= 0
+    target_BK = jnp.maximum(target_BK, 0)
+    logit_BK = jnp.take_along_axis(logits_BKV, target_BK[..., None], axis=-1, mode="clip")[..., 0]
+    log_p_BK = logit_BK - jax.nn.logsumexp(logits_BKV, axis=-1)
+    is_best_BK = jnp.argmax(logits_BKV, axis=-1) == target_BK
+    return jnp.where(is_real_BK, log_p_BK, 0.0).sum(axis=1), (is_best_BK | ~is_real_BK).all(axis=1)
