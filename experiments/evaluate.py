@@ -53,8 +53,7 @@ def main() -> None:
     if _RESULTS.value and not _ROW.value:
         raise InputError("--row is missing; --results needs a name for the row.")
     other = texts.parse(_TEXTS.value)
-    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
-    run = restore_for_inference(_WORKDIR.value, step, make_mesh(data=-1, model=1))
+    run = restore_for_inference(_WORKDIR.value, _STEP.value, make_mesh(data=-1, model=1))
     if other:
         found = texts.score(
             run, other, batch_size=_BATCH_SIZE.value, tokenizer=_TOKENIZER.value,
