@@ -50,6 +50,26 @@ def _read(key, text, kind):
         raise ValueError(f"config argument: {key}={text} is not allowed; {allowed}.") from None
 
 
+def check_known(arg: ConfigDict, **known: dict[str, Any] | tuple[str, ...]) -> None:
+    """Refuses a name in a config's argument that is none of those it may be.
+
+    Args:
+      arg: as `parse_arg` reads it.
+      **known: the names that a key may have.
+
+    Raises:
+      ValueError: one sentence with the key, its value and the names.
+
+    Example:
+      >>> check_known(parse_arg("row=moe", row="dense"), row=("dense", "moe"))
+    """
+    for key, names in known.items():
+        if arg[key] not in names:
+            raise ValueError(
+                f"config argument: {key}={arg[key]} is not known; use one of: {', '.join(names)}."
+            )
+
+
 class _Op(NamedTuple):
     """How a FieldReference is computed from others, in the form that ml_collections reads."""
 

@@ -34,10 +34,7 @@ LR_SHORT = {"dense": 4e-3, "moe": 4e-3}
 def get_config(arg=None):
     """Arguments: row (one of ROWS), length (full, long or short), seed."""
     arg = common.parse_arg(arg, row="tree_continuous", length="long", seed=0)
-    if arg.row not in ROWS:
-        raise ValueError(f"config argument: row={arg.row} is not known; use one of: {', '.join(ROWS)}.")
-    if arg.length not in STEPS:
-        raise ValueError(f"config argument: length={arg.length} is not known; use full, long or short.")
+    common.check_known(arg, row=ROWS, length=STEPS)
     config = common.base_config()
     config.seed = arg.seed
 

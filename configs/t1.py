@@ -33,11 +33,7 @@ STEPS = {"full": 4800, "tune": 600}
 def get_config(arg=None):
     """Arguments: row (one of ROWS), length (full or tune), seed."""
     arg = common.parse_arg(arg, row="tree_hard_P12_W1", length="full", seed=0)
-    for name, known in (("row", ROWS), ("length", STEPS)):
-        if arg[name] not in known:
-            raise ValueError(
-                f"config argument: {name}={arg[name]} is not known; use one of: {', '.join(known)}."
-            )
+    common.check_known(arg, row=ROWS, length=STEPS)
     config = common.base_config()
     config.seed = arg.seed
 

@@ -41,10 +41,7 @@ STEPS = {"full": 1831, "tune": 458}
 def get_config(arg=None):
     """Arguments: row (one of ROWS), length (full or tune), seed."""
     arg = common.parse_arg(arg, row="tree_continuous_P1_W12", length="full", seed=0)
-    if arg.row not in ROWS:
-        raise ValueError(f"config argument: row={arg.row} is not known; use one of: {', '.join(ROWS)}.")
-    if arg.length not in STEPS:
-        raise ValueError(f"config argument: length={arg.length} is not known; use full or tune.")
+    common.check_known(arg, row=ROWS, length=STEPS)
     config = common.base_config()
     config.seed = arg.seed
 

@@ -37,8 +37,7 @@ ROWS = {
 def get_config(arg=None):
     """Arguments: row (one of ROWS), seed."""
     arg = common.parse_arg(arg, row="tree_hard_P32_W1", seed=0)
-    if arg.row not in ROWS:
-        raise ValueError(f"config argument: row={arg.row} is not known; use one of: {', '.join(ROWS)}.")
+    common.check_known(arg, row=ROWS)
     config = common.base_config()
     config.seed = arg.seed
 

@@ -24,9 +24,7 @@ ROUTINGS = {
 def get_config(arg=None):
     """Arguments: activation, site (node, sum), routing (one of ROUTINGS), balance (none, sign), seed."""
     arg = common.parse_arg(arg, activation="gelu", site="node", routing="hard", balance="none", seed=0)
-    if arg.routing not in ROUTINGS:
-        known = ", ".join(ROUTINGS)
-        raise ValueError(f"config argument: routing={arg.routing} is not known; use one of: {known}.")
+    common.check_known(arg, routing=ROUTINGS)
     config = t1_cpu.get_config(f"row={ROUTINGS[arg.routing]},seed={arg.seed}")
     config.ffn.activation, config.ffn.act_site, config.ffn.balance = arg.activation, arg.site, arg.balance
     config.train.eval_every = 100

@@ -40,11 +40,7 @@ def get_config(arg=None):
     arg = common.parse_arg(
         arg, activation="gelu", site="node", routing="hard", balance="none", length="full", seed=0
     )
-    for name, known in (("routing", ROUTINGS), ("length", STEPS)):
-        if arg[name] not in known:
-            raise ValueError(
-                f"config argument: {name}={arg[name]} is not known; use one of: {', '.join(known)}."
-            )
+    common.check_known(arg, routing=ROUTINGS, length=STEPS)
     config = t1_small.get_config(f"row={ROUTINGS[arg.routing]},seed={arg.seed}")
     config.ffn.activation, config.ffn.act_site, config.ffn.balance = arg.activation, arg.site, arg.balance
     if arg.activation == "leaky_relu":

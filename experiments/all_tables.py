@@ -40,11 +40,36 @@ def make_tables(pattern: str, mix: bool = False) -> list[Table]:
     Raises:
       InputError: a file has no rows, a line of it is no row, or the rows of a table do not belong together.
     """
+    return tables_of(*read_rows(pattern), mix)
+
+
+def read_rows(pattern: str) -> tuple[list[dict], list[dict]]:
+    """(measured, tuning): rows of results files; *_tuning.jsonl hold the runs that chose learning rates.
+
+    Args:
+      pattern: glob of results files; those later by name are the later ones.
+
+    Raises:
+      InputError: a file has no rows, or a line of it is no row.
+    """
     paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
     check_not_empty(paths)
     tuning_paths = [path for path in paths if path.endswith("_tuning.jsonl")]
     measured = record.load_results([path for path in paths if path not in tuning_paths])
-    tuning = record.load_results(tuning_paths)
+    return measured, record.load_results(tuning_paths)
+
+
+def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> list[Table]:
+    """All tables of rows, in README's order.
+
+    Args:
+      measured: rows of runs and timings.
+      tuning: rows that learning rates were chosen by: they make the grids and nothing else.
+      mix: as `make_tables` says.
+
+    Raises:
+      InputError: the rows of a table do not belong together.
+    """
     parts = []
     for name, (key, make) in TABLES.items():
         found = [row for row in measured if row["table"] == name]

@@ -47,17 +47,21 @@ def written(value) -> str:
     return str(value)
 
 
-def config_of(words: list[str]) -> ConfigDict:
+def config_of(words: list[str], flag: str = "config") -> ConfigDict:
     """The config that experiments.train would read from these words of a command line.
+
+    Args:
+      words: of the config, e.g. as `words_of` makes them.
+      flag: what they call it.
 
     Raises:
       InputError: in the words of ml_collections, or of the config file.
     """
     own = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_file("config", flag_values=own, lock_config=True, sys_argv=list(words))
+        config_flags.DEFINE_config_file(flag, flag_values=own, lock_config=True, sys_argv=list(words))
         own(["train", *words])
-        config: Any = own["config"].value
+        config: Any = own[flag].value
         return config.copy_and_resolve_references()
     except Exception as error:  # a file, its argument, a key or a value: absl wraps them in many ways
         raise InputError(f"{' '.join(words[:1])}: {last_line(error)}") from error

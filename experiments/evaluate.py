@@ -73,8 +73,7 @@ def main() -> None:
     if _WORKDIR.value is None:
         raise InputError("--workdir is missing; name the directory of a training run.")
     other = texts.parse(_TEXTS.value)
-    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
-    run = restore_for_inference(_WORKDIR.value, step, make_mesh(data=-1, model=1))
+    run = restore_for_inference(_WORKDIR.value, _STEP.value, make_mesh(data=-1, model=1))
     if other:
         found = texts.score(
             run, other, batch_size=_BATCH_SIZE.value, tokenizer=_TOKENIZER.value,

@@ -53,8 +53,7 @@ def _from_run():
     # Checkpoints need orbax; an exported model does not.
     from tree_ffn.training.checkpoint import restore_for_inference
 
-    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
-    run = restore_for_inference(_WORKDIR.value, step)
+    run = restore_for_inference(_WORKDIR.value, _STEP.value)
     # config.json of an export may travel: the run's data section names paths, its data's hashes do not.
     config = {name: value for name, value in run.meta["config"].items() if name != "data"}
     return run.model, run.variables, run.config.data.tokenizer, {**run.meta, "config": config}

@@ -71,8 +71,7 @@ class Point(NamedTuple):
 
 def main() -> None:
     thresholds = _checked_thresholds()
-    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
-    run = restore_for_inference(_WORKDIR.value, step)
+    run = restore_for_inference(_WORKDIR.value, _STEP.value)
     tokens_needed(run.model)  # before any text is read: the model has trees
     places = {flag.name: flag.value for flag in (_TOKENIZER, _CACHE_DIR)}
     other = {flag.name: flag.value for flag in (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD)}

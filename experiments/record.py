@@ -64,7 +64,7 @@ def append_result(
       ...     value=1.25, seed=0, config={"model": {"width": 128}})          # doctest: +SKIP
     """
     result = _result(table, row, metric, value, seed, config, unit, device, command)
-    _append_line(path, json.dumps(result, allow_nan=False))
+    _append_rows(path, [result])
     return result
 
 
@@ -81,8 +81,11 @@ def _result(table, row, metric, value, seed, config, unit=None, device=None, com
     return result
 
 
-def _append_line(path: str, line: str) -> None:
+def _append_rows(path: str, results: list[dict]) -> None:
     """One write of whole lines; a torn line before them is closed first, never removed."""
+    if not results:
+        return
+    lines = "\n".join(json.dumps(result, allow_nan=False) for result in results)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "ab+") as file:
@@ -90,8 +93,8 @@ def _append_line(path: str, line: str) -> None:
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(size - 1)
-                line = line if file.read(1) == b"\n" else "\n" + line
-            file.write(f"{line}\n".encode())
+                lines = lines if file.read(1) == b"\n" else "\n" + lines
+            file.write(f"{lines}\n".encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -145,17 +148,7 @@ def public_config(config, data_meta: dict) -> dict:
     data = {
         key: value for key, value in config["data"].items() if key in ("corpus", "valid_share", "text_field")
     }
-    known = (
-        "corpus",
-        "sha256",
-        "tokenizer",
-        "tokenizer_sha256",
-        "vocab_size",
-        "row_tokens",
-        "splits",
-        "python",
-    )
-    data |= {key: data_meta[key] for key in known if key in data_meta}
+    data |= {key: data_meta[key] for key in DATA_FACTS if key in data_meta}
     return {**config, "data": data}
 
 
@@ -224,15 +217,13 @@ def append_figures(
         metric = {"loss": "val_loss"}.get(name, name).split("/")[0]
         if metric in UNITS:
             means.setdefault(metric, []).append(value)
-    lines = []
+    results = []
     for metric, values in means.items():
         # A timing says nothing about a seed.
         seed = None if UNITS[metric] in ("s", "ms", "tokens/s") else known["seed"]
         value = sum(values) / len(values)
-        result = _result(table, row, metric, value, seed, known, command=command)
-        lines.append(json.dumps(result, allow_nan=False))
-    if lines:
-        _append_line(path, "\n".join(lines))
+        results.append(_result(table, row, metric, value, seed, known, command=command))
+    _append_rows(path, results)
 
 
 def append_text_figures(
@@ -242,7 +233,7 @@ def append_text_figures(
     """Appends the figures of a run on another text: metrics such as `novels_loss`, `wikitext2_word_ppl`.
 
     The row is the run's own line of a table, so its config is the run's, with
-    the text under `scored`.
+    the text under `scored`. All rows are written at once.
 
     Args:
       path: results file.
@@ -255,9 +246,11 @@ def append_text_figures(
       command: by default this process's own.
     """
     known = {**public_config(config, data_meta), "scored": {"name": text, "sha256": sha256}}
-    for name, value in figures.items():
-        unit = {"loss": "nats/token"}.get(name) or UNITS[name]
-        append_result(
-            path, table=table, row=row, metric=f"{text}_{name}", value=value, unit=unit, seed=known["seed"],
-            config=known, command=command,
-        )  # fmt: skip
+    results = [
+        _result(
+            table, row, f"{text}_{name}", value, known["seed"], known,
+            unit={"loss": "nats/token"}.get(name) or UNITS[name], command=command,
+        )
+        for name, value in figures.items()
+    ]  # fmt: skip
+    _append_rows(path, results)

@@ -13,8 +13,8 @@ import os
 
 from absl import flags
 
-from experiments import cli, record
-from experiments.all_tables import TABLES, make_tables
+from experiments import cli
+from experiments.all_tables import TABLES, read_rows, tables_of
 from experiments.lines import groups
 from experiments.page import Table
 from experiments.report_figures import (
@@ -50,9 +50,8 @@ def main() -> None:
     runs = [load_run(path) for path in directories(_WORKDIR.value)]
     tables, rows = [], []
     if _RESULTS.value:
-        tables = make_tables(_RESULTS.value, _MIXED.value)
-        paths = sorted(glob.glob(_RESULTS.value))
-        rows = record.load_results([path for path in paths if not path.endswith("_tuning.jsonl")])
+        rows, tuning = read_rows(_RESULTS.value)
+        tables = tables_of(rows, tuning, _MIXED.value)
     names = [run.name for run in runs] + ([os.path.basename(_RESULTS.value)] if _RESULTS.value else [])
     title = _TITLE.value or ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     page = render(title, runs, rows, tables)

@@ -1,36 +1,31 @@
 """Training steps of configs, timed in turns: what experiments/benchmark_steps.py reports."""
 
 import functools
-import importlib.util
 import os
 import statistics
 import time
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from experiments.config_words import config_of
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.training import optimizer, sharding, step
 from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
 
 
-def load_config(name: str):
+def load_config(name: str) -> ConfigDict:
     """The config of FILE:argument.
 
     Raises:
       InputError: there is no such file, or it does not know the argument.
     """
-    path, _, argument = name.partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    if not (os.path.isfile(path) and spec and spec.loader):
+    path = name.partition(":")[0]
+    if not (path.endswith(".py") and os.path.isfile(path)):
         raise InputError(f"--run: {path!r} is no config file; use e.g. configs/quickstart.py.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return module.get_config(argument)
-    except ValueError as error:
-        raise InputError(f"--run: {name}: {error}") from error
+    return config_of([f"--run={name}"], flag="run")
 
 
 class Steps:

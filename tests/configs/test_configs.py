@@ -99,3 +99,17 @@ def test_argument_types():
     assert values.to_dict() == {"a": 2, "b": 0.5, "c": True, "d": "x"}
     with pytest.raises(ValueError, match="c=yes is not allowed; use true or false"):
         common.parse_arg("c=yes", c=False)
+
+
+@pytest.mark.parametrize("name", ["cpu_small", "t1", "t1_cpu", "t1_small", "t2_1p3b", "t4_cpu", "t4_small"])
+def test_names_in_the_argument_are_of_a_list(name):
+    key = "routing" if name.startswith("t4") else "row"
+    said = f"^config argument: {key}=mlp is not known; use one of: .*dense.*[.]$"
+    with pytest.raises(ValueError, match=said):
+        importlib.import_module(f"configs.{name}").get_config(f"{key}=mlp")
+
+
+@pytest.mark.parametrize("name", ["cpu_small", "t1", "t1_cpu", "t1_small", "t4_small"])
+def test_lengths_in_the_argument_are_of_a_list(name):
+    with pytest.raises(ValueError, match="^config argument: length=all is not known; use one of: full, "):
+        importlib.import_module(f"configs.{name}").get_config("length=all")

@@ -55,6 +55,7 @@ def test_the_program(tmp_path):
     [
         ([], "--run is missing"),
         (["--run=configs/absent.py"], "'configs/absent.py' is no config file"),
+        (["--run=README.md"], "'README.md' is no config file"),
         (["--run=configs/smoke.py:kin=dense"], "'kin=dense' is not known"),
         (["--run=configs/smoke.py", "--vocab=1"], "--vocab: 1 is not allowed"),
     ],

@@ -94,3 +94,16 @@ def test_per_layer_figures_become_their_mean(tmp_path):
     record.append_figures(str(path), figures, table="cpu_small", row="dense", config=config, data_meta={})
     rows = {row["metric"]: (row["value"], row["seed"]) for row in record.load_results(str(path))}
     assert rows == {"val_loss": (1.0, 3), "dead_leaves": (0.5, 3), "tokens_per_s": (9.0, None)}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), "1.5"])
+def test_figures_of_a_text_are_written_whole_or_not_at_all(tmp_path, bad):
+    path = tmp_path / "results.jsonl"
+    config = {"seed": 3, "data": {"corpus": "files", "valid_share": 0.1, "text_field": "text"}}
+    names = {"table": "t1_small", "row": "dense", "config": config, "data_meta": {}, "sha256": "abc"}
+    with pytest.raises(InputError, match="value .* is not allowed"):
+        record.append_text_figures(str(path), "novels", {"loss": 1.0, "bits_per_byte": bad}, **names)
+    assert not path.exists()
+    record.append_text_figures(str(path), "novels", {"loss": 1.0, "bits_per_byte": 0.5}, **names)
+    rows = {row["metric"]: (row["value"], row["unit"], row["seed"]) for row in record.load_results(str(path))}
+    assert rows == {"novels_loss": (1.0, "nats/token", 3), "novels_bits_per_byte": (0.5, "bits/byte", 3)}

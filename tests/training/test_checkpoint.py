@@ -85,7 +85,7 @@ def test_the_latest_and_the_best_stay(tmp_path):
     with Checkpoints(str(tmp_path)) as checkpoints:
         assert checkpoints.steps == [2, 4, 5]
         assert (checkpoints.best, checkpoints.latest) == (2, 5)
-        assert [checkpoints.find(name) for name in ("best", "latest", 4)] == [2, 5, 4]
+        assert [checkpoints.find(name) for name in ("best", "latest", 4, "4")] == [2, 5, 4, 4]
         with pytest.raises(
             InputError, match=r"step: 3 has no checkpoint; use best, latest or one of \[2, 4, 5\]"
         ):

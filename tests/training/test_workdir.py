@@ -8,6 +8,7 @@ from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.config import differing_keys, namespace, resolved
+from tree_ffn.training.disk import replacing
 
 
 def check(texts, step, known=(), **changes):
@@ -68,6 +69,18 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         workdirs.write_json(str(tmp_path), "config.json", {"a": 2})
     assert workdirs.read_json(str(tmp_path), "config.json") == {"a": 1}
     assert workdirs.read_json(str(tmp_path), "data.json") is None
+
+
+def test_a_file_stays_as_it_was_when_writing_it_fails(tmp_path):
+    path = tmp_path / "leaves.npz"
+    with replacing(str(path), "wb") as file:
+        file.write(b"\xff")
+    with pytest.raises(ZeroDivisionError), replacing(str(path), "wb") as file:
+        file.write(bytes(1 // 0))
+    assert path.read_bytes() == b"\xff"
+    with pytest.raises(InputError, match=r"workdir: .*absent.* cannot be written \(No such file"):
+        with replacing(str(tmp_path / "absent" / "leaves.npz")):
+            pass
 
 
 def test_every_start_is_kept(tmp_path):

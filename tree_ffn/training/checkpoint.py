@@ -153,13 +153,14 @@ class Checkpoints:
         return TrainState(**found["optimizer"], **found["model"]), self.meta(step)
 
     def find(self, step: int | str) -> int:
-        """The step that `best`, `latest` or a number names.
+        """The step that `best`, `latest` or a number names; a number may be in digits, as a flag gives it.
 
         Raises:
           InputError: there is no such checkpoint.
         """
         if not self.steps:
             raise InputError(f"workdir: {self.directory} has no whole checkpoint.")
+        step = int(step) if isinstance(step, str) and step.isdecimal() else step
         named = {"best": self.best, "latest": self.latest}
         found = named.get(step, step) if isinstance(step, str) else step
         if found not in self.steps:
@@ -219,7 +220,7 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
 
     Args:
       workdir: of the run, finished or not.
-      step: `best` by validation loss, `latest`, or a number.
+      step: `best` by validation loss, `latest`, or a number, also in digits.
       mesh: where weights go; the first device alone by default.
 
     Raises:

@@ -1,6 +1,11 @@
-"""What a workdir's disk says: which checkpoints are whole on it, and why a write failed."""
+"""What a workdir's disk says: whole checkpoints, why a write failed; and files that are written whole."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import IO
+
+from tree_ffn.errors import InputError, reason
 
 # What a full or read-only disk says through tensorstore, which raises no OSError.
 DISK_ERRORS = ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded")
@@ -38,3 +43,38 @@ def disk_error(error: BaseException | None) -> str | None:
                 return said
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Says in one sentence what the operating system says about `path`.
+
+    Raises:
+      InputError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or reason(error)
+        raise InputError(f"workdir: {path} cannot be written ({said}).") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str, mode: str = "w") -> Iterator[IO]:
+    """A file that takes the place of `path` once all of it is written; after an error `path` is as it was.
+
+    Args:
+      path: of the file; it need not be there.
+      mode: "w" for text in UTF-8, "wb" for bytes.
+
+    Raises:
+      InputError: it cannot be written.
+
+    Example:
+      >>> with replacing("runs/tree/config.json") as file:      # doctest: +SKIP
+      ...     file.write("{}")
+    """
+    with writing(path):
+        with open(path + ".new", mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        os.replace(path + ".new", path)

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.errors import InputError
 from tree_ffn.models.spec import ModelSpec
+from tree_ffn.training.disk import replacing
 from tree_ffn.training.metrics import moved_figures, probe_figures, usage_figures
 from tree_ffn.training.programs import Score
 from tree_ffn.training.writers import MetricsWriter
@@ -91,7 +91,8 @@ class UsageLog:
             self._write(step, "valid", runs)
             self._leaves = leaves
             if leaves:
-                _write_leaves(self._path, step, leaves)
+                with replacing(self._path, "wb") as file:
+                    np.savez_compressed(file, step=step, **leaves)
         return figures
 
     def remember(self, score: Score) -> None:
@@ -136,13 +137,3 @@ def _read_leaves(path: str, step: int) -> dict | None:
     except (OSError, ValueError, KeyError):  # not there, or torn: the next validation says nothing on change
         return None
     return arrays if int(arrays.pop("step")) <= step else None
-
-
-def _write_leaves(path: str, step: int, leaves: dict) -> None:
-    """Replaces the file as a whole."""
-    try:
-        with open(path + ".new", "wb") as file:
-            np.savez_compressed(file, step=step, **leaves)
-        os.replace(path + ".new", path)
-    except OSError as error:
-        raise InputError(f"workdir: {path} cannot be written ({error.strerror}).") from error

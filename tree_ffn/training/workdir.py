@@ -9,7 +9,7 @@ import numpy as np
 from tree_ffn.errors import InputError
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.config import differing_keys, namespace, resolved
-from tree_ffn.training.disk import checkpoint_directory, steps_on_disk
+from tree_ffn.training.disk import checkpoint_directory, replacing, steps_on_disk, writing
 from tree_ffn.training.optimizer import learning_rate
 from tree_ffn.training.setup import optim_spec
 
@@ -138,10 +138,7 @@ def write_json(workdir: str, name: str, value: dict) -> None:
       InputError: the workdir cannot be written.
     """
     path = os.path.join(workdir, name)
-    try:
+    with writing(path):
         os.makedirs(workdir, exist_ok=True)
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
-        os.replace(path + ".new", path)
-    except OSError as error:
-        raise InputError(f"workdir: {path} cannot be written ({error.strerror}).") from error
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=2) + "\n")

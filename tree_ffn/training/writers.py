@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from tree_ffn.errors import InputError, reason
+from tree_ffn.training.disk import replacing, writing
 
 # pyright: reportAttributeAccessIssue=false
 # (protobuf makes its classes when it is imported)
@@ -38,7 +38,7 @@ class MetricsWriter:
             opened.callback(self._metrics.close)
             self._usage = _Lines(os.path.join(workdir, "usage.jsonl"), step)
             opened.callback(self._usage.close)
-            with _writing(self._directory):
+            with writing(self._directory):
                 self._events = _event_writer(self._directory, step)
             opened.pop_all()
 
@@ -50,7 +50,7 @@ class MetricsWriter:
         """
         self._metrics.write({"step": step, "split": split, **values})
         if self._events:
-            with _writing(self._directory):
+            with writing(self._directory):
                 self._events(step, {f"{split}/{name}": value for name, value in values.items()})
 
     def write_arrays(self, step: int, split: str, first_layer: int, arrays: dict[str, np.ndarray]) -> None:
@@ -71,7 +71,7 @@ class MetricsWriter:
         """
         with contextlib.ExitStack() as stack:
             if self._events:
-                stack.enter_context(_writing(self._directory))
+                stack.enter_context(writing(self._directory))
                 stack.callback(self._events, None, {})
             stack.callback(self._usage.close)
             self._metrics.close()
@@ -82,17 +82,17 @@ class _Lines:
 
     def __init__(self, path: str, step: int):
         self._path = path
-        with _writing(path):
+        with writing(path):
             _drop_after(path, step)
             self._file = open(path, "a", encoding="utf-8")
 
     def write(self, line: dict) -> None:
-        with _writing(self._path):
+        with writing(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
     def close(self) -> None:
-        with _writing(self._path):
+        with writing(self._path):
             self._file.close()
 
 
@@ -115,16 +115,6 @@ def decode(values: dict) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(values["shape"]).astype(values["dtype"])
 
 
-@contextlib.contextmanager
-def _writing(path: str):
-    """Says in one sentence what the operating system says about `path`."""
-    try:
-        yield
-    except OSError as error:
-        said = error.strerror or reason(error)
-        raise InputError(f"workdir: {path} cannot be written ({said}).") from error
-
-
 def _drop_after(path: str, step: int) -> None:
     """Removes lines of later steps, and a torn last line, from a file of JSON lines."""
     if not os.path.exists(path):
@@ -137,9 +127,8 @@ def _drop_after(path: str, step: int) -> None:
             except (ValueError, KeyError, TypeError):
                 keep = False
             kept += [line] if keep else []
-    with open(path + ".new", "w", encoding="utf-8") as file:
+    with replacing(path) as file:
         file.writelines(kept)
-    os.replace(path + ".new", path)
 
 
 def _event_writer(directory: str, step: int):
