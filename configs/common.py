@@ -164,7 +164,7 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     n_trees = E / 64 with node_width = 1.
     """
     ffn = ConfigDict()
-    ffn.kind = "tree"  # dense | narrow | moe | hash | tree | random_tree
+    ffn.kind = "tree"  # dense | narrow | moe | hash | tree | random_tree | hash_tree
     ffn.width = 0  # of dense; 0: F of the tree fields (narrow always has their A)
     ffn.activation = "gelu"  # a name of tree_ffn/tree/activations.py
     ffn.negative_slope = 0.01  # of leaky_relu

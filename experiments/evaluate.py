@@ -98,7 +98,6 @@ def main() -> None:
 def answer_questions() -> None:
     """What --tasks asks for."""
     planned = questions.plan(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
-    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
     model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, _STEP.value)
     scores = questions.answer(
         model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value

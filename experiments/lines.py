@@ -14,7 +14,8 @@ from tree_ffn.errors import InputError
 from tree_ffn.training.config import differing_keys, flat
 
 KINDS = (
-    "dense", "narrow", "moe", "hash", "random_tree", "tree_hard", "tree_straight", "tree_continuous", "tree",
+    "dense", "narrow", "moe", "hash", "random_tree", "hash_tree", "tree_hard", "tree_straight",
+    "tree_continuous", "tree",
 )  # fmt: skip
 
 # Keys that may differ within a line, and keys that may not differ even between the lines of a table.

@@ -23,7 +23,7 @@ def build(arg="preset=nano", **changes):
 
 
 def test_kinds_share_the_units_of_the_tree_fields():
-    dense, narrow, moe, hashing, tree, random_tree = (
+    dense, narrow, moe, hashing, tree, random_tree, hash_tree = (
         build(f"preset=opt_125m,kind={kind}").ffns[0] for kind in KINDS
     )
     assert dense == DenseSpec(3060) and narrow == DenseSpec(96)
@@ -31,7 +31,8 @@ def test_kinds_share_the_units_of_the_tree_fields():
     assert hashing == MoESpec(32, 96, balance="none", router="hash")
     assert isinstance(tree, TreeSpec) and tree.shape.node_width == 12 and tree.routing == "continuous"
     assert random_tree.router == "frozen" and random_tree.routing == "hard"
-    assert random_tree.shape == tree.shape
+    assert random_tree.shape == hash_tree.shape == tree.shape
+    assert hash_tree.router == "hash" and hash_tree.routing == "hard"
     assert build("preset=nano,kind=dense", ffn__width=100).ffns[0] == DenseSpec(100)
 
 

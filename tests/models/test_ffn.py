@@ -19,9 +19,10 @@ from tree_ffn.models import (
     update_routing,
 )
 from tree_ffn.models.ffn import ROUTING_NAMES
-from tree_ffn.models.moe import hashed, moe_ffn
+from tree_ffn.models.moe import moe_ffn
 from tree_ffn.tree import Info, PrunedSpec, TreeShape, TreeSpec
 from tree_ffn.tree.pruned import init_structure
+from tree_ffn.tree.routing import hashed
 
 E = 8
 IDS = jnp.arange(6, dtype=jnp.int32).reshape(2, 3)

@@ -8,7 +8,7 @@ from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
 
-KINDS = ("dense", "narrow", "moe", "hash", "tree", "random_tree")
+KINDS = ("dense", "narrow", "moe", "hash", "tree", "random_tree", "hash_tree")
 
 MODEL_FIELDS = (
     "width", "n_layers", "n_heads", "context", "dtype", "param_dtype", "remat", "norm_eps", "vocab_multiple",
@@ -99,7 +99,7 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
     is dense with their A; `moe` has experts of `expert_width` units, or of A /
     top_k where that is 0; `hash` is `moe` with one expert chosen by a hash of the token's id, whatever
     `top_k` and `moe_balance` say; `random_tree` is a tree with frozen random routers
-    and hard routing, whatever `routing` says.
+    and hard routing, whatever `routing` says, `hash_tree` one with paths hashed from the token's id.
 
     Raises:
       InputError: names the config's field, its value and what is allowed.
@@ -124,6 +124,8 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
         values = {name: getattr(ffn, name) for name in TREE_FIELDS}
         if kind == "random_tree":
             values |= {"routing": "hard", "router": "frozen"}
+        elif kind == "hash_tree":
+            values |= {"routing": "hard", "router": "hash"}
         return TreeSpec(shape, **values)
 
 

@@ -129,7 +129,7 @@ def _layer_line(ffn: FFNSpec) -> str:
         router = f"the router's {ffn.n_experts} rows are not counted"
         return f"moe: {ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}: {sizes}; {router}"
     shape = ffn.shape
-    kind = "random_tree" if ffn.router == "frozen" else "tree"
+    kind = {"frozen": "random_tree", "hash": "hash_tree"}.get(ffn.router, "tree")
     tree = f"P {shape.n_trees}, D {shape.depth}, W {shape.node_width}, S {shape.shared_width}"
     if isinstance(ffn, PrunedSpec):
         kind = f"pruned {kind}"

@@ -94,7 +94,7 @@ def apply_ffn(params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str 
         return dense.dense_ffn(params, x_TE, spec)
     if isinstance(spec, MoESpec):
         return moe.moe_ffn(params, x_TE, spec, token_T)
-    return sharded_tree_ffn(params, x_TE, spec, implementation)
+    return sharded_tree_ffn(params, x_TE, spec, implementation, token_T)
 
 
 def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
@@ -180,9 +180,9 @@ class FFN(nn.Module):
             for name, value in fresh.items():
                 self.put_variable("routing" if name in ROUTING_NAMES else "params", name, value)
         params = {**self.variables["params"], **self.variables.get("routing", {})}
-        self.sow(
-            "intermediates", "x", x
-        )  # for whoever asks what the units of a layer do (see training/probe.py)
+        # For whoever asks what the units of a layer do (see training/probe.py).
+        self.sow("intermediates", "x", x)
+        self.sow("intermediates", "tokens", tokens)
         token_T = None if tokens is None else tokens.reshape(-1)
         y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation, token_T)
         return y_TE.reshape(x.shape), info

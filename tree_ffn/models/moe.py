@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.tree import ACTIVATIONS, Info, activation
+from tree_ffn.tree.routing import hashed
 from tree_ffn.tree.usage import leaf_counts
 
 MOE_BALANCES = ("none", "aux", "bias")
@@ -140,23 +141,6 @@ def moe_ffn(params, x_TE: jax.Array, spec: MoESpec, token_T=None) -> tuple[jax.A
     else:
         chosen_Tk, gate_TX, aux_loss = _softmax_choice(params, x_TE, spec)
     return _weighed_experts(params, x_TE, gate_TX, spec), Info(chosen_Tk, aux_loss)
-
-
-def hashed(token_T: jax.Array, salt: jax.Array, n_experts: int) -> jax.Array:
-    """A number below `n_experts` for every id: an integer mixed until all bits depend on all, mod X.
-
-    Args:
-      token_T: integer ids, any shape.
-      salt: integer scalar; another salt is another hash.
-      n_experts: X.
-
-    Source: the finaliser of MurmurHash3 (Appleby, public domain).
-    """
-    h = token_T.astype(jnp.uint32) ^ salt.astype(jnp.uint32)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
-    h = h ^ (h >> jnp.uint32(16))
-    return (h % jnp.uint32(n_experts)).astype(jnp.int32)
 
 
 def _choices(chosen_Tk, spec: MoESpec):

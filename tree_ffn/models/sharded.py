@@ -16,10 +16,12 @@ from tree_ffn.tree.apply import finish, sum_of_trees
 from tree_ffn.tree.pruned import STRUCTURE
 
 # Leaves of the trees; their first axis is P, but not in a pruned layer.
-TREE_NAMES = ("w_in", "b_in", "w_out", "threshold", "router", *STRUCTURE)
+TREE_NAMES = ("w_in", "b_in", "w_out", "threshold", "router", "salt", *STRUCTURE)
 
 
-def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None):
+def sharded_tree_ffn(
+    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None, token_T=None
+):
     """`tree_ffn`, split over the mesh that `jax.set_mesh` made current.
 
     - P divisible by the model axis: tokens go over "data", whole trees over
@@ -35,7 +37,7 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
     """
     axes = _mesh_axes()
     if axes["data"] * axes["model"] == 1:
-        return tree_ffn(params, x_TE, spec, implementation)
+        return tree_ffn(params, x_TE, spec, implementation, token_T)
     n_tokens, n_trees = x_TE.shape[0], spec.shape.n_trees
     model = axes["model"]
     by_trees = model > 1 and n_trees % model == 0 and not isinstance(spec, PrunedSpec)
@@ -46,18 +48,18 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
     local_shape = dataclasses.replace(spec.shape, n_trees=n_trees // model) if by_trees else spec.shape
     local_spec = dataclasses.replace(spec, shape=local_shape)
 
-    def walk(params, x_TE):
-        s_TE, leaf_TP = sum_of_trees(params, x_TE, local_spec, implementation)
+    def walk(params, x_TE, token_T):
+        s_TE, leaf_TP = sum_of_trees(params, x_TE, local_spec, implementation, token_T)
         return s_TE[None], leaf_TP
 
     # Partial sums leave as [model, T, E] and are added outside: the partitioner
     # makes that one all-reduce, and its transpose costs no communication.
     s_MTE, leaf_TP = jax.shard_map(
         walk,
-        in_specs=(PartitionSpec(trees_over), PartitionSpec(over or None)),
+        in_specs=(PartitionSpec(trees_over), PartitionSpec(over or None), PartitionSpec(over or None)),
         out_specs=(PartitionSpec(trees_over, over or None), PartitionSpec(over or None, trees_over)),
         check_vma=False,  # the loops of the executions start from constants, which vary over no axis
-    )({name: params[name] for name in TREE_NAMES if name in params}, x_TE)
+    )({name: params[name] for name in TREE_NAMES if name in params}, x_TE, token_T)
     y_TE = finish(params, x_TE, s_MTE.sum(axis=0), spec)
     return y_TE, Info(leaf_TP, jax.numpy.zeros((), jax.numpy.float32))
 

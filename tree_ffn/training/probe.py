@@ -44,9 +44,11 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
             found.append(None)
             continue
         run = f"run_{i}"
-        (x,) = sown["intermediates"][run]["ffn"]["x"]  # [layers, B, C, E]
+        (x,), (tokens,) = (
+            sown["intermediates"][run]["ffn"][name] for name in ("x", "tokens")
+        )  # [layers, B, C, ...]
         params = {**variables["params"][run]["ffn"], **variables["routing"][run]["ffn"]}
-        peak, working = jax.lax.map(functools.partial(_activity, spec=ffn), (params, x))
+        peak, working = jax.lax.map(functools.partial(_activity, spec=ffn), (params, x, tokens))
         gradient_N = jax.vmap(functools.partial(node_norms, shape=ffn.shape))(grads[run]["ffn"])
         found.append({"gradient": gradient_N, "peak": peak, "working": working})
     return tuple(found)
@@ -57,10 +59,10 @@ def can_probe(ffn: FFNSpec) -> TypeGuard[TreeSpec]:
     return isinstance(ffn, TreeSpec) and not isinstance(ffn, PrunedSpec)
 
 
-def _activity(layer: tuple[dict, jax.Array], spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+def _activity(layer: tuple[dict, jax.Array, jax.Array], spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
     """Largest |h| of every unit, and the share of tokens at which it works: [P, U] each."""
-    params, x_BCE = layer
-    h_TPU, _ = masked.hidden(params, x_BCE.reshape(-1, x_BCE.shape[-1]), spec)
+    params, x_BCE, token_BC = layer
+    h_TPU, _ = masked.hidden(params, x_BCE.reshape(-1, x_BCE.shape[-1]), spec, token_BC.reshape(-1))
     size_TPU = jnp.abs(h_TPU)
     return size_TPU.max(axis=0), jnp.mean((size_TPU > WORKING).astype(jnp.float32), axis=0)
 

@@ -14,7 +14,11 @@ IMPLEMENTATIONS = {"masked": masked.trees, "gather": gather.trees, "grouped": gr
 
 
 def tree_ffn(
-    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None
+    params: dict,
+    x_TE: jax.Array,
+    spec: TreeSpec,
+    implementation: str | None = None,
+    token_T: jax.Array | None = None,
 ) -> tuple[jax.Array, Info]:
     """A feed-forward layer of P trees: every token walks one hard path per tree.
 
@@ -34,6 +38,7 @@ def tree_ffn(
       spec: the layer; static under jit.
       implementation: `masked`, `gather` or `grouped`; None picks one by the
         rule of `pick_implementation`. All compute the same function.
+      token_T: int32 ids of the tokens; only router `hash` reads them.
 
     Returns:
       y_TE in x's dtype, and Info(leaf_TP, aux_loss=0).
@@ -54,7 +59,7 @@ def tree_ffn(
     layer of UltraFastBERT, arXiv 2311.10770.
     """
     _check_fit(params, x_TE, spec)
-    s_TE, leaf_TP = sum_of_trees(params, x_TE, spec, implementation)
+    s_TE, leaf_TP = sum_of_trees(params, x_TE, spec, implementation, token_T)
     return finish(params, x_TE, s_TE, spec), Info(leaf_TP, jnp.zeros((), jnp.float32))
 
 
@@ -122,8 +127,8 @@ def init_params(
     Returns:
       {w_in [P,U,E], b_in [P,U], w_out [P,U,E], b_out [E], threshold [P,N],
       shared: {w_in [S,E], b_in [S], w_out [S,E]} if S > 0,
-      router: {w [P,R,E]} under router `frozen`}; the last and the thresholds
-      are not trained. Of a PrunedSpec, the arrays of `pruned` with some
+      router: {w [P,R,E]} under router `frozen`, salt [P] under `hash`}; the last
+      two and the thresholds are not trained. Of a PrunedSpec, the arrays of `pruned` with some
       structure of these sizes.
     """
     shape = spec.shape
@@ -147,6 +152,8 @@ def init_params(
         }
     if spec.router == "frozen":
         params["router"] = {"w": _normal(keys[4], shapes["router.w"], in_std, jnp.float32)}
+    if spec.router == "hash":
+        params["salt"] = jax.random.randint(keys[4], shapes["salt"], 0, 2**31 - 1, jnp.int32)
     return params
 
 
@@ -154,15 +161,17 @@ def _normal(key, shape, std, dtype):
     return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
-def sum_of_trees(params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None):
+def sum_of_trees(
+    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None, token_T=None
+):
     """(s_TE, leaf_TP): what the trees add up to, before `finish`; some trees give a part of the sum."""
     if implementation is not None:
         check_implementation(spec, implementation)
-        return IMPLEMENTATIONS[implementation](params, x_TE, spec)
+        return IMPLEMENTATIONS[implementation](params, x_TE, spec, token_T)
     chosen = pick_implementation(spec, x_TE.shape[0], jax.default_backend())
     if spec.routing == "straight_through" and chosen != "masked" and not isinstance(spec, PrunedSpec):
         return _masked_backward(spec, chosen, params, x_TE)
-    return IMPLEMENTATIONS[chosen](params, x_TE, spec)
+    return IMPLEMENTATIONS[chosen](params, x_TE, spec, token_T)
 
 
 def check_implementation(spec: TreeSpec, implementation: str) -> None:
@@ -224,6 +233,8 @@ def _array_shapes(spec, width) -> dict[str, tuple[int, ...]]:
     if shape.shared_width:
         S = shape.shared_width
         shapes |= {"shared.w_in": (S, width), "shared.b_in": (S,), "shared.w_out": (S, width)}
+    if spec.router == "hash":
+        shapes["salt"] = (shape.n_trees,)
     if isinstance(spec, PrunedSpec):
         return shapes | pruned.array_shapes(spec, width)
     units = (shape.n_trees, shape.tree_units)

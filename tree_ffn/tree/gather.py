@@ -17,20 +17,23 @@ from tree_ffn.tree.layout import layout_of
 from tree_ffn.tree.spec import TreeSpec
 
 
-def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[jax.Array, jax.Array]:
     """Sum of the trees' paths, without shared units and b_out: see `masked.trees`.
 
     Raises:
       InputError: under differentiation with `straight_through` routing, which
         needs units beside the path; `masked` computes them.
     """
-    s_TE, leaf_TP = _trees(spec, params, x_TE)
+    right_TPD = None
+    if spec.router == "hash":
+        right_TPD = routing.hashed_sides(token_T, params["salt"], spec.shape.depth)
+    s_TE, leaf_TP = _trees(spec, params, x_TE, right_TPD)
     return s_TE, grouped.numbered(leaf_TP, params, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array):
-    """Sum of the trees, and the leaf's place in the bottom level."""
+def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPD: jax.Array | None):
+    """Sum of the trees, and the leaf's place in the bottom level; the sides are known or decided here."""
     shape, dtype = spec.shape, x_TE.dtype
     layout = layout_of(spec, params.get("child"))
     params = layout.stacked(params)
@@ -49,22 +52,26 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array):
             "tpw,tpwe->te", h_TPW.astype(dtype), w_out_TPWE, preferred_element_type=jnp.float32
         )
         if level < shape.depth:
-            r_TP = _decide(params, x_TE, z_TPW, layout.node_starts[level] + position, spec)
-            gate = routing.child_gate(gate, r_TP, spec)
-            position = layout.child(level, position, r_TP > 0)
+            if right_TPD is None:
+                r_TP = _decide(params, x_TE, z_TPW, layout.node_starts[level] + position, spec)
+                gate = routing.child_gate(gate, r_TP, spec)
+                right_TP = r_TP > 0
+            else:
+                right_TP = right_TPD[..., level]
+            position = layout.child(level, position, right_TP)
     return s_TE.astype(dtype), position
 
 
-def _trees_fwd(spec, params, x_TE):
+def _trees_fwd(spec, params, x_TE, right_TPD):
     grouped.refuse_straight_through(spec, "gather")
-    s_TE, leaf_TP = _trees(spec, params, x_TE)
+    s_TE, leaf_TP = _trees(spec, params, x_TE, right_TPD)
     return (s_TE, leaf_TP), (params, x_TE, leaf_TP)
 
 
 def _trees_bwd(spec, saved, cotangents):
     params, x_TE, leaf_TP = saved
     _, vjp = jax.vjp(lambda p, x: grouped.block_products(p, x, leaf_TP, spec), params, x_TE)
-    return vjp(cotangents[0])
+    return *vjp(cotangents[0]), None
 
 
 _trees.defvjp(_trees_fwd, _trees_bwd)

@@ -18,18 +18,14 @@ from tree_ffn.tree.layout import layout_of
 from tree_ffn.tree.spec import PrunedSpec, TreeSpec
 
 
-def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[jax.Array, jax.Array]:
     """Sum of the trees' paths, without shared units and b_out: see `masked.trees`.
 
     Raises:
       InputError: under differentiation with `straight_through` routing, which
         needs units beside the path; `masked` computes them.
     """
-    logits = routing.decision_logits(params, x_TE, spec)
-    if isinstance(spec, PrunedSpec):
-        leaf_TP = routing.walk_pruned(logits, params["child"], spec)
-    else:
-        leaf_TP = routing.walk(logits, spec.shape.depth)
+    leaf_TP = routing.leaves(params, x_TE, spec, token_T)
     return block_products(params, x_TE, leaf_TP, spec), numbered(leaf_TP, params, spec)
 
 

@@ -20,31 +20,32 @@ from tree_ffn.tree.products import float32_product
 from tree_ffn.tree.spec import TreeSpec
 
 
-def trees(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[jax.Array, jax.Array]:
     """Sum of the trees' paths, without shared units and b_out.
 
         s[t] = sum_p sum_n visited[t, p, n] g[t, p, n] sum_u act(z[t, p, n, u]) w_out[p, n, u]
 
     Args:
       params: {w_in [P,U,E], b_in [P,U], w_out [P,U,E], threshold [P,N]} and,
-        under router `frozen`, {router: {w [P,R,E]}}.
+        under router `frozen`, {router: {w [P,R,E]}}; under `hash`, {salt [P]}.
       x_TE: tokens, float32 or bfloat16.
       spec: the layer.
+      token_T: int32 ids of the tokens, which router `hash` reads.
 
     Returns:
       s_TE in x's dtype, leaf_TP int32.
     """
-    h_TPU, leaf_TP = hidden(params, x_TE, spec)
+    h_TPU, leaf_TP = hidden(params, x_TE, spec, token_T)
     w_out_FE = params["w_out"].astype(x_TE.dtype).reshape(-1, x_TE.shape[1])
     s_TE = h_TPU.astype(x_TE.dtype).reshape(x_TE.shape[0], -1) @ w_out_FE
     return s_TE, leaf_TP
 
 
-def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[jax.Array, jax.Array]:
     """What the path's units add to the sum before w_out: g * act(z), and 0 elsewhere.
 
     Args:
-      params, x_TE, spec: as `trees` takes them.
+      params, x_TE, spec, token_T: as `trees` takes them.
 
     Returns:
       h_TPU float32, leaf_TP int32.
@@ -52,12 +53,12 @@ def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, ja
     shape = params["w_in"].shape  # [P, U, E]
     z_TF = float32_product(x_TE, params["w_in"].astype(x_TE.dtype).reshape(-1, shape[2]))
     z_TPU = z_TF.reshape(x_TE.shape[0], *shape[:2]) + params["b_in"].astype(jnp.float32)[None]
-    if spec.router == "frozen":
-        r_TPR = routing.decision_logits(params, x_TE, spec)
+    if spec.router in ("frozen", "hash"):
+        r_TPR, leaf_TP = None, routing.leaves(params, x_TE, spec, token_T)
     else:
         threshold_PR = params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
         r_TPR = _first_units(z_TPU, spec) - jax.lax.stop_gradient(threshold_PR)[None]
-    leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec.shape.depth)
+        leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec.shape.depth)
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
     path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
     return path_units(z_TPU, r_TPR, leaf_TP, spec), leaf_TP

@@ -87,7 +87,7 @@ def prune(params: dict, spec: TreeSpec, keep_PJ: np.ndarray) -> tuple[PrunedSpec
         [np.zeros(0, int), *(nodes[level][kept[level]] for level in range(shape.depth))]
     )
     width = params["b_out"].shape[0]
-    new = {name: params[name] for name in ("b_out", "shared") if name in params}
+    new = {name: params[name] for name in ("b_out", "shared", "salt") if name in params}
     new |= {name: params[name].reshape(-1, width)[rows] for name in ("w_in", "w_out")}
     new |= {"b_in": params["b_in"].reshape(-1)[rows], "threshold": params["threshold"].reshape(-1)[deciding]}
     if spec.router == "frozen":

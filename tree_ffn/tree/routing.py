@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tree_ffn.errors import InputError
 from tree_ffn.tree import usage
 from tree_ffn.tree.activations import absolute, activation
 from tree_ffn.tree.layout import layout_of
@@ -133,6 +134,57 @@ def walk_pruned(r_T1R: jax.Array, child_R2: jax.Array, spec: PrunedSpec) -> jax.
         r = jnp.take_along_axis(r_T1R[:, 0], layout.node_starts[level] + place, axis=-1, mode="clip")
         place = layout.child(level, place, r > 0)
     return place
+
+
+def hashed(token_T: jax.Array, salt: jax.Array, n: int) -> jax.Array:
+    """A number below n for every id: an integer mixed until all its bits depend on all, mod n.
+
+    Args:
+      token_T: integer ids, of a shape that goes with that of `salt`.
+      salt: integers; another salt is another hash.
+      n: how many numbers there are.
+
+    Source: the finaliser of MurmurHash3 (Appleby, public domain).
+    """
+    h = token_T.astype(jnp.uint32) ^ salt.astype(jnp.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
+    h = h ^ (h >> jnp.uint32(16))
+    return (h % jnp.uint32(n)).astype(jnp.int32)
+
+
+def hashed_sides(token_T: jax.Array | None, salt_P: jax.Array, depth: int) -> jax.Array:
+    """Which way tokens go at every level under router `hash`, right where true: bool [T, P, D].
+
+    The leaf is a hash of the token's id, another one in every tree; the sides are its bits.
+
+    Raises:
+      InputError: there are no ids.
+    """
+    if token_T is None:
+        raise InputError("token_T: is missing; router 'hash' decides by the ids of the tokens.")
+    leaf_TP = hashed(token_T[:, None], salt_P[None], 2**depth)
+    return (leaf_TP[..., None] >> jnp.arange(depth - 1, -1, -1)[None, None]) & 1 == 1
+
+
+def leaves(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T: jax.Array | None = None) -> jax.Array:
+    """Places in the bottom level that tokens reach: int32 [T, P], of a pruned layer over all its trees.
+
+    Args:
+      params, x_TE, spec: of the layer.
+      token_T: int32 ids of the tokens, which router `hash` reads.
+    """
+    if spec.router == "hash":
+        layout = layout_of(spec, params.get("child"))
+        right_TPD = hashed_sides(token_T, params["salt"], spec.shape.depth)
+        place_TP = layout.roots(x_TE.shape[0])
+        for level in range(spec.shape.depth):
+            place_TP = layout.child(level, place_TP, right_TPD[..., level])
+        return place_TP
+    logits = decision_logits(params, x_TE, spec)
+    if isinstance(spec, PrunedSpec):
+        return walk_pruned(logits, params["child"], spec)
+    return walk(logits, spec.shape.depth)
 
 
 def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:

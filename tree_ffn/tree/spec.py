@@ -14,7 +14,7 @@ GATES = ("min", "product")
 OPENNESS = ("exponential", "logistic")
 ACT_SITES = ("node", "sum")
 BALANCES = ("none", "sign")
-ROUTERS = ("first_unit", "silent", "frozen")
+ROUTERS = ("first_unit", "silent", "frozen", "hash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class TreeSpec:
         this share of the node's visits: 0.5 balances all, 0.05 only what is dying.
       router: what decides at a node: its `first_unit` (the layer itself); the first unit,
         `silent`, which then adds nothing to the output and learns from decisions alone (it is
-        counted in F and A like any other); or a separate `frozen` random vector (the
-        baseline `random_tree`).
+        counted in F and A like any other); a separate `frozen` random vector (the
+        baseline `random_tree`); or a fixed `hash` of the token's id (the baseline `hash_tree`).
     """
 
     shape: TreeShape
@@ -84,10 +84,15 @@ class TreeSpec:
                 "routing: 'hard' cannot be used with router 'silent', which would never learn; use "
                 "'straight_through' or 'continuous', or router 'first_unit'."
             )
-        if self.router == "frozen" and self.routing != "hard":
+        if self.router in ("frozen", "hash") and self.routing != "hard":
             raise InputError(
-                f"routing: {self.routing!r} cannot be used with router 'frozen', "
+                f"routing: {self.routing!r} cannot be used with router {self.router!r}, "
                 "whose decisions do not learn; use 'hard'."
+            )
+        if self.router == "hash" and self.balance != "none":
+            raise InputError(
+                f"balance: {self.balance!r} cannot be used with router 'hash', which reads no "
+                "thresholds; use 'none'."
             )
 
 
