@@ -110,9 +110,8 @@ def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -
         if figures := usage_figures(run):
             parts += [f"<h2>How the trees of {html.escape(run.name)} are used</h2>", grid(figures)]
     for heading, mine in comparable(rows).items():
-        key, figures = pareto_figures(mine)
-        if figures:
-            parts += [f"<h2>{html.escape(heading)}</h2><p>{CAPTIONS['pareto']} {key}.</p>", grid(figures)]
+        if figures := pareto_figures(mine):
+            parts += [f"<h2>{html.escape(heading)}</h2><p>{CAPTIONS['pareto']}</p>", grid(figures)]
     parts += [table_html(table) for table in tables]
     with open(CSS, encoding="utf-8") as file:
         style = STYLE + file.read()

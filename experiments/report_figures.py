@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.lines import by_seed, groups, setting
+from experiments.lines import by_seed, groups, rank, setting
 from tree_ffn.analysis import dynamics
-from tree_ffn.analysis.plots import Point, Series, heat_map, line_chart, scatter
+from tree_ffn.analysis.plots import Series, heat_map, line_chart
+from tree_ffn.analysis.scatter import Point, marker, scatter
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.ffn import units
 from tree_ffn.training.config import namespace
@@ -35,8 +36,9 @@ CAPTIONS = {
     "over layers, on one batch. One side far below the other is what starves paths.",
     "working": "<b>Who works.</b> Units of a token's paths whose |g act(z)| is above 0.01: a visited unit "
     "whose activation is about 0 does no work.",
-    "pareto": "Bars are the standard deviation over seeds, where there are several; the dashed line is the "
-    "Pareto front (both smaller is better); points of one place stand side by side.",
+    "pareto": "Points are numbered as in the key; those of one kind of layer have one colour and sign. Bars "
+    "are the standard deviation over seeds, where there are several; the dashed line is the Pareto front "
+    "(both smaller is better). Points of one x stand side by side; the best of them is at its place.",
 }
 AGAINST = {
     "active": ("active units a layer", "Loss against active units"),
@@ -198,7 +200,7 @@ def heat_figure(layer: int, arrays: dict) -> str:
 def row_points(rows: list[dict]) -> dict[str, list[Point]]:
     """Points (x, validation loss, its spread over seeds) of a table's rows, by what x is."""
     found: dict[str, list[Point]] = {kind: [] for kind in AGAINST}
-    for name, line in groups(rows, lambda row: row["row"]).items():
+    for name, line in sorted(groups(rows, lambda row: row["row"]).items(), key=lambda item: rank(item[0])):
         losses = list(by_seed(line, "val_loss").values())
         if not losses:
             continue
@@ -213,22 +215,29 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
         if seconds := [row["value"] for row in line if row["metric"] == "seconds_per_step"]:
             places["time"] = 1e3 * statistics.fmean(seconds)
         for kind, x in places.items():
-            found[kind].append(Point(name, x, statistics.fmean(losses), spread))
+            found[kind].append(Point(name, x, statistics.fmean(losses), spread, rank(name)))
     # The numbers of the points are the same in every figure: one that lacks some is not drawn.
     return {kind: points for kind, points in found.items() if len(points) == len(found["active"])}
 
 
-def pareto_figures(rows: list[dict]) -> tuple[str, list[str]]:
-    """(key, figures): validation loss of a table's lines against active units, all units, and time."""
-    key, figures = "", []
-    for kind, points in row_points(rows).items():
-        if len(points) < 2:
-            continue
+def pareto_figures(rows: list[dict]) -> list[str]:
+    """Validation loss of a table's lines against active units, all units and time; the points' key."""
+    drawn = {kind: points for kind, points in row_points(rows).items() if len(points) > 1}
+    figures = []
+    for kind, points in drawn.items():
         label, title = AGAINST[kind]
-        key = key or "; ".join(f"{i} {html.escape(point.label)}" for i, point in enumerate(points, 1))
-        chart = scatter(title, points, label, "nats a token")
-        figures.append(figure(chart, f"<b>{title}.</b>"))
-    return key, figures
+        figures.append(figure(scatter(title, points, label, "nats a token"), f"<b>{title}.</b>"))
+    return [*figures, key_of(drawn["active"])] if figures else []
+
+
+def key_of(points: list[Point]) -> str:
+    """Numbers, signs, names and losses of the points of figures, as a list of HTML."""
+    items = ""
+    for point in points:
+        sign = f'<svg viewBox="-7 -7 14 14" aria-hidden="true">{marker(point.kind)}</svg>'
+        loss = f"{point.y:.4f}" + (f" ± {point.error:.4f}" if point.error else "")
+        items += f"<li>{sign} {html.escape(point.label)} <span>{loss}</span></li>"
+    return f'<div class="key"><p><b>Key.</b> Validation loss in nats a token.</p><ol>{items}</ol></div>'
 
 
 def run_facts(run: Run) -> str:

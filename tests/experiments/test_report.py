@@ -111,16 +111,21 @@ PROBE = """<script>addEventListener("load", () => {
   const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
     return .2126 * r + .7152 * g + .0722 * b };
   const ground = light(getComputedStyle(document.body).backgroundColor);
-  const texts = [...document.querySelectorAll("h1,h2,p,b,figcaption,td,th,pre,svg text")];
+  const texts = [...document.querySelectorAll("h1,h2,p,b,li,li span,figcaption,td,th,pre,svg text")];
   const contrast = texts.map(e => {
     const s = getComputedStyle(e), l = light(e.namespaceURI.endsWith("svg") ? s.fill : s.color);
     return (Math.max(l, ground) + .05) / (Math.min(l, ground) + .05) });
   const figures = [...document.querySelectorAll("figure svg")];
   const cut = figures.filter(s => [...s.querySelectorAll("text")].some(t => {
     const a = t.getBoundingClientRect(), b = s.getBoundingClientRect();
-    return a.left < b.left - 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1 })).map(s => s.ariaLabel);
-  document.title = JSON.stringify({ground, contrast: Math.min(...contrast), texts: contrast.length, cut,
-    figures: figures.filter(s => s.getBoundingClientRect().height > 100).length,
+    return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1 }))
+    .map(s => s.ariaLabel);
+  const covered = figures.filter(s => { const boxes = [...s.querySelectorAll("text")]
+    .map(t => t.getBoundingClientRect()); return boxes.some((a, i) => boxes.slice(i + 1).some(b =>
+    a.left + 1 < b.right && b.left + 1 < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom)) })
+    .map(s => s.ariaLabel);
+  document.title = JSON.stringify({ground, contrast: Math.min(...contrast), texts: contrast.length,
+    cut, covered, figures: figures.filter(s => s.getBoundingClientRect().height > 100).length,
     overflow: document.documentElement.scrollWidth - innerWidth,
     requests: performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length});
 })</script>"""
@@ -156,7 +161,7 @@ def test_in_a_browser(page, tmp_path, dark, width):
     assert seen["contrast"] >= 4.5 and seen["texts"] > 500
     assert seen["figures"] == page.read_text().count("<figure>") > 30
     assert seen["overflow"] <= 0 and seen["requests"] == 0
-    assert seen["cut"] == []
+    assert seen["cut"] == [] and seen["covered"] == []
 
 
 @browser
