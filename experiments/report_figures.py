@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.lines import by_seed, groups, rank, setting
+from experiments.lines import by_seed, differences, groups, not_comparable, rank, setting
 from tree_ffn.analysis import dynamics
 from tree_ffn.analysis.plots import Series, heat_map, line_chart
 from tree_ffn.analysis.scatter import Point, marker, scatter
@@ -21,7 +21,8 @@ MOST_ROWS = 768  # of a heat map: no screen shows more
 
 CAPTIONS = {
     "loss": "<b>Loss.</b> That of training is the mean over the steps since the last line.",
-    "losses": "<b>Validation loss.</b> On the same held-out batches, where the runs have the same data.",
+    "losses": "<b>Validation loss.</b> On the same held-out batches.",
+    "mixed": "<b>Validation loss.</b>",
     "speed": "<b>Speed.</b> Tokens a second of training alone: compiling and validation are left out.",
     "moves": "<b>How fast routing freezes.</b> Share of the tokens of a fixed batch that change leaf within "
     "100 steps, mean over trees. Near 0 paths are fixed, and what they leave out can be pruned.",
@@ -82,6 +83,11 @@ def of_split(run: Run, split: str, name: str) -> tuple[list, list]:
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
+def run_differences(runs: list[Run]) -> dict[str, tuple]:
+    """{key: two of its values} of what keeps the losses of runs from being compared: text, steps, size."""
+    return differences([{**run.config, "data": run.data} for run in runs])
+
+
 def run_figures(runs: list[Run]) -> list[str]:
     """Loss and speed: training and validation of one run, validation alone of several."""
     name = (lambda run, alone: alone) if len(runs) == 1 else (lambda run, alone: run.name)
@@ -89,15 +95,12 @@ def run_figures(runs: list[Run]) -> list[str]:
     if len(runs) == 1:
         losses.append(Series("train", *of_split(runs[0], "train", "loss")))
     speeds = [Series(name(run, ""), *of_split(run, "train", "tokens_per_s")) for run in runs]
+    said = CAPTIONS["loss" if len(runs) == 1 else "losses"]
+    if different := run_differences(runs):
+        said = f"{CAPTIONS['mixed']} {not_comparable('the runs', ', '.join(different))}"
     return [
-        figure(
-            line_chart("Loss over steps", losses, "step", "nats a token"),
-            CAPTIONS["loss" if len(runs) == 1 else "losses"],
-        ),
-        figure(
-            line_chart("Tokens per second", speeds, "step", "tokens/s", zero=True),
-            CAPTIONS["speed"],
-        ),
+        figure(line_chart("Loss over steps", losses, "step", "nats a token"), said),
+        figure(line_chart("Tokens per second", speeds, "step", "tokens/s", zero=True), CAPTIONS["speed"]),
     ]
 
 

@@ -21,12 +21,12 @@ def quick_rows(monkeypatch):
     monkeypatch.setattr(record, "versions", lambda: {"jax": "0.10.2"})
 
 
-def config(steps=500, lr=2e-3, sha="1" * 64, **ffn):
+def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
     return {
         "model": {"n_layers": 4, "width": 128, "context": 256},
         "train": {"steps": steps, "batch_size": 8, "log_every": 20},
         "optim": {"lr": lr},
-        "data": {"corpus": "text", "sha256": sha},
+        "data": {"corpus": "text", "sha256": sha, "splits": splits or {}},
         "ffn": {"implementation": "auto", **ffn},
     }
 
@@ -92,6 +92,7 @@ def test_a_later_row_supersedes(small):
     [
         ("dense", config(sha="2" * 64), "data.sha256"),
         ("random_tree_P2_W1", config(sha="2" * 64), "data.sha256"),
+        ("random_tree_P2_W1", config(splits={"valid": {"rows": 9}}), "data.splits.valid.rows"),
         ("dense", config(lr=4e-3), "optim.lr"),
         ("dense", config(activation="relu"), "ffn.activation"),
     ],
