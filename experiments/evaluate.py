@@ -50,8 +50,7 @@ _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 def main() -> None:
     if _WORKDIR.value is None:
         raise InputError("--workdir is missing; name the directory of a training run.")
-    if _RESULTS.value and not _ROW.value:
-        raise InputError("--row is missing; --results needs a name for the row.")
+    record.check_row_flag(_RESULTS.value, _ROW.value)
     other = texts.parse(_TEXTS.value)
     run = restore_for_inference(_WORKDIR.value, _STEP.value, make_mesh(data=-1, model=1))
     if other:

@@ -47,8 +47,7 @@ def main() -> None:
         model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
         print(describe(model)[0])
         return
-    if _RESULTS.value and not _ROW.value:
-        raise InputError("--row is missing; --results needs a name for the row, e.g. --row=tree_hard_P12_W1.")
+    record.check_row_flag(_RESULTS.value, _ROW.value)
     if _COMPILE.value:
         compile_only(config)
         return
