@@ -7,6 +7,8 @@ import pathlib
 import shlex
 import signal
 import time
+import types
+from typing import Any, cast
 
 import pytest
 
@@ -151,6 +153,21 @@ def test_processes(place, tmp_path):
     assert outcome.code == 1 and "wild_seed0: step" in outcome.err and "log.txt" in outcome.err, outcome.err
     assert "validation loss" in (tmp_path / "runs" / "narrow_seed0" / "log.txt").read_text()
     assert len(losses(tmp_path / "r.jsonl")) == 1 and "narrow_seed0: done" in outcome.out
+
+
+def test_a_process_that_was_killed_is_said_to_be(tmp_path):
+    """The last line of its log is not why it ended."""
+    run = types.SimpleNamespace(workdir=str(tmp_path), results=str(tmp_path / "r.jsonl"))
+    log = tmp_path / runners.LOG
+    error = lambda code: runners.ProcessRunner(True, 1, [])._error(
+        cast(Any, run), cast(Any, types.SimpleNamespace(returncode=code))
+    )
+    log.write_text("step 20: loss 3.5\n\n")
+    assert error(-9) == f"killed by signal 9 after: step 20: loss 3.5 ({log})"
+    log.write_text("train.py: data.files: 'x' matches no file.\n")
+    assert error(2) == f"data.files: 'x' matches no file. ({log})"
+    log.write_text("\n")
+    assert error(1) == f"no output, exit code 1 ({log})"
 
 
 def test_processes_take_gpus_in_turns(monkeypatch):
@@ -309,5 +326,21 @@ def test_other_texts_are_scored_at_the_end_of_each_row(place, texts, tmp_path):
     scored = {row["metric"]: row for row in rows if row["metric"].startswith("some_")}
     assert set(scored) == {f"some_{name}" for name in ("loss", "bits_per_byte", "nats_per_word", "word_ppl")}
     assert all("--texts=some=" in row["command"] for row in scored.values())
+    assert "1 runs, 1 of them are done" in place(ROWS, "--rows=narrow", other).out
     refused = place(ROWS, "--texts=some=absent.txt")
     assert refused.code == 2 and "matches no file" in refused.err
+
+
+def test_a_row_whose_texts_could_not_be_scored_is_not_done(place, texts, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise InputError("some: it cannot be read.")
+
+    other = f"--texts=some={texts}/[0-2].txt"
+    with monkeypatch.context() as patch:
+        patch.setattr(runners.texts, "score_at_end", fails)
+        outcome = place(ROWS, "--rows=narrow", other)
+        assert outcome.code == 1 and "narrow_seed0: some: it cannot be read." in outcome.err
+    outcome = place(ROWS, "--rows=narrow", other)  # goes on from its checkpoint
+    assert outcome.code == 0 and "resumed at step 2 of 2" in outcome.out, outcome.err
+    metrics = {row["metric"] for row in record.load_results(f"{tmp_path}/r.jsonl")}
+    assert {"val_loss", "some_loss"} <= metrics
