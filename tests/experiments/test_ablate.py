@@ -196,6 +196,16 @@ def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
     assert "1 runs, 1 of them are done" in again.out and "to choose" not in again.out
 
 
+def test_rows_of_a_kind_whose_every_rate_diverged_are_not_run(place, tmp_path):
+    grid = {"values": [1e29, 1e30, 1e31], "extensions": 1}
+    rows = {"wild": {"set": {"kind": "narrow", "optim.clip": 0.0}}}
+    outcome = place(rows, "--tune", tuning=grid)
+    assert outcome.code == 1
+    why = "every run of their grid diverged, down to optim.lr 5e+28"
+    assert f"1 of the runs failed:\n  rows of wild: not run, since {why}" in outcome.err
+    assert not (tmp_path / "r.jsonl").exists()
+
+
 def test_the_choice_of_a_rate():
     next_values = lambda **losses: tuning.next_values({float(k[1:]): v for k, v in losses.items()}, GRID)
     assert next_values() == [1.0, 2.0, 4.0]
