@@ -129,8 +129,8 @@ def tune(ablation: Ablation, runner: Runner) -> None:
         for run in todo:
             if run.label in runner.failed and ablation.note_failure(run, runner.failed[run.label]):
                 del runner.failed[run.label]
-    for kind in ablation.broken:
-        runner.failed[f"rows of {kind}"] = "not run, since a run of their grid of learning rates failed"
+    for kind, why in ablation.broken.items():
+        runner.failed[f"rows of {kind}"] = f"not run, since {why}"
 
 
 def make_rows(ablation: Ablation, runner: Runner) -> None:

@@ -65,8 +65,7 @@ _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 
 
 def main() -> None:
-    if _RESULTS.value and not _ROW.value:
-        raise InputError("--row is missing; --results needs a name for the row.")
+    record.check_row_flag(_RESULTS.value, _ROW.value)
     if _TASKS.value:
         answer_questions()
         return

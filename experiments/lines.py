@@ -23,7 +23,10 @@ NO_MATTER = (
     r"(seed|scored.*|mesh\..*|model\.remat|ffn\.implementation"
     r"|train\.(log_every|eval_every|checkpoint_every|probe|keep))$"
 )
-COMMON = r"(data\.(sha256|tokenizer_sha256)|train\.(steps|batch_size|eval_batches)|model\.(context|width))$"
+COMMON = (
+    r"(data\.(sha256|tokenizer_sha256|splits\..*)|train\.(steps|batch_size|eval_batches)"
+    r"|model\.(context|width))$"
+)
 
 
 def groups(rows: Iterable[dict], key: Callable) -> dict:
@@ -47,9 +50,9 @@ def lines_of(rows: list[dict], free: str = NO_MATTER, common: str = COMMON) -> d
     """
     lines = groups(rows, lambda row: row["row"])
     for name, line in lines.items():
-        _check_configs(name, line, lambda key: not re.match(free, key))
+        _check_configs(name, line, rf"(?!{free})")
     if "mixed" not in rows[0]:
-        _check_configs("its lines", rows, lambda key: bool(re.match(common, key)))
+        _check_configs("its lines", rows, common)
     return dict(sorted(lines.items(), key=lambda item: (rank(item[0]), item[0])))
 
 
@@ -58,11 +61,7 @@ def mixed(rows: list[dict]) -> list[dict]:
 
     So such lines are side by side but never in one line, and no gap is computed between them.
     """
-    found: dict[str, set] = {}
-    for row in rows[1:]:
-        for key, values in differing_keys(rows[0]["config"], row["config"]).items():
-            if re.match(COMMON, key):
-                found.setdefault(key, set()).update(values)
+    found = differences([row["config"] for row in rows])
     if not found:
         return rows
     label = lambda row: "".join(f"@{str(setting(row, key))[:8]}" for key in sorted(found))
@@ -74,14 +73,31 @@ def rank(name: str) -> int:
     return next((i for i, kind in enumerate(KINDS) if name.startswith(kind)), len(KINDS))
 
 
-def _check_configs(name: str, rows: list[dict], binding: Callable[[str], bool]) -> None:
-    for row in rows[1:]:
-        for key, (one, other) in differing_keys(rows[0]["config"], row["config"]).items():
-            if binding(key):
-                raise InputError(
-                    f"results: table {row['table']}, {name}: {key} is both {one!r} and {other!r}; "
-                    "only rows of one text, one number of steps and one config can be compared."
-                )
+def differences(configs: list[dict], binding: str = COMMON) -> dict[str, tuple]:
+    """{key: two of its values} of the binding keys in which configs differ from the first.
+
+    Args:
+      configs: resolved; `data` says what the data are.
+      binding: regex of the keys that have to agree.
+
+    Example:
+      >>> differences([{"train": {"steps": 9}, "seed": 0}, {"train": {"steps": 12}, "seed": 1}])
+      {'train.steps': (9, 12)}
+    """
+    found: dict[str, tuple] = {}
+    for config in configs[1:]:
+        for key, values in differing_keys(configs[0], config).items():
+            if re.match(binding, key):
+                found.setdefault(key, values)
+    return found
+
+
+def _check_configs(name: str, rows: list[dict], binding: str) -> None:
+    for key, (one, other) in differences([row["config"] for row in rows], binding).items():
+        raise InputError(
+            f"results: table {rows[0]['table']}, {name}: {key} is both {one!r} and {other!r}; "
+            "only rows of one text, one number of steps and one config can be compared."
+        )
 
 
 def setting(row: dict, key: str):
@@ -183,7 +199,12 @@ def origin(rows: list[dict]) -> str:
     commit = f"commit {unique(row['commit'] for row in rows)}"
     said = ", ".join([device, jax, commit] + ([f"seeds {seeds}"] if seeds else ["no seeds (timings)"])) + "."
     mix = ", ".join(rows[0].get("mixed", ()))
-    return f"{said} MIXED: its lines differ in {mix} and cannot be compared." if mix else said
+    return f"{said} {not_comparable('its lines', mix)}" if mix else said
+
+
+def not_comparable(what: str, keys: str) -> str:
+    """What stands beside things that are shown together though they cannot be compared."""
+    return f"MIXED: {what} differ in {keys} and cannot be compared."
 
 
 def task(rows: list[dict]) -> str:

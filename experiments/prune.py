@@ -93,8 +93,7 @@ def _checked_thresholds() -> list[float]:
     """The thresholds of the curve; all flags are looked at before anything is loaded."""
     if _WORKDIR.value is None:
         raise InputError("--workdir is missing; name the directory of a training run.")
-    if _RESULTS.value and not _ROW.value:
-        raise InputError("--row is missing; --results needs a name for the rows.")
+    record.check_row_flag(_RESULTS.value, _ROW.value)
     if (_TO.value is None) != (_THRESHOLD.value is None):
         missing = "to" if _TO.value is None else "threshold"
         raise InputError(f"--{missing} is missing; --threshold and --to go together: which model, and where.")

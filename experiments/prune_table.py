@@ -7,8 +7,13 @@ from experiments.page import Table
 
 
 def prune_small(rows: list[dict]) -> Table:
-    """A line per model and threshold; the rise is against the same seed's unpruned model."""
-    lines = lines_of(rows, free=r"prune\.threshold$|" + NO_MATTER)
+    """A line per model and threshold; the rise is against the same seed's unpruned model.
+
+    Seeds may have been pruned at different steps, each at its best; one seed at two steps is refused.
+    """
+    for one in groups(rows, lambda row: (row["row"], str(row["seed"]))).values():
+        lines_of(one, free=r"prune\.threshold$|" + NO_MATTER)
+    lines = lines_of(rows, free=r"prune\.(threshold|step)$|" + NO_MATTER)
     cells = []
     for name, line in lines.items():
         points = groups(line, _threshold)
@@ -20,11 +25,13 @@ def prune_small(rows: list[dict]) -> Table:
                 _megabytes(point), spread(by_seed(point, "val_loss").values()),
                 "" if threshold < 0 else spread(rise, "+.4f"), str(len(rise)),
             ])  # fmt: skip
-    said = rows[-1]["config"]["prune"]
+    said = [row["config"]["prune"] for row in rows]
+    tokens = " or ".join(f"{n:,}" for n in sorted({prune["tokens"] for prune in said}))
+    texts = ", ".join(sorted({prune["sha256"][:12] for prune in said}))
     text = (
         f"Trees pruned after training by what calibration text visits: {task(rows)}. A subtree is removed "
-        f"that no more than a share (the threshold) of {said['tokens']:,} calibration tokens (sha256 "
-        f"{said['sha256'][:12]}) visits; 0 removes what none visits. Held-out text; mean ± standard "
+        f"that no more than a share (the threshold) of {tokens} calibration tokens (sha256 {texts}) visits; "
+        "0 removes what none visits. Held-out text; mean ± standard "
         f"deviation over seeds; a rise of the loss is against the unpruned model of the seed. {origin(rows)}"
     )
     head = ["", "threshold", "units kept", "share", "MB", "val loss", "rise", "seeds"]

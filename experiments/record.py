@@ -137,6 +137,24 @@ def is_name(value) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value) is not None
 
 
+def check_row_flag(results: str | None, row: str | None) -> None:
+    """Looks at --row before anything is run: a name that is not allowed would be noticed at the end only.
+
+    Args:
+      results: the value of --results; without one, nothing is recorded.
+      row: the value of --row.
+
+    Raises:
+      InputError: the name is missing or not allowed.
+    """
+    if results and not row:
+        raise InputError(
+            "--row is missing; --results needs a name for its rows, e.g. --row=tree_hard_P12_W1."
+        )
+    if results and not is_name(row):
+        raise InputError(f"--row: {row!r} is not allowed; use letters, digits and _ . + -.")
+
+
 def public_config(config, data_meta: dict) -> dict:
     """Resolved config whose data section says what the data are, not where.
 

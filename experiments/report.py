@@ -5,6 +5,7 @@
 
 One file without scripts and without anything from the network; it reads in light, dark and print. Of one run
 it shows everything, of several runs their losses together and everything of the first --details of them.
+Runs of different text, length or size are refused as rows of a table are; --mixed shows them all the same.
 """
 
 import glob
@@ -15,13 +16,14 @@ from absl import flags
 
 from experiments import cli
 from experiments.all_tables import TABLES, read_rows, tables_of
-from experiments.lines import groups
+from experiments.lines import groups, mixed, not_comparable
 from experiments.page import Table
 from experiments.report_figures import (
     CAPTIONS,
     Run,
     load_run,
     pareto_figures,
+    run_differences,
     run_facts,
     run_figures,
     usage_figures,
@@ -34,7 +36,9 @@ _RESULTS = flags.DEFINE_string("results", None, "Results files (a glob pattern):
 _TO = flags.DEFINE_string("to", None, "The page to write, e.g. report.html; an older report is replaced.")
 _TITLE = flags.DEFINE_string("title", "", "Title of the page; by default the names of what it shows.")
 _DETAILS = flags.DEFINE_integer("details", 1, "Of so many runs the use of trees is shown.")
-_MIXED = flags.DEFINE_bool("mixed", False, "Let rows of different text, length or size stand in one table.")
+_MIXED = flags.DEFINE_bool(
+    "mixed", False, "Let runs and rows of different text, length or size stand together; the page says so."
+)
 
 MARK = "<!-- a report of tree_ffn -->"
 CSS = os.path.join(os.path.dirname(__file__), "report.css")
@@ -48,6 +52,8 @@ def main() -> None:
     check_positive_int("--details", _DETAILS.value, least=0)
     check_target(_TO.value)
     runs = [load_run(path) for path in directories(_WORKDIR.value)]
+    if not _MIXED.value:
+        check_comparable(runs)
     tables, rows = [], []
     if _RESULTS.value:
         rows, tuning = read_rows(_RESULTS.value)
@@ -94,6 +100,15 @@ def check_target(path: str) -> None:
         raise InputError(f"--to: {path} is there and is no report; name another file.")
 
 
+def check_comparable(runs: list[Run]) -> None:
+    """Raises InputError for runs whose losses say nothing about each other."""
+    for key, (one, other) in run_differences(runs).items():
+        raise InputError(
+            f"--workdir: {key} is both {one!r} and {other!r}; only runs of one text, one number of steps and "
+            "one size can be compared; --mixed shows them together."
+        )
+
+
 def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -> str:
     """The whole page.
 
@@ -110,9 +125,11 @@ def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -
         if figures := usage_figures(run):
             parts += [f"<h2>How the trees of {html.escape(run.name)} are used</h2>", grid(figures)]
     for heading, mine in comparable(rows).items():
-        key, figures = pareto_figures(mine)
-        if figures:
-            parts += [f"<h2>{html.escape(heading)}</h2><p>{CAPTIONS['pareto']} {key}.</p>", grid(figures)]
+        mine = mixed(mine) if _MIXED.value else mine
+        if figures := pareto_figures(mine):
+            keys = ", ".join(mine[0].get("mixed", ()))
+            said = f" {not_comparable('points', keys)}" if keys else ""
+            parts += [f"<h2>{html.escape(heading)}</h2><p>{CAPTIONS['pareto']}{said}</p>", grid(figures)]
     parts += [table_html(table) for table in tables]
     with open(CSS, encoding="utf-8") as file:
         style = STYLE + file.read()

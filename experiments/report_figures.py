@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.lines import by_seed, groups, setting
+from experiments.lines import by_seed, differences, groups, not_comparable, rank, setting
 from tree_ffn.analysis import dynamics
-from tree_ffn.analysis.plots import Point, Series, heat_map, line_chart, scatter
+from tree_ffn.analysis.plots import Series, heat_map, line_chart
+from tree_ffn.analysis.scatter import Point, marker, scatter
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.ffn import units
 from tree_ffn.training.config import namespace
@@ -20,7 +21,8 @@ MOST_ROWS = 768  # of a heat map: no screen shows more
 
 CAPTIONS = {
     "loss": "<b>Loss.</b> That of training is the mean over the steps since the last line.",
-    "losses": "<b>Validation loss.</b> On the same held-out batches, where the runs have the same data.",
+    "losses": "<b>Validation loss.</b> On the same held-out batches.",
+    "mixed": "<b>Validation loss.</b>",
     "speed": "<b>Speed.</b> Tokens a second of training alone: compiling and validation are left out.",
     "moves": "<b>How fast routing freezes.</b> Share of the tokens of a fixed batch that change leaf within "
     "100 steps, mean over trees. Near 0 paths are fixed, and what they leave out can be pruned.",
@@ -35,8 +37,9 @@ CAPTIONS = {
     "over layers, on one batch. One side far below the other is what starves paths.",
     "working": "<b>Who works.</b> Units of a token's paths whose |g act(z)| is above 0.01: a visited unit "
     "whose activation is about 0 does no work.",
-    "pareto": "Bars are the standard deviation over seeds, where there are several; the dashed line is the "
-    "Pareto front (both smaller is better); points of one place stand side by side.",
+    "pareto": "Points are numbered as in the key; those of one kind of layer have one colour and sign. Bars "
+    "are the standard deviation over seeds, where there are several; the dashed line is the Pareto front "
+    "(both smaller is better). Points of one x stand side by side; the best of them is at its place.",
 }
 AGAINST = {
     "active": ("active units a layer", "Loss against active units"),
@@ -80,6 +83,11 @@ def of_split(run: Run, split: str, name: str) -> tuple[list, list]:
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
+def run_differences(runs: list[Run]) -> dict[str, tuple]:
+    """{key: two of its values} of what keeps the losses of runs from being compared: text, steps, size."""
+    return differences([{**run.config, "data": run.data} for run in runs])
+
+
 def run_figures(runs: list[Run]) -> list[str]:
     """Loss and speed: training and validation of one run, validation alone of several."""
     name = (lambda run, alone: alone) if len(runs) == 1 else (lambda run, alone: run.name)
@@ -87,15 +95,12 @@ def run_figures(runs: list[Run]) -> list[str]:
     if len(runs) == 1:
         losses.append(Series("train", *of_split(runs[0], "train", "loss")))
     speeds = [Series(name(run, ""), *of_split(run, "train", "tokens_per_s")) for run in runs]
+    said = CAPTIONS["loss" if len(runs) == 1 else "losses"]
+    if different := run_differences(runs):
+        said = f"{CAPTIONS['mixed']} {not_comparable('the runs', ', '.join(different))}"
     return [
-        figure(
-            line_chart("Loss over steps", losses, "step", "nats a token"),
-            CAPTIONS["loss" if len(runs) == 1 else "losses"],
-        ),
-        figure(
-            line_chart("Tokens per second", speeds, "step", "tokens/s", zero=True),
-            CAPTIONS["speed"],
-        ),
+        figure(line_chart("Loss over steps", losses, "step", "nats a token"), said),
+        figure(line_chart("Tokens per second", speeds, "step", "tokens/s", zero=True), CAPTIONS["speed"]),
     ]
 
 
@@ -198,7 +203,7 @@ def heat_figure(layer: int, arrays: dict) -> str:
 def row_points(rows: list[dict]) -> dict[str, list[Point]]:
     """Points (x, validation loss, its spread over seeds) of a table's rows, by what x is."""
     found: dict[str, list[Point]] = {kind: [] for kind in AGAINST}
-    for name, line in groups(rows, lambda row: row["row"]).items():
+    for name, line in sorted(groups(rows, lambda row: row["row"]).items(), key=lambda item: rank(item[0])):
         losses = list(by_seed(line, "val_loss").values())
         if not losses:
             continue
@@ -213,22 +218,29 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
         if seconds := [row["value"] for row in line if row["metric"] == "seconds_per_step"]:
             places["time"] = 1e3 * statistics.fmean(seconds)
         for kind, x in places.items():
-            found[kind].append(Point(name, x, statistics.fmean(losses), spread))
+            found[kind].append(Point(name, x, statistics.fmean(losses), spread, rank(name)))
     # The numbers of the points are the same in every figure: one that lacks some is not drawn.
     return {kind: points for kind, points in found.items() if len(points) == len(found["active"])}
 
 
-def pareto_figures(rows: list[dict]) -> tuple[str, list[str]]:
-    """(key, figures): validation loss of a table's lines against active units, all units, and time."""
-    key, figures = "", []
-    for kind, points in row_points(rows).items():
-        if len(points) < 2:
-            continue
+def pareto_figures(rows: list[dict]) -> list[str]:
+    """Validation loss of a table's lines against active units, all units and time; the points' key."""
+    drawn = {kind: points for kind, points in row_points(rows).items() if len(points) > 1}
+    figures = []
+    for kind, points in drawn.items():
         label, title = AGAINST[kind]
-        key = key or "; ".join(f"{i} {html.escape(point.label)}" for i, point in enumerate(points, 1))
-        chart = scatter(title, points, label, "nats a token")
-        figures.append(figure(chart, f"<b>{title}.</b>"))
-    return key, figures
+        figures.append(figure(scatter(title, points, label, "nats a token"), f"<b>{title}.</b>"))
+    return [*figures, key_of(drawn["active"])] if figures else []
+
+
+def key_of(points: list[Point]) -> str:
+    """Numbers, signs, names and losses of the points of figures, as a list of HTML."""
+    items = ""
+    for point in points:
+        sign = f'<svg viewBox="-7 -7 14 14" aria-hidden="true">{marker(point.kind)}</svg>'
+        loss = f"{point.y:.4f}" + (f" ± {point.error:.4f}" if point.error else "")
+        items += f"<li>{sign} {html.escape(point.label)} <span>{loss}</span></li>"
+    return f'<div class="key"><p><b>Key.</b> Validation loss in nats a token.</p><ol>{items}</ol></div>'
 
 
 def run_facts(run: Run) -> str:

@@ -61,13 +61,14 @@ class Runner:
             names = {"table": run.table, "row": run.name}
             command = public_command(["train", *run.arguments()])
             figures = train(run.config, run.workdir, origin=functools.partial(origin, command))
-            record.append_figures(
-                run.results, figures, config=run.config, data_meta=facts(run.config), command=command, **names
-            )
             if other := texts.parse(run.texts):
                 texts.score_at_end(
                     run.workdir, run.config, other, results=run.results, command=command, **names
                 )
+            # Last: a run whose validation loss is recorded counts as done.
+            record.append_figures(
+                run.results, figures, config=run.config, data_meta=facts(run.config), command=command, **names
+            )
         except Interrupted:
             raise
         except (InputError, Diverged) as error:
@@ -163,8 +164,10 @@ class ProcessRunner(Runner):
         log = os.path.join(run.workdir, LOG)
         with open(log, encoding="utf-8", errors="replace") as file:
             lines = [line.strip() for line in file if line.strip()]
-        said = lines[-1] if lines else f"no output, exit code {process.returncode}"
-        return f"{said.removeprefix('train.py: ')} ({log})"
+        said = lines[-1].removeprefix("train.py: ") if lines else "no output"
+        if process.returncode < 0:  # then its last line is of something else
+            return f"killed by signal {-process.returncode} after: {said} ({log})"
+        return f"{said} ({log})" if lines else f"{said}, exit code {process.returncode} ({log})"
 
 
 def _stop(processes: Iterable[subprocess.Popen]) -> None:

@@ -33,6 +33,11 @@ FIELDS = {
     "grid": ("name", "over", "set", "seeds", "kind"),
     "tuning": ("key", "values", "set", "seeds", "extensions"),
 }
+TEXT, DICT, LIST = (str, "text"), (dict, "a dict whose keys are text"), (list | tuple, "a list")
+SHAPES = {
+    "config": TEXT, "table": TEXT, "name": TEXT, "kind": TEXT, "key": TEXT,
+    "set": DICT, "rows": DICT, "over": DICT, "grids": LIST,
+}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -131,27 +136,39 @@ def _grid_rows(grid: dict, data: dict) -> list[Row]:
     """A row for every combination, the last key fastest."""
     _check_fields("grid", grid)
     over, name = grid.get("over", {}), grid.get("name", "")
+    for key, values in over.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise InputError(f"sweep grid {name}: {key} {values!r} is not allowed; use a list of its values.")
     seeds = grid.get("seeds", data.get("seeds", [0]))
     rows = []
     for values in itertools.product(*over.values()):
         point = dict(zip(over, values))
         shown = {key.rsplit(".", 1)[-1]: written(value) for key, value in point.items()}
-        try:
-            named, kind = (pattern.format(**shown) for pattern in (name, grid.get("kind", name)))
-        except (KeyError, IndexError, ValueError) as error:
-            raise InputError(
-                f"sweep grid: name {name!r} is not allowed; use the keys {', '.join(shown)} in braces."
-            ) from error
+        named, kind = (_filled(field, grid.get(field, name), shown) for field in ("name", "kind"))
         rows.append(_row(named, {"set": grid.get("set", {}), "seeds": seeds, "kind": kind}, point, data))
     return rows
+
+
+def _filled(field: str, pattern: str, shown: dict[str, str]) -> str:
+    """The name or kind of a combination."""
+    try:
+        return pattern.format(**shown)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"sweep grid: {field} {pattern!r} is not allowed; use the keys {', '.join(shown)} in braces."
+        ) from error
 
 
 def _check_fields(what: str, entry, name: str = "") -> None:
     said = f"sweep {what} {name}".strip() if what != "sweep" else "sweep"
     if not isinstance(entry, dict):
         raise InputError(f"{said}: {entry!r} is not allowed; use a dict of {', '.join(FIELDS[what])}.")
-    for field in entry:
+    for field, value in entry.items():
         check_choice(f"{said} field", field, FIELDS[what])
+        shape, allowed = SHAPES.get(field, (object, ""))
+        keys = value if isinstance(value, dict) else ()
+        if not isinstance(value, shape) or not all(isinstance(key, str) for key in keys):
+            raise InputError(f"{said}: {field} {value!r} is not allowed; use {allowed}.")
 
 
 def _seeds(said: str, seeds) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """The runs that a sweep asks for: which there are, which are done, and which learning rate each takes."""
 
 import functools
+import math
 import os
 import re
 import shlex
@@ -122,14 +123,14 @@ class Ablation:
       texts: other texts that every row is scored on, the words of --texts.
 
     Attributes:
-      broken: kinds whose rate could not be chosen, since a run of their grid failed.
+      broken: {kind: why} of the kinds whose rate could not be chosen.
     """
 
     def __init__(self, sweep: Sweep, wanted: Callable[[str], bool], workdir: str, results: str, texts=()):
         self.texts = tuple(texts)
         self.sweep, self._workdir, self.results = sweep, workdir, results
         self.rows = [row for row in sweep.rows if wanted(row.name)]
-        self.broken: set[str] = set()
+        self.broken: dict[str, str] = {}
         self._diverged: set[str] = set()
 
     def kinds(self) -> dict[str, Row]:
@@ -173,11 +174,17 @@ class Ablation:
         return float("inf") if run.workdir in self._diverged else known.loss(run)
 
     def tuning_left(self) -> list[Run]:
-        """The runs that are next in choosing rates."""
-        known = Known(tuning_path(self.results))
-        return [
-            run for kind in self.kinds() if kind not in self.broken for run in self.losses(kind, known)[1]
-        ]
+        """The runs that are next in choosing rates; a kind of which every run diverged is `broken`."""
+        assert self.sweep.grid is not None
+        known, left = Known(tuning_path(self.results)), []
+        for kind in self.kinds():
+            if kind not in self.broken:
+                losses, missing = self.losses(kind, known)
+                left += missing
+                if not missing and not math.isfinite(min(losses.values())):
+                    said = f"every run of their grid diverged, down to {self.sweep.grid.key} {min(losses):g}"
+                    self.broken[kind] = said
+        return left
 
     def note_failure(self, run: Run, said: str) -> bool:
         """Whether a failed run of a grid is an answer: it diverged, so its rate is too high.
@@ -187,7 +194,7 @@ class Ablation:
         if re.search(r"^step \d+: .* (nan|inf)\b", said):
             self._diverged.add(run.workdir)
             return True
-        self.broken.add(run.name)
+        self.broken[run.name] = "a run of their grid of learning rates failed"
         return False
 
     def row_runs(self) -> tuple[list[Run], list[str]]:
@@ -208,6 +215,8 @@ class Ablation:
             return {}, []
         known = Known(tuning_path(self.results))
         for kind in self.kinds():
+            if kind in self.broken:
+                continue
             losses, missing = self.losses(kind, known)
             if missing:
                 without.append(kind)

@@ -11,6 +11,8 @@ The same command again goes on from the last checkpoint. SIGTERM saves and exits
 with 0. To look inside with a debugger or print: --nojit, with a small model.
 """
 
+from typing import Any
+
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -47,8 +49,7 @@ def main() -> None:
         model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
         print(describe(model)[0])
         return
-    if _RESULTS.value and not _ROW.value:
-        raise InputError("--row is missing; --results needs a name for the row, e.g. --row=tree_hard_P12_W1.")
+    record.check_row_flag(_RESULTS.value, _ROW.value)
     if _COMPILE.value:
         compile_only(config)
         return
@@ -60,14 +61,12 @@ def main() -> None:
     other = texts.parse(_TEXTS.value)
     figures = train(config, _WORKDIR.value, origin=provenance.origin)
 
-    if _RESULTS.value:
-        meta = read_json(_WORKDIR.value, "data.json")
-        record.append_figures(
-            _RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config, data_meta=meta
-        )
+    names: dict[str, Any] = {"table": _TABLE.value, "row": _ROW.value}
     if other:
-        names = {"table": _TABLE.value, "row": _ROW.value}
         texts.score_at_end(_WORKDIR.value, config, other, results=_RESULTS.value, **names)
+    if _RESULTS.value:  # last: a run whose validation loss is recorded counts as done for a sweep
+        meta = read_json(_WORKDIR.value, "data.json")
+        record.append_figures(_RESULTS.value, figures, config=config, data_meta=meta, **names)
 
 
 def compile_only(config) -> None:

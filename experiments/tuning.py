@@ -29,8 +29,9 @@ class Grid(NamedTuple):
           InputError: names the field and what is allowed.
         """
         values, extensions = tuning.get("values", ()), tuning.get("extensions", 2)
-        number = lambda value: isinstance(value, int | float) and math.isfinite(value) and value > 0
-        if not isinstance(values, list | tuple) or len(set(values)) < 3 or not all(map(number, values)):
+        is_number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+        good = lambda value: is_number(value) and math.isfinite(value) and value > 0
+        if not isinstance(values, list | tuple) or not all(map(good, values)) or len(set(values)) < 3:
             raise InputError(
                 f"sweep tuning: values {values!r} is not allowed; use at least 3 positive numbers, so that "
                 "the best can have a neighbour on each side."

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tree_ffn.analysis import axes, plots
-from tree_ffn.analysis.plots import Point, Series
+from tree_ffn.analysis.plots import Series
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -66,23 +66,3 @@ def test_a_heat_map_holds_its_values():
     length = struct.unpack(">I", data[33:37])[0]
     pixels = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(2, 4)[:, 1:]
     np.testing.assert_array_equal(pixels, [[0, 128, 255], [255, 64, 0]])
-
-
-def test_the_front_holds_what_nothing_beats():
-    rng = np.random.default_rng(0)
-    points = [Point(str(i), *pair) for i, pair in enumerate(rng.random((40, 2)))]
-    front = plots.pareto(points)
-    for point in points:
-        beaten = any(other.x <= point.x and other.y <= point.y and other != point for other in points)
-        assert (point in front) == (not beaten)
-
-
-def test_a_scatter_shows_every_point_and_its_spread():
-    points = [Point("dense", 3060, 4.1), Point("a", 96, 4.3, error=0.1), Point("b", 96, 4.4)]
-    figure = parsed(plots.scatter("s", points, "units", "loss"))
-    circles = list(figure.iter(f"{SVG}circle"))
-    assert [circle.find(f"{SVG}title").text.split(":")[0] for circle in circles] == ["dense", "a", "b"]
-    x = [float(circle.attrib["cx"]) for circle in circles]
-    assert x[0] > x[2] > x[1]  # those of one place stand side by side
-    bars = [line for line in figure.iter(f"{SVG}line") if "class" not in line.attrib]
-    assert len(bars) == 1 and bars[0].attrib["x1"] == circles[1].attrib["cx"]

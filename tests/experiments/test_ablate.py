@@ -7,6 +7,8 @@ import pathlib
 import shlex
 import signal
 import time
+import types
+from typing import Any, cast
 
 import pytest
 
@@ -153,6 +155,21 @@ def test_processes(place, tmp_path):
     assert len(losses(tmp_path / "r.jsonl")) == 1 and "narrow_seed0: done" in outcome.out
 
 
+def test_a_process_that_was_killed_is_said_to_be(tmp_path):
+    """The last line of its log is not why it ended."""
+    run = types.SimpleNamespace(workdir=str(tmp_path), results=str(tmp_path / "r.jsonl"))
+    log = tmp_path / runners.LOG
+    error = lambda code: runners.ProcessRunner(True, 1, [])._error(
+        cast(Any, run), cast(Any, types.SimpleNamespace(returncode=code))
+    )
+    log.write_text("step 20: loss 3.5\n\n")
+    assert error(-9) == f"killed by signal 9 after: step 20: loss 3.5 ({log})"
+    log.write_text("train.py: data.files: 'x' matches no file.\n")
+    assert error(2) == f"data.files: 'x' matches no file. ({log})"
+    log.write_text("\n")
+    assert error(1) == f"no output, exit code 1 ({log})"
+
+
 def test_processes_take_gpus_in_turns(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     seen = [runners.ProcessRunner(True, 4, ["0", "2"])._environment(slot) for slot in range(4)]
@@ -177,6 +194,16 @@ def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
     assert "narrow: optim.lr 8e-05, at the edge of all that was tried" in outcome.out
     again = place(rows, "--tune", tuning=grid)
     assert "1 runs, 1 of them are done" in again.out and "to choose" not in again.out
+
+
+def test_rows_of_a_kind_whose_every_rate_diverged_are_not_run(place, tmp_path):
+    grid = {"values": [1e29, 1e30, 1e31], "extensions": 1}
+    rows = {"wild": {"set": {"kind": "narrow", "optim.clip": 0.0}}}
+    outcome = place(rows, "--tune", tuning=grid)
+    assert outcome.code == 1
+    why = "every run of their grid diverged, down to optim.lr 5e+28"
+    assert f"1 of the runs failed:\n  rows of wild: not run, since {why}" in outcome.err
+    assert not (tmp_path / "r.jsonl").exists()
 
 
 def test_the_choice_of_a_rate():
@@ -215,6 +242,14 @@ def test_the_choice_of_a_rate():
         ({"a": {}}, {}, ["--gpus=x"], "--gpus: 'x' is not allowed"),
         ({"a": {}}, {}, ["--jobs=-1"], "--jobs: -1 is not allowed"),
         ({"a": {}}, {"grids": [{"name": "a", "over": {"optim.lr": [1, 2]}}]}, [], "'a' is there twice"),
+        (["a"], {}, [], "sweep: rows ['a'] is not allowed; use a dict whose keys are text."),
+        ({"a": {"set": ["lr"]}}, {}, [], "sweep row a: set ['lr'] is not allowed; use a dict"),
+        ({"a": {}}, {"grids": {"name": "a"}}, [], "sweep: grids {'name': 'a'} is not allowed; use a list."),
+        ({}, {"grids": [{"name": "b", "over": {"optim.lr": 0.1}}]}, [], "optim.lr 0.1 is not allowed; use"),
+        ({}, {"grids": [{"name": 3, "over": {"optim.lr": [1]}}]}, [], "sweep grid: name 3 is not allowed"),
+        ({}, {"grids": [{"name": "b", "kind": "{b}", "over": {"optim.lr": [1]}}]}, [], "grid: kind '{b}'"),
+        ({"a": {}}, {"tuning": {"values": [1, 2, [3]]}}, [], "values [1, 2, [3]] is not allowed"),
+        ({"a": {}}, {"tuning": {"key": 5, "values": [1, 2, 3]}}, [], "sweep tuning: key 5 is not allowed"),
         ({"a": {}}, {"grids": [{"name": "{rate}", "over": {"optim.lr": [1]}}]}, [], "use the keys lr"),
     ],
 )  # fmt: skip
@@ -322,5 +357,21 @@ def test_other_texts_are_scored_at_the_end_of_each_row(place, texts, tmp_path):
     scored = {row["metric"]: row for row in rows if row["metric"].startswith("some_")}
     assert set(scored) == {f"some_{name}" for name in ("loss", "bits_per_byte", "nats_per_word", "word_ppl")}
     assert all("--texts=some=" in row["command"] for row in scored.values())
+    assert "1 runs, 1 of them are done" in place(ROWS, "--rows=narrow", other).out
     refused = place(ROWS, "--texts=some=absent.txt")
     assert refused.code == 2 and "matches no file" in refused.err
+
+
+def test_a_row_whose_texts_could_not_be_scored_is_not_done(place, texts, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise InputError("some: it cannot be read.")
+
+    other = f"--texts=some={texts}/[0-2].txt"
+    with monkeypatch.context() as patch:
+        patch.setattr(runners.texts, "score_at_end", fails)
+        outcome = place(ROWS, "--rows=narrow", other)
+        assert outcome.code == 1 and "narrow_seed0: some: it cannot be read." in outcome.err
+    outcome = place(ROWS, "--rows=narrow", other)  # goes on from its checkpoint
+    assert outcome.code == 0 and "resumed at step 2 of 2" in outcome.out, outcome.err
+    metrics = {row["metric"] for row in record.load_results(f"{tmp_path}/r.jsonl")}
+    assert {"val_loss", "some_loss"} <= metrics

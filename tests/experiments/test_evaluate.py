@@ -129,6 +129,7 @@ def test_a_registered_data_set(run, tmp_path):
         (["--files=/nowhere/*.txt"], "/nowhere"),
         (["--split=test"], "split"),
         (["--results=x"], "--row is missing"),
+        (["--results=x", "--row=a/b"], "--row: 'a/b' is not allowed"),
         (["--files=a", "--tfds_name=b"], "data.tfds_name: 'b' needs data.corpus='tfds'"),
         (["--tokenizer=nowhere.json"], "data.tokenizer: "),
     ],

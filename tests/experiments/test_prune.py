@@ -157,6 +157,7 @@ def test_other_text(run, tmp_path):
         (["--tokens=-1"], "--tokens: -1 is not allowed"),
         (["--batch_size=0"], "--batch_size: 0 is not allowed"),
         (["--results=x"], "--row is missing"),
+        (["--results=x", "--row=a,b"], "--row: 'a,b' is not allowed"),
         (["--step=5"], "step: 5 has no checkpoint"),
     ],
 )

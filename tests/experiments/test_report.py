@@ -106,21 +106,63 @@ def test_what_is_refused(runs, tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
+@pytest.mark.parametrize("key,value", [("train.steps", 12), ("model.context", 24), ("data.sha256", "0" * 64)])
+def test_runs_that_cannot_be_compared_are_refused_unless_asked(runs, tmp_path, key, value):
+    section, name = key.split(".")
+    shutil.copytree(runs / "hard", tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
+    file = tmp_path / "other" / ("data.json" if section == "data" else "config.json")
+    facts = json.loads(file.read_text())
+    (facts if section == "data" else facts[section])[name] = value
+    file.write_text(json.dumps(facts))
+    page = tmp_path / "page.html"
+    assert call("report", f"--workdir={runs}/hard", f"--to={page}").code == 0
+    before = page.read_text()
+    arguments = [f"--workdir={runs}/hard,{tmp_path}/other", f"--to={page}"]
+    refused = call("report", *arguments)
+    assert refused.code == 2 and page.read_text() == before
+    assert (
+        f"--workdir: {key} is both" in refused.err and f"and {value!r}; only runs of one text" in refused.err
+    )
+    assert len(refused.err.strip().splitlines()) == 1
+    assert call("report", *arguments, "--mixed").code == 0
+    assert f"MIXED: the runs differ in {key} and cannot be compared." in page.read_text()
+
+
+def test_points_of_other_data_stay_apart_where_they_are_asked_for(tmp_path):
+    rows = [json.loads(line) for line in (ROOT / "results/t1_cpu.jsonl").read_text().splitlines()]
+    other = [json.loads(json.dumps(row)) for row in rows if row["row"] == "narrow_A16"]
+    for row in other:
+        row["config"]["data"]["sha256"] = "f" * 64
+    mixed, page = tmp_path / "mixed.jsonl", tmp_path / "page.html"
+    mixed.write_text("\n".join(map(json.dumps, rows + other)))
+    arguments = [f"--results={mixed}", f"--to={page}"]
+    refused = call("report", *arguments)
+    assert refused.code == 2 and "data.sha256 is both" in refused.err and not page.exists()
+    assert call("report", *arguments, "--mixed").code == 0
+    text = page.read_text()
+    assert "MIXED: points differ in data.sha256" in text and "> narrow_A16@ffffffff <" in text
+
+
 PROBE = """<script>addEventListener("load", () => {
   const linear = v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
   const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
     return .2126 * r + .7152 * g + .0722 * b };
   const ground = light(getComputedStyle(document.body).backgroundColor);
-  const texts = [...document.querySelectorAll("h1,h2,p,b,figcaption,td,th,pre,svg text")];
+  const texts = [...document.querySelectorAll("h1,h2,p,b,li,li span,figcaption,td,th,pre,svg text")];
   const contrast = texts.map(e => {
     const s = getComputedStyle(e), l = light(e.namespaceURI.endsWith("svg") ? s.fill : s.color);
     return (Math.max(l, ground) + .05) / (Math.min(l, ground) + .05) });
   const figures = [...document.querySelectorAll("figure svg")];
   const cut = figures.filter(s => [...s.querySelectorAll("text")].some(t => {
     const a = t.getBoundingClientRect(), b = s.getBoundingClientRect();
-    return a.left < b.left - 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1 })).map(s => s.ariaLabel);
-  document.title = JSON.stringify({ground, contrast: Math.min(...contrast), texts: contrast.length, cut,
-    figures: figures.filter(s => s.getBoundingClientRect().height > 100).length,
+    return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1 }))
+    .map(s => s.ariaLabel);
+  const covered = figures.filter(s => { const boxes = [...s.querySelectorAll("text")]
+    .map(t => t.getBoundingClientRect()); return boxes.some((a, i) => boxes.slice(i + 1).some(b =>
+    a.left + 1 < b.right && b.left + 1 < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom)) })
+    .map(s => s.ariaLabel);
+  document.title = JSON.stringify({ground, contrast: Math.min(...contrast), texts: contrast.length,
+    cut, covered, figures: figures.filter(s => s.getBoundingClientRect().height > 100).length,
     overflow: document.documentElement.scrollWidth - innerWidth,
     requests: performance.getEntriesByType("resource").filter(r => !r.name.startsWith("data:")).length});
 })</script>"""
@@ -156,7 +198,7 @@ def test_in_a_browser(page, tmp_path, dark, width):
     assert seen["contrast"] >= 4.5 and seen["texts"] > 500
     assert seen["figures"] == page.read_text().count("<figure>") > 30
     assert seen["overflow"] <= 0 and seen["requests"] == 0
-    assert seen["cut"] == []
+    assert seen["cut"] == [] and seen["covered"] == []
 
 
 @browser

@@ -21,12 +21,12 @@ def quick_rows(monkeypatch):
     monkeypatch.setattr(record, "versions", lambda: {"jax": "0.10.2"})
 
 
-def config(steps=500, lr=2e-3, sha="1" * 64, **ffn):
+def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
     return {
         "model": {"n_layers": 4, "width": 128, "context": 256},
         "train": {"steps": steps, "batch_size": 8, "log_every": 20},
         "optim": {"lr": lr},
-        "data": {"corpus": "text", "sha256": sha},
+        "data": {"corpus": "text", "sha256": sha, "splits": splits or {}},
         "ffn": {"implementation": "auto", **ffn},
     }
 
@@ -81,6 +81,26 @@ def test_lengths_and_devices_are_tables_of_their_own(small):
     ]  # fmt: skip
 
 
+def pruned(path, row, seed, loss, threshold=0.0, tokens=4000, step=500):
+    said = {"threshold": threshold, "static": False, "tokens": tokens, "sha256": "3" * 64, "step": step}
+    figures = {"val_loss": loss, "loss_rise": 0.0, "units_kept": 100, "units_share": 0.5, "bytes": 2e6}
+    add(path, row, seed, "prune_small", figures=figures, of={**config(), "prune": said})
+
+
+def test_seeds_are_pruned_at_the_best_step_of_each(tmp_path):
+    path = tmp_path / "prune.jsonl"
+    pruned(path, "tree_hard_P2_W1", 0, 2.0, step=400)
+    pruned(path, "tree_hard_P2_W1", 1, 3.0, step=500)
+    pruned(path, "tree_hard_P1_W2", 0, 2.5, tokens=128_000)
+    text = " ".join(render(str(path)).split())
+    (line,) = cells(render(str(path)), "`tree_hard_P2_W1`")
+    assert line[5] == "2.5000 ± 0.7071" and line[-1] == "2"
+    assert "of 4,000 or 128,000 calibration tokens (sha256 333333333333) visits; 0 removes" in text
+    pruned(path, "tree_hard_P2_W1", 1, 2.9, step=300)
+    with pytest.raises(InputError, match="prune.step is both 500 and 300"):
+        render(str(path))
+
+
 def test_a_later_row_supersedes(small):
     add(small, "moe_top1_X32", 0, loss=2.0)
     add(small, "moe_top1_X32", 0, of=config(implementation="masked"), loss=1.5)  # same layer
@@ -92,6 +112,7 @@ def test_a_later_row_supersedes(small):
     [
         ("dense", config(sha="2" * 64), "data.sha256"),
         ("random_tree_P2_W1", config(sha="2" * 64), "data.sha256"),
+        ("random_tree_P2_W1", config(splits={"valid": {"rows": 9}}), "data.splits.valid.rows"),
         ("dense", config(lr=4e-3), "optim.lr"),
         ("dense", config(activation="relu"), "ffn.activation"),
     ],

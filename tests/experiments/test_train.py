@@ -48,6 +48,7 @@ def options(texts, monkeypatch):
         (["--config=configs/smoke.py", "--workdir=x", "--describe=perhaps"], "describe"),
         (["--config=configs/smoke.py", "--workdir=x", "more"], "argument: 'more' is not known"),
         (["--config=configs/smoke.py", "--workdir=x", "--results=y"], "--row is missing"),
+        (["--config=configs/smoke.py", "--workdir=x", "--results=y", "--row=a b"], "--row: 'a b' is not"),
         (
             ["--config=configs/smoke.py", "--workdir=x", "--texts=a=absent.txt"],
             "--texts: 'absent.txt' matches",

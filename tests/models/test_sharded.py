@@ -26,6 +26,8 @@ CASES = [
     (FOUR_TREES, (2, 4), "masked", T),  # trees over model
     (dataclasses.replace(FOUR_TREES, act_site="sum"), (2, 4), "gather", T),  # activation after the joined sum
     (dataclasses.replace(FOUR_TREES, router="frozen"), (4, 2), "masked", T),
+    (dataclasses.replace(FOUR_TREES, router="hash"), (2, 4), "masked", T),
+    (dataclasses.replace(FOUR_TREES, router="hash"), (1, 8), "grouped", T),  # ids over both axes
     (dataclasses.replace(FOUR_TREES, routing="straight_through"), (1, 4), "masked", T),
     (FOUR_TREES, (8, 1), "masked", T),  # tokens over data alone
     (ONE_TREE, (4, 2), "grouped", T),  # one tree: tokens over both axes
@@ -41,10 +43,13 @@ def test_equal_to_one_device(spec, shape, implementation, n_tokens):
     params = random_leaves(jax.eval_shape(lambda key: tree.init_params(key, spec, E), jax.random.key(0)))
     x_TE = jnp.asarray(np.random.default_rng(1).standard_normal((n_tokens, E)), jnp.float32)
     structure = jax.tree.map(jnp.asarray, init_structure(spec)) if isinstance(spec, PrunedSpec) else {}
-    params = {name: value for name, value in params.items() if name not in STRUCTURE}
+    if "salt" in params:
+        structure["salt"] = jnp.arange(spec.shape.n_trees, dtype=jnp.int32)
+    params = {name: value for name, value in params.items() if name not in (*STRUCTURE, "salt")}
+    token_T = jnp.arange(n_tokens, dtype=jnp.int32)
 
     def loss(layer, params, x_TE):
-        y_TE, info = layer({**params, **structure}, x_TE, spec, implementation)
+        y_TE, info = layer({**params, **structure}, x_TE, spec, implementation, token_T)
         return jnp.sum(jnp.square(y_TE)), (y_TE, info.leaf_TP)
 
     def run(layer):

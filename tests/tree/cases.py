@@ -1,6 +1,7 @@
 """Layers and tokens for the tests of the three executions, and covering sets of their options."""
 
 import contextlib
+import functools
 import itertools
 
 import jax
@@ -95,6 +96,23 @@ def traced_form(execution):
         if execution == BATCHED:
             patch.setattr(grouped, "_form", lambda: batched)
         yield
+
+
+# Hundreds of small programs: most of the time goes into compiling them, so LLVM is told to hurry. And where a
+# value is said to be bfloat16 it is rounded, lest XLA's own float32 hide a decision made in bfloat16.
+compiled = functools.partial(
+    jax.jit,
+    static_argnames=("spec", "execution"),
+    compiler_options={"xla_backend_optimization_level": 0, "xla_allow_excess_precision": False},
+)
+
+
+@compiled
+def run_forward(params, x, spec, execution):
+    """Output and leaves."""
+    with traced_form(execution):
+        y, info = layer(params, x, spec, execution)
+    return y, info.leaf_TP
 
 
 def on_device(tree):

@@ -1,7 +1,6 @@
 """Masked, gather and grouped against the float64 oracle: outputs, leaves and all gradients."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,23 +35,7 @@ def name_of(case):
     return "-".join(f"{k}{v}" if len(k) == 1 else str(v) for k, v in case.items())
 
 
-# Hundreds of small programs: most of the time goes into compiling them, so LLVM is told to hurry. And where a
-# value is said to be bfloat16 it is rounded, lest XLA's own float32 hide a decision made in bfloat16.
-compiled = functools.partial(
-    jax.jit,
-    static_argnames=("spec", "execution"),
-    compiler_options={"xla_backend_optimization_level": 0, "xla_allow_excess_precision": False},
-)
-
-
-@compiled
-def run_forward(params, x, spec, execution):
-    with cases.traced_form(execution):
-        y, info = cases.layer(params, x, spec, execution)
-    return y, info.leaf_TP
-
-
-@compiled
+@cases.compiled
 def run_backward(params, x, dy, spec, execution):
     """Output, leaves, and gradients of sum(dy * y) to all weights (thresholds too) and to x."""
     with cases.traced_form(execution):
@@ -92,7 +75,7 @@ def check(params, x, dy, spec, executions=cases.EXECUTIONS):
     device_params, x, dy = cases.on_device((params, x, dy))
     for execution in executions:
         if not differentiable(spec, execution):
-            y, leaf = run_forward(device_params, x, spec, execution)
+            y, leaf = cases.run_forward(device_params, x, spec, execution)
         else:
             y, leaf, got_grads, got_dx = run_backward(device_params, x, dy, spec, execution)
             assert_same_gradients(got_grads, grads, str(execution))
@@ -199,7 +182,7 @@ def test_nan_goes_left_and_stays_with_its_token(execution, rng):
     params, x, _ = cases.grid_case(rng, spec)
     want = oracle.forward(params, x, spec)
     x[3] = np.nan
-    y, leaf = run_forward(*cases.on_device((params, x)), spec, execution)
+    y, leaf = cases.run_forward(*cases.on_device((params, x)), spec, execution)
     others = np.arange(len(x)) != 3
     np.testing.assert_array_equal(leaf[3], [0, 0])
     np.testing.assert_array_equal(leaf[others], want.leaf[others])
@@ -216,7 +199,7 @@ def test_nan_threshold_goes_left(routing, rng):
     want = oracle.forward(params, x, spec)
     assert want.leaf.max() <= 1
     for execution in cases.EXECUTIONS:
-        y, leaf = run_forward(*cases.on_device((params, x)), spec, execution)
+        y, leaf = cases.run_forward(*cases.on_device((params, x)), spec, execution)
         np.testing.assert_array_equal(leaf, want.leaf)
         assert_near(y, want.y, execution)
 
@@ -264,7 +247,7 @@ def test_bfloat16_follows_the_oracle(routing, rng):
             assert_near(got_dx, dx, execution, 0.03)
             assert_same_gradients(got_grads, grads, execution, 0.03)
         else:
-            y, leaf = run_forward(params, x, spec, execution)
+            y, leaf = cases.run_forward(params, x, spec, execution)
         np.testing.assert_array_equal(leaf, want.leaf)
         assert_near(y, want.y, execution, 0.03)
 
@@ -285,7 +268,7 @@ def test_straight_through_is_differentiated_by_masked_only(execution, rng):
     spec = cases.make_spec("straight_through", P=2, D=2)
     params, x, dy = cases.on_device(cases.grid_case(rng, spec))
     hard = cases.make_spec("hard", P=2, D=2)
-    y, y_hard = (run_forward(params, x, s, execution)[0] for s in (spec, hard))
+    y, y_hard = (cases.run_forward(params, x, s, execution)[0] for s in (spec, hard))
     np.testing.assert_array_equal(y, y_hard)
     with pytest.raises(InputError, match="masked"):
         run_backward(params, x, dy, spec, execution)

@@ -1,7 +1,5 @@
 """Pruned layers against the float64 oracle of the full trees, which is told the leaves that are left."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,21 +25,8 @@ FACTORS = {
 
 PRODUCT = cases.all_combinations(FACTORS | {"D": (3,), "W": ("per_level",)})
 
-compiled = functools.partial(
-    jax.jit,
-    static_argnames=("spec", "execution"),
-    compiler_options={"xla_backend_optimization_level": 0, "xla_allow_excess_precision": False},
-)
 
-
-@compiled
-def run_forward(params, x, spec, execution):
-    with cases.traced_form(execution):
-        y, info = cases.layer(params, x, spec, execution)
-    return y, info.leaf_TP
-
-
-@compiled
+@cases.compiled
 def run_backward(params, x, dy, spec, execution):
     structure = {name: params[name] for name in STRUCTURE}
     params = {name: value for name, value in params.items() if name not in STRUCTURE}
@@ -107,7 +92,7 @@ def check(spec, params, x, dy, keep_PJ, executions=EXECUTIONS):
     hard = spec.routing == "straight_through"
     for execution in executions:
         if hard:
-            y, leaf = run_forward(pruned, x, pruned_spec, execution)
+            y, leaf = cases.run_forward(pruned, x, pruned_spec, execution)
         else:
             y, leaf, grads, dx = run_backward(pruned, x, dy, pruned_spec, execution)
         np.testing.assert_array_equal(leaf, leaf_TP, err_msg=execution)

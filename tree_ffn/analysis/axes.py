@@ -19,7 +19,10 @@ STYLE = (
     + "".join(f"--c{i}:{colour};" for i, colour in enumerate(DARK))
     + "}}svg text{fill:var(--soft);font:12px Helvetica,Arial,sans-serif}svg .rule{stroke:var(--rule)}"
     "svg .line{fill:none;stroke-width:1.8;stroke-linejoin:round}svg .front{stroke:var(--soft);"
-    "stroke-dasharray:4 3;fill:none}"
+    "stroke-dasharray:4 3;fill:none}svg .lead{stroke:var(--soft);stroke-width:.7}"
+    # What lies beneath a number or a sign does not touch it.
+    "svg .number{font-weight:bold;stroke:var(--ground);stroke-width:3px;paint-order:stroke}"
+    "svg .sign{stroke:var(--ground);stroke-width:.8}"
 )
 
 
@@ -53,27 +56,44 @@ def shown(value: float) -> str:
 
 
 class Axes:
-    """From values to places, and the frame around them."""
+    """From values to places, and the frame around them.
 
-    def __init__(self, xs, ys, x_label: str, y_label: str, *, log_x: bool = False, zero: bool = False):
-        self.log_x, self.labels = log_x, (x_label, y_label)
+    Args:
+      xs, ys: all values that are to be drawn.
+      x_label, y_label: names of the axes with units.
+      log_x: the horizontal axis is logarithmic, and says so.
+      zero: the vertical axis begins at 0.
+      right: room at the right, for names at the ends of lines.
+      beside: room left and right of the outermost values of a logarithmic axis.
+    """
+
+    def __init__(
+        self, xs, ys, x_label: str, y_label: str, *, log_x: bool = False, zero: bool = False,
+        right: float = RIGHT, beside: tuple[float, float] = (40.0, 40.0),
+    ):  # fmt: skip
+        self.log_x, self.labels = log_x, (f"{x_label} (log scale)" if log_x else x_label, y_label)
+        self.right = WIDTH - right
         xs = np.log10(xs) if log_x else np.asarray(xs, float)
         if log_x and len(xs) and xs.min() == xs.max():  # from a half to twice the one value
             xs = np.array([xs[0] - 0.3, xs[0] + 0.3])
-        self.x = _range(xs, zero=False, margin=0.12 if log_x else 0.0)
+        self.x = _range(xs, zero=False, margin=0.0)
+        if log_x:
+            low, high = self.x
+            scale = (high - low) / (self.right - LEFT - sum(beside))
+            self.x = low - beside[0] * scale, high + beside[1] * scale
         self.y = _range(np.asarray(ys, float), zero=zero, margin=0.05)
 
     def px(self, value: float) -> float:
         low, high = self.x
         value = math.log10(value) if self.log_x else value
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (value - low) / (high - low) * (self.right - LEFT)
 
     def py(self, value: float) -> float:
         low, high = self.y
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def frame(self) -> str:
-        right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+        right, bottom = self.right, HEIGHT - BOTTOM
         parts = []
         for value in ticks(*self.y):
             y = self.py(value)
@@ -97,7 +117,7 @@ class Axes:
             return ticks(*self.x)
         low, high = self.x
         if high - low < 0.5:  # less than half a power of ten: round numbers as on a linear axis
-            return ticks(10**low, 10**high, most=5)
+            return ticks(10**low, 10**high)
         factors = (1, 3) if high - low > 1.5 else (1, 2, 5)
         places = [f * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for f in factors]
         return [value for value in places if low <= math.log10(value) <= high]

@@ -1,4 +1,4 @@
-"""Figures as SVG text: lines over time, heat maps, scatters with a Pareto front.
+"""Figures as SVG text: lines over time, and heat maps; scatters are in scatter.py.
 
 Colours are CSS custom properties (`axes.STYLE` gives them for light, dark and print), so one figure reads on
 any of them; nothing needs a script. Every figure has a title that screen readers say.
@@ -23,15 +23,6 @@ class Series(NamedTuple):
     label: str
     x: Sequence[float]
     y: Sequence[float]
-
-
-class Point(NamedTuple):
-    """A point of a scatter; `error` is the half height of its bar, 0 for none."""
-
-    label: str
-    x: float
-    y: float
-    error: float = 0.0
 
 
 def line_chart(
@@ -145,64 +136,3 @@ def png(shade: np.ndarray) -> str:
     head = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 8, 0, 0, 0, 0)
     data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + data).decode()
-
-
-def pareto(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats in both x and y (smaller is better), by ascending x.
-
-    Example:
-      >>> [p.label for p in pareto([Point("a", 1, 3), Point("b", 2, 2), Point("c", 3, 2.5)])]
-      ['a', 'b']
-    """
-    best, front = math.inf, []
-    for point in sorted(points, key=lambda point: (point.x, point.y)):
-        if point.y < best:
-            front.append(point)
-            best = point.y
-    return front
-
-
-def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool = True) -> str:
-    """Points with bars of their spread, numbered, with their names in a key, and the Pareto front as steps.
-
-    Args:
-      title: what screen readers say.
-      points: at least one.
-      x_label, y_label: names of the axes with units.
-      log_x: the horizontal axis is logarithmic.
-    """
-    ys = [y for point in points for y in (point.y - point.error, point.y + point.error)]
-    axes = Axes([point.x for point in points], ys, x_label, y_label, log_x=log_x)
-    front = pareto(points)
-    path = "".join(
-        f"{'H' if i else 'M'}{axes.px(p.x):.1f}{'V' if i else ' '}{axes.py(p.y):.1f}"
-        for i, p in enumerate(front)
-    )
-    parts = [axes.frame(), f'<path class="front" d="{path}"/>']
-    for (i, point), shift in zip(enumerate(points), dodge([axes.px(point.x) for point in points])):
-        x, colour = axes.px(point.x) + shift, f"var(--c{i % len(LIGHT)})"
-        low, high = axes.py(point.y - point.error), axes.py(point.y + point.error)
-        bar = f'x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"'
-        parts += [f'<line {bar} stroke="{colour}"/>'] if point.error else []
-        parts.append(dot(x, axes.py(point.y), colour, said=f"{point.label}: {point.x:g}, {point.y:.4f}"))
-        place = f'x="{x + 5:.1f}" y="{axes.py(point.y) - 5:.1f}"'
-        parts.append(f'<text {place} style="fill:{colour}">{i + 1}</text>')
-    return figure(title, "".join(parts))
-
-
-def dodge(places: Sequence[float], apart: float = 12.0) -> list[float]:
-    """How far to shift points sideways so that those of one place stand beside each other.
-
-    Example:
-      >>> dodge([10.0, 50.0, 10.0])
-      [-6.0, 0.0, 6.0]
-    """
-    groups: dict[int, list[int]] = {}
-    for i, place in enumerate(places):
-        groups.setdefault(round(place), []).append(i)
-    shifts = [0.0] * len(places)
-    for group in groups.values():
-        step = min(apart, 60.0 / len(group))  # a crowd may not spread over the whole axis
-        for k, i in enumerate(group):
-            shifts[i] = step * (k - (len(group) - 1) / 2)
-    return shifts
