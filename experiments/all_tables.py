@@ -25,7 +25,16 @@ from experiments.lines import (
 )  # fmt: skip
 from experiments.page import Table
 from experiments.prune_table import prune_small
-from experiments.quality_tables import BITS, asked, cpu_small, t1_small, t2_plan, t3_small, t4_small
+from experiments.quality_tables import (
+    BITS,
+    asked,
+    cpu_small,
+    quality_attempts,
+    t1_small,
+    t2_plan,
+    t3_small,
+    t4_small,
+)
 from experiments.speed_tables import speed_layer, speed_steps, speed_train, stepped, timed, trained_on
 from tree_ffn.errors import InputError
 
@@ -141,6 +150,7 @@ TABLES = {
     "quickstart": (trained, quickstart),
     "cpu_small": (trained, cpu_small),
     "t1_small": (trained, t1_small),
+    "quality_attempts": (trained, quality_attempts),
     "t2_plan": (trained, t2_plan),
     "t3_small": (asked, t3_small),
     "t4_small": (trained, t4_small),

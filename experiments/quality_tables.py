@@ -77,6 +77,10 @@ def cpu_small(rows: list[dict]) -> Table:
     return kinds(rows, "Small comparison")
 
 
+def quality_attempts(rows: list[dict]) -> Table:
+    return kinds(rows, f"Attempts to close the gap, {rows[0]['device']}")
+
+
 def t1_small(rows: list[dict]) -> Table:
     return kinds(rows, f"Language modelling (T1), {rows[0]['device']}")
 

@@ -5,7 +5,7 @@
 
 Text and tokenizer as for configs/t1_small.py. `--sweep=...:length=full,seeds=3` runs the rows that count; by
 default one seed and 15 M tokens, which find candidates. A / F is 3.1 to 3.7 %, and 1.0 % in the row of D = 9.
-The baselines are rows of configs/t1_small.py and of its sweep; `hash_X32` is only here.
+The baselines are rows of configs/t1_small.py and of its sweep; those of `hash` and `hash_tree` are only here.
 """
 
 from configs import common
@@ -30,6 +30,8 @@ THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
 
 ROWS = {
     "hash_X32": {"row": "moe_top1_X32", "ffn.kind": "hash"},
+    "hash_tree_P12_W1": {**MANY, "ffn.kind": "hash_tree"},
+    "hash_tree_P1_D5_thin": {**THIN, "ffn.kind": "hash_tree"},
     "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **_floor(0.05, 1e-3)},
     "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **_floor(0.2, 1e-3)},
     "tree_straight_P3_W4": {**STRAIGHT, **FEW},

@@ -3,17 +3,16 @@
     python -m experiments.ablate --sweep=configs/sweeps/quality_cpu.py --workdir=runs/quality \\
         --results=runs/quality.jsonl
 
-2 M tokens of a model of two layers find candidates for larger runs and prove nothing: spreads over seeds of
-rows like these were .004 to .03 bits a byte, with 0.4 between narrow and dense. Every row has A = 16; F = 510
-where the name says nothing else. One learning rate for all: 3e-3, the best of every kind in
-results/t1_cpu_tuning.jsonl.
+2 M tokens of a model of two layers find candidates for larger runs and prove nothing. Every row has A = 16;
+F = 510, or 383 where routers of one unit stand above wide leaves (thin). One learning rate for all: 3e-3, the
+best of every kind in results/t1_cpu_tuning.jsonl.
 """
 
 WIDE, THIN = (
     {"ffn.n_trees": 1, "ffn.node_width": (2,)},
     {"ffn.n_trees": 1, "ffn.node_width": (1, 1, 1, 1, 1, 11)},
 )
-THIN["ffn.depth"] = 5  # F = 383: thin routers above wide leaves
+THIN["ffn.depth"] = 5
 STRAIGHT, CONTINUOUS = {"ffn.routing": "straight_through"}, {"ffn.routing": "continuous"}
 SILENT, LOGISTIC = {"ffn.router": "silent"}, {"ffn.openness": "logistic"}
 PRODUCT = {"ffn.gate": "product"}
@@ -28,6 +27,8 @@ ROWS = {
     "narrow_A16": {"kind": "narrow"},
     "moe_top1_X32": {"kind": "moe"},
     "hash_X32": {"kind": "hash"},
+    "hash_tree_P2_W1": {"kind": "hash_tree"},
+    "hash_tree_P1_D5_thin": {"kind": "hash_tree", **THIN},
     "tree_straight_P2_W1": STRAIGHT,
     "tree_straight_P2_W1_floor5": {**STRAIGHT, **_floor(0.05, 1e-2)},
     "tree_straight_P2_W1_floor20": {**STRAIGHT, **_floor(0.2, 1e-2)},
