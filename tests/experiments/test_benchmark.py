@@ -44,8 +44,8 @@ def test_times_every_variant(benchmark, monkeypatch):
 
 
 def test_an_execution_that_computes_something_else_is_not_timed(benchmark, monkeypatch):
-    wrong = lambda params, x, spec: (
-        2.0 * IMPLEMENTATIONS["masked"](params, x, spec)[0],
+    wrong = lambda params, x, spec, token_T: (
+        2.0 * IMPLEMENTATIONS["masked"](params, x, spec, token_T)[0],
         x[:, :1].astype("int32"),
     )
     monkeypatch.setitem(IMPLEMENTATIONS, "grouped", wrong)

@@ -9,7 +9,7 @@ from configs import default
 from configs.presets import PRESETS
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, MoESpec
-from tree_ffn.models.build import KINDS, layer_kinds, model_spec_from_config
+from tree_ffn.models.build import ADDED_FIELDS, KINDS, layer_kinds, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables, describe, figures
 from tree_ffn.tree import TreeSpec
 
@@ -34,6 +34,13 @@ def test_kinds_share_the_units_of_the_tree_fields():
     assert random_tree.shape == hash_tree.shape == tree.shape
     assert hash_tree.router == "hash" and hash_tree.routing == "hard"
     assert build("preset=nano,kind=dense", ffn__width=100).ffns[0] == DenseSpec(100)
+
+
+def test_configs_older_than_a_field_mean_its_default():
+    config = default.get_config("preset=nano")
+    for name in ADDED_FIELDS:
+        del config.ffn[name]
+    assert model_spec_from_config(config, vocab_size=257) == build("preset=nano")
 
 
 def test_layers_may_differ():

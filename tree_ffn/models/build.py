@@ -17,6 +17,8 @@ TREE_FIELDS = (
     "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
     "balance", "balance_rate", "balance_floor",
 )  # fmt: skip
+# Runs and results older than these fields have configs without them: what the defaults say was computed then.
+ADDED_FIELDS = ("router", "openness", "balance_floor")
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
 )  # fmt: skip
@@ -121,7 +123,9 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
             values = {name: getattr(ffn, name) for name in MOE_FIELDS} | {"top_k": 1}
             width = ffn.expert_width or shape.active_units
             return MoESpec(expert_width=width, balance="none", router="hash", **values)
-        values = {name: getattr(ffn, name) for name in TREE_FIELDS}
+        values = {
+            name: getattr(ffn, name) for name in TREE_FIELDS if name not in ADDED_FIELDS or hasattr(ffn, name)
+        }
         if kind == "random_tree":
             values |= {"routing": "hard", "router": "frozen"}
         elif kind == "hash_tree":
