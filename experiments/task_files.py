@@ -16,15 +16,20 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from typing import NamedTuple
 
 from tree_ffn.data.compressed import read_bytes
 from tree_ffn.errors import InputError, check_choice, reason
+from tree_ffn.training.disk import replacing, writing
 
 TASKS = os.path.join(os.path.dirname(__file__), "tasks")
 NEEDED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target", "metric_list", "metadata")
 SUFFIXES = ("", ".xz", ".gz", ".zst")
+# Endings of the files that each form is made of.
+FORMS = {
+    "": (".jsonl",), "labelled": (".jsonl", "-labels.lst"), "solved": (".jsonl",),
+    "questions": (".json",), "whole": (".txt",),
+}  # fmt: skip
 
 
 class TaskFile(NamedTuple):
@@ -107,45 +112,43 @@ def prepare(tasks: list[TaskFile], data: str, cache: str) -> str:
       a folder of task files.
 
     Raises:
-      InputError: a file of a task is missing or has another form.
+      InputError: a file of a task is missing or has another form, or the cache cannot be written.
     """
-    sources = {
-        name: _sources(task, name, data) for task in tasks for name in task.data
-    }  # before any is written
-    folder = os.path.join(os.path.abspath(cache), "tasks")
+    # All are looked for before any is written.
+    sources = {name: _sources(task, name, data) for task in tasks for name in task.data}
+    cache = os.path.abspath(cache)
     for name, paths in sources.items():
-        made = os.path.join(os.path.abspath(cache), name)
-        if os.path.isfile(made) and os.path.getmtime(made) >= max(map(os.path.getmtime, paths)):
-            continue
-        rows = _rows(name, paths)
-        os.makedirs(os.path.dirname(made), exist_ok=True)
-        with open(f"{made}.new", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(f"{made}.new", made)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
+        made = os.path.join(cache, name)
+        if not (os.path.isfile(made) and os.path.getmtime(made) >= max(map(os.path.getmtime, paths))):
+            _write(made, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(name, paths)))
+    folder = os.path.join(cache, "tasks")
     for task in tasks:
-        with open(os.path.join(folder, os.path.basename(task.path)), "w", encoding="utf-8") as file:
-            file.write(task.text.replace("DATA/", os.path.abspath(cache) + "/"))
+        _write(os.path.join(folder, os.path.basename(task.path)), task.text.replace("DATA/", cache + "/"))
         for module in glob.glob(os.path.join(os.path.dirname(task.path), "*.py")):
-            shutil.copy(module, folder)
+            _write(os.path.join(folder, os.path.basename(module)), pathlib.Path(module).read_text("utf-8"))
     return folder
 
 
-def _parts(name: str) -> tuple[str, ...]:
-    """The files of which DATA/`name` is made, and `name`'s form is between the last two dots."""
-    stem, form = re.fullmatch(r"(.*?)(?:\.(labelled|solved|questions|whole))?\.jsonl", name).groups()  # type: ignore[union-attr]
-    if form == "labelled":
-        return f"{stem}.jsonl", f"{stem}-labels.lst"
-    return (stem + {"questions": ".json", "whole": ".txt"}.get(form, ".jsonl"),)
+def _write(path: str, text: str) -> None:
+    with writing(path, "--task_cache"):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    with replacing(path, field="--task_cache") as file:
+        file.write(text)
+
+
+def _form(name: str) -> tuple[str, str]:
+    """Path without its ending, and form, of DATA/`name`: ('x/dev', 'questions') of x/dev.questions.jsonl."""
+    stem, form = os.path.splitext(name.removesuffix(".jsonl"))
+    return (stem, form[1:]) if form[1:] in FORMS else (stem + form, "")
 
 
 def _sources(task: TaskFile, name: str, data: str) -> list[str]:
     if not name.endswith(".jsonl"):
         raise InputError(f"--tasks: {task.path}: DATA/{name} is not allowed; use names that end in .jsonl.")
     found = []
-    for part in _parts(name):
-        paths = [os.path.join(data, part + suffix) for suffix in SUFFIXES]
+    stem, form = _form(name)
+    for ending in FORMS[form]:
+        paths = [os.path.join(data, stem + ending + suffix) for suffix in SUFFIXES]
         path = next(filter(os.path.isfile, paths), None)
         if path is None:
             raise InputError(
@@ -163,19 +166,20 @@ def _rows(name: str, paths: list[str]) -> list[dict]:
             texts.append(read_bytes(pathlib.Path(path)).decode("utf-8"))
         except (OSError, UnicodeDecodeError, EOFError) as error:
             raise InputError(f"--task_data: {path} cannot be read ({reason(error)}).") from None
-    if name.endswith(".questions.jsonl"):
+    _, form = _form(name)
+    if form == "questions":
         return _squad_questions(paths[0], texts[0])
-    if name.endswith(".whole.jsonl"):
+    if form == "whole":
         return [{"text": texts[0]}]
     rows = [
         _row(paths[0], number, line) for number, line in enumerate(texts[0].split("\n"), 1) if line.strip()
     ]
-    if name.endswith(".labelled.jsonl"):
+    if form == "labelled":
         labels = texts[1].split()
         if len(labels) != len(rows):
             raise InputError(f"--task_data: {paths[1]} has {len(labels)} labels for {len(rows)} rows.")
         return [{**row, "label": int(label)} for row, label in zip(rows, labels)]
-    if name.endswith(".solved.jsonl"):
+    if form == "solved":
         return [{"id": -1, "query": row["text"], "choices": [""] * 4, "gold": 0} for row in rows]
     return rows
 

@@ -186,6 +186,16 @@ def test_data_in_the_form_that_tasks_name(data, tmp_path):
     assert folder == str(tmp_path / "tasks") and "DATA/" not in text and str(tmp_path) in text
 
 
+def test_nothing_in_the_cache_is_removed(data, tmp_path):
+    mine = tmp_path / "tasks/mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    task_files.prepare(task_files.choose(["piqa"]), str(data), str(tmp_path))
+    assert mine.read_text() == "mine"
+    with pytest.raises(InputError, match="--task_cache: .*mine.txt.* cannot be written"):
+        task_files.prepare(task_files.choose(["piqa"]), str(data), str(mine))
+
+
 def test_every_task_file_is_right():
     assert len(task_files.choose(["all"])) == 13
 

@@ -46,8 +46,8 @@ def disk_error(error: BaseException | None) -> str | None:
 
 
 @contextlib.contextmanager
-def writing(path: str) -> Iterator[None]:
-    """Says in one sentence what the operating system says about `path`.
+def writing(path: str, field: str = "workdir") -> Iterator[None]:
+    """Says in one sentence what the operating system says about `path`, which `field` led to.
 
     Raises:
       InputError: in place of an OSError.
@@ -56,16 +56,17 @@ def writing(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         said = error.strerror or reason(error)
-        raise InputError(f"workdir: {path} cannot be written ({said}).") from error
+        raise InputError(f"{field}: {path} cannot be written ({said}).") from error
 
 
 @contextlib.contextmanager
-def replacing(path: str, mode: str = "w") -> Iterator[IO]:
+def replacing(path: str, mode: str = "w", field: str = "workdir") -> Iterator[IO]:
     """A file that takes the place of `path` once all of it is written; after an error `path` is as it was.
 
     Args:
       path: of the file; it need not be there.
       mode: "w" for text in UTF-8, "wb" for bytes.
+      field: what led to the path; an error names it.
 
     Raises:
       InputError: it cannot be written.
@@ -74,7 +75,7 @@ def replacing(path: str, mode: str = "w") -> Iterator[IO]:
       >>> with replacing("runs/tree/config.json") as file:      # doctest: +SKIP
       ...     file.write("{}")
     """
-    with writing(path):
+    with writing(path, field):
         with open(path + ".new", mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         os.replace(path + ".new", path)
