@@ -21,7 +21,8 @@ def _trees(n_trees, width, depth=7, shared=0):
     return {"ffn.n_trees": n_trees, "ffn.node_width": widths, "ffn.depth": depth, "ffn.shared_width": shared}
 
 
-def _floor(share, rate):
+def floor(share, rate):
+    """Sign balancing of nodes one of whose children has less than this share of the visits."""
     return {"ffn.balance": "sign", "ffn.balance_floor": share, "ffn.balance_rate": rate}
 
 
@@ -32,8 +33,8 @@ ROWS = {
     "hash_X32": {"row": "moe_top1_X32", "ffn.kind": "hash"},
     "hash_tree_P12_W1": {**MANY, "ffn.kind": "hash_tree"},
     "hash_tree_P1_D5_thin": {**THIN, "ffn.kind": "hash_tree"},
-    "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **_floor(0.05, 1e-3)},
-    "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **_floor(0.2, 1e-3)},
+    "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **floor(0.05, 1e-3)},
+    "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **floor(0.2, 1e-3)},
     "tree_straight_P3_W4": {**STRAIGHT, **FEW},
     "tree_straight_P3_W4_silent": {**STRAIGHT, **FEW, **SILENT},
     "tree_straight_P1_W12": {**STRAIGHT, **ONE},
@@ -43,12 +44,12 @@ ROWS = {
     "tree_straight_P3_D5_thin_silent": {**STRAIGHT, **THREE_THIN, **SILENT},
     "tree_straight_P5_D8_S51": {**STRAIGHT, **_trees(5, (1,), depth=8, shared=51)},
     "tree_straight_P9_D9_S6": {**STRAIGHT, **_trees(9, (1,), depth=9, shared=6)},
-    "tree_continuous_P12_W1_floor5": {**CONTINUOUS, **MANY, **_floor(0.05, 1e-3)},
-    "tree_continuous_P12_W1_floor20": {**CONTINUOUS, **MANY, **_floor(0.2, 1e-3)},
+    "tree_continuous_P12_W1_floor5": {**CONTINUOUS, **MANY, **floor(0.05, 1e-3)},
+    "tree_continuous_P12_W1_floor20": {**CONTINUOUS, **MANY, **floor(0.2, 1e-3)},
     "tree_continuous_P12_W1_logistic": {**CONTINUOUS, **MANY, **LOGISTIC},
     "tree_continuous_P12_W1_logistic_product": {**CONTINUOUS, **MANY, **LOGISTIC, **PRODUCT},
-    "tree_continuous_P1_W12_floor5": {**CONTINUOUS, **ONE, **_floor(0.05, 1e-3)},
-    "tree_continuous_P1_W12_floor20": {**CONTINUOUS, **ONE, **_floor(0.2, 1e-2)},
+    "tree_continuous_P1_W12_floor5": {**CONTINUOUS, **ONE, **floor(0.05, 1e-3)},
+    "tree_continuous_P1_W12_floor20": {**CONTINUOUS, **ONE, **floor(0.2, 1e-2)},
     "tree_continuous_P1_W12_silent": {**CONTINUOUS, **ONE, **SILENT},
     "tree_continuous_P1_W12_logistic": {**CONTINUOUS, **ONE, **LOGISTIC},
     "tree_continuous_P1_D5_thin_silent_logistic_product": {

@@ -8,19 +8,10 @@ F = 510, or 383 where routers of one unit stand above wide leaves (thin). One le
 best of every kind in results/t1_cpu_tuning.jsonl.
 """
 
-WIDE, THIN = (
-    {"ffn.n_trees": 1, "ffn.node_width": (2,)},
-    {"ffn.n_trees": 1, "ffn.node_width": (1, 1, 1, 1, 1, 11)},
-)
-THIN["ffn.depth"] = 5
-STRAIGHT, CONTINUOUS = {"ffn.routing": "straight_through"}, {"ffn.routing": "continuous"}
-SILENT, LOGISTIC = {"ffn.router": "silent"}, {"ffn.openness": "logistic"}
-PRODUCT = {"ffn.gate": "product"}
+from configs.sweeps.quality import CONTINUOUS, LOGISTIC, PRODUCT, SILENT, STRAIGHT, floor
 
-
-def _floor(share, rate):
-    return {"ffn.balance": "sign", "ffn.balance_floor": share, "ffn.balance_rate": rate}
-
+WIDE = {"ffn.n_trees": 1, "ffn.node_width": (2,)}
+THIN = {"ffn.n_trees": 1, "ffn.node_width": (1, 1, 1, 1, 1, 11), "ffn.depth": 5}
 
 ROWS = {
     "dense": {"kind": "dense"},
@@ -30,15 +21,15 @@ ROWS = {
     "hash_tree_P2_W1": {"kind": "hash_tree"},
     "hash_tree_P1_D5_thin": {"kind": "hash_tree", **THIN},
     "tree_straight_P2_W1": STRAIGHT,
-    "tree_straight_P2_W1_floor5": {**STRAIGHT, **_floor(0.05, 1e-2)},
-    "tree_straight_P2_W1_floor20": {**STRAIGHT, **_floor(0.2, 1e-2)},
+    "tree_straight_P2_W1_floor5": {**STRAIGHT, **floor(0.05, 1e-2)},
+    "tree_straight_P2_W1_floor20": {**STRAIGHT, **floor(0.2, 1e-2)},
     "tree_straight_P1_W2": {**STRAIGHT, **WIDE},
     "tree_straight_P1_W2_silent": {**STRAIGHT, **WIDE, **SILENT},
     "tree_straight_P1_D5_thin": {**STRAIGHT, **THIN},
     "tree_straight_P1_D5_thin_silent": {**STRAIGHT, **THIN, **SILENT},
     "tree_continuous_P1_W2": {**CONTINUOUS, **WIDE},
-    "tree_continuous_P1_W2_floor5": {**CONTINUOUS, **WIDE, **_floor(0.05, 1e-2)},
-    "tree_continuous_P1_W2_floor20": {**CONTINUOUS, **WIDE, **_floor(0.2, 1e-2)},
+    "tree_continuous_P1_W2_floor5": {**CONTINUOUS, **WIDE, **floor(0.05, 1e-2)},
+    "tree_continuous_P1_W2_floor20": {**CONTINUOUS, **WIDE, **floor(0.2, 1e-2)},
     "tree_continuous_P1_W2_silent": {**CONTINUOUS, **WIDE, **SILENT},
     "tree_continuous_P1_W2_logistic": {**CONTINUOUS, **WIDE, **LOGISTIC},
     "tree_continuous_P1_W2_logistic_product": {**CONTINUOUS, **WIDE, **LOGISTIC, **PRODUCT},
