@@ -47,6 +47,14 @@ ACTIVATIONS = {
 }
 
 
+def hashed(token: int, salt: int, n: int) -> int:
+    """A number below n for an id, in Python's own integers: the finaliser of MurmurHash3, mod n."""
+    h = int(token) ^ int(salt)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = ((h ^ (h >> shift)) * factor) % 2**32
+    return (h ^ (h >> 16)) % n
+
+
 class Step(NamedTuple):
     """A visited node: heap index, rows of its units, their pre-activations, decision logit, gate."""
 

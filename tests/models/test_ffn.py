@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import oracle
 from tests.models.kinds import KINDS, SHAPE, random_leaves
 from tree_ffn.errors import InputError
 from tree_ffn.models import (
@@ -164,13 +165,6 @@ def test_bad_specs_are_refused(make, words):
         make()
 
 
-def murmur_finaliser(h: int) -> int:
-    """In Python's own integers: what `hashed` mixes with."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        h = ((h ^ (h >> shift)) * factor) % 2**32
-    return h ^ (h >> 16)
-
-
 def test_hashed_experts_are_their_definition():
     spec = MoESpec(5, 3, activation="tanh", balance="none", router="hash")
     variables = init(spec)
@@ -180,7 +174,7 @@ def test_hashed_experts_are_their_definition():
     routing = {"salt": jnp.int32(123_456_789)}
     layer = FFN(spec)
     y, info = jax.jit(layer.apply)({**variables, "routing": routing}, jnp.asarray(x), jnp.asarray(ids))
-    expert = np.array([murmur_finaliser(int(token) ^ 123_456_789) % 5 for token in ids])
+    expert = np.array([oracle.hashed(token, 123_456_789, 5) for token in ids])
     np.testing.assert_array_equal(info.leaf_TP[:, 0], expert)
     hidden = [np.tanh(p["w_in"][e] @ x[t] + p["b_in"][e]) @ p["w_out"][e] for t, e in enumerate(expert)]
     np.testing.assert_allclose(y, np.array(hidden) + p["b_out"], atol=1e-5)

@@ -12,19 +12,12 @@ from tree_ffn.tree import init_params, routing, tree_ffn, usage
 from tree_ffn.tree.pruned import prune
 
 
-def murmur_finaliser(h: int) -> int:
-    """In Python's own integers: what `hashed` mixes with."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        h = ((h ^ (h >> shift)) * factor) % 2**32
-    return h ^ (h >> 16)
-
-
 def case(rng, T=13, **shape):
     spec = cases.make_spec(**{"P": 3, "D": 3, "W": "per_level", "S": 1, **shape}, router="hash")
     params, x, dy = cases.grid_case(rng, spec, T=T)
     params["salt"] = rng.integers(0, 2**31 - 1, spec.shape.n_trees).astype(np.int32)
     token = rng.integers(0, 50_257, T).astype(np.int32)
-    leaf = [[murmur_finaliser(int(i) ^ int(s)) % 2**spec.shape.depth for s in params["salt"]] for i in token]
+    leaf = [[oracle.hashed(i, s, 2**spec.shape.depth) for s in params["salt"]] for i in token]
     return spec, params, x, dy, token, np.array(leaf, np.int32).reshape(T, -1)
 
 
