@@ -44,10 +44,6 @@ class HarnessModel(TemplateLM):
     def eot_token_id(self) -> int:
         return self.text.end_id
 
-    @property
-    def tokenizer_name(self) -> str:
-        return self.text.name
-
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         return [int(token) for token in self.text.encode(string)]
 

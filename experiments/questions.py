@@ -95,24 +95,12 @@ def answer(
     """
     if limit is not None:
         check_positive_int("--limit", limit)
-    defaults = data is None
-    if data is not None:
-        folder = task_files.prepare([task for _, _, task in planned], data, cache)
-        for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-            os.environ.setdefault(variable, "1")
-        os.environ.setdefault("HF_HOME", os.path.join(os.path.abspath(cache), "datasets"))
-    import datasets  # pyright: ignore[reportMissingImports]
+    manager = _task_manager([task for *_, task in planned], data, cache)
     import lm_eval  # pyright: ignore[reportMissingImports]
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     from experiments.harness import HarnessModel
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
     lm = HarnessModel(model.spec, model.variables, model.tokenizer, batch_tokens)
-    manager = TaskManager(include_defaults=True) if defaults else TaskManager(
-        include_path=folder, include_defaults=False
-    )  # fmt: skip
     scores = []
     for name, shots, task in planned:
         try:
@@ -126,6 +114,22 @@ def answer(
             raise InputError(f"--tasks: the harness cannot run {name} ({reason(error)}).") from error
         scores += _scores(found, name, shots, task)
     return scores
+
+
+def _task_manager(tasks: list, data: str | None, cache: str):
+    """What the harness finds tasks with: its own, or those of the files over a folder of data."""
+    where = {}
+    if data is not None:
+        where = {"include_path": task_files.prepare(tasks, data, cache), "include_defaults": False}
+        for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # read when datasets is imported
+            os.environ.setdefault(variable, "1")
+        os.environ.setdefault("HF_HOME", os.path.join(os.path.abspath(cache), "datasets"))
+    import datasets  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    return TaskManager(**where)
 
 
 def _scores(found: dict, name: str, shots: int, task) -> list[TaskScore]:
@@ -181,6 +185,7 @@ def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int
     """Appends rows of table t3_small: every score, its standard error and chance."""
     from lm_eval import __version__ as version  # pyright: ignore[reportMissingImports]
 
+    rows = []
     for score in scores:
         asked = {"task": score.task, "shots": score.shots, "limit": limit, "n": score.n}
         known = {**facts, "scored": {**asked, "task_sha256": score.sha256, "lm_eval": version}}
@@ -188,7 +193,5 @@ def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int
         values = {stem: score.value, f"{stem}_stderr": score.stderr, f"{stem}_chance": score.chance}
         for metric, value in values.items():
             if value is not None and math.isfinite(value):
-                record.append_result(
-                    path, table="t3_small", row=row, metric=metric, value=value, unit="1",
-                    seed=facts.get("seed"), config=known,
-                )  # fmt: skip
+                rows.append(record.make_row("t3_small", row, metric, value, facts.get("seed"), known, "1"))
+    record.append_rows(path, rows)

@@ -63,12 +63,12 @@ def append_result(
       >>> append_result("results/cpu.jsonl", table="cpu_small", row="dense", metric="val_loss",
       ...     value=1.25, seed=0, config={"model": {"width": 128}})          # doctest: +SKIP
     """
-    result = _result(table, row, metric, value, seed, config, unit, device, command)
-    _append_rows(path, [result])
+    result = make_row(table, row, metric, value, seed, config, unit, device, command)
+    append_rows(path, [result])
     return result
 
 
-def _result(table, row, metric, value, seed, config, unit=None, device=None, command=None) -> dict:
+def make_row(table, row, metric, value, seed, config, unit=None, device=None, command=None) -> dict:
     """A checked row; see `append_result`."""
     result = {
         "table": table, "row": row, "metric": metric, "value": value,
@@ -81,7 +81,7 @@ def _result(table, row, metric, value, seed, config, unit=None, device=None, com
     return result
 
 
-def _append_rows(path: str, results: list[dict]) -> None:
+def append_rows(path: str, results: list[dict]) -> None:
     """One write of whole lines; a torn line before them is closed first, never removed."""
     if not results:
         return
@@ -240,8 +240,8 @@ def append_figures(
         # A timing says nothing about a seed.
         seed = None if UNITS[metric] in ("s", "ms", "tokens/s") else known["seed"]
         value = sum(values) / len(values)
-        results.append(_result(table, row, metric, value, seed, known, command=command))
-    _append_rows(path, results)
+        results.append(make_row(table, row, metric, value, seed, known, command=command))
+    append_rows(path, results)
 
 
 def append_text_figures(
@@ -265,10 +265,10 @@ def append_text_figures(
     """
     known = {**public_config(config, data_meta), "scored": {"name": text, "sha256": sha256}}
     results = [
-        _result(
+        make_row(
             table, row, f"{text}_{name}", value, known["seed"], known,
             unit={"loss": "nats/token"}.get(name) or UNITS[name], command=command,
         )
         for name, value in figures.items()
     ]  # fmt: skip
-    _append_rows(path, results)
+    append_rows(path, results)

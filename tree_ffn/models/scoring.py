@@ -33,7 +33,7 @@ class Scored(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One pair as the device reads it: tokens to read, and how many of the last ones predict the targets."""
+    """One pair as the device reads it: the tokens read, and what the last of them have to predict."""
 
     read: list[int]
     targets: list[int]
@@ -72,9 +72,8 @@ def score(
     check_positive_int("batch_tokens", batch_tokens)
     rows = [_row(spec, i, context, continuation) for i, (context, continuation) in enumerate(pairs)]
     found: list[Scored | None] = [None] * len(rows)
-    for batch, shape in batches(
-        [(len(row.read), len(row.targets)) for row in rows], spec.context, batch_tokens
-    ):
+    sizes = [(len(row.read), len(row.targets)) for row in rows]
+    for batch, shape in batches(sizes, spec.context, batch_tokens):
         arrays = _arrays([rows[i] for i in batch], *shape)
         log_p_B, is_greedy_B = jax.device_get(_score(variables, *arrays, spec=spec))
         for i, log_p, is_greedy in zip(batch, log_p_B, is_greedy_B):
