@@ -20,7 +20,7 @@ KINDS = (
 
 # Keys that may differ within a line, and keys that may not differ even between the lines of a table.
 NO_MATTER = (
-    r"(seed|scored.*|mesh\..*|model\.remat|ffn\.implementation"
+    r"(seed|scored.*|mesh\..*|model\.(remat|unroll)|ffn\.implementation"
     r"|train\.(log_every|eval_every|checkpoint_every|probe|keep))$"
 )
 COMMON = (

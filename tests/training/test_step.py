@@ -39,17 +39,6 @@ def trees():
     return model, state, one_step(model, state)
 
 
-def test_loss_and_z_loss(rng):
-    logits = rng.normal(size=(2, 3, 5)).astype(np.float32)
-    targets = rng.integers(0, 5, (2, 3)).astype(np.int32)
-    total = np.log(np.exp(logits.astype(np.float64)).sum(-1))
-    nll = (total - np.take_along_axis(logits, targets[..., None], -1)[..., 0]).mean()
-    plain, same = step.next_token_loss(logits, targets)
-    again, with_z = step.next_token_loss(logits, targets, z_loss=0.5)
-    np.testing.assert_allclose([plain, same, again], nll, rtol=1e-6)
-    np.testing.assert_allclose(with_z, nll + 0.5 * (total**2).mean(), rtol=1e-6)
-
-
 def test_microbatches_change_nothing(trees):
     model, before, (whole_state, whole_usage, whole) = trees
     state, usage, parts = one_step(model, before, accumulation=4)

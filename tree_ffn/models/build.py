@@ -1,6 +1,7 @@
 """From a config to a ModelSpec: the door where a config's values are checked."""
 
 from contextlib import contextmanager
+from typing import Any
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.dense import DenseSpec
@@ -12,13 +13,14 @@ KINDS = ("dense", "narrow", "moe", "hash", "tree", "random_tree", "hash_tree")
 
 MODEL_FIELDS = (
     "width", "n_layers", "n_heads", "context", "dtype", "param_dtype", "remat", "norm_eps", "vocab_multiple",
+    "unroll",
 )  # fmt: skip
 TREE_FIELDS = (
     "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
     "balance", "balance_rate", "balance_floor",
 )  # fmt: skip
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
-ADDED_FIELDS = ("router", "openness", "balance_floor")
+ADDED_FIELDS = ("router", "openness", "balance_floor", "unroll")
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
 )  # fmt: skip
@@ -53,7 +55,7 @@ def model_spec_from_config(config, vocab_size: int) -> ModelSpec:
             ffns=tuple(specs[kind] for kind in kinds),
             implementation=None if ffn.implementation == "auto" else ffn.implementation,
             init=InitSpec(**{name: getattr(model.init, name) for name in scales}),
-            **{name: getattr(model, name) for name in MODEL_FIELDS},
+            **_present(model, MODEL_FIELDS),
         )
 
 
@@ -123,14 +125,18 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
             values = {name: getattr(ffn, name) for name in MOE_FIELDS} | {"top_k": 1}
             width = ffn.expert_width or shape.active_units
             return MoESpec(expert_width=width, balance="none", router="hash", **values)
-        values = {
-            name: getattr(ffn, name) for name in TREE_FIELDS if name not in ADDED_FIELDS or hasattr(ffn, name)
-        }
+        values = _present(ffn, TREE_FIELDS)
         if kind == "random_tree":
             values |= {"routing": "hard", "router": "frozen"}
         elif kind == "hash_tree":
             values |= {"routing": "hard", "router": "hash"}
         return TreeSpec(shape, **values)
+
+
+def _present(section, names) -> dict[str, Any]:
+    """The named fields of a section, but those younger than the config."""
+    present = (name for name in names if name not in ADDED_FIELDS or hasattr(section, name))
+    return {name: getattr(section, name) for name in present}
 
 
 def _node_width(value):

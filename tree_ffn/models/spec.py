@@ -61,6 +61,8 @@ class ModelSpec:
         the rows beyond V are never scored.
       scan: run equal neighbouring layers as one `lax.scan` over stacked
         weights; without it every layer stands alone (see `unrolled`).
+      unroll: layers that one step of that loop holds. More of them compile longer and run
+        faster: the compiler then neither copies weights in nor saved activations out.
       init: scales of the initial weights.
 
     Raises:
@@ -80,10 +82,11 @@ class ModelSpec:
     norm_eps: float = 1e-5
     vocab_multiple: int = 1
     scan: bool = True
+    unroll: int = 12
     init: InitSpec = InitSpec()
 
     def __post_init__(self):
-        for field in ("vocab_size", "context", "width", "n_layers", "n_heads", "vocab_multiple"):
+        for field in ("vocab_size", "context", "width", "n_layers", "n_heads", "vocab_multiple", "unroll"):
             check_positive_int(field, getattr(self, field))
         if self.width % self.n_heads:
             raise InputError(

@@ -24,6 +24,10 @@ from tree_ffn.tree.products import float32_product
 __all__ = ["Cache", "InitSpec", "ModelSpec", "Transformer", "unrolled", "update_model_routing"]
 
 
+# Score of a row that is no token: its probability is 0 in float32, and no infinity meets a gradient.
+NEVER = -1e30
+
+
 class Cache(NamedTuple):
     """What decoding remembers.
 
@@ -96,8 +100,12 @@ class Embed(nn.Module):
         return x_BCE.astype(self.model.dtype)
 
     def logits(self, x_BCE):
-        """float32 scores of the V tokens."""
-        return float32_product(x_BCE, self.tokens.astype(x_BCE.dtype))[:, :, : self.model.vocab_size]
+        """float32 scores of all rows of the table; those beyond the V tokens are `NEVER`."""
+        logits_BCR = float32_product(x_BCE, self.tokens.astype(x_BCE.dtype))
+        if self.model.vocab_rows == self.model.vocab_size:
+            return logits_BCR
+        row = jax.lax.broadcasted_iota(jnp.int32, logits_BCR.shape, 2)
+        return jnp.where(row < self.model.vocab_size, logits_BCR, NEVER)
 
 
 class Transformer(nn.Module):
@@ -117,7 +125,13 @@ class Transformer(nn.Module):
     spec: ModelSpec
 
     @nn.compact
-    def __call__(self, tokens_BC: jax.Array, cache: Cache | None = None, only: jax.Array | None = None):
+    def __call__(
+        self,
+        tokens_BC: jax.Array,
+        cache: Cache | None = None,
+        only: jax.Array | None = None,
+        padded: bool = False,
+    ):
         """Scores of the next token after every position.
 
         Args:
@@ -125,17 +139,19 @@ class Transformer(nn.Module):
           cache: past positions to attend to; `tokens_BC` follow them.
           only: int32, the positions to score: one for all rows (a scalar), or K of each row [B, K];
             None scores all.
+          padded: keep the table's rows beyond V, scored `NEVER`; a loss then need not copy the logits.
 
         Returns:
-          logits float32 [B, C, V] (1 or K of the C with `only`), and one Info per run of
-          layers, each leaf stacked [layers of the run, ...]; with a cache also
+          logits float32 [B, C, V] (1 or K of the C with `only`; V rounded up with `padded`), and
+          one Info per run of layers, each leaf stacked [layers of the run, ...]; with a cache also
           the extended cache.
         """
         spec = self.spec
         start = jnp.int32(0) if cache is None else cache.length
         embed = Embed(spec, name="embed")
         x_BCE = embed(tokens_BC, start)
-        layer_class = nn.remat(Layer, prevent_cse=False) if spec.remat else Layer
+        # Only a loop's border keeps a compiler from merging the recomputed activations with the first ones.
+        layer_class = nn.remat(Layer, prevent_cse=spec.unroll > 1) if spec.remat else Layer
         infos, new_runs = [], []
         for i, (ffn, length) in enumerate(spec.runs):
             run = nn.scan(
@@ -144,6 +160,7 @@ class Transformer(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),
                 length=length,
+                unroll=min(spec.unroll, length),
             )(spec, ffn, name=f"run_{i}")
             x_BCE, (info, new) = run(x_BCE, None if cache is None else cache.runs[i], start, tokens_BC)
             infos.append(info)
@@ -153,6 +170,8 @@ class Transformer(nn.Module):
         elif only is not None:
             x_BCE = jnp.take_along_axis(x_BCE, only[..., None], axis=1, mode="clip")
         logits_BCV = embed.logits(LayerNorm(spec, name="ln_f")(x_BCE))
+        if not padded:
+            logits_BCV = logits_BCV[:, :, : spec.vocab_size]
         if cache is None:
             return logits_BCV, tuple(infos)
         return logits_BCV, tuple(infos), Cache(tuple(new_runs), start + tokens_BC.shape[1])

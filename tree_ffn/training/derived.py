@@ -53,7 +53,7 @@ def begin_run(
 def with_own_model(plan: setup.Plan, checkpoints: Checkpoints) -> setup.Plan:
     """The plan of a run, with the model that its checkpoints say where that is not the config's.
 
-    How it is executed (`ffn.implementation`, `model.remat`) is still the config's.
+    How it is executed (`ffn.implementation`, `model.remat`, `model.unroll`) is still the config's.
 
     Raises:
       InputError: the model cannot be trained, or not executed so.
@@ -61,7 +61,7 @@ def with_own_model(plan: setup.Plan, checkpoints: Checkpoints) -> setup.Plan:
     saved = own_model(checkpoints.meta()) if checkpoints.latest is not None else None
     if saved is None:
         return plan
-    how = {"implementation": plan.model.implementation, "remat": plan.model.remat}
+    how = {name: getattr(plan.model, name) for name in ("implementation", "remat", "unroll")}
     model = dataclasses.replace(saved, **how)
     setup.check_trainable(model)
     return plan._replace(model=model)

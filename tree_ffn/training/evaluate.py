@@ -15,10 +15,10 @@ from tree_ffn.data.whole import WholeText
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.losses import token_losses
 from tree_ffn.training.metrics import active_share, loss_figures, usage_figures
 from tree_ffn.training.programs import Scorer
 from tree_ffn.training.sharding import put_batch
-from tree_ffn.training.step import token_losses
 
 
 def other_corpus(run: Restored, **changes):
@@ -161,6 +161,6 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
 
 def _nats(variables: dict, tokens: jax.Array, counted_BC: jax.Array, model) -> jax.Array:
     """Sum of the counted targets' cross-entropies."""
-    logits_BCV, _ = Transformer(model).apply(variables, tokens[:, :-1])
+    logits_BCV, _ = Transformer(model).apply(variables, tokens[:, :-1], padded=True)
     nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
     return jnp.sum(nll_BC * counted_BC.astype(nll_BC.dtype))

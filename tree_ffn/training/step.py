@@ -14,6 +14,7 @@ import optax
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, update_model_routing
+from tree_ffn.training.losses import next_token_loss
 from tree_ffn.tree import Info, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
 
@@ -48,36 +49,11 @@ def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransf
     return TrainState(jnp.int32(0), params, routing, optimizer.init(params))
 
 
-def token_losses(logits_BCV: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(nll_BC, logsumexp_BC) of every target, in nats: nll = logsumexp(logits) - logits[target]."""
-    total_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1, mode="clip")[..., 0]
-    return total_BC - target_BC, total_BC
-
-
-def next_token_loss(
-    logits_BCV: jax.Array, targets_BC: jax.Array, z_loss: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy over all targets, in nats a token, and the same with the z-loss added.
-
-        nll = logsumexp(logits) - logits[target],   z = z_loss logsumexp(logits)^2
-
-    Args:
-      logits_BCV: float32 logits.
-      targets_BC: int32 tokens to predict.
-      z_loss: weight of the z-loss; 0 is off.
-
-    Source: z-loss, Chowdhery et al. 2022, PaLM (arXiv 2204.02311), section 5.
-    """
-    nll_BC, total_BC = token_losses(logits_BCV, targets_BC)
-    nll = jnp.mean(nll_BC)
-    return nll, nll + z_loss * jnp.mean(jnp.square(total_BC)) if z_loss else nll
-
-
 def loss_fn(params, routing, batch, model: ModelSpec, z_loss: float):
     """Training loss of one batch, and (cross-entropy, infos)."""
     infos: tuple[Info, ...]
-    logits_BCV, infos = Transformer(model).apply({"params": params, "routing": routing}, batch[:, :-1])
+    variables = {"params": params, "routing": routing}
+    logits_BCV, infos = Transformer(model).apply(variables, batch[:, :-1], padded=True)
     nll, loss = next_token_loss(logits_BCV, batch[:, 1:], z_loss)
     loss = loss + sum(jnp.sum(info.aux_loss) for info in infos)
     return loss, (nll, infos)
@@ -193,6 +169,6 @@ def train_step(
 def eval_step(variables: dict, usage, batch, *, model: ModelSpec):
     """Mean cross-entropy of one batch, `usage` with its visits added, and its leaves, one array a run."""
     infos: tuple[Info, ...]
-    logits_BCV, infos = Transformer(model).apply(variables, batch[:, :-1])
+    logits_BCV, infos = Transformer(model).apply(variables, batch[:, :-1], padded=True)
     nll, _ = next_token_loss(logits_BCV, batch[:, 1:])
     return nll, count_usage(usage, infos), tuple(info.leaf_TP for info in infos)

@@ -18,7 +18,7 @@ from tree_ffn.training.setup import optim_spec
 MAY_DIFFER = (
     r"^train\.(log_every|eval_every|eval_batches|checkpoint_every|probe|keep)$",
     r"^mesh\.",
-    r"^model\.remat$",
+    r"^model\.(remat|unroll)$",
     r"^ffn\.implementation$",
     r"^data\.(files|valid_files|tfds_dir|cache_dir|format|workers)$",
 )

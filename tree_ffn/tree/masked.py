@@ -144,26 +144,57 @@ def _straight_through_fwd(z_TPU, r_TPR, leaf_TP, spec):
 
 def _straight_through_bwd(spec, saved, dh_TPU):
     z_TPU, r_TPR, leaf_TP = saved
-    shape = spec.shape
     units, vjp = jax.vjp(routing.unit_activation(spec), z_TPU)
-    worth_TPU = dh_TPU * units
-    if spec.router == "silent":
-        worth_TPU = jnp.where(_speaking_units(spec)[None, None], worth_TPU, 0.0)
-    below, dr_levels = None, []
-    for level in reversed(range(shape.n_levels)):
-        run = worth_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1]]
-        worth_TPJ = run.reshape(*leaf_TP.shape, 2**level, shape.widths[level]).sum(axis=-1)
-        if below is not None:
-            left, right = below[..., 0::2], below[..., 1::2]
-            r_TPJ = r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
-            here = _on_path(leaf_TP, level, spec)
-            slope = routing.surrogate_slope(r_TPJ, spec.beta)
-            dr_levels.insert(0, jnp.where(here, slope * (right - left), 0.0))
-            worth_TPJ += jnp.where(r_TPJ > 0, right, left)
-        below = worth_TPJ
+    worth_TPN = _node_sums(dh_TPU * units, spec)
+    dr_TPD = _decision_gradients(worth_TPN, r_TPR, leaf_TP, spec)
+    dr_levels = [
+        jnp.where(_on_path(leaf_TP, level, spec), dr_TPD[..., level, None], 0.0)
+        for level in range(spec.shape.depth)
+    ]
     dr_TPR = jnp.concatenate(dr_levels, axis=-1) if dr_levels else jnp.zeros_like(r_TPR)
     (dz_TPU,) = vjp(jnp.where(_working_units(leaf_TP, spec), dh_TPU, 0.0))
     return dz_TPU, dr_TPR, None
+
+
+def _node_sums(value_TPU, spec: TreeSpec):
+    """Sums over the units of every node, without silent routers: [T, P, nodes of all levels], heap order."""
+    shape = spec.shape
+    if spec.router == "silent":
+        value_TPU = jnp.where(_speaking_units(spec)[None, None], value_TPU, 0.0)
+    if set(shape.widths) == {1}:
+        return value_TPU
+    levels = []
+    for level, width in enumerate(shape.widths):
+        run = value_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1]]
+        levels.append(run.reshape(*run.shape[:-1], 2**level, width).sum(axis=-1))
+    return jnp.concatenate(levels, axis=-1)
+
+
+def _decision_gradients(worth_TPN, r_TPR, leaf_TP, spec: TreeSpec):
+    """dr of the D decisions on the path: [T, P, D].
+
+    V of the child taken is a sum along the path. V of the one refused is a walk down from it; the walks
+    from all levels go on together, a level at a time, so that of all nodes only D (D + 1) / 2 are read.
+    """
+    depth = spec.shape.depth
+    starts_L = 2 ** np.arange(depth + 1, dtype=np.int32) - 1
+    path_TPL = leaf_TP[..., None] >> np.arange(depth, -1, -1, dtype=np.int32)[None, None]
+    worth_TPL = _take(worth_TPN, path_TPL + starts_L[None, None])
+    taken_TPD = jnp.flip(jnp.cumsum(jnp.flip(worth_TPL, axis=-1), axis=-1), axis=-1)[..., 1:]
+    node_TPK, refused_TPK = path_TPL[..., :0], worth_TPL[..., :0]
+    for level in range(1, depth + 1):
+        right_TPK = (_take(r_TPR, starts_L[level - 1] + node_TPK) > 0).astype(jnp.int32)
+        sibling_TP1 = path_TPL[..., level : level + 1] ^ 1
+        node_TPK = jnp.concatenate([2 * node_TPK + right_TPK, sibling_TP1], axis=-1)
+        worth_TPK = _take(worth_TPN, starts_L[level] + node_TPK)
+        refused_TPK = jnp.pad(refused_TPK, ((0, 0), (0, 0), (0, 1))) + worth_TPK
+    slope_TPD = routing.surrogate_slope(_take(r_TPR, (path_TPL + starts_L[None, None])[..., :-1]), spec.beta)
+    sign_TPD = (2 * (path_TPL[..., 1:] & 1) - 1).astype(jnp.float32)
+    return slope_TPD * sign_TPD * (taken_TPD - refused_TPK)
+
+
+def _take(value_TPN, node_TPK):
+    return jnp.take_along_axis(value_TPN, node_TPK, axis=-1, mode="promise_in_bounds")
 
 
 _straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
