@@ -147,7 +147,7 @@ def model_config() -> ConfigDict:
     model.dtype = "float32"  # of activations and products: float32 | bfloat16
     model.param_dtype = "float32"  # of stored weights
     model.remat = False  # recompute activations in the backward pass: less memory, a third more time
-    model.unroll = 12  # layers in a step of the loop over equal ones: faster, but longer to compile (1)
+    model.unroll = 12  # equal layers in one turn of their loop: more run faster and compile longer
     model.norm_eps = 1e-5
     model.vocab_multiple = 1  # embedding rows are rounded up to a multiple (64 helps GPUs)
     # Standard deviations of the initial weights, in units of 1 / sqrt(fan-in)

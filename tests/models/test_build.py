@@ -39,7 +39,7 @@ def test_kinds_share_the_units_of_the_tree_fields():
 def test_configs_older_than_a_field_mean_its_default():
     config = default.get_config("preset=nano")
     for name in ADDED_FIELDS:
-        del config.ffn[name]
+        del (config.ffn if name in config.ffn else config.model)[name]
     assert model_spec_from_config(config, vocab_size=257) == build("preset=nano")
 
 
