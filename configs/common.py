@@ -177,6 +177,7 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.act_site = "node"  # node | sum
     ffn.routing = "continuous"  # hard (the paper) | straight_through | continuous
     ffn.router = "first_unit"  # what decides: first_unit | silent (the same, adding nothing to the output)
+    ffn.hash_levels = 0  # first decisions that a hash of the token's id takes; of hash_tree: all
     ffn.gate = "min"  # of continuous: min | product
     ffn.openness = "exponential"  # of continuous: exponential (0 at a flip) | logistic (1/2 at a flip)
     ffn.kappa = 1.0  # of continuous: slope of the gate

@@ -125,8 +125,15 @@ def _c_slope(spec, r):
     return spec.kappa * e * np.sign(r) / ((1 + e) ** 2 if spec.openness == "logistic" else 1)
 
 
-def _descend(params, x, spec, tree, node=0, leaf=None):
-    """The hard path from `node` to the bottom; through `leaf` where one is given."""
+def _sides(params, spec, tree, token):
+    """The decisions that a hash of the id takes, root first: its bits."""
+    n = spec.hash_levels
+    place = hashed(token, params["salt"][tree], 2**n) if n else 0
+    return [bool(place >> (n - 1 - level) & 1) for level in range(n)]
+
+
+def _descend(params, x, spec, tree, node=0, leaf=None, sides=()):
+    """The hard path from `node` to the bottom; through `leaf` where one is given, else first by `sides`."""
     depth, steps, gates = spec.shape.depth, [], []
     level = int(math.log2(node + 1))
     while True:
@@ -138,8 +145,11 @@ def _descend(params, x, spec, tree, node=0, leaf=None):
         if level == depth:
             return steps
         if spec.routing == "continuous":
-            gates.append(_c(spec, r))
-        right = bool(r > 0) if leaf is None else bool(leaf >> (depth - 1 - level) & 1)
+            gates.append(_c(spec, r) if level >= spec.hash_levels else 1.0)
+        if leaf is not None:
+            right = bool(leaf >> (depth - 1 - level) & 1)
+        else:
+            right = sides[level] if level < len(sides) else bool(r > 0)
         node = 2 * node + 1 + right
         level += 1
 
@@ -147,7 +157,7 @@ def _descend(params, x, spec, tree, node=0, leaf=None):
 def _node_units(spec, step):
     """`_unit` of a node's units; a silent router neither adds nor learns as a unit."""
     value, slope = (part.copy() for part in _unit(spec, step.z))
-    if spec.router == "silent" and step.node < 2**spec.shape.depth - 1:
+    if spec.router == "silent" and 2**spec.hash_levels - 1 <= step.node < 2**spec.shape.depth - 1:
         value[0] = slope[0] = 0
     return value, slope
 
@@ -165,15 +175,16 @@ def _pre_output(params, x, spec, paths):
     return total
 
 
-def forward(params, x_TE, spec, leaf_TP=None) -> Result:
-    """The layer's output; along the paths to `leaf_TP` where given, else along its own."""
+def forward(params, x_TE, spec, leaf_TP=None, token_T=None) -> Result:
+    """The layer's output, along the paths to `leaf_TP` or its own, whose hashed sides `token_T` decide."""
     params, x_TE = to_float64(params), to_float64(x_TE)
     y, leaf, all_paths = np.zeros_like(x_TE), [], []
     for t, x in enumerate(x_TE):
-        paths = [
-            _descend(params, x, spec, p, leaf=None if leaf_TP is None else int(leaf_TP[t, p]))
-            for p in range(spec.shape.n_trees)
-        ]
+        paths = []
+        for p in range(spec.shape.n_trees):
+            given = None if leaf_TP is None else int(leaf_TP[t, p])
+            sides = () if token_T is None else _sides(params, spec, p, token_T[t])
+            paths.append(_descend(params, x, spec, p, leaf=given, sides=sides))
         total = _pre_output(params, x, spec, paths)
         y[t] = params["b_out"] + (total if spec.act_site == "node" else _act(spec, total)[0])
         leaf.append([steps[-1].node - (2**spec.shape.depth - 1) for steps in paths])
@@ -186,7 +197,7 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates):
     depth = spec.shape.depth
     d_r = np.zeros(depth + 1)
     if spec.routing == "straight_through":
-        for level in range(depth):
+        for level in range(spec.hash_levels, depth):
             taken = steps[level + 1].node
             left = 2 * steps[level].node + 1
             other = left + 1 if taken == left else left
@@ -197,6 +208,7 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates):
             d_r[level] = spec.beta * e / (1 + e) ** 2 * (d_sum @ rise)
     if spec.routing == "continuous":
         c = [_c(spec, step.r) for step in steps[:depth]]
+        c[: spec.hash_levels] = [1.0] * spec.hash_levels
         d_c = np.zeros(depth)
         for level in range(1, depth + 1):
             if spec.gate == "min":
@@ -204,20 +216,20 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates):
             else:
                 for j in range(level):
                     d_c[j] += d_gates[level] * math.prod(c[:j] + c[j + 1 : level])
-        for level in range(depth):
+        for level in range(spec.hash_levels, depth):
             r = steps[level].r
             d_r[level] = d_c[level] * _c_slope(spec, r)
     return d_r
 
 
-def backward(params, x_TE, spec, dy_TE, leaf_TP=None):
+def backward(params, x_TE, spec, dy_TE, leaf_TP=None, token_T=None):
     """Gradients of sum(dy * y): a dict like params (without threshold and router), and dx [T, E]."""
     params, x_TE, dy_TE = to_float64(params), to_float64(x_TE), to_float64(dy_TE)
     grads = {name: np.zeros_like(params[name]) for name in ("w_in", "b_in", "w_out", "b_out")}
     if "shared" in params:
         grads["shared"] = {name: np.zeros_like(w) for name, w in params["shared"].items()}
     dx_TE = np.zeros_like(x_TE)
-    result = forward(params, x_TE, spec, leaf_TP)
+    result = forward(params, x_TE, spec, leaf_TP, token_T)
     for t, (x, dy) in enumerate(zip(x_TE, dy_TE)):
         grads["b_out"] += dy
         d_sum = dy

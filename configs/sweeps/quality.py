@@ -13,6 +13,7 @@ from configs import common
 STRAIGHT, CONTINUOUS = {"ffn.routing": "straight_through"}, {"ffn.routing": "continuous"}
 SILENT, LOGISTIC = {"ffn.router": "silent"}, {"ffn.openness": "logistic"}
 PRODUCT = {"ffn.gate": "product"}
+HASH3, HASH4 = {"ffn.hash_levels": 3}, {"ffn.hash_levels": 4}
 
 
 def _trees(n_trees, width, depth=7, shared=0):
@@ -33,6 +34,10 @@ ROWS = {
     "hash_X32": {"row": "moe_top1_X32", "ffn.kind": "hash"},
     "hash_tree_P12_W1": {**MANY, "ffn.kind": "hash_tree"},
     "hash_tree_P1_D5_thin": {**THIN, "ffn.kind": "hash_tree"},
+    "tree_straight_P12_W1_hash4": {**STRAIGHT, **MANY, **HASH4},
+    "tree_straight_P1_D5_thin_hash3": {**STRAIGHT, **THIN, **HASH3},
+    "tree_straight_P3_D5_thin_hash3": {**STRAIGHT, **THREE_THIN, **HASH3},
+    "tree_continuous_P1_W12_hash4": {**CONTINUOUS, **ONE, **HASH4},
     "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **floor(0.05, 1e-3)},
     "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **floor(0.2, 1e-3)},
     "tree_straight_P3_W4": {**STRAIGHT, **FEW},

@@ -8,7 +8,7 @@ F = 510, or 383 where routers of one unit stand above wide leaves (thin). One le
 best of every kind in results/t1_cpu_tuning.jsonl.
 """
 
-from configs.sweeps.quality import CONTINUOUS, LOGISTIC, PRODUCT, SILENT, STRAIGHT, floor
+from configs.sweeps.quality import CONTINUOUS, HASH3, HASH4, LOGISTIC, PRODUCT, SILENT, STRAIGHT, floor
 
 WIDE = {"ffn.n_trees": 1, "ffn.node_width": (2,)}
 THIN = {"ffn.n_trees": 1, "ffn.node_width": (1, 1, 1, 1, 1, 11), "ffn.depth": 5}
@@ -20,6 +20,10 @@ ROWS = {
     "hash_X32": {"kind": "hash"},
     "hash_tree_P2_W1": {"kind": "hash_tree"},
     "hash_tree_P1_D5_thin": {"kind": "hash_tree", **THIN},
+    "tree_straight_P2_W1_hash4": {**STRAIGHT, **HASH4},
+    "tree_straight_P1_D5_thin_hash3": {**STRAIGHT, **THIN, **HASH3},
+    "tree_straight_P1_D5_thin_hash4": {**STRAIGHT, **THIN, **HASH4},
+    "tree_continuous_P1_D5_thin_hash3": {**CONTINUOUS, **THIN, **HASH3},
     "tree_straight_P2_W1": STRAIGHT,
     "tree_straight_P2_W1_floor5": {**STRAIGHT, **floor(0.05, 1e-2)},
     "tree_straight_P2_W1_floor20": {**STRAIGHT, **floor(0.2, 1e-2)},

@@ -20,7 +20,7 @@ KINDS = {
     "straight_through": TreeSpec(SHAPE, routing="straight_through"),
     "continuous": TreeSpec(SHAPE, routing="continuous"),
     "random_tree": TreeSpec(SHAPE, router="frozen"),
-    "hash_tree": TreeSpec(SHAPE, router="hash"),
+    "hash_tree": TreeSpec(SHAPE, hash_levels=SHAPE.depth),
     "pruned": PrunedSpec(SHAPE, routing="continuous", nodes=(2, 3, 4)),
     "pruned_random_tree": PrunedSpec(SHAPE, router="frozen", nodes=(2, 2, 3)),
 }

@@ -32,7 +32,7 @@ def test_kinds_share_the_units_of_the_tree_fields():
     assert isinstance(tree, TreeSpec) and tree.shape.node_width == 12 and tree.routing == "continuous"
     assert random_tree.router == "frozen" and random_tree.routing == "hard"
     assert random_tree.shape == hash_tree.shape == tree.shape
-    assert hash_tree.router == "hash" and hash_tree.routing == "hard"
+    assert hash_tree.hash_levels == 7 and hash_tree.routing == "hard"
     assert build("preset=nano,kind=dense", ffn__width=100).ffns[0] == DenseSpec(100)
 
 

@@ -17,6 +17,7 @@ from tree_ffn.tree.pruned import STRUCTURE, init_structure
 E, T = 8, 24
 
 FOUR_TREES = TreeSpec(TreeShape(n_trees=4, depth=2, node_width=2, shared_width=3))
+HASHED = dataclasses.replace(FOUR_TREES, hash_levels=2)
 ONE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=(1, 2, 3)), routing="continuous")
 
 PRUNED_TREES = PrunedSpec(FOUR_TREES.shape, routing="continuous", nodes=(4, 6, 9))
@@ -26,8 +27,8 @@ CASES = [
     (FOUR_TREES, (2, 4), "masked", T),  # trees over model
     (dataclasses.replace(FOUR_TREES, act_site="sum"), (2, 4), "gather", T),  # activation after the joined sum
     (dataclasses.replace(FOUR_TREES, router="frozen"), (4, 2), "masked", T),
-    (dataclasses.replace(FOUR_TREES, router="hash"), (2, 4), "masked", T),
-    (dataclasses.replace(FOUR_TREES, router="hash"), (1, 8), "grouped", T),  # ids over both axes
+    (HASHED, (2, 4), "masked", T),
+    (HASHED, (1, 8), "grouped", T),  # ids over both axes
     (dataclasses.replace(FOUR_TREES, routing="straight_through"), (1, 4), "masked", T),
     (FOUR_TREES, (8, 1), "masked", T),  # tokens over data alone
     (ONE_TREE, (4, 2), "grouped", T),  # one tree: tokens over both axes

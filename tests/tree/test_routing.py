@@ -23,7 +23,7 @@ def test_walk(rng):
             for _ in range(3):
                 n = 2 * n + 2 if r[t, p, n] > 0 else 2 * n + 1
             want[t, p] = n - 7
-    leaf = routing.walk(jnp.asarray(r), 3)
+    leaf = routing.walk(jnp.asarray(r), TreeSpec(TreeShape(r.shape[1], 3)))
     assert leaf.dtype == jnp.int32
     np.testing.assert_array_equal(leaf, want)
 
@@ -100,7 +100,7 @@ def test_balance_evens_out_a_skewed_router(rng):
     z = jnp.asarray(rng.normal(1.5, 1.0, (500, 1, 1)), jnp.float32)
     threshold = jnp.zeros((1, 3))
     for _ in range(60):
-        threshold = balance_update(threshold, routing.walk(z - threshold[None, :, :1], 1), spec)
+        threshold = balance_update(threshold, routing.walk(z - threshold[None, :, :1], spec), spec)
     assert abs(float(threshold[0, 0]) - float(jnp.median(z))) < 0.1
 
 
@@ -131,13 +131,15 @@ def test_nothing_to_balance(fields, rng):
         ({"act_site": "leaf"}, "act_site: 'leaf' .*node, sum"),
         ({"activation": "swish"}, "activation: 'swish' .*gelu"),
         ({"balance": "aux"}, "balance: 'aux' .*none, sign"),
-        ({"router": "token"}, "router: 'token' .*first_unit, silent, frozen, hash"),
+        ({"router": "token"}, "router: 'token' .*first_unit, silent, frozen"),
         ({"kappa": 0.0}, "kappa: 0.0 .*above 0"),
         ({"beta": -1.0}, "beta: -1.0 .*above 0"),
         ({"kappa": float("nan")}, "kappa: nan"),
         ({"balance_rate": -0.1}, "balance_rate: -0.1 .*at least 0"),
-        ({"router": "hash", "routing": "continuous"}, "routing: 'continuous' .*hash.*hard"),
-        ({"router": "hash", "balance": "sign"}, "balance: 'sign' .*hash.*none"),
+        ({"hash_levels": 2}, "hash_levels: 2 .*at most depth = 1"),
+        ({"hash_levels": -1}, "hash_levels: -1 .*at least 0"),
+        ({"hash_levels": 1, "routing": "continuous"}, "routing: 'continuous' .*hash_levels 1.*hard"),
+        ({"hash_levels": 1, "balance": "sign"}, "balance: 'sign' .*hash_levels 1.*none"),
         ({"openness": "linear"}, "openness: 'linear' .*exponential, logistic"),
         ({"balance_floor": 0.6}, "balance_floor: 0.6 .*above 0, at most 0.5"),
         ({"balance_floor": 0.0}, "balance_floor: 0.0"),

@@ -17,10 +17,10 @@ MODEL_FIELDS = (
 )  # fmt: skip
 TREE_FIELDS = (
     "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
-    "balance", "balance_rate", "balance_floor",
+    "balance", "balance_rate", "balance_floor", "hash_levels",
 )  # fmt: skip
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
-ADDED_FIELDS = ("router", "openness", "balance_floor", "unroll")
+ADDED_FIELDS = ("router", "openness", "balance_floor", "hash_levels", "unroll")
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
 )  # fmt: skip
@@ -103,7 +103,7 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
     is dense with their A; `moe` has experts of `expert_width` units, or of A /
     top_k where that is 0; `hash` is `moe` with one expert chosen by a hash of the token's id, whatever
     `top_k` and `moe_balance` say; `random_tree` is a tree with frozen random routers
-    and hard routing, whatever `routing` says, `hash_tree` one with paths hashed from the token's id.
+    and hard routing, whatever `routing` says, `hash_tree` one whose `hash_levels` are all of its depth.
 
     Raises:
       InputError: names the config's field, its value and what is allowed.
@@ -129,7 +129,7 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
         if kind == "random_tree":
             values |= {"routing": "hard", "router": "frozen"}
         elif kind == "hash_tree":
-            values |= {"routing": "hard", "router": "hash"}
+            values |= {"routing": "hard", "hash_levels": shape.depth, "balance": "none"}
         return TreeSpec(shape, **values)
 
 

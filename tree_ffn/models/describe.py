@@ -129,11 +129,15 @@ def _layer_line(ffn: FFNSpec) -> str:
         router = f"the router's {ffn.n_experts} rows are not counted"
         return f"moe: {ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}: {sizes}; {router}"
     shape = ffn.shape
-    kind = {"frozen": "random_tree", "hash": "hash_tree"}.get(ffn.router, "tree")
+    kind = "random_tree" if ffn.router == "frozen" else "tree"
+    if ffn.hash_levels and ffn.hash_levels == ffn.shape.depth:
+        kind = "hash_tree"
     tree = f"P {shape.n_trees}, D {shape.depth}, W {shape.node_width}, S {shape.shared_width}"
     if isinstance(ffn, PrunedSpec):
         kind = f"pruned {kind}"
         tree += f", {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
+    elif ffn.hash_levels:
+        tree += f", the first {ffn.hash_levels} decisions by the token's id"
     return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
 
 

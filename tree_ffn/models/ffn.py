@@ -89,7 +89,7 @@ def init_ffn(
 
 
 def apply_ffn(params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None):
-    """(y_TE, Info) of any layer; `implementation` is read by trees only, the ids token_T by router `hash`."""
+    """(y_TE, Info) of any layer; trees alone read `implementation`, and hashes the ids token_T."""
     if isinstance(spec, DenseSpec):
         return dense.dense_ffn(params, x_TE, spec)
     if isinstance(spec, MoESpec):
@@ -169,7 +169,7 @@ class FFN(nn.Module):
 
         Args:
           x: what the layer transforms.
-          tokens: int32 [...], the ids of the tokens; only experts with router `hash` read them.
+          tokens: int32 [...], the ids of the tokens; read where a hash of them decides.
         """
         width = x.shape[-1]
         if self.is_initializing():

@@ -38,7 +38,7 @@ def tree_ffn(
       spec: the layer; static under jit.
       implementation: `masked`, `gather` or `grouped`; None picks one by the
         rule of `pick_implementation`. All compute the same function.
-      token_T: int32 ids of the tokens; only router `hash` reads them.
+      token_T: int32 ids of the tokens; only `hash_levels` read them.
 
     Returns:
       y_TE in x's dtype, and Info(leaf_TP, aux_loss=0).
@@ -127,7 +127,7 @@ def init_params(
     Returns:
       {w_in [P,U,E], b_in [P,U], w_out [P,U,E], b_out [E], threshold [P,N],
       shared: {w_in [S,E], b_in [S], w_out [S,E]} if S > 0,
-      router: {w [P,R,E]} under router `frozen`, salt [P] under `hash`}; the last
+      router: {w [P,R,E]} under router `frozen`, salt [P] with `hash_levels`}; the last
       two and the thresholds are not trained. Of a PrunedSpec, the arrays of `pruned` with some
       structure of these sizes.
     """
@@ -152,7 +152,7 @@ def init_params(
         }
     if spec.router == "frozen":
         params["router"] = {"w": _normal(keys[4], shapes["router.w"], in_std, jnp.float32)}
-    if spec.router == "hash":
+    if spec.hash_levels:
         params["salt"] = jax.random.randint(keys[4], shapes["salt"], 0, 2**31 - 1, jnp.int32)
     return params
 
@@ -170,7 +170,7 @@ def sum_of_trees(
         return IMPLEMENTATIONS[implementation](params, x_TE, spec, token_T)
     chosen = pick_implementation(spec, x_TE.shape[0], jax.default_backend())
     if spec.routing == "straight_through" and chosen != "masked" and not isinstance(spec, PrunedSpec):
-        return _masked_backward(spec, chosen, params, x_TE)
+        return _masked_backward(spec, chosen, params, x_TE, token_T)
     return IMPLEMENTATIONS[chosen](params, x_TE, spec, token_T)
 
 
@@ -185,19 +185,19 @@ def check_implementation(spec: TreeSpec, implementation: str) -> None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _masked_backward(spec, implementation, params, x_TE):
+def _masked_backward(spec, implementation, params, x_TE, token_T):
     """The fast execution where nothing is differentiated, the masked one where something is."""
-    return IMPLEMENTATIONS[implementation](params, x_TE, spec)
+    return IMPLEMENTATIONS[implementation](params, x_TE, spec, token_T)
 
 
-def _masked_backward_fwd(spec, implementation, params, x_TE):
+def _masked_backward_fwd(spec, implementation, params, x_TE, token_T):
     del implementation
-    return jax.vjp(lambda p, x: masked.trees(p, x, spec), params, x_TE, has_aux=False)
+    return jax.vjp(lambda p, x: masked.trees(p, x, spec, token_T), params, x_TE, has_aux=False)
 
 
 def _masked_backward_bwd(spec, implementation, vjp, cotangents):
     del spec, implementation
-    return vjp(cotangents)
+    return *vjp(cotangents), None
 
 
 _masked_backward.defvjp(_masked_backward_fwd, _masked_backward_bwd)
@@ -233,7 +233,7 @@ def _array_shapes(spec, width) -> dict[str, tuple[int, ...]]:
     if shape.shared_width:
         S = shape.shared_width
         shapes |= {"shared.w_in": (S, width), "shared.b_in": (S,), "shared.w_out": (S, width)}
-    if spec.router == "hash":
+    if spec.hash_levels:
         shapes["salt"] = (shape.n_trees,)
     if isinstance(spec, PrunedSpec):
         return shapes | pruned.array_shapes(spec, width)

@@ -24,16 +24,13 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[
       InputError: under differentiation with `straight_through` routing, which
         needs units beside the path; `masked` computes them.
     """
-    right_TPD = None
-    if spec.router == "hash":
-        right_TPD = routing.hashed_sides(token_T, params["salt"], spec.shape.depth)
-    s_TE, leaf_TP = _trees(spec, params, x_TE, right_TPD)
+    s_TE, leaf_TP = _trees(spec, params, x_TE, routing.hashed_sides(params, spec, token_T))
     return s_TE, grouped.numbered(leaf_TP, params, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPD: jax.Array | None):
-    """Sum of the trees, and the leaf's place in the bottom level; the sides are known or decided here."""
+def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPH: jax.Array | None):
+    """Sum of the trees, and the leaf's place in the bottom level; what no hash decides is decided here."""
     shape, dtype = spec.shape, x_TE.dtype
     layout = layout_of(spec, params.get("child"))
     params = layout.stacked(params)
@@ -52,19 +49,19 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPD: jax.Array |
             "tpw,tpwe->te", h_TPW.astype(dtype), w_out_TPWE, preferred_element_type=jnp.float32
         )
         if level < shape.depth:
-            if right_TPD is None:
+            if right_TPH is not None and level < spec.hash_levels:
+                right_TP = right_TPH[..., level]
+            else:
                 r_TP = _decide(params, x_TE, z_TPW, layout.node_starts[level] + position, spec)
                 gate = routing.child_gate(gate, r_TP, spec)
                 right_TP = r_TP > 0
-            else:
-                right_TP = right_TPD[..., level]
             position = layout.child(level, position, right_TP)
     return s_TE.astype(dtype), position
 
 
-def _trees_fwd(spec, params, x_TE, right_TPD):
+def _trees_fwd(spec, params, x_TE, right_TPH):
     grouped.refuse_straight_through(spec, "gather")
-    s_TE, leaf_TP = _trees(spec, params, x_TE, right_TPD)
+    s_TE, leaf_TP = _trees(spec, params, x_TE, right_TPH)
     return (s_TE, leaf_TP), (params, x_TE, leaf_TP)
 
 

@@ -27,10 +27,10 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[
 
     Args:
       params: {w_in [P,U,E], b_in [P,U], w_out [P,U,E], threshold [P,N]} and,
-        under router `frozen`, {router: {w [P,R,E]}}; under `hash`, {salt [P]}.
+        under router `frozen`, {router: {w [P,R,E]}}; with `hash_levels`, {salt [P]}.
       x_TE: tokens, float32 or bfloat16.
       spec: the layer.
-      token_T: int32 ids of the tokens, which router `hash` reads.
+      token_T: int32 ids of the tokens, which `hash_levels` read.
 
     Returns:
       s_TE in x's dtype, leaf_TP int32.
@@ -53,12 +53,13 @@ def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple
     shape = params["w_in"].shape  # [P, U, E]
     z_TF = float32_product(x_TE, params["w_in"].astype(x_TE.dtype).reshape(-1, shape[2]))
     z_TPU = z_TF.reshape(x_TE.shape[0], *shape[:2]) + params["b_in"].astype(jnp.float32)[None]
-    if spec.router in ("frozen", "hash"):
+    if spec.router == "frozen":
         r_TPR, leaf_TP = None, routing.leaves(params, x_TE, spec, token_T)
     else:
         threshold_PR = params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
         r_TPR = _first_units(z_TPU, spec) - jax.lax.stop_gradient(threshold_PR)[None]
-        leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec.shape.depth)
+        right_TPH = routing.hashed_sides(params, spec, token_T)
+        leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec, right_TPH)
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
     path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
     return path_units(z_TPU, r_TPR, leaf_TP, spec), leaf_TP
@@ -117,7 +118,7 @@ def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
     runs = []
     for level, width in enumerate(spec.shape.widths):
         runs.append(jnp.broadcast_to(gate[..., None], (*gate.shape, 2**level * width)))
-        if level < spec.shape.depth:
+        if spec.hash_levels <= level < spec.shape.depth:
             r_TPJ = r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
             here = _on_path(leaf_TP, level, spec)
             # A masked sum, not a gather: its gradient is a masked copy.
@@ -173,8 +174,9 @@ def _node_sums(value_TPU, spec: TreeSpec):
 def _decision_gradients(worth_TPN, r_TPR, leaf_TP, spec: TreeSpec):
     """dr of the D decisions on the path: [T, P, D].
 
-    V of the child taken is a sum along the path. V of the one refused is a walk down from it; the walks
-    from all levels go on together, a level at a time, so that of all nodes only D (D + 1) / 2 are read.
+    Hashed decisions have none. V of the child taken is a sum along the path. V of the one refused is a
+    walk down from it; the walks from all levels go on together, a level at a time, so that of all nodes
+    only D (D + 1) / 2 are read.
     """
     depth = spec.shape.depth
     starts_L = 2 ** np.arange(depth + 1, dtype=np.int32) - 1
@@ -190,7 +192,8 @@ def _decision_gradients(worth_TPN, r_TPR, leaf_TP, spec: TreeSpec):
         refused_TPK = jnp.pad(refused_TPK, ((0, 0), (0, 0), (0, 1))) + worth_TPK
     slope_TPD = routing.surrogate_slope(_take(r_TPR, (path_TPL + starts_L[None, None])[..., :-1]), spec.beta)
     sign_TPD = (2 * (path_TPL[..., 1:] & 1) - 1).astype(jnp.float32)
-    return slope_TPD * sign_TPD * (taken_TPD - refused_TPK)
+    is_router_D = np.arange(depth) >= spec.hash_levels
+    return jnp.where(is_router_D, slope_TPD * sign_TPD * (taken_TPD - refused_TPK), 0.0)
 
 
 def _take(value_TPN, node_TPK):

@@ -61,7 +61,7 @@ def unit_activation(spec: TreeSpec):
 
 def speaks(width: int, level: int, spec: TreeSpec) -> np.ndarray:
     """Which units of a node add to the output: bool [W]; all but the first of a deciding node if `silent`."""
-    is_silent = spec.router == "silent" and level < spec.shape.depth
+    is_silent = spec.router == "silent" and spec.hash_levels <= level < spec.shape.depth
     return np.arange(width) >= int(is_silent)
 
 
@@ -89,7 +89,8 @@ def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Ar
     open_D = openness(first_units - threshold, spec)
     gates = [jnp.ones_like(z[..., 0])]
     for level in range(spec.shape.depth):
-        gates.append(narrow_gate(gates[-1], open_D[..., level], spec))
+        is_hashed = level < spec.hash_levels
+        gates.append(gates[-1] if is_hashed else narrow_gate(gates[-1], open_D[..., level], spec))
     widths = spec.shape.widths
     runs = [jnp.broadcast_to(g[..., None], (*g.shape, width)) for g, width in zip(gates, widths)]
     return jnp.concatenate(runs, axis=-1) * units
@@ -115,25 +116,31 @@ def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     return jax.lax.stop_gradient(logits + offset_PR[None])
 
 
-def walk(r_TPR: jax.Array, depth: int) -> jax.Array:
-    """Leaves reached under the given decision logits: int32 [T, P]."""
-    position = jnp.zeros(r_TPR.shape[:2], jnp.int32)
-    for level in range(depth):
-        node = (2**level - 1) + position
-        # mode="clip": nodes are in range by construction, and clip costs no compare.
-        r = jnp.take_along_axis(r_TPR, node[..., None], axis=-1, mode="clip")[..., 0]
-        position = 2 * position + (r > 0).astype(jnp.int32)
-    return position
+def walk(r_TPR: jax.Array, spec: TreeSpec, right_TPH: jax.Array | None = None, child=None) -> jax.Array:
+    """Places in the bottom level that tokens reach: int32 [T, P], of a pruned layer over all its trees.
 
-
-def walk_pruned(r_T1R: jax.Array, child_R2: jax.Array, spec: PrunedSpec) -> jax.Array:
-    """Places in the bottom level, over all trees, that tokens of a pruned layer reach: int32 [T, P]."""
-    layout = layout_of(spec, child_R2)
-    place = layout.roots(r_T1R.shape[0])
+    Args:
+      r_TPR: decision logits, as `decision_logits` gives them.
+      spec: the layer.
+      right_TPH: the hashed sides of the first `hash_levels`.
+      child: the children of a pruned layer's nodes.
+    """
+    layout = layout_of(spec, child)
+    place_TP = layout.roots(r_TPR.shape[0])
     for level in range(spec.shape.depth):
-        r = jnp.take_along_axis(r_T1R[:, 0], layout.node_starts[level] + place, axis=-1, mode="clip")
-        place = layout.child(level, place, r > 0)
-    return place
+        if right_TPH is not None and level < spec.hash_levels:
+            right_TP = right_TPH[..., level]
+        else:
+            right_TP = _at(r_TPR, layout.node_starts[level] + place_TP, spec) > 0
+        place_TP = layout.child(level, place_TP, right_TP)
+    return place_TP
+
+
+def _at(r_TPR, node_TP, spec: TreeSpec):
+    # mode="clip": nodes are in range by construction, and clip costs no compare.
+    if isinstance(spec, PrunedSpec):
+        return jnp.take_along_axis(r_TPR[:, 0], node_TP, axis=-1, mode="clip")
+    return jnp.take_along_axis(r_TPR, node_TP[..., None], axis=-1, mode="clip")[..., 0]
 
 
 def hashed(token_T: jax.Array, salt: jax.Array, n: int) -> jax.Array:
@@ -153,18 +160,20 @@ def hashed(token_T: jax.Array, salt: jax.Array, n: int) -> jax.Array:
     return (h % jnp.uint32(n)).astype(jnp.int32)
 
 
-def hashed_sides(token_T: jax.Array | None, salt_P: jax.Array, depth: int) -> jax.Array:
-    """Which way tokens go at every level under router `hash`, right where true: bool [T, P, D].
+def hashed_sides(params: dict, spec: TreeSpec, token_T: jax.Array | None) -> jax.Array | None:
+    """Which way tokens go at the first H = `hash_levels`, right where true: bool [T, P, H]; None if H = 0.
 
-    The leaf is a hash of the token's id, another one in every tree; the sides are its bits.
+    The node they reach is a hash of the token's id, another one in every tree; the sides are its bits.
 
     Raises:
       InputError: there are no ids.
     """
+    if not spec.hash_levels:
+        return None
     if token_T is None:
-        raise InputError("token_T: is missing; router 'hash' decides by the ids of the tokens.")
-    leaf_TP = hashed(token_T[:, None], salt_P[None], 2**depth)
-    return (leaf_TP[..., None] >> jnp.arange(depth - 1, -1, -1)[None, None]) & 1 == 1
+        raise InputError("token_T: is missing; hash_levels decide by the ids of the tokens.")
+    place_TP = hashed(token_T[:, None], params["salt"][None], 2**spec.hash_levels)
+    return (place_TP[..., None] >> jnp.arange(spec.hash_levels - 1, -1, -1)[None, None]) & 1 == 1
 
 
 def leaves(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T: jax.Array | None = None) -> jax.Array:
@@ -172,19 +181,11 @@ def leaves(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T: jax.Array | N
 
     Args:
       params, x_TE, spec: of the layer.
-      token_T: int32 ids of the tokens, which router `hash` reads.
+      token_T: int32 ids of the tokens, which `hash_levels` read.
     """
-    if spec.router == "hash":
-        layout = layout_of(spec, params.get("child"))
-        right_TPD = hashed_sides(token_T, params["salt"], spec.shape.depth)
-        place_TP = layout.roots(x_TE.shape[0])
-        for level in range(spec.shape.depth):
-            place_TP = layout.child(level, place_TP, right_TPD[..., level])
-        return place_TP
-    logits = decision_logits(params, x_TE, spec)
-    if isinstance(spec, PrunedSpec):
-        return walk_pruned(logits, params["child"], spec)
-    return walk(logits, spec.shape.depth)
+    right_TPH = hashed_sides(params, spec, token_T)
+    # Hashed paths ask no router; the compiler drops the product that none reads.
+    return walk(decision_logits(params, x_TE, spec), spec, right_TPH, params.get("child"))
 
 
 def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:

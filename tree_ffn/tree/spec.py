@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from tree_ffn.errors import InputError, check_choice
+from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.tree.activations import ACTIVATIONS
 from tree_ffn.tree.shape import TreeShape
 
@@ -14,7 +14,7 @@ GATES = ("min", "product")
 OPENNESS = ("exponential", "logistic")
 ACT_SITES = ("node", "sum")
 BALANCES = ("none", "sign")
-ROUTERS = ("first_unit", "silent", "frozen", "hash")
+ROUTERS = ("first_unit", "silent", "frozen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,11 @@ class TreeSpec:
         this share of the node's visits: 0.5 balances all, 0.05 only what is dying.
       router: what decides at a node: its `first_unit` (the layer itself); the first unit,
         `silent`, which then adds nothing to the output and learns from decisions alone (it is
-        counted in F and A like any other); a separate `frozen` random vector (the
-        baseline `random_tree`); or a fixed `hash` of the token's id (the baseline `hash_tree`).
+        counted in F and A like any other); or a separate `frozen` random vector (the
+        baseline `random_tree`).
+      hash_levels: decisions that are not the router's: those of the first so many levels come from a
+        fixed hash of the token's id, another one in every tree and layer. Their gates are 1 and their
+        nodes' first units are units like any other. With D, the baseline `hash_tree`.
     """
 
     shape: TreeShape
@@ -59,6 +62,7 @@ class TreeSpec:
     balance_rate: float = 1e-3
     balance_floor: float = 0.5
     router: str = "first_unit"
+    hash_levels: int = 0
 
     def __post_init__(self):
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -84,15 +88,22 @@ class TreeSpec:
                 "routing: 'hard' cannot be used with router 'silent', which would never learn; use "
                 "'straight_through' or 'continuous', or router 'first_unit'."
             )
-        if self.router in ("frozen", "hash") and self.routing != "hard":
+        check_positive_int("hash_levels", self.hash_levels, least=0)
+        if self.hash_levels > self.shape.depth:
             raise InputError(
-                f"routing: {self.routing!r} cannot be used with router {self.router!r}, "
-                "whose decisions do not learn; use 'hard'."
+                f"hash_levels: {self.hash_levels} is not allowed; use at most depth = {self.shape.depth}."
             )
-        if self.router == "hash" and self.balance != "none":
+        frozen = "router 'frozen'" if self.router == "frozen" else ""
+        if self.hash_levels and self.hash_levels == self.shape.depth:
+            frozen = f"hash_levels {self.hash_levels}, all of depth {self.shape.depth}"
+        if frozen and self.routing != "hard":
             raise InputError(
-                f"balance: {self.balance!r} cannot be used with router 'hash', which reads no "
-                "thresholds; use 'none'."
+                f"routing: {self.routing!r} cannot be used with {frozen}: no decision learns; use 'hard'."
+            )
+        if self.hash_levels and self.balance != "none":
+            raise InputError(
+                f"balance: {self.balance!r} cannot be used with hash_levels {self.hash_levels}, which leave "
+                "their thresholds unread; use 'none'."
             )
 
 
