@@ -27,12 +27,14 @@ class Tokenizer(abc.ABC):
     Attributes:
       vocab_size: V; every id is below it.
       end_id: the token put after each document.
+      end_token: how that token is written.
       name: a short name without any path.
       fingerprint: sha256 of what defines the ids.
     """
 
     vocab_size: int
     end_id: int
+    end_token: str
     name: str
     fingerprint: str
 
@@ -59,6 +61,7 @@ class ByteTokenizer(Tokenizer):
 
     vocab_size = 257
     end_id = 256
+    end_token = "<|endoftext|>"
     name = "bytes"
     fingerprint = hashlib.sha256(b"UTF-8 bytes, end of document 256").hexdigest()
 
@@ -90,7 +93,7 @@ class FileTokenizer(Tokenizer):
             )
         self.engine, self.name, self.fingerprint = engine, name, fingerprint
         self.vocab_size = max(vocabulary.values()) + 1
-        self.end_id = vocabulary[end]
+        self.end_id, self.end_token = vocabulary[end], end
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self.engine.encode_batch_fast(list(texts), add_special_tokens=False)

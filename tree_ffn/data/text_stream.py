@@ -1,0 +1,128 @@
+"""Text as its tokens arrive: whole characters only, and none that begin a stop string."""
+
+from collections.abc import Iterable, Sequence
+
+from tree_ffn.data.tokenizers import Tokenizer
+
+# What decoders put where bytes are no character, or not yet.
+HALF = "\ufffd"
+
+
+class Characters:
+    """The text that each token adds; a character that takes several tokens comes with its last.
+
+    Args:
+      tokenizer: of the tokens.
+
+    Example:
+      >>> from tree_ffn.data.tokenizers import ByteTokenizer
+      >>> characters = Characters(ByteTokenizer())
+      >>> [characters.push(byte) for byte in "né".encode()], characters.rest()
+      (['n', '', 'é'], '')
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        # Tokens since the last but one place where no character was open: some decoders look one token back.
+        self._ids: list[int] = []
+        self._n_context = 0
+        self._n_shown = 0
+
+    def push(self, token: int) -> str:
+        """What is certain now."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        is_open = text.endswith(HALF)
+        # Only the last character can still become another one.
+        certain = text[:-1] if is_open else text
+        new = certain[self._n_shown :]
+        if is_open:
+            self._n_shown = max(self._n_shown, len(certain))
+        else:
+            self._ids = self._ids[self._n_context :]
+            self._n_context = len(self._ids)
+            self._n_shown = len(self._tokenizer.decode(self._ids))
+        return new
+
+    def rest(self) -> str:
+        """What is left when no token follows: a replacement character for a half one."""
+        return self._tokenizer.decode(self._ids)[self._n_shown :]
+
+
+class TextStream:
+    """Text up to the first stop string that is complete; the stop string is not part of it.
+
+    Of several, the one that ends first counts, and of those that end together the longest: where the
+    borders of tokens lie makes no difference.
+
+    Args:
+      tokenizer: of the tokens; its end token stops the text too.
+      stops: strings, none of them empty.
+
+    Attributes:
+      stopped: nothing more comes.
+
+    Example:
+      >>> from tree_ffn.data.tokenizers import ByteTokenizer
+      >>> stream = TextStream(ByteTokenizer(), ["--"])
+      >>> [stream.push(byte) for byte in b"a-b--c"], stream.stopped
+      (['a', '', '-b', '', '', ''], True)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Iterable[str] = ()):
+        self._characters = Characters(tokenizer)
+        self._end_id = tokenizer.end_id
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    @property
+    def n_held(self) -> int:
+        """Characters held back, as they may begin a stop string."""
+        return len(self._held)
+
+    def push(self, token: int) -> str:
+        """The text that is certain now, after one more token."""
+        if self.stopped:
+            return ""
+        if token == self._end_id:
+            text = self.rest()
+            self.stopped = True
+            return text
+        return self._sift(self._characters.push(token))
+
+    def rest(self) -> str:
+        """What was held back, when no token follows."""
+        if self.stopped:
+            return ""
+        text = self._sift(self._characters.rest())
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _sift(self, new: str) -> str:
+        text, self._held = self._held + new, ""
+        place = first_stop(text, self._stops)
+        if place is not None:
+            self.stopped = True
+            return text[:place]
+        n_held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop string begins that is complete first; None if none is.
+
+    Example:
+      >>> first_stop("one two", ["two", "ne "]), first_stop("one", ["two"])
+      (1, None)
+    """
+    found = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    return min(found)[1] if found else None
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of `text` with which `stop` may have begun."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
