@@ -1,75 +1,153 @@
-"""Text from a trained model.
+"""Text from a trained or imported model.
 
     python -m experiments.generate --workdir=runs/tree --prompt="def mean(values):" --tokens=100
     python -m experiments.generate --export=exported/tree --prompt="import " --greedy
+    python -m experiments.generate --export=exported/opt --prompt="One" --prompt="Two" --stop=$'\\n'
+    python -m experiments.generate --export=exported/opt --prompts=prompts.jsonl --to=texts.jsonl
 
-The text goes to stdout as it is made, the speed to stderr. Sampling follows
---temperature, --top_k and --top_p; the same --seed gives the same text.
+The text of one prompt goes to stdout as it is made, the speed to stderr. Several prompts are continued
+together, each as if it were alone; their texts follow in the order of the prompts. Sampling follows
+--temperature, --top_k and --top_p; the same --seed gives the same text. The text ends before a --stop. The
+prompt of an imported model follows what its texts begin with (OPT's </s>; nothing for GPT-2), unprinted.
 """
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from absl import flags
 
 from experiments import cli, loaded
-from tree_ffn.data.tokenizers import Tokenizer
-from tree_ffn.models import decode
+from experiments.continued import continued
+from tree_ffn.data.compressed import plain_name, read_bytes
+from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.models.batch import Batch, Request
+from tree_ffn.models.sampling import Sampling
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is used.")
 _EXPORT = flags.DEFINE_string("export", None, "Directory of an exported model (experiments/export.py).")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
-_PROMPT = flags.DEFINE_string("prompt", "", "Text to continue; none begins a document.")
+_PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "Text to continue, may be given several times; none begins a document."
+)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, 'File of prompts: one a line, or .jsonl of strings or {"prompt": ...}, packed or not.'
+)
+_TO = flags.DEFINE_string("to", None, 'Write {"prompt", "text"} of each prompt to this .jsonl instead.')
 _TOKENS = flags.DEFINE_integer(
     "tokens", None, "Tokens to make; by default 200, or what the context has room for."
 )
+_STOP = flags.DEFINE_multi_string("stop", [], "Text that ends the text, may be given several times.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Scores are divided by it.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Choose among the k likeliest tokens; 0: among all.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Choose among the likeliest tokens that make up this probability.")
 _GREEDY = flags.DEFINE_bool("greedy", False, "Always take the likeliest token.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random choices.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the random choices; the same for every prompt.")
+_ROWS = flags.DEFINE_integer("rows", 16, "The most prompts that are continued at once.")
 
 
 def main() -> None:
-    sampling = decode.Sampling(_GREEDY.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    spec, variables, tokenizer, begins_with, _ = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value)
-    prompt = [*begins_with, *(int(i) for i in tokenizer.encode(_PROMPT.value))] or [tokenizer.end_id]
-    n_tokens = _TOKENS.value
-    if n_tokens is None:
-        n_tokens = max(1, min(200, spec.context - len(prompt)))
+    sampling = Sampling(_GREEDY.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    check_positive_int("--rows", _ROWS.value)
+    if "" in _STOP.value:
+        raise InputError("--stop: '' is not allowed; use at least one character.")
+    if _PROMPTS.value is not None and _PROMPT.value:
+        raise InputError("--prompt and --prompts: give one of them.")
+    prompts = read_prompts(Path(_PROMPTS.value)) if _PROMPTS.value is not None else _PROMPT.value or [""]
+    model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value).for_decoding()
+    requests = []
+    for ids in map(model.prompt, prompts):
+        room = max(1, min(200, model.spec.context - len(ids)))
+        requests.append(Request(ids, room if _TOKENS.value is None else _TOKENS.value, sampling, _SEED.value))
+    batch = Batch(model.spec, model.variables, _ROWS.value)
+    speed = Speed()
+    pieces = speed.watch(continued(batch, requests, model.tokenizer, [_STOP.value] * len(requests)))
+    if _TO.value is None:
+        show(prompts, pieces)
+    else:
+        write(prompts, pieces, _TO.value)
+    if speed.value:
+        print(f"{speed.value:.1f} tokens/s", file=sys.stderr)
 
-    spec, variables = decode.for_decoding(spec, variables)
-    tokens = decode.stream(spec, variables, [prompt], n_tokens, sampling, _SEED.value)
-    print(_PROMPT.value, end="", flush=True)
-    started, n_made = None, 0
-    for text in readable(tokens, tokenizer):
-        print(text, end="", flush=True)
-        if started is None:  # the first token also pays for compiling
-            started = time.perf_counter()
-        else:
-            n_made += 1
-    print()
-    if started is not None and n_made:
-        print(f"{n_made / (time.perf_counter() - started):.1f} tokens/s", file=sys.stderr)
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file.
 
-def readable(tokens: Iterator, tokenizer: Tokenizer) -> Iterator[str]:
-    """The text that each token adds, up to the end of the document.
-
-    A character may take several tokens: what is not yet whole waits for the next.
+    Raises:
+      InputError: it cannot be read, or names the line that is no prompt.
     """
-    ids: list[int] = []
-    shown = ""
-    for token_B in tokens:
-        if int(token_B[0]) == tokenizer.end_id:
-            break
-        ids.append(int(token_B[0]))
-        text = tokenizer.decode(ids)
-        whole = text.rstrip("\ufffd")
-        yield whole[len(shown) :]
-        shown = max(shown, whole, key=len)
-    yield tokenizer.decode(ids)[len(shown) :] if ids else ""
+    try:
+        text = read_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise InputError(f"--prompts: '{path}' is not UTF-8.") from None
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if not lines:
+        raise InputError(f"--prompts: '{path}' has no lines; write one prompt a line.")
+    is_json = plain_name(path).endswith(".jsonl")
+    return [_prompt_of(line, is_json, f"--prompts: line {i + 1} of '{path}'") for i, line in enumerate(lines)]
+
+
+def _prompt_of(line: str, is_json: bool, where: str) -> str:
+    prompt = line.removesuffix("\r")
+    if is_json:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            raise InputError(f"{where} is not JSON.") from None
+        prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str) or not prompt:
+        raise InputError(f"{where} has no text; use a string of at least one character.")
+    return prompt
+
+
+def show(prompts: list[str], pieces: Iterable[tuple[int, str, bool]]) -> None:
+    """Prints prompts with their texts, in order: that of the first one not yet ended as it is made."""
+    texts, ended, now = list(prompts), [False] * len(prompts), 0
+    print(prompts[0], end="", flush=True)
+    for place, text, last in pieces:
+        texts[place] += text
+        ended[place] = last
+        if place == now:
+            print(text, end="", flush=True)
+        while now < len(prompts) and ended[now]:
+            now += 1
+            print("\n\n" + texts[now] if now < len(prompts) else "\n", end="", flush=True)
+
+
+def write(prompts: list[str], pieces: Iterable[tuple[int, str, bool]], path: str) -> None:
+    """Writes prompts with their texts to a file.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    texts = [""] * len(prompts)
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            for place, text, _ in pieces:
+                texts[place] += text
+            for prompt, text in zip(prompts, texts):
+                file.write(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise InputError(f"--to: {path!r} cannot be written: {error.strerror}.") from None
+
+
+class Speed:
+    """Tokens a second of all that passes by; the first of them also pays for compiling."""
+
+    def __init__(self):
+        self._started, self._n_made, self.value = 0.0, 0, 0.0
+
+    def watch(self, pieces: Iterator) -> Iterator:
+        """The same pieces, one a token."""
+        for piece in pieces:
+            if not self._started:
+                self._started = time.perf_counter()
+            else:
+                self._n_made += 1
+                self.value = self._n_made / (time.perf_counter() - self._started)
+            yield piece
 
 
 if __name__ == "__main__":

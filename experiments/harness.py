@@ -4,18 +4,19 @@ It imports lm_eval, which only requirements-eval.txt installs; experiments/quest
 after it has looked for it.
 """
 
-import itertools
 import sys
-from collections.abc import Iterator
 
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
+from experiments.continued import continued
 from tree_ffn.data.tokenizers import Tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models import decode, scoring
+from tree_ffn.models.batch import Batch, Request
+from tree_ffn.models.sampling import Sampling
 from tree_ffn.models.spec import ModelSpec
 
 MOST_NEW_TOKENS = 256  # of a task that names no number, as with the harness's own backends
@@ -75,58 +76,36 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        if self._decoding is None:
+            self._decoding = decode.for_decoding(self.spec, self.variables)
+        asked = [self._request(*request.args) for request in requests]
+        # Prompts of about one length are read together.
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))
+        longest = max((len(one.prompt) + one.n_tokens for one in asked), default=1)
+        batch = Batch(*self._decoding, rows=max(1, self.batch_tokens // longest))
+        stops = [_stops(requests[i].args[1]) for i in order]
         answers = [""] * len(requests)
-        jobs = [self._job(i, *request.args) for i, request in enumerate(requests)]
-        with tqdm(total=len(jobs), desc="answers", disable=disable_tqdm, file=sys.stderr) as bar:
-            for (length, n_new, sampling), group in itertools.groupby(sorted(jobs), key=lambda job: job[0]):
-                for batch in _chunks(list(group), max(1, self.batch_tokens // (length + n_new))):
-                    prompts, untils = [job[2] for job in batch], [job[3] for job in batch]
-                    texts = self._continue(prompts, untils, n_new, decode.Sampling(*sampling))
-                    for (_, i, *_), text in zip(batch, texts):
-                        answers[i] = text
-                        self.cache_hook.add_partial("generate_until", requests[i].args, text)
-                    bar.update(len(batch))
+        with tqdm(total=len(asked), desc="answers", disable=disable_tqdm, file=sys.stderr) as bar:
+            for place, text, last in continued(batch, [asked[i] for i in order], self.text, stops):
+                i = order[place]
+                answers[i] += text
+                if last:
+                    self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+                    bar.update(1)
         return answers
 
-    def _job(self, i: int, prompt: str, options: dict):
-        """((prompt tokens, new tokens, sampling), request, prompt ids, stop strings)."""
-        until = options.get("until") or []
-        until = [until] if isinstance(until, str) else list(until)
+    def _request(self, prompt: str, options: dict) -> Request:
+        """Greedy unless the task samples; seeds are all the same: a request's answer is its own."""
         n_new = int(options.get("max_gen_toks", MOST_NEW_TOKENS))
         n_new = max(1, min(n_new, self.spec.context - 1))
         ids = self.tok_encode(prompt)[-(self.spec.context - n_new) :] or [self.prefix_token_id]
         greedy = not options.get("do_sample", False) or not options.get("temperature", 1.0)
-        sampling = (
-            greedy,
-            options.get("temperature") or 1.0,
-            options.get("top_k", 0),
-            options.get("top_p", 1.0),
-        )
-        return (len(ids), n_new, sampling), i, ids, until
-
-    def _continue(self, prompts, untils, n_new: int, sampling: decode.Sampling) -> list[str]:
-        """What follows prompts of one length, each up to its first stop string or the end of the document."""
-        if self._decoding is None:
-            self._decoding = decode.for_decoding(self.spec, self.variables)
-        made: list[list[int]] = [[] for _ in prompts]
-        finished: list[str | None] = [None] * len(prompts)
-        for token_B in decode.stream(*self._decoding, prompts, n_new, sampling):
-            for b, token in enumerate(token_B.tolist()):
-                if finished[b] is not None:
-                    continue
-                if token == self.eot_token_id:
-                    finished[b] = self.text.decode(made[b])
-                    continue
-                made[b].append(token)
-                text = self.text.decode(made[b])
-                stops = [text.find(stop) for stop in untils[b] if stop in text]
-                if stops:
-                    finished[b] = text[: min(stops)]
-            if all(text is not None for text in finished):
-                break
-        return [self.text.decode(ids) if text is None else text for ids, text in zip(made, finished)]
+        temperature = options.get("temperature") or 1.0
+        sampling = Sampling(greedy, temperature, options.get("top_k", 0), options.get("top_p", 1.0))
+        return Request(tuple(ids), n_new, sampling)
 
 
-def _chunks(items: list, size: int) -> Iterator[list]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _stops(options: dict) -> list[str]:
+    """What ends an answer; an empty string ends none."""
+    until = options.get("until") or []
+    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]

@@ -1,12 +1,13 @@
-"""A trained model of either kind, ready to read text: a run's checkpoint, or an exported model."""
+"""A trained model of either kind, ready to read and write text: a run's checkpoint, or an exported model."""
 
 import dataclasses
+import os
 from typing import Any, NamedTuple
 
 from experiments import record, tokenizer_files
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError
-from tree_ffn.models import export
+from tree_ffn.models import decode, export
 from tree_ffn.models.spec import ModelSpec
 
 
@@ -17,8 +18,10 @@ class Loaded(NamedTuple):
       spec: the model; executions are chosen by the number of tokens.
       variables: {"params", "routing"}.
       tokenizer: the one it was trained with.
-      begins_with: ids that stand before every text (of imported models).
+      begins_with: ids that stand before a prompt's text. An imported model has those that its
+        tokenizer puts there under transformers: OPT's `</s>`, and none for GPT-2; a trained one has none.
       facts: what a results row says of it: its public config.
+      name: the last part of its directory's name.
     """
 
     spec: ModelSpec
@@ -26,6 +29,32 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
     begins_with: list[int]
     facts: dict[str, Any]
+    name: str
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """The ids of a prompt to continue; one without text begins a document.
+
+        It follows `begins_with`. The tasks of experiments/harness.py do without, and ids that a client of
+        experiments/serve.py sends are taken as they are.
+
+        Raises:
+          InputError: the text has no tokens, or is none.
+        """
+        try:
+            text.encode()  # tokenizers say each in their own way that they cannot
+        except UnicodeEncodeError:
+            raise InputError(
+                "prompt: it has bytes that are not UTF-8, or half of a surrogate pair."
+            ) from None
+        ids = self.tokenizer.encode(text).tolist()
+        if text and not ids:
+            raise InputError(f"prompt: {text[:40]!r} has no tokens; use text that the tokenizer knows.")
+        return (*self.begins_with, *ids) or (self.tokenizer.end_id,)
+
+    def for_decoding(self) -> "Loaded":
+        """The same model in the form that decodes fastest."""
+        spec, variables = decode.for_decoding(self.spec, self.variables)
+        return self._replace(spec=spec, variables=variables)
 
 
 def load(workdir: str | None, directory: str | None, tokenizer: str | None = None, step="best") -> Loaded:
@@ -45,10 +74,8 @@ def load(workdir: str | None, directory: str | None, tokenizer: str | None = Non
     if directory is not None:
         spec, variables, config = export.load(directory)
         meta = config["meta"]
-        name, begins_with = (
-            tokenizer_files.beside(directory, config["tokenizer"]),
-            meta.get("begins_with", []),
-        )
+        name = tokenizer_files.beside(directory, config["tokenizer"])
+        begins_with = meta.get("begins_with", [])
         facts = {"model": config["model"], "seed": meta.get("config", {}).get("seed")}
     else:
         # Checkpoints need orbax; an exported model does not.
@@ -66,4 +93,6 @@ def load(workdir: str | None, directory: str | None, tokenizer: str | None = Non
             "name the tokenizer that the model was trained with."
         )
     # The execution that training was told to use is not the one for a token at a time.
-    return Loaded(dataclasses.replace(spec, implementation=None), variables, encoder, begins_with, facts)
+    spec = dataclasses.replace(spec, implementation=None)
+    called = os.path.basename(os.path.abspath(directory or workdir or ""))
+    return Loaded(spec, variables, encoder, begins_with, facts, called)

@@ -15,14 +15,14 @@ import sys
 import time
 
 import jax
-import numpy as np
 from absl import flags
 
 from experiments import cli, provenance, record
 from tree_ffn.data.pipeline import Batches
 from tree_ffn.errors import InputError
 from tree_ffn.models import active_units, total_units
-from tree_ffn.models.decode import Sampling, generate
+from tree_ffn.models.batch import generate
+from tree_ffn.models.sampling import Sampling
 from tree_ffn.training import setup
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
@@ -213,12 +213,11 @@ def spread(values: list[float]) -> str:
 def sample(tokenizer, directory: str, n_samples: int = 2) -> str:
     """Text with which the tree model goes on after --prompt, as far as its context reaches."""
     run = restore_for_inference(directory, "latest")
-    prompt = tokenizer.encode(_PROMPT.value)[: run.model.context // 2]
-    prompt_BC = np.broadcast_to(prompt, (n_samples, prompt.size))
+    prompt = tokenizer.encode(_PROMPT.value)[: run.model.context // 2].tolist()
     sampling = Sampling(temperature=0.8, top_k=40)
-    new_BC = generate(run.model, run.variables, prompt_BC, run.model.context - prompt.size, sampling)
-    rows = np.concatenate([prompt_BC, new_BC], axis=1)
-    return "\n\n".join(f"Sample {i}: {tokenizer.decode(row)}" for i, row in enumerate(rows, 1))
+    room = run.model.context - len(prompt)
+    texts = [prompt + new for new in generate(run.model, run.variables, [prompt] * n_samples, room, sampling)]
+    return "\n\n".join(f"Sample {i}: {tokenizer.decode(ids)}" for i, ids in enumerate(texts, 1))
 
 
 def next_commands(tree: str) -> str:

@@ -1,5 +1,6 @@
 """The program that makes text, run as users run it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.experiments.programs import call
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.models import export
 
@@ -55,3 +57,60 @@ def test_mistakes_get_one_sentence(repository, exported, flags, words):
     assert result.returncode == 2
     assert words in result.stderr and len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+def made(*flags):
+    """What the program prints, run in this process."""
+    outcome = call("generate", *flags)
+    assert outcome.code == 0, outcome.err
+    return outcome.out
+
+
+def test_several_prompts_are_continued_as_each_alone(exported, tmp_path):
+    prompts = ["tree", "leaf and branch and root", "née"]
+    flags = (f"--export={exported}", "--tokens=9", "--top_k=5", "--seed=3")
+    alone = [made(*flags, f"--prompt={prompt}").removesuffix("\n") for prompt in prompts]
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("\n".join(prompts) + "\n")
+    objects = tmp_path / "prompts.jsonl"
+    objects.write_text(
+        "".join(json.dumps(v) + "\n" for v in (prompts[0], *({"prompt": p} for p in prompts[1:])))
+    )
+    assert made(*flags, f"--prompts={lines}") == "\n\n".join(alone) + "\n"
+    to = tmp_path / "texts.jsonl"
+    assert made(*flags, f"--prompts={objects}", f"--to={to}", "--rows=2") == ""
+    found = [json.loads(line) for line in to.read_text().splitlines()]
+    assert [one["prompt"] + one["text"] for one in found] == alone
+    assert [one["prompt"] for one in found] == prompts
+
+
+def test_the_text_ends_before_a_stop(exported):
+    flags = (f"--export={exported}", "--tokens=20", "--top_k=5", "--seed=3", "--prompt=tree")
+    text = made(*flags).removesuffix("\n")
+    stop = text[9:12]
+    assert made(*flags, "--stop=none", f"--stop={stop}") == text[: 4 + text[4:].index(stop)] + "\n"
+
+
+@pytest.mark.parametrize(
+    "flags, content, words",
+    [
+        (["--prompts={}/p.jsonl"], '"a"\n{', "line 2 of '{}/p.jsonl' is not JSON."),
+        (["--prompts={}/p.jsonl"], '{"text": "a"}', "line 1 of '{}/p.jsonl' has no text"),
+        (["--prompts={}/p.txt"], "a\n\nb", "line 2 of '{}/p.txt' has no text"),
+        (["--prompts={}/p.txt"], "", "'{}/p.txt' has no lines"),
+        (["--prompts={}/p.txt"], b"\xff", "'{}/p.txt' is not UTF-8"),
+        (["--prompts={}/none.txt"], "", "{}/none.txt: cannot be read"),
+        (["--prompts={}/p.txt", "--prompt=b"], "a", "--prompt and --prompts: give one of them"),
+        (["--prompts={}/p.txt", "--to={}/none/t.jsonl"], "a", "--to: '{}/none/t.jsonl' cannot be written"),
+        (["--prompts={}/p.jsonl"], '"\\ud800"', "prompt: it has bytes that are not UTF-8, or half"),
+        (["--stop="], "", "--stop: '' is not allowed"),
+        (["--rows=0"], "", "--rows: 0 is not allowed"),
+        (["--seed=-1"], "", "seed: -1 is not allowed"),
+    ],
+)
+def test_mistakes_in_prompts_get_one_sentence(exported, tmp_path, flags, content, words):
+    for name in ("p.txt", "p.jsonl"):
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    outcome = call("generate", f"--export={exported}", *(flag.format(tmp_path) for flag in flags))
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert words.replace("{}", str(tmp_path)) in outcome.err and outcome.out == ""

@@ -13,7 +13,8 @@ from tests.experiments import make_harness_fixture, questions_data
 from tests.experiments.make_harness_fixture import FIXTURE, SHOTS, TASKS
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
-from tree_ffn.models import decode, export, pretrained, scoring
+from tree_ffn.models import batch, export, pretrained, scoring
+from tree_ffn.models.sampling import Sampling
 
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
 needs_harness = pytest.mark.skipif(
@@ -144,7 +145,7 @@ def test_answers_are_the_greedy_continuation(exported, monkeypatch):
     found = ask()
     for prompt, text in zip(prompts, found):
         ids = [int(i) for i in model.tokenizer.encode(prompt)]
-        alone = decode.generate(model.spec, model.variables, [ids], 9, decode.Sampling(greedy=True))
+        alone = batch.generate(model.spec, model.variables, [ids], 9, Sampling(greedy=True))
         assert text == model.tokenizer.decode(alone[0])
     stop = found[0][2:4]
     assert ask(until=[stop])[0] == found[0][: found[0].index(stop)]

@@ -45,10 +45,7 @@ class Attention(nn.Module):
             out_BCHK = self_attention(q_BCHK, k_BCHK, v_BCHK)
         else:
             k, v = jnp.swapaxes(k_BCHK, 1, 2), jnp.swapaxes(v_BCHK, 1, 2)
-            past = KeyValue(
-                jax.lax.dynamic_update_slice(past.k, k, (0, 0, start, 0)),
-                jax.lax.dynamic_update_slice(past.v, v, (0, 0, start, 0)),
-            )
+            past = KeyValue(_written(past.k, k, start), _written(past.v, v, start))
             out_BCHK = causal_attention(q_BCHK, past.k, past.v, start)
         y_BCE = jnp.einsum("BCHK,HKE->BCE", out_BCHK, w_out_HKE.astype(dtype))
         return y_BCE + b_out_E.astype(dtype)[None, None], past
@@ -68,10 +65,22 @@ def self_attention(q_BCHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array) -> j
 
 
 def causal_attention(q_BCHK, k_BHMK, v_BHMK, start):
-    """softmax(q k^T / sqrt(K)) v over the positions m <= start + c; the softmax is float32."""
+    """softmax(q k^T / sqrt(K)) v over the positions m <= start + c; the softmax is float32.
+
+    start: int32 scalar, or [B] where every row has its own.
+    """
     n_queries, n_keys = q_BCHK.shape[1], k_BHMK.shape[2]
-    visible_CM = jnp.arange(n_keys)[None, :] <= start + jnp.arange(n_queries)[:, None]
+    last_BHCM = start.reshape(-1, 1, 1, 1) + jnp.arange(n_queries)[None, None, :, None]
+    visible_BHCM = jnp.arange(n_keys)[None, None, None] <= last_BHCM
     logits = jnp.einsum("BCHK,BHMK->BHCM", q_BCHK, k_BHMK, preferred_element_type=jnp.float32)
-    logits = jnp.where(visible_CM[None, None], logits * q_BCHK.shape[-1] ** -0.5, -jnp.inf)
+    logits = jnp.where(visible_BHCM, logits * q_BCHK.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(q_BCHK.dtype)
     return jnp.einsum("BHCM,BHMK->BCHK", weights, v_BHMK)
+
+
+def _written(past_BHMK, new_BHCK, start):
+    """The cache with new positions from `start` on, which is a scalar or [B]."""
+    if start.size == 1:  # one slice is faster than rows that are scattered
+        return jax.lax.dynamic_update_slice(past_BHMK, new_BHCK, (0, 0, start.reshape(()), 0))
+    row = lambda past_HMK, new_HCK, at: jax.lax.dynamic_update_slice(past_HMK, new_HCK, (0, at, 0))
+    return jax.vmap(row)(past_BHMK, new_BHCK, start)

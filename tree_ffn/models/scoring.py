@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: what question answering by a language model compares.
+"""Log-likelihoods: of tokens, and of continuations, which question answering by a language model compares.
 
     log p(continuation | context) = sum_i log softmax(logits after token i - 1)[token i]
 
@@ -30,6 +30,25 @@ class Scored(NamedTuple):
 
     log_likelihood: float
     is_greedy: bool
+
+
+class TokenScores(NamedTuple):
+    """Log-probabilities at some positions, in nats.
+
+    Attributes:
+      log_p: float32 [...], of the token that stands there.
+      top_ids: int32 [..., K], the K likeliest tokens, likeliest first.
+      top_log_p: float32 [..., K].
+    """
+
+    log_p: jax.Array
+    top_ids: jax.Array
+    top_log_p: jax.Array
+
+    def at(self, where, n_top: int | None = None) -> "TokenScores":
+        """Those of some positions (any index), with the `n_top` likeliest (all of them by default)."""
+        log_p, ids, top = (np.asarray(leaf)[where] for leaf in self)
+        return TokenScores(log_p, ids[..., :n_top], top[..., :n_top])
 
 
 class _Row(NamedTuple):
@@ -81,6 +100,24 @@ def score(
         if progress is not None:
             progress(len(batch))
     return [one for one in found if one is not None]
+
+
+def token_scores(logits_V: jax.Array, tokens: jax.Array, n_top: int) -> TokenScores:
+    """log softmax(logits) at the tokens that followed, and its K largest values.
+
+    Args:
+      logits_V: float32 [..., V].
+      tokens: int32 [...], below V.
+      n_top: K, at most V.
+
+    Example:
+      >>> found = token_scores(jnp.log(jnp.asarray([[0.5, 0.25, 0.25]])), jnp.asarray([1]), n_top=1)
+      >>> found.top_ids.tolist(), (found.log_p / jnp.log(0.5)).round(3).tolist()
+      ([[0]], [2.0])
+    """
+    top, ids = jax.lax.top_k(logits_V, n_top)
+    log_z = jax.nn.logsumexp(logits_V, axis=-1)
+    return TokenScores(_at(logits_V, tokens) - log_z, ids.astype(jnp.int32), top - log_z[..., None])
 
 
 def batches(sizes: Sequence[tuple[int, int]], context: int, batch_tokens: int):
@@ -157,7 +194,11 @@ def _score(variables, token_BC, position_BK, target_BK, *, spec: ModelSpec):
     logits_BKV, _ = Transformer(spec).apply(variables, token_BC, only=position_BK)
     is_real_BK = target_BK >= 0
     target_BK = jnp.maximum(target_BK, 0)
-    logit_BK = jnp.take_along_axis(logits_BKV, target_BK[..., None], axis=-1, mode="clip")[..., 0]
-    log_p_BK = logit_BK - jax.nn.logsumexp(logits_BKV, axis=-1)
+    log_p_BK = _at(logits_BKV, target_BK) - jax.nn.logsumexp(logits_BKV, axis=-1)
     is_best_BK = jnp.argmax(logits_BKV, axis=-1) == target_BK
     return jnp.where(is_real_BK, log_p_BK, 0.0).sum(axis=1), (is_best_BK | ~is_real_BK).all(axis=1)
+
+
+def _at(logits_V, tokens):
+    """The scores of tokens, [...]."""
+    return jnp.take_along_axis(logits_V, tokens[..., None], axis=-1, mode="clip")[..., 0]

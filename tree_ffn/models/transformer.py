@@ -33,7 +33,8 @@ class Cache(NamedTuple):
 
     Attributes:
       runs: keys and values of every run of layers.
-      length: int32 scalar, the positions filled so far.
+      length: int32 scalar, the positions filled so far; or [B], where the rows
+        differ.
     """
 
     runs: tuple[KeyValue, ...]
@@ -94,9 +95,13 @@ class Embed(nn.Module):
     def __call__(self, tokens_BC, start):
         n_positions = tokens_BC.shape[1]
         token_BCE = jnp.take(self.tokens, tokens_BC, axis=0, mode="clip")
-        position_CE = jax.lax.dynamic_slice_in_dim(self.positions, start, n_positions)
+        if start.ndim == 0:
+            position_BCE = jax.lax.dynamic_slice_in_dim(self.positions, start, n_positions)[None]
+        else:
+            at_BC = start[:, None] + jnp.arange(n_positions)[None]
+            position_BCE = jnp.take(self.positions, at_BC, axis=0, mode="clip")
         # Added in float32, whatever they are stored in.
-        x_BCE = token_BCE.astype(jnp.float32) + position_CE.astype(jnp.float32)[None]
+        x_BCE = token_BCE.astype(jnp.float32) + position_BCE.astype(jnp.float32)
         return x_BCE.astype(self.model.dtype)
 
     def logits(self, x_BCE):

@@ -1,0 +1,249 @@
+"""Sequences of different lengths that are continued together, joining and leaving between steps.
+
+A prompt is read at its own length, padded to the right up to a power of two, and what stands there is not
+attended to. From then on every row has a position of its own in a shared cache. Rows, lengths and room are
+powers of two, so few programs are compiled.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from tree_ffn.errors import check_positive_int
+from tree_ffn.models import cache_rows, decode
+from tree_ffn.models.request import Made, Request, program_of, read_together, rounded_top
+from tree_ffn.models.sampling import Sampling, keys, rules
+from tree_ffn.models.scoring import TokenScores, token_scores
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Cache
+
+__all__ = ["Batch", "Made", "Request", "generate"]
+
+PLAIN = Sampling()
+
+_prefill = jax.jit(decode.prefill, static_argnames=("spec", "n_top"))
+_advance = jax.jit(decode.advance, static_argnames=("spec",), donate_argnames=("cache",))
+_score = jax.jit(token_scores, static_argnames=("n_top",))
+
+
+@dataclasses.dataclass
+class _Row:
+    """A request under way: its latest token, and how many it has."""
+
+    request: Request
+    token: int = 0
+    n_made: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.n_made >= self.request.n_tokens
+
+
+class _Chosen(NamedTuple):
+    """What the device has been told to compute for every row."""
+
+    token_B: jax.Array
+    scores: TokenScores | None
+
+
+class Batch:
+    """Continues requests together: `add` them, then `step` until nothing is left.
+
+    Args:
+      spec, variables: as `decode.for_decoding` gives them.
+      rows: the most sequences that are continued at once; others wait.
+
+    Example:
+      >>> from tree_ffn.models import DenseSpec, Transformer
+      >>> spec = ModelSpec(vocab_size=9, context=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
+      >>> variables = Transformer(spec).init(jax.random.key(0), np.zeros((1, 8), np.int32))
+      >>> batch = Batch(spec, variables)
+      >>> for prompt in ((1, 2, 3), (4,)):
+      ...     batch.add(Request(prompt, n_tokens=1))
+      >>> [len(batch.step()) for _ in range(2)]
+      [2, 0]
+    """
+
+    def __init__(self, spec: ModelSpec, variables: dict, rows: int = 8):
+        check_positive_int("rows", rows)
+        self.spec, self.variables, self.rows = spec, variables, rows
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._running: list[_Row | None] = []  # by row of the cache; None: nobody's
+        self._cache: Cache | None = None
+        self._by = ()  # keys and rules of the rows
+        self._ahead: _Chosen | None = None  # the next step, already under way
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those that are under way, and those that wait."""
+        return [row.request for row in self._running if row] + list(self._waiting)
+
+    def __len__(self) -> int:
+        return self._n_running + len(self._waiting)
+
+    @property
+    def _n_running(self) -> int:
+        return sum(row is not None for row in self._running)
+
+    def add(self, request: Request) -> None:
+        """Lets a request wait for its first step; raises InputError if the model cannot do it."""
+        request.check(self.spec)
+        self._waiting.append(request)
+
+    def drop(self, request: Request) -> None:
+        """Forgets a request: what it would still be given is not wanted."""
+        self._waiting = collections.deque(one for one in self._waiting if one is not request)
+        self._running = [None if row and row.request is request else row for row in self._running]
+
+    def step(self) -> list[Made]:
+        """The next token of every request under way, and the first of those that now get a row."""
+        made = self._go_on() if self._n_running else []
+        n_new = min(self.rows - self._n_running, len(self._waiting))
+        new = [self._waiting.popleft() for _ in range(n_new)]
+        parts = []
+        for group in read_together(self.spec, new):
+            first, rows, cache = self._read(group)
+            made += first
+            parts.append((cache, rows))
+        self._rearrange(parts)
+        return made
+
+    def _read(self, group: list[Request]):
+        """Reads prompts of one rounded length: (what was made, the rows that go on or None, their cache)."""
+        length, n_top = program_of(self.spec, group[0])
+        filled = group + [group[0]] * (decode.power_of_two(len(group), 1) - len(group))
+        prompt_BC = np.zeros((len(filled), length), np.int32)
+        for row, one in enumerate(filled):
+            prompt_BC[row, : len(one.prompt)] = one.prompt
+        length_B = np.asarray([len(one.prompt) for one in filled], np.int32)
+        token_B, logits_BV, cache, prompt = _prefill(
+            self.variables, prompt_BC, length_B, *_choice(filled), spec=self.spec, n_top=n_top
+        )
+        rows: list[_Row | None] = [_Row(one) for one in group]
+        made = self._tell(rows, self._scored(rows, token_B, logits_BV))
+        if prompt is not None:
+            places = [(i, slice(len(one.prompt) - 1)) for i, one in enumerate(group)]
+            scores = [prompt.at(place, one.n_top or 0) for place, one in zip(places, group)]
+            made = [one._replace(prompt=of_one) for one, of_one in zip(made, scores)]
+        return made, _under_way(rows), cache
+
+    def _go_on(self) -> list[Made]:
+        """One step of the rows under way; where nothing will change, the device begins the next one."""
+        chosen = self._ahead
+        if chosen is None:
+            chosen = self._advanced(np.asarray([row.token if row else 0 for row in self._running], np.int32))
+        self._ahead = self._advanced(chosen.token_B) if self._is_steady() else None
+        made = self._tell(self._running, chosen)
+        self._running = _under_way(self._running)
+        return made
+
+    def _is_steady(self) -> bool:
+        """Whether the step after this one has the same rows."""
+        rows = [row for row in self._running if row]
+        none_joins = not self._waiting or len(rows) == self.rows
+        none_leaves = all(row.n_made + 1 < row.request.n_tokens for row in rows)
+        return none_joins and none_leaves and decode.power_of_two(len(rows), 1) == len(self._running)
+
+    def _advanced(self, token_B) -> _Chosen:
+        token_B, logits_BV, self._cache = _advance(
+            self.variables, self._cache, token_B, *self._by, spec=self.spec
+        )
+        return self._scored(self._running, token_B, logits_BV)
+
+    def _scored(self, rows: list[_Row | None], token_B, logits_BV) -> _Chosen:
+        """New tokens, with scores if any row wants them."""
+        tops = [row.request.n_top for row in rows if row and row.request.n_top is not None]
+        if not tops:
+            return _Chosen(token_B, None)
+        return _Chosen(token_B, _score(logits_BV, token_B, n_top=rounded_top(self.spec, max(tops))))
+
+    def _tell(self, rows: list[_Row | None], chosen: _Chosen) -> list[Made]:
+        """Gives the rows their new tokens, as soon as the device has them."""
+        made, token_B = [], np.asarray(chosen.token_B).tolist()
+        scores = jax.device_get(chosen.scores)
+        for i, row in enumerate(rows):
+            if row is None:
+                continue
+            row.token, row.n_made, one = token_B[i], row.n_made + 1, row.request
+            if one.n_tokens == 0:
+                made.append(Made(one, None, None, None, last=True))
+                continue
+            its_scores = None if scores is None or one.n_top is None else scores.at(i, one.n_top)
+            made.append(Made(one, row.token, its_scores, None, row.done))
+        return made
+
+    def _rearrange(self, parts) -> None:
+        """Puts rows that join and rows under way into one cache; does nothing if that changes little."""
+        joins = any(row for _, rows in parts for row in rows)
+        n_rows = self._n_running
+        if not joins and n_rows and decode.power_of_two(n_rows, 1) == len(self._running):
+            return
+        parts = [(self._cache, self._running), *parts]
+        parts = [(cache, [(i, row) for i, row in enumerate(rows) if row]) for cache, rows in parts]
+        parts = [(cache, rows) for cache, rows in parts if rows]
+        rows = [row for _, rows in parts for _, row in rows]
+        self._running, self._cache, self._ahead = rows, None, None
+        if not rows:
+            return
+        n_rows = decode.power_of_two(len(rows), 1)
+        self._running = rows + [None] * (n_rows - len(rows))
+        need = max(len(row.request.prompt) + row.request.n_tokens for row in rows)
+        room = min(decode.power_of_two(need), self.spec.context)
+        taken = [(cache, [i for i, _ in rows]) for cache, rows in parts]
+        self._cache = cache_rows.join(taken, n_rows, room)
+        self._by = _choice([(row or rows[-1]).request for row in self._running])
+
+
+def generate(
+    spec: ModelSpec,
+    variables: dict,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+    sampling: Sampling = PLAIN,
+    seed: int = 0,
+    stop_id: int | None = None,
+) -> list[list[int]]:
+    """The new tokens of every prompt, continued together.
+
+    Args:
+      spec, variables: the model.
+      prompts: ids, of any lengths; together with the new tokens each fits the context.
+      n_tokens: tokens to make.
+      sampling: how they are chosen.
+      seed: prompt i gets what seed + i gives it alone.
+      stop_id: the token after which a sequence ends.
+
+    Raises:
+      InputError: names the argument, its value and what is allowed.
+
+    Example:
+      >>> from tree_ffn.models import DenseSpec, Transformer
+      >>> spec = ModelSpec(vocab_size=9, context=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
+      >>> variables = Transformer(spec).init(jax.random.key(0), np.zeros((1, 8), np.int32))
+      >>> [len(tokens) for tokens in generate(spec, variables, [[1, 2, 3], [4]], n_tokens=5)]
+      [5, 5]
+    """
+    batch = Batch(*decode.for_decoding(spec, variables), rows=max(1, len(prompts)))
+    requests = [Request(tuple(ids), n_tokens, sampling, seed + i) for i, ids in enumerate(prompts)]
+    tokens: dict[Request, list[int]] = {one: [] for one in requests}
+    for one in requests:
+        batch.add(one)
+    while len(batch):
+        for made in batch.step():
+            tokens[made.request].append(made.token)
+            if made.token == stop_id:
+                batch.drop(made.request)
+    return list(tokens.values())
+
+
+def _choice(requests: list[Request]):
+    """Keys and sampling rules of a batch's rows, on the device: every step reads them."""
+    return jax.device_put((keys([one.seed for one in requests]), rules([one.sampling for one in requests])))
+
+
+def _under_way(rows: list[_Row | None]) -> list[_Row | None]:
+    return [None if row is None or row.done else row for row in rows]
