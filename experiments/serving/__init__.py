@@ -1,0 +1,1 @@
+"""The server of experiments/serve.py: OpenAI's form of text completion over HTTP."""

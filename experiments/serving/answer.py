@@ -1,0 +1,133 @@
+"""What a client gets: text, log-probabilities and why it ended, piece by piece or as a whole."""
+
+import time
+import uuid
+from collections.abc import Iterable
+
+from experiments.serving.completion import Completion
+from tree_ffn.data.text_stream import HALF, Characters, TextStream
+from tree_ffn.data.tokenizers import Tokenizer
+from tree_ffn.models.batch import Made
+from tree_ffn.models.scoring import TokenScores
+
+LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+
+
+class Choice:
+    """One sequence of the answer.
+
+    Args:
+      asked: the client's request.
+      index: of the sequence.
+      tokenizer: of the model.
+
+    Attributes:
+      n_made: tokens that were made.
+      finished: whether nothing more comes.
+    """
+
+    def __init__(self, asked: Completion, index: int, tokenizer: Tokenizer):
+        self._asked, self._index, self._tokenizer = asked, index, tokenizer
+        self._ids, self._echoed = asked.prompts[index // asked.n]
+        self._text = TextStream(tokenizer, asked.stops)
+        self._n_sent = 0
+        self._entries: list[tuple] = []  # of made tokens, not yet sent: rows of LISTS
+        self._begun = False
+        self.n_made, self.finished = 0, False
+
+    def push(self, made: Made) -> dict:
+        """The next piece, in the form of an element of `choices`."""
+        echoed, ready = ("", []) if self._begun else self._echo(made.prompt)
+        self._begun = True
+        self._n_sent += len(echoed)
+        new, ended = "", False
+        if made.token is not None:
+            self.n_made += 1
+            ended = made.token == self._tokenizer.end_id
+            if made.scores is not None:
+                self._entries.append(self._entry(made.token, made.scores, self._n_sent + self._text.n_held))
+            new = self._text.push(made.token)
+        stopped = self._text.stopped
+        if made.last and not stopped:
+            new += self._text.rest()
+        self._n_sent += len(new)
+        self.finished = stopped or made.last
+        # Tokens behind a stop string are never sent, and those whose text is held back not yet.
+        n_ready = len(self._entries)
+        if not ended and (stopped or not made.last):
+            n_ready = sum(one[3] < self._n_sent for one in self._entries)
+        ready += self._entries[:n_ready]
+        self._entries = self._entries[n_ready:]
+        return {
+            "text": echoed + new,
+            "index": self._index,
+            "logprobs": None if self._asked.logprobs is None else _lists(ready),
+            "finish_reason": ("stop" if stopped else "length") if self.finished else None,
+        }
+
+    def _echo(self, scores: TokenScores | None) -> tuple[str, list[tuple]]:
+        """The prompt's text and the entries of its tokens: nothing says how likely the first one is."""
+        if not self._asked.echo:
+            return "", []
+        if self._asked.logprobs is None or scores is None:
+            return self._echoed, []
+        characters, offset = Characters(self._tokenizer), 0
+        entries = []
+        for i, token in enumerate(self._ids):
+            known = (self._written(token), None, None, offset)
+            entries.append(self._entry(token, scores.at(i - 1), offset) if i else known)
+            offset = min(offset + len(characters.push(token)), len(self._echoed))
+        return self._echoed, entries
+
+    def _entry(self, token: int, scores: TokenScores, offset: int) -> tuple:
+        top = {self._written(i): float(p) for i, p in zip(scores.top_ids.tolist(), scores.top_log_p)}
+        own = float(scores.log_p)
+        if self._asked.logprobs:
+            top.setdefault(self._written(token), own)
+        return self._written(token), own, top, offset
+
+    def _written(self, token: int) -> str:
+        """A token as text, if it is one by itself."""
+        if token == self._tokenizer.end_id:
+            return self._tokenizer.end_token
+        text = self._tokenizer.decode([token])
+        return text if text and HALF not in text else f"token_id:{token}"
+
+
+def _lists(entries: list[tuple]) -> dict:
+    return {name: [entry[i] for entry in entries] for i, name in enumerate(LISTS)}
+
+
+def joined(pieces: Iterable[dict]) -> dict:
+    """The pieces of one choice as one."""
+    first, *others = pieces
+    whole = dict(first)
+    for piece in others:
+        whole["text"] += piece["text"]
+        whole["finish_reason"] = piece["finish_reason"]
+        if whole["logprobs"] is not None:
+            whole["logprobs"] = {name: whole["logprobs"][name] + piece["logprobs"][name] for name in LISTS}
+    return whole
+
+
+class Envelope:
+    """What stands around the choices: the same for every piece of an answer."""
+
+    def __init__(self, name: str):
+        self._head = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": name,
+        }
+
+    def around(self, choices: list[dict], usage: dict | None = None) -> dict:
+        """An answer, or a piece of one."""
+        return {**self._head, "choices": choices} | ({"usage": usage} if usage else {})
+
+
+def usage(asked: Completion, choices: list[Choice]) -> dict:
+    """Tokens read and made."""
+    n_read = sum(len(ids) for ids, _ in asked.prompts)
+    n_made = sum(one.n_made for one in choices)
+    return {"prompt_tokens": n_read, "completion_tokens": n_made, "total_tokens": n_read + n_made}

@@ -1,0 +1,153 @@
+"""The server as an application: /v1/completions, and how it says what is wrong."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import fastapi
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from experiments.serving import addresses, completion
+from experiments.serving.answer import Choice, Envelope, joined, usage
+from experiments.serving.body import read_json
+from experiments.serving.engine import Engine
+from experiments.serving.refusal import Refusal
+from tree_ffn.errors import InputError
+from tree_ffn.models.batch import Made
+
+
+def build(engine: Engine, name: str, most_bytes: int, on_start: Callable[[], None] = lambda: None):
+    """The application.
+
+    Args:
+      engine: not yet started; it starts and ends with the application.
+      name: of the model, for clients.
+      most_bytes: of a request's body.
+      on_start: is called when requests are answered.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        await asyncio.to_thread(engine.start)
+        on_start()
+        yield
+        await asyncio.to_thread(engine.close)
+
+    app = fastapi.FastAPI(title="tree_ffn", lifespan=lifespan, openapi_url=None)
+    _say_what_is_wrong(app)
+    addresses.add_models(app, engine, name)
+    addresses.add_tokenizer(app, engine.model, most_bytes)
+
+    @app.post("/v1/completions")
+    async def completions(request: fastapi.Request):
+        body = await read_json(request, most_bytes)
+        asked = completion.parse(body, engine.model, name, engine.most)
+        answered = _Answered(engine, asked)
+        if asked.stream:
+            return StreamingResponse(answered.events(Envelope(name)), media_type="text/event-stream")
+        choices = await _unless_gone(request, answered.whole())
+        return JSONResponse(Envelope(name).around(choices, usage(asked, answered.choices)))
+
+    return app
+
+
+class _Answered:
+    """A request on its way through the engine, from the event loop's side."""
+
+    def __init__(self, engine: Engine, asked: completion.Completion):
+        self._engine, self._asked = engine, asked
+        self.choices = [Choice(asked, i, engine.model.tokenizer) for i in range(len(asked.requests))]
+        self._inbox: asyncio.Queue[Made | Refusal] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        engine.submit(asked.requests, self._receive)
+
+    def _receive(self, made: Made | Refusal) -> None:
+        """Called on the device's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, made)
+
+    async def pieces(self) -> AsyncIterator[dict]:
+        """Pieces of the choices as they come; raises Refusal if the engine fails."""
+        by_request = dict(zip(self._asked.requests, self.choices))
+        try:
+            while not all(one.finished for one in self.choices):
+                made = await self._inbox.get()
+                if isinstance(made, Refusal):
+                    raise made
+                choice = by_request[made.request]
+                if not choice.finished:
+                    yield choice.push(made)
+                    if choice.finished:
+                        self._engine.cancel([made.request])
+        finally:
+            self._engine.cancel(self._asked.requests)
+
+    async def whole(self) -> list[dict]:
+        """The choices in their order, each whole."""
+        pieces: list[list[dict]] = [[] for _ in self.choices]
+        async for piece in self.pieces():
+            pieces[piece["index"]].append(piece)
+        return [joined(its) for its in pieces]
+
+    async def events(self, envelope: Envelope) -> AsyncIterator[str]:
+        """Server-sent events: a piece each, then [DONE]."""
+        try:
+            async for piece in self.pieces():
+                listed = piece["logprobs"] and piece["logprobs"]["tokens"]
+                if piece["text"] or listed or piece["finish_reason"]:
+                    yield event(envelope.around([piece]))
+        except Refusal as refusal:  # the head of the answer has been sent
+            yield event(refusal.body())
+            return
+        if self._asked.include_usage:
+            yield event(envelope.around([], usage(self._asked, self.choices)))
+        yield "data: [DONE]\n\n"
+
+
+async def _unless_gone(request: fastapi.Request, answer: Coroutine[Any, Any, Any]):
+    """An answer, given up when its client has gone; a streamed one has this from Starlette."""
+    working, leaving = asyncio.create_task(answer), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refusal(499, "The client has gone.")  # nobody reads it
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+
+
+async def _gone(request: fastapi.Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(values: dict) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(values)}\n\n"
+
+
+def _say_what_is_wrong(app: fastapi.FastAPI) -> None:
+    """Every error as JSON in OpenAI's form, and nothing of the inside in it."""
+
+    @app.exception_handler(Refusal)
+    async def refused(_, refusal: Refusal):
+        headers = {"Retry-After": "1"} if refusal.status == 429 else None
+        return JSONResponse(refusal.body(), refusal.status, headers)
+
+    @app.exception_handler(InputError)
+    async def not_allowed(_, error: InputError):
+        return JSONResponse(Refusal(400, str(error)).body(), 400)
+
+    @app.exception_handler(HTTPException)
+    async def no_such_address(_, error: HTTPException):
+        return JSONResponse(
+            Refusal(error.status_code, f"{error.detail}.").body(), error.status_code, error.headers
+        )
+
+    @app.exception_handler(Exception)
+    async def unexpected(_, error: Exception):
+        return JSONResponse(Refusal(500, "The server failed to answer this request.").body(), 500)

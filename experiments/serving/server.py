@@ -1,0 +1,34 @@
+"""Runs the application until a signal, and has what is still under way told when it takes too long to end."""
+
+import asyncio
+import socket
+
+import uvicorn
+
+from experiments.serving.engine import Engine
+
+# Seconds in which answers that are given up reach their clients.
+TELLING = 5
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which lets answers come to their end at SIGTERM or SIGINT.
+
+    Args:
+      application: as `app.build` gives it.
+      engine: its engine.
+      grace: seconds after which the engine gives up what is not done.
+    """
+
+    def __init__(self, application, engine: Engine, grace: int):
+        config = uvicorn.Config(
+            application, log_level="warning", timeout_graceful_shutdown=grace + TELLING, lifespan="on",
+            loop="asyncio", server_header=False,
+        )  # fmt: skip
+        super().__init__(config)
+        self._engine, self._grace = engine, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        giving_up = asyncio.get_running_loop().call_later(self._grace, self._engine.end)
+        await super().shutdown(sockets)
+        giving_up.cancel()

@@ -1,0 +1,81 @@
+"""A server of a tiny tree model of bytes, in a thread of this process."""
+
+import contextlib
+import threading
+
+import pytest
+
+from experiments import loaded
+from tests.models.kinds import KINDS, model_spec, random_variables
+from tree_ffn.models import export
+
+CAPACITY = {"rows": 4, "most_waiting": 12}
+MOST_BYTES = 20_000
+CONTEXT = 96
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """As experiments/import_model.py writes an OPT: the text of a prompt follows its end token."""
+    spec = model_spec(KINDS["continuous"], vocab_size=257, context=CONTEXT)
+    variables = random_variables(spec)
+    # Scores so flat that a sampled text has many kinds of bytes.
+    variables["params"]["embed"]["tokens"] *= 0.3
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    export.save(str(directory), spec, variables, "bytes", {"begins_with": [256]})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model(exported):
+    return loaded.load(None, str(exported)).for_decoding()
+
+
+@contextlib.contextmanager
+def served(model):
+    """(the engine, the server's address) while the server runs."""
+    for package in ("fastapi", "uvicorn", "httpx"):
+        pytest.importorskip(package, reason=f"the server needs {package}; install requirements-dev.txt")
+    import uvicorn
+
+    from experiments.serving import app, engine
+
+    the_engine, ready = engine.Engine(model, **CAPACITY), threading.Event()
+    application = app.build(the_engine, model.name, MOST_BYTES, ready.set)
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="critical", loop="asyncio"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.01)
+        assert ready.is_set()
+        yield the_engine, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def server(model):
+    with served(model) as both:
+        yield both
+
+
+@pytest.fixture(scope="session")
+def engine(server):
+    return server[0]
+
+
+@pytest.fixture(scope="session")
+def address(server):
+    return server[1]
+
+
+@pytest.fixture(scope="session")
+def http(address):
+    """A client that sends what no client would."""
+    import httpx
+
+    with httpx.Client(base_url=address, timeout=120) as client:
+        yield client

@@ -1,0 +1,185 @@
+"""What the server does not do, it refuses in OpenAI's form; what fails inside stays inside."""
+
+import concurrent.futures
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.experiments.serving.conftest import CAPACITY, MOST_BYTES
+from tree_ffn.models.batch import Request
+
+httpx = pytest.importorskip("httpx", reason="httpx is not installed; see requirements-dev.txt")
+
+
+def refused(answer, status):
+    """The error of a refusal, whose form is checked."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"].endswith(".")
+    assert "\n" not in error["message"] and len(error["message"]) < 250
+    assert "Traceback" not in answer.text and ".py" not in answer.text
+    return error
+
+
+@pytest.mark.parametrize(
+    "body, field",
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [["a"]]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": [257]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [10**40]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"prompt": "x" * 96}, "max_tokens"),
+        ({"prompt": "x" * 90, "max_tokens": 6}, "max_tokens"),
+        ({"prompt": ["a"] * 17}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": "9"}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": 9, "prompt": ["a", "b"]}, "prompt"),
+        ({"seed": 2**65}, "seed"),
+        ({"seed": "x"}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 33}, "stop"),
+        ({"stop": 3}, "stop"),
+        ({"echo": 1}, "echo"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"other": True}}, "stream_options"),
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_bad_fields(http, body, field):
+    content = json.dumps({"prompt": "a"} | body)  # ASCII: also half of a surrogate pair gets through
+    error = refused(http.post("/v1/completions", content=content), 400)
+    assert (error["param"], error["type"]) == (field, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[", b"\xff", b"[1]", b"null", b'{"temperature": NaN}', b"[" * 9999, b"1" * 9999]
+)
+def test_bodies_that_are_no_objects(http, content):
+    refused(http.post("/v1/completions", content=content), 400)
+
+
+def test_large_bodies(http):
+    content = b'{"prompt": "' + b"x" * MOST_BYTES + b'"}'
+    refused(http.post("/v1/completions", content=content), 413)
+    refused(http.post("/v1/completions", content=iter([content])), 413)  # its length not told
+
+
+def test_other_addresses(http):
+    refused(http.get("/none"), 404)
+    refused(http.get("/v1/completions"), 405)
+    assert http.get("/health").json() == {"status": "ok"}
+
+
+def test_what_means_nothing_is_allowed(http):
+    neutral = {
+        "suffix": None,
+        "best_of": 1,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "user": "me",
+        "n": None,
+    }
+    body = {"prompt": "a", "max_tokens": 1, "frequency_penalty": 0, **neutral}
+    assert http.post("/v1/completions", json=body).status_code == 200
+
+
+class Gate:
+    """Holds the device's thread until it is opened."""
+
+    def __init__(self):
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self, made):
+        self.reached.set()
+        assert self.opened.wait(60)
+
+
+def test_a_full_queue(engine, http):
+    gate = Gate()
+    ask = lambda: http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+    engine.submit([Request((1,), 2) for _ in range(sum(CAPACITY.values()))], gate)
+    assert gate.reached.wait(60)
+    answer = ask()
+    gate.opened.set()
+    error = refused(answer, 429)
+    assert error["code"] == "queue_full" and answer.headers["Retry-After"] == "1"
+    while (answer := ask()).status_code == 429:
+        pass
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_inside_stays_inside(engine, http, stream, capsys):
+    gate = Gate()
+    body = {"prompt": "a", "max_tokens": 60, "temperature": 0, "stream": stream}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        engine.submit([Request((1,), 2)], gate)
+        assert gate.reached.wait(60)
+        waiting = pool.submit(http.post, "/v1/completions", json=body)
+        engine._batch.variables = {"params": {"a secret of the inside": None}}  # as if memory had failed
+        with engine._changed:
+            assert engine._changed.wait_for(lambda: engine._new, 60)
+        gate.opened.set()
+        answer = waiting.result(60)
+    if stream:
+        assert answer.status_code == 200 and answer.text.startswith('data: {"error"')
+        assert "[DONE]" not in answer.text
+    else:
+        assert refused(answer, 500)["type"] == "server_error"
+    assert "secret" not in answer.text and "Traceback" in capsys.readouterr().err
+    assert http.get("/health").status_code == 200
+    assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_frees_its_rows(engine, address, stream, monkeypatch):
+    """In the midst of an answer that would take seconds: each step waits a little."""
+    batch, steps = engine._batch, []
+
+    def slow_step(step=batch.step):
+        time.sleep(0.05)
+        steps.append(len(batch))
+        return step()
+
+    monkeypatch.setattr(batch, "step", slow_step)
+    content = json.dumps({"prompt": ["a", "b"], "max_tokens": 90, "stream": stream}).encode()
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n\r\n"
+        connection.sendall(head.encode() + content)
+        while len(steps) < 3:
+            time.sleep(0.01)
+        if stream:
+            assert b"200 OK" in connection.recv(1000)
+    left, deadline = len(steps), time.monotonic() + 60
+    while engine._open or len(batch):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(steps) - left < 30 and steps[2] == 2  # 90 steps for who stays
