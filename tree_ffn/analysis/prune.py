@@ -22,6 +22,7 @@ from tree_ffn.data.pipeline import valid_batches
 from tree_ffn.data.sources import RowSource
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.dense import DenseSpec
+from tree_ffn.models.layers import split_layers, stack_layers
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.programs import Scorer
@@ -169,28 +170,17 @@ def prune_model(
     check_threshold(threshold)
     tokens_needed(model)  # raises where there are no trees
     variables = jax.tree.map(np.asarray, jax.device_get(variables))
-    names = variables["params"].keys() | variables.get("routing", {}).keys()
-    layers, ffns = [], []
-    for i, (ffn, length) in enumerate(model.runs):
-        run = {name: part[f"run_{i}"] for name, part in variables.items() if f"run_{i}" in part}
-        for j in range(length):
-            layer = jax.tree.map(lambda leaf, j=j: leaf[j], run)
-            if isinstance(ffn, TreeSpec):
-                counts_PJ = np.asarray(calibration.usage[i])[j]
-                ffns.append(_prune_layer(layer, ffn, counts_PJ, calibration.tokens, threshold, static))
-            else:
-                ffns.append(ffn)
-            layers.append(layer)
-    implementation = model.implementation
-    if implementation == "masked" and any(isinstance(ffn, PrunedSpec) for ffn in ffns):
-        implementation = None  # pruned trees have no masked execution
-    model = dataclasses.replace(model, ffns=tuple(ffns), implementation=implementation)
-    others = {name for name in names if not name.startswith("run_")}
-    new = {name: {key: part[key] for key in part.keys() & others} for name, part in variables.items()}
-    for name, run in _stacked(model, layers):
-        for collection, part in run.items():
-            new[collection][name] = part
-    return model, new
+    layers, ffns = split_layers(model, variables), []
+    counts = [
+        run if run is None else run[j] for run, (_, n) in zip(calibration.usage, model.runs) for j in range(n)
+    ]
+    for layer, ffn, counts_PJ in zip(layers, model.ffns, counts, strict=True):
+        if isinstance(ffn, TreeSpec):
+            ffn = _prune_layer(layer, ffn, np.asarray(counts_PJ), calibration.tokens, threshold, static)
+        ffns.append(ffn)
+    if model.implementation == "masked" and any(isinstance(ffn, PrunedSpec) for ffn in ffns):
+        model = dataclasses.replace(model, implementation=None)  # pruned trees have no masked execution
+    return stack_layers(model, variables, ffns, layers)
 
 
 def _prune_layer(
@@ -211,11 +201,3 @@ def _prune_layer(
     layer["params"]["ffn"] = {name: params[name] for name in trained}
     layer["routing"]["ffn"] = {name: value for name, value in params.items() if name not in trained}
     return spec
-
-
-def _stacked(model: ModelSpec, layers: list[dict]):
-    """(run_i, its layers' arrays stacked) of every run of the model."""
-    first = 0
-    for i, (_, length) in enumerate(model.runs):
-        yield f"run_{i}", jax.tree.map(lambda *leaves: np.stack(leaves), *layers[first : first + length])
-        first += length
