@@ -36,6 +36,8 @@ UNITS = {
     "constant_decisions": "1", "right_share": "1", "skew": "1", "changed": "1", "working_units": "units",
     "ever_working": "1", "gradient_right": "1", "nats_per_word": "nats/word", "word_ppl": "1",
     "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
+    "kept": "1", "kept_paths": "1", "kept_oracle": "1", "kept_static": "1", "flops_share": "1",
+    "loss_before": "nats/token", "loss_teacher": "nats/token", "tokens_until_near": "tokens",
     "loss_rise": "nats/token", "units_kept": "units", "units_share": "1", "bytes": "bytes",
 }  # fmt: skip
 

@@ -129,16 +129,18 @@ def _layer_line(ffn: FFNSpec) -> str:
         router = f"the router's {ffn.n_experts} rows are not counted"
         return f"moe: {ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}: {sizes}; {router}"
     shape = ffn.shape
-    kind = "random_tree" if ffn.router == "frozen" else "tree"
-    if ffn.hash_levels and ffn.hash_levels == ffn.shape.depth:
-        kind = "hash_tree"
+    hashed = ffn.hash_levels
+    kind = "hash_tree" if hashed and hashed == shape.depth else "tree"
     tree = f"P {shape.n_trees}, D {shape.depth}, W {shape.node_width}, S {shape.shared_width}"
     if isinstance(ffn, PrunedSpec):
         kind = f"pruned {kind}"
         tree += f", {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
-    elif ffn.hash_levels:
-        tree += f", the first {ffn.hash_levels} decisions by the token's id"
-    return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
+    elif hashed:
+        tree += f", the first {hashed} decisions by the token's id"
+    if ffn.router != "frozen":
+        return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
+    products = f"{shape.n_trees * (shape.depth - hashed)} products a token are not counted in A"
+    return f"{kind}: {tree}: {sizes}, frozen separate routers, whose {products}"
 
 
 def _count(shapes) -> int:

@@ -46,7 +46,7 @@ def save(
         "meta": meta or {},
     }
     if any(os.path.exists(os.path.join(directory, name)) for name in (WEIGHTS, CONFIG)):
-        _read_config(directory)  # raises unless it is an export of ours
+        read_config(directory)  # raises unless it is an export of ours
     try:
         os.makedirs(directory, exist_ok=True)
         # Both files are complete before either takes its place.
@@ -72,7 +72,7 @@ def load(directory: str) -> tuple[ModelSpec, dict, dict]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    config = _read_config(directory)
+    config = read_config(directory)
     spec = spec_from_dict(config.get("model", {}))
     path = os.path.join(directory, WEIGHTS)
     if not os.path.exists(path):
@@ -98,7 +98,12 @@ def _by_path(tree) -> dict:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _read_config(directory: str) -> dict:
+def read_config(directory: str) -> dict:
+    """The config.json of an exported model: format, version, model, tokenizer, meta.
+
+    Raises:
+      InputError: it cannot be read, or is of another format or version.
+    """
     path = os.path.join(directory, CONFIG)
     try:
         with open(path, encoding="utf-8") as file:

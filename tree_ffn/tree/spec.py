@@ -42,8 +42,8 @@ class TreeSpec:
         this share of the node's visits: 0.5 balances all, 0.05 only what is dying.
       router: what decides at a node: its `first_unit` (the layer itself); the first unit,
         `silent`, which then adds nothing to the output and learns from decisions alone (it is
-        counted in F and A like any other); or a separate `frozen` random vector (the
-        baseline `random_tree`).
+        counted in F and A like any other); or a separate `frozen` vector that no optimizer trains: random
+        (the baseline `random_tree`), or fitted where a dense layer was converted.
       hash_levels: decisions that are not the router's: those of the first so many levels come from a
         fixed hash of the token's id, another one in every tree and layer. Their gates are 1 and their
         nodes' first units are units like any other. With D, the baseline `hash_tree`.

@@ -1,0 +1,125 @@
+"""Turns the dense layers of a model into trees, and says how much of them is kept before any training.
+
+    python -m experiments.convert --workdir=runs/dense --n_trees=2 --depth=7
+    python -m experiments.convert --workdir=runs/dense --n_trees=2 --depth=7 --method=cluster --to=runs/tree
+    python -m experiments.convert --export=exported/opt --files='texts/*.txt' --n_trees=12 --depth=7 \
+        --shared_width=12 --method=cluster --to=runs/opt_tree
+
+Every unit of a dense layer gets a place in the trees, so the shape must have room for all, unless --drop
+leaves out those that are used least; places that are left over hold zeros. --methods places them at `random`,
+by `frequency` of use, or by `cluster`: halves that work for different tokens, from the root down. Decisions
+are linear routers fitted to calibration text. --router says where they are kept: `separate` from the units
+(no optimizer trains them; their D products a tree are not counted in A, and are in the share of the dense
+layers' arithmetic that is printed), or `spent`, as the first unit of each node (so there is room for fewer
+units; fine-tuning trains them, and refits let them add to the output).
+
+--refits says how often the units' output weights are solved for by least squares, so that they make up for
+the units that are not visited, routers being fitted anew between; with 0 a visited unit is the dense unit.
+
+The table: the share of each dense layer's output that the trees keep on held-out tokens, and the validation
+loss; with the trees' best paths of each token in the place of the routers' (`/paths`: what is missing up to
+it is lost by routers, the rest by places); beside those of the best A units of each token (`oracle`, which
+no router knows) and the best A units for all tokens (`static`), whose output weights are solved for alike.
+
+--to writes the model of --method as a run at step 0, for experiments/finetune, evaluate, generate, export.
+"""
+
+import os
+
+from absl import flags
+
+from experiments import cli, starts
+from experiments.converting import Sizes, convert_all
+from tree_ffn.analysis.convert import ROUTERS, Recipe, check_convertible, tokens_needed
+from tree_ffn.analysis.placement import METHODS
+from tree_ffn.data.spec import CORPORA
+from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.tree import TreeShape
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run of dense layers.")
+_STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
+_EXPORT = flags.DEFINE_string("export", None, "Instead of a run: directory of an exported model.")
+_N_TREES = flags.DEFINE_integer("n_trees", 1, "P, trees of a layer.")
+_DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
+_NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a node: one number, or one for each level.")
+_SHARED_WIDTH = flags.DEFINE_integer("shared_width", 0, "S, units that are always on.")
+_METHODS = flags.DEFINE_list("methods", None, f"Which ways to place units: {', '.join(METHODS)}; all.")
+_ROUTER = flags.DEFINE_string("router", "separate", f"Where decisions are kept: {' or '.join(ROUTERS)}.")
+_REFITS = flags.DEFINE_integer("refits", 3, "How often output weights are solved for; 0: dense ones stay.")
+_DROP = flags.DEFINE_bool("drop", False, "Leave out units that find no place, the least used.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of random choices.")
+_TOKENS = flags.DEFINE_integer("tokens", 0, "Calibration tokens; 0: 8,192, or 32 * 2^D if that is more.")
+_HELD_OUT = flags.DEFINE_integer(
+    "held_out", 8192, "Tokens of the validation split that shares are measured on."
+)
+_CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Calibrate on another corpus than the run's.")
+_FILES = flags.DEFINE_string("files", None, "Text files to calibrate on (glob patterns, comma separated).")
+_TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "Prepared TFDS directory to calibrate on.")
+_TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to calibrate on.")
+_TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
+_BATCHES = flags.DEFINE_integer("batches", 20, "Batches of held-out text to score; 0 is all.")
+_METHOD = flags.DEFINE_string("method", None, "The method of the model that --to gets.")
+_TO = flags.DEFINE_string("to", None, "New directory for the converted model.")
+_RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
+
+
+def main() -> None:
+    recipes, n_tokens = _checked_flags()
+    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
+    run = starts.load(_WORKDIR.value or _EXPORT.value, step, _TOKENIZER.value)
+    for recipe in recipes:  # before any text is read
+        check_convertible(run.model, recipe)
+    places = (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR)
+    run, text = starts.with_text(run, **{flag.name: flag.value for flag in places})
+    sizes = Sizes(n_tokens, _HELD_OUT.value, _BATCH_SIZE.value, _BATCHES.value)
+    to = {recipe: _TO.value for recipe in recipes if _TO.value and recipe.method == _METHOD.value}
+    convert_all(run, text, recipes, sizes, to=to, results=_RESULTS.value)
+    if _TO.value:
+        print(f"\n{_TO.value}: a run at step 0, by {_METHOD.value}")
+
+
+def _checked_flags() -> tuple[list[Recipe], int]:
+    """The recipes to try and the calibration tokens; looks at all flags before anything is loaded."""
+    if bool(_WORKDIR.value) == bool(_EXPORT.value):
+        raise InputError("--workdir or --export: give one of them, and not both, to say which model to use.")
+    if (_TO.value is None) != (_METHOD.value is None):
+        missing = "to" if _TO.value is None else "method"
+        raise InputError(f"--{missing} is missing; --method and --to go together: which model, and where.")
+    if _TO.value is not None and os.path.exists(_TO.value):
+        if not os.path.isdir(_TO.value) or os.listdir(_TO.value):
+            raise InputError(f"--to: {_TO.value} is there already; name a new directory.")
+    methods = _METHODS.value or ([_METHOD.value] if _METHOD.value else METHODS)
+    methods = [*methods, _METHOD.value] if _METHOD.value and _METHOD.value not in methods else methods
+    for method in methods:
+        check_choice("--method", method, METHODS)
+    check_choice("--router", _ROUTER.value, ROUTERS)
+    for flag in (_BATCHES, _REFITS):
+        check_positive_int(f"--{flag.name}", flag.value, least=0)
+    for flag in (_BATCH_SIZE, _HELD_OUT):
+        check_positive_int(f"--{flag.name}", flag.value)
+    shape = TreeShape(_N_TREES.value, _DEPTH.value, _widths(_NODE_WIDTH.value), _SHARED_WIDTH.value)
+    needed = tokens_needed(shape)
+    check_positive_int("--tokens", _TOKENS.value, least=0)
+    if 0 < _TOKENS.value < needed:
+        raise InputError(
+            f"--tokens: {_TOKENS.value:,} is not allowed; depth {shape.depth} takes at least {needed:,} "
+            f"(32 * 2^{shape.depth}) to fit its routers."
+        )
+    recipes = [
+        Recipe(shape, method, _ROUTER.value, _SEED.value, _REFITS.value, _DROP.value) for method in methods
+    ]
+    return recipes, _TOKENS.value or max(8192, needed)
+
+
+def _widths(words: list[str]) -> int | tuple[int, ...]:
+    if not words or not all(word.strip().isdecimal() for word in words):
+        raise InputError(f"--node_width: {','.join(words)!r} is not allowed; use whole numbers, e.g. 1,1,32.")
+    widths = tuple(map(int, words))
+    return widths[0] if len(widths) == 1 else widths
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,58 @@
+"""What goes into a model's feed-forward layers, over some text."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tree_ffn.data.pipeline import valid_batches
+from tree_ffn.data.sources import RowSource
+from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Transformer
+from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.sharding import put_batch
+
+
+def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_size: int = 16) -> list:
+    """The inputs of every feed-forward layer for at least `tokens` tokens: float32 [T, E] each.
+
+    Args:
+      run: a restored run.
+      sources: rows of the model's context + 1 tokens, read in the fixed order of validation, never twice.
+      tokens: least number; whole batches are read, and T is exactly this.
+      batch_size: rows a batch.
+
+    Raises:
+      InputError: the text has not so many.
+    """
+    check_positive_int("batch_size", batch_size)
+    there = sum(len(s) // batch_size for s in sources) * batch_size * run.model.context
+    if there < tokens:
+        raise InputError(
+            f"calibration: the text has {there:,} tokens in whole batches, and {tokens:,} are needed; "
+            "use more text."
+        )
+    n_batches = -(-tokens // (batch_size * run.model.context))
+    batches = itertools.chain(*(valid_batches(s, batch_size) for s in sources if len(s) >= batch_size))
+    parts: list[list[np.ndarray]] = [[] for _ in run.model.ffns]
+    with jax.set_mesh(run.mesh):
+        inputs = jax.jit(functools.partial(_inputs, model=run.model))
+        for batch in itertools.islice(batches, n_batches):
+            for part, x_TE in zip(parts, jax.device_get(inputs(run.variables, put_batch(batch, run.mesh)))):
+                part.append(x_TE.astype(np.float32))
+    return [np.concatenate(part)[:tokens] for part in parts]
+
+
+def _inputs(variables: dict, batch: jax.Array, model: ModelSpec) -> list[jax.Array]:
+    """[T, E] of every layer."""
+    sown: Any
+    _, sown = Transformer(model).apply(variables, batch[:, :-1], mutable=["intermediates"])
+    layers = []
+    for i, (_, length) in enumerate(model.runs):
+        (x_LBCE,) = sown["intermediates"][f"run_{i}"]["ffn"]["x"]
+        layers += [x_LBCE[j].reshape(-1, model.width) for j in range(length)]
+    return layers
