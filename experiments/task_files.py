@@ -19,6 +19,7 @@ import re
 from typing import NamedTuple
 
 from tree_ffn.data.compressed import read_bytes
+from tree_ffn.data.questions import json_objects
 from tree_ffn.errors import InputError, check_choice, reason
 from tree_ffn.training.disk import replacing, writing
 
@@ -171,9 +172,7 @@ def _rows(name: str, paths: list[str]) -> list[dict]:
         return _squad_questions(paths[0], texts[0])
     if form == "whole":
         return [{"text": texts[0]}]
-    rows = [
-        _row(paths[0], number, line) for number, line in enumerate(texts[0].split("\n"), 1) if line.strip()
-    ]
+    rows = [row for _, row in json_objects(texts[0], paths[0], "--task_data")]
     if form == "labelled":
         labels = texts[1].split()
         if len(labels) != len(rows):
@@ -182,16 +181,6 @@ def _rows(name: str, paths: list[str]) -> list[dict]:
     if form == "solved":
         return [{"id": -1, "query": row["text"], "choices": [""] * 4, "gold": 0} for row in rows]
     return rows
-
-
-def _row(path: str, number: int, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict):
-        raise InputError(f"--task_data: {path}, line {number}: no JSON object.")
-    return row
 
 
 def _squad_questions(path: str, text: str) -> list[dict]:

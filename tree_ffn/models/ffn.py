@@ -135,6 +135,27 @@ def _balance_pruned(spec: PrunedSpec, routing: dict, info: Info) -> dict:
     return {**routing, "threshold": update(routing, info.leaf_TP)}
 
 
+def blend(beside: dict, x_TE: jax.Array, y_TE: jax.Array, spec: FFNSpec) -> tuple[jax.Array, jax.Array]:
+    """The output of a layer that takes over from a dense one, and how far the two are apart.
+
+        y <- (1 - share) y + share d,   gap = mean((y - d)^2) / mean(d^2),   d the dense layer's output
+
+    Args:
+      beside: the dense layer's {w_in, b_in, w_out, b_out}, and share, a scalar from 0 to 1.
+      x_TE: inputs of both.
+      y_TE: the layer's own output.
+      spec: of the layer; the dense one has its activation.
+
+    Returns:
+      the blend in y's dtype, and the gap, a float32 scalar.
+    """
+    width = beside["b_in"].shape[0]
+    d_TE, _ = dense.dense_ffn(beside, x_TE, DenseSpec(width, spec.activation, spec.negative_slope))
+    y, d = y_TE.astype(jnp.float32), d_TE.astype(jnp.float32)
+    gap = jnp.mean(jnp.square(y - d)) / jnp.maximum(jax.lax.stop_gradient(jnp.mean(jnp.square(d))), 1e-12)
+    return (y + beside["share"] * (d - y)).astype(y_TE.dtype), gap
+
+
 class FFN(nn.Module):
     """A feed-forward layer of any kind as a Linen module.
 
@@ -185,6 +206,9 @@ class FFN(nn.Module):
         self.sow("intermediates", "tokens", tokens)
         token_T = None if tokens is None else tokens.reshape(-1)
         y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation, token_T)
+        if beside := self.variables.get("beside"):  # fine-tuning of converted layers (training/finetune.py)
+            y_TE, gap = blend(beside, x.reshape(-1, width), y_TE, self.spec)
+            self.sow("gap", "ffn", gap)
         return y_TE.reshape(x.shape), info
 
 

@@ -161,7 +161,7 @@ class Transformer(nn.Module):
         for i, (ffn, length) in enumerate(spec.runs):
             run = nn.scan(
                 layer_class,
-                variable_axes={"params": 0, "routing": 0, "intermediates": 0},
+                variable_axes={"params": 0, "routing": 0, "intermediates": 0, "beside": 0, "gap": 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),
                 length=length,

@@ -11,14 +11,21 @@ from tree_ffn.training import derived, setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.config import resolved
-from tree_ffn.training.programs import compile_programs
+from tree_ffn.training.programs import Programs, compile_programs
 from tree_ffn.training.report import Done, Report
 from tree_ffn.training.sharding import put_batch
 from tree_ffn.training.signals import Interrupted, StopSignals
 
 
 def train(
-    config, workdir: str, *, log=print, bar: bool | None = None, origin: Callable[[], dict] | None = None
+    config,
+    workdir: str,
+    *,
+    log=print,
+    bar: bool | None = None,
+    origin: Callable[[], dict] | None = None,
+    prepare=setup.prepare_data,
+    compile=compile_programs,
 ) -> dict[str, float]:
     """Trains a model, or goes on with the run that `workdir` holds.
 
@@ -29,6 +36,8 @@ def train(
       bar: draw a progress bar; by default where stderr is a terminal.
       origin: tells where the run comes from (command, commit, versions); called once all is
         checked, and kept in origin.json with one entry for every start.
+      prepare: makes the rows, as `setup.prepare_data` does.
+      compile: makes what runs on devices, as `compile_programs` does.
 
     Returns:
       figures of the final validation (`loss`, `ppl`, `bits_per_byte`, usage),
@@ -47,11 +56,11 @@ def train(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
         plan = derived.with_own_model(plan, checkpoints)
-        data = setup.prepare_data(config, plan.model, log)
+        data = prepare(config, plan.model, log)
         stack.enter_context(jax.set_mesh(plan.mesh))
         stop = stack.enter_context(StopSignals())
         batches = Batches(data.train, plan.train.batch_size, plan.seed, plan.corpus.workers)
-        run = Run(plan, batches, data, resolved(config), workdir, checkpoints)
+        run = Run(plan, batches, data, resolved(config), workdir, checkpoints, compile(plan))
         workdirs.write_json(workdir, "config.json", resolved(config))
         workdirs.write_json(workdir, "data.json", data.meta)
         bytes_per_token = data.meta["bytes_per_token"]
@@ -73,17 +82,21 @@ class Run:
       config: resolved config, for the checkpoints.
       workdir: directory of the run.
       checkpoints: of the workdir; the latest is restored if there is one.
+      programs: what runs on devices.
 
     Attributes:
       step: finished steps.
       state: the TrainState after them.
     """
 
-    def __init__(self, plan, batches: Batches, data, config: dict, workdir: str, checkpoints: Checkpoints):
+    def __init__(
+        self, plan, batches: Batches, data, config: dict, workdir: str, checkpoints: Checkpoints,
+        programs: Programs,
+    ):  # fmt: skip
         self.plan, self.batches, self.data = plan, batches, data
         self.workdir, self.checkpoints = workdir, checkpoints
         self._meta = {"config": config, "data": data.meta, **derived.kept_meta(checkpoints)}
-        self._programs = compile_programs(plan)
+        self._programs = programs
         if checkpoints.latest is None:
             self.state = self._programs.init(jax.random.key(plan.seed))
         else:

@@ -35,6 +35,7 @@ class Scorer:
     Args:
       model: the model.
       mesh: where it runs.
+      eval_step: another one than `step.eval_step`.
 
     Example:
       >>> score = Scorer(model, mesh)(variables, batches)         # doctest: +SKIP
@@ -42,10 +43,10 @@ class Scorer:
       (2.31, 81920)
     """
 
-    def __init__(self, model: ModelSpec, mesh: Mesh):
+    def __init__(self, model: ModelSpec, mesh: Mesh, eval_step=step.eval_step):
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._mesh = mesh
-        self._eval_step = jax.jit(functools.partial(step.eval_step, model=model), donate_argnums=(1,))
+        self._eval_step = jax.jit(functools.partial(eval_step, model=model), donate_argnums=(1,))
         self.empty_usage = jax.jit(functools.partial(step.empty_usage, model), out_shardings=everywhere)
 
     def __call__(self, variables: dict, batches: Iterable[np.ndarray]) -> Score:

@@ -94,21 +94,21 @@ def count_usage(usage, infos: tuple[Info, ...]):
     return tuple(add(counts, info) for counts, info in zip(usage, infos))
 
 
-def _gradients(state: TrainState, batch, model: ModelSpec, accumulation: int, z_loss: float):
+def _gradients(params, batch, loss, accumulation: int):
     """Gradient, cross-entropy and infos of a batch, in `accumulation` microbatches."""
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    grad_fn = jax.value_and_grad(loss, has_aux=True)
     if accumulation == 1:
-        (_, (nll, infos)), grads = grad_fn(state.params, state.routing, batch, model, z_loss)
+        (_, (nll, infos)), grads = grad_fn(params, batch)
         return grads, nll, infos
 
     # Rows a, a + n, a + 2n, ... are microbatch a: every device keeps its own rows.
     micro = batch.reshape(-1, accumulation, batch.shape[1]).swapaxes(0, 1)
 
     def one(carry, rows):
-        (_, (nll, infos)), grads = grad_fn(state.params, state.routing, rows, model, z_loss)
+        (_, (nll, infos)), grads = grad_fn(params, rows)
         return jax.tree.map(jnp.add, carry, (grads, nll)), infos
 
-    zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0))
+    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
     (grads, nll), infos = jax.lax.scan(one, zeros, micro)
     grads, nll = jax.tree.map(lambda total: total / accumulation, (grads, nll))
     return grads, nll, tuple(_join(info) for info in infos)
@@ -132,6 +132,7 @@ def train_step(
     accumulation: int = 1,
     z_loss: float = 0.0,
     count: bool = True,
+    loss=None,
 ):
     """One optimizer step, then one balancing step outside the gradient.
 
@@ -145,13 +146,16 @@ def train_step(
       accumulation: microbatches; divides B.
       z_loss: weight of the z-loss.
       count: add this step's visits to `usage`; without it one sees what that costs.
+      loss: another loss than `loss_fn`: (params, batch) to (loss, (cross-entropy, infos)).
 
     Returns:
       (state, usage, metrics): metrics are scalars `loss` (cross-entropy alone),
       `lr`, `grad_norm` (before clipping) and `update_norm` (of the change of
       the parameters: if it is finite, so are they).
     """
-    grads, nll, infos = _gradients(state, batch, model, accumulation, z_loss)
+    if loss is None:
+        loss = lambda params, rows: loss_fn(params, state.routing, rows, model, z_loss)
+    grads, nll, infos = _gradients(state.params, batch, loss, accumulation)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -1,0 +1,46 @@
+r"""Fine-tuning of a model that is there: what experiments/convert wrote, a run of training, or an export.
+
+    python -m experiments.finetune --config=configs/finetune.py:start=runs/tree --workdir=runs/tuned
+    python -m experiments.finetune --config=configs/finetune.py:start=runs/tree,teacher=runs/dense,kl=1 \
+        --workdir=runs/distilled
+
+The model is that of `finetune.start`; of `model` and `ffn` here, only `model.remat` and
+`ffn.implementation` count.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    """Arguments: start, teacher, kl, ffn (see below), steps, seed."""
+    arg = common.parse_arg(arg, start="", teacher="", kl=0.0, ffn=0.0, steps=1000, seed=0)
+    config = common.base_config()
+    config.seed = arg.seed
+
+    config.finetune = {
+        "start": arg.start,  # directory of a run or of an export
+        "step": "best",  # of a run: best, latest or a number
+        "teacher": arg.teacher,  # the dense model, of a run or an export; needed by kl, ffn and gradual
+        "task": "lm",  # lm: text, as in training | qa: JSONL data.files with prompts and answers
+        "prompt_field": "prompt",  # of qa
+        "answer_field": "answer",
+        "weights": "all",  # all | ffn: those of the feed-forward layers
+        "ce": 1.0,  # weight of the cross-entropy
+        "kl": arg.kl,  # of the divergence from the teacher's predictions
+        "ffn": arg.ffn,  # of the layers' distance from the teacher's dense layers
+        "gradual": "none",  # none | mix: dense fades out of all layers | layers: from the first to the last
+        "gradual_steps": 0,  # the step from which only trees are left
+    }
+
+    config.train.steps = arg.steps
+    config.train.batch_size = 16
+    config.train.log_every = max(1, arg.steps // 20)
+    config.train.eval_every = max(1, arg.steps // 4)
+    config.train.checkpoint_every = 0  # at the end only
+    config.train.eval_batches = 20
+    config.train.probe = False  # a training step more at every validation
+
+    config.optim.lr = 1e-3
+    config.optim.warmup = arg.steps // 20
+    config.optim.final_share = 0.05
+    return config

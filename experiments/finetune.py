@@ -1,0 +1,47 @@
+r"""Trains a model further: a converted one, a run or an export; on text, or on questions with answers.
+
+    python -m experiments.finetune --config=configs/finetune.py:start=runs/tree --workdir=runs/tuned
+    python -m experiments.finetune --config=configs/finetune.py:start=runs/tree,teacher=runs/dense,kl=1 \
+        --workdir=runs/distilled
+    python -m experiments.finetune --config=configs/finetune.py:start=runs/tree --config.finetune.task=qa \
+        --config.data.files='qa/*.jsonl' --workdir=runs/qa
+
+A run like any other: metrics.jsonl, checkpoints, and the same command goes on from the last one. Validations
+are those of the trees alone, whatever share the dense layers still have. before.json has the figures of the
+start, and of the teacher where there is one.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli
+from experiments.finetuning import finetune, table
+from tree_ffn.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run, e.g. configs/finetune.py; --config.finetune.kl=1 changes one value.",
+    lock_config=True,
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; a run that is there goes on.")
+_RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
+_ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. cluster_distilled.")
+
+
+def main() -> None:
+    check_flags(_CONFIG.value)
+    before, after = finetune(_CONFIG.value, _WORKDIR.value, results=_RESULTS.value, row=_ROW.value)
+    print(table(before, after))
+
+
+def check_flags(config) -> None:
+    """Raises InputError unless the flags can be used."""
+    if config is None:
+        raise InputError("--config is missing; name a file, e.g. --config=configs/finetune.py.")
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; name the directory of the run, e.g. --workdir=runs/tuned.")
+    if _RESULTS.value and not _ROW.value:
+        raise InputError("--row is missing; --results needs a name for the rows.")
+
+
+if __name__ == "__main__":
+    cli.run(main)

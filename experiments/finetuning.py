@@ -1,0 +1,175 @@
+"""Fine-tuning as a function of a config (configs/finetune.py): what experiments/finetune runs."""
+
+import functools
+import json
+import math
+import os
+from types import SimpleNamespace
+
+import jax
+
+from experiments import provenance, record, starts
+from experiments.config_words import check_config
+from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, load_tokenizer, valid_batches
+from tree_ffn.data.questions import prepare_questions
+from tree_ffn.errors import InputError
+from tree_ffn.models import spec_to_dict
+from tree_ffn.training import setup
+from tree_ffn.training import workdir as workdirs
+from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.config import namespace, resolved
+from tree_ffn.training.derived import begin_run
+from tree_ffn.training.disk import checkpoint_directory, steps_on_disk
+from tree_ffn.training.finetune import FinetuneSpec, score_step
+from tree_ffn.training.loop import train
+from tree_ffn.training.metrics import loss_figures
+from tree_ffn.training.programs import Scorer
+from tree_ffn.training.setup import TrainSpec
+from tree_ffn.training.teacher import check_teacher, compile_finetuning
+
+# Of the dense perplexity.
+NEAR = 1.02
+
+
+def finetune(
+    config, workdir: str, *, results: str | None = None, row: str | None = None, command: str | None = None
+) -> tuple[dict, dict]:
+    """Trains `finetune.start` further, or goes on with the run that `workdir` holds.
+
+    Args:
+      config: of configs/finetune.py.
+      workdir: of the run; before.json in it has the figures of the start and of the teacher.
+      results, row: file to append the figures to, and the name of the rows; None appends nothing.
+      command: of the rows; by default this process's own.
+
+    Returns:
+      {"before": figures of the start, "teacher": ... where there is one}, and the figures at the end.
+
+    Raises:
+      InputError: the config cannot be used.
+    """
+    spec = finetune_spec(config)
+    start, teacher = load_models(config, spec)
+    prepare = functools.partial(prepare_rows, spec=spec)
+    data = prepare(config, start.model)
+    taught = (teacher.model, teacher.variables) if teacher else (None, None)
+    if not steps_on_disk(checkpoint_directory(workdir)):
+        begin(workdir, config, start, teacher, data)
+    figures = train(
+        config, workdir, origin=functools.partial(provenance.origin, command), prepare=prepare,
+        compile=lambda plan: compile_finetuning(plan, spec, *taught),
+    )  # fmt: skip
+    before = workdirs.read_json(workdir, "before.json") or {}
+    if teacher:
+        figures |= until_near(
+            workdir, before["teacher"]["loss"], config.train.batch_size * start.model.context
+        )
+    if results:
+        losses = {f"loss_{name}": found["loss"] for name, found in before.items()}
+        record.append_figures(
+            results, {**figures, **losses}, table="conversion", row=row or "", config=facts_of(config, start),
+            data_meta=data.meta, command=command,
+        )  # fmt: skip
+    return before, figures
+
+
+def until_near(workdir: str, dense_loss: float, tokens_per_step: int) -> dict[str, int]:
+    """{"tokens_until_near": tokens trained on at the first validation within 2 % of the dense perplexity}.
+
+    Empty where there was none; {"tokens": all that were trained on} is always there.
+    """
+    with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
+        lines = [line for line in map(json.loads, file) if line["split"] == "valid"]
+    near = [line["step"] for line in lines if line["loss"] <= dense_loss + math.log(NEAR)]
+    found = {"tokens": lines[-1]["step"] * tokens_per_step}
+    return found | ({"tokens_until_near": near[0] * tokens_per_step} if near else {})
+
+
+def finetune_spec(config) -> FinetuneSpec:
+    """The checked `config.finetune`; the rest of the config is looked at too."""
+    if "finetune" not in config:
+        raise InputError("--config: it has no section finetune; use configs/finetune.py.")
+    values = config.finetune
+    names = ("task", "weights", "ce", "kl", "ffn", "gradual", "gradual_steps")
+    spec = FinetuneSpec(**{name: values[name] for name in names})
+    if not values.start:
+        raise InputError("finetune.start: '' is not allowed; name the directory of a run or of an export.")
+    if spec.teacher and not values.teacher:
+        raise InputError(
+            "finetune.teacher: '' is not allowed where kl, ffn or gradual is asked for; "
+            "name the directory of the dense model."
+        )
+    if spec.gradual_steps > config.train.steps:
+        raise InputError(
+            f"finetune.gradual_steps: {spec.gradual_steps} is not allowed; use at most train.steps = "
+            f"{config.train.steps}, so that only trees are left at the end."
+        )
+    check_config(config)
+    return spec
+
+
+def load_models(config, spec: FinetuneSpec) -> tuple[Restored, Restored | None]:
+    """The start, and the teacher where one is named; both have the config's tokenizer."""
+    values = config.finetune
+    step = int(values.step) if values.step.isdecimal() else values.step
+    start = starts.load(values.start, step)
+    setup.check_trainable(start.model)
+    teacher = starts.load(values.teacher) if values.teacher else None
+    fingerprint = load_tokenizer(config.data.tokenizer).fingerprint
+    for name, run in (("start", start), ("teacher", teacher)):
+        if run and run.meta["data"]["tokenizer_sha256"] != fingerprint:
+            raise InputError(
+                f"data.tokenizer: {config.data.tokenizer!r} is not that of finetune.{name}; "
+                f"use {run.config.data.tokenizer!r} or where it is now."
+            )
+    if teacher:
+        check_teacher(start.model, teacher.model, spec)
+    return start, teacher
+
+
+def prepare_rows(config, model, log=print, *, spec: FinetuneSpec) -> PreparedCorpus:
+    """The rows of `config.data`: of text, or of questions."""
+    if spec.task == "lm":
+        return setup.prepare_data(config, model, log)
+    fields = config.finetune.prompt_field, config.finetune.answer_field
+    return prepare_questions(corpus_spec_from_config(config), model.context + 1, *fields)
+
+
+def begin(workdir: str, config, start: Restored, teacher: Restored | None, data: PreparedCorpus) -> None:
+    """Scores start and teacher as validations will score, and writes the run's step 0."""
+    before = {"before": score(start, data, setup.train_spec(config))}
+    if teacher:
+        before["teacher"] = score(teacher, data, setup.train_spec(config))
+    values = resolved(config)
+    meta = {"config": values, "data": data.meta}
+    begin_run(
+        workdir, start._replace(config=namespace(values), meta=meta), start.model, start.variables,
+        before["before"]["loss"], converted=start.meta.get("converted"),
+    )  # fmt: skip
+    workdirs.write_json(workdir, "before.json", before)
+    said = ", ".join(f"{name} {figures['loss']:.4f}" for name, figures in before.items())
+    print(f"validation loss: {said}", flush=True)
+
+
+def score(run: Restored, data: PreparedCorpus, spec: TrainSpec) -> dict[str, float]:
+    """Loss and its other units on the validation batches of training."""
+    with jax.set_mesh(run.mesh):
+        scorer = Scorer(run.model, run.mesh, score_step)
+        found = scorer(run.variables, valid_batches(data.valid, spec.batch_size, spec.eval_batches))
+    return loss_figures(found.loss, data.meta["bytes_per_token"])
+
+
+def table(before: dict, figures: dict) -> str:
+    """Teacher, before and after: one line each."""
+    lines = {name: before[name] for name in ("teacher", "before") if name in before} | {"after": figures}
+    rows = [f"{name:<10}{found['loss']:>10.4f}{found['ppl']:>12.3f}" for name, found in lines.items()]
+    return "\n".join([f"{'':<10}{'loss':>10}{'perplexity':>12}", *rows])
+
+
+def facts_of(config, start: Restored) -> SimpleNamespace:
+    """The config of the results rows: the start is told by how it was converted, not by its place."""
+    values = resolved(config)
+    unnamed = {name: value for name, value in values["finetune"].items() if name not in ("start", "teacher")}
+    del values["ffn"]  # of no layer: the model is the start's
+    values["model"] = spec_to_dict(start.model)
+    return SimpleNamespace(**{**values, "finetune": {**unnamed, "converted": start.meta.get("converted")}})

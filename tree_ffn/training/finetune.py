@@ -1,0 +1,197 @@
+"""Fine-tuning of converted models: losses against a dense teacher, and layers that take over by degrees.
+
+    loss = ce * nll + kl * KL(teacher || student) + ffn * mean over layers of |y - d|^2 / |d|^2
+
+nll and KL are means over the targets that count of a row, then over rows: a
+question weighs the same whatever the length of its answer. y is the output of a
+feed-forward layer, d that of the teacher's dense layer for the same input, and
+
+    y <- (1 - m) y + m d
+
+is what the model goes on with; m is 0 at the end, and in every validation.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Transformer
+from tree_ffn.training.losses import token_losses
+from tree_ffn.training.sharding import path_name
+from tree_ffn.training.step import TrainState, count_usage, train_step
+from tree_ffn.tree import Info
+
+TASKS, WEIGHTS, GRADUAL = ("lm", "qa"), ("all", "ffn"), ("none", "mix", "layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneSpec:
+    """What is trained, and towards what.
+
+    Attributes:
+      task: `lm`, all tokens of text count; `qa`, those of answers.
+      weights: which are trained: `all`, or those of the feed-forward layers, `ffn`.
+      ce, kl, ffn: weights of the three losses.
+      gradual: `mix`, the dense layers' share m falls from 1 to 0 in equal steps; `layers`, m of layer l
+        of n is 1 before step l / n * gradual_steps and 0 from there on; `none`, m is 0.
+      gradual_steps: of `mix` and `layers`: the step from which only trees are left.
+    """
+
+    task: str = "lm"
+    weights: str = "all"
+    ce: float = 1.0
+    kl: float = 0.0
+    ffn: float = 0.0
+    gradual: str = "none"
+    gradual_steps: int = 0
+
+    def __post_init__(self):
+        check_choice("finetune.task", self.task, TASKS)
+        check_choice("finetune.weights", self.weights, WEIGHTS)
+        check_choice("finetune.gradual", self.gradual, GRADUAL)
+        check_positive_int("finetune.gradual_steps", self.gradual_steps, least=int(self.gradual != "none"))
+        for field in ("ce", "kl", "ffn"):
+            if not getattr(self, field) >= 0:
+                raise InputError(
+                    f"finetune.{field}: {getattr(self, field)!r} is not allowed; use a number of at least 0."
+                )
+        if not self.ce + self.kl + self.ffn > 0:
+            raise InputError("finetune.ce: 0.0 is not allowed where kl and ffn are 0 too; there is no loss.")
+
+    @property
+    def beside(self) -> bool:
+        """Whether the teacher's dense layers run beside the student's."""
+        return self.ffn > 0 or self.gradual != "none"
+
+    @property
+    def teacher(self) -> bool:
+        """Whether there has to be a teacher."""
+        return self.kl > 0 or self.beside
+
+
+def shares(spec: FinetuneSpec, step: jax.Array, n_layers: int) -> jax.Array:
+    """m, the dense layer's share in the output of every layer at a step: float32 [layers].
+
+    Example:
+      >>> spec = FinetuneSpec(gradual="layers", gradual_steps=100)
+      >>> shares(spec, jnp.int32(60), 4).tolist()      # layers 0 to 2 are trees since steps 0, 25, 50
+      [0.0, 0.0, 0.0, 1.0]
+    """
+    if spec.gradual == "none":
+        return jnp.zeros(n_layers, jnp.float32)
+    done = step.astype(jnp.float32) / spec.gradual_steps
+    if spec.gradual == "mix":
+        return jnp.full(n_layers, jnp.clip(1.0 - done, 0.0, 1.0))
+    return (done < jnp.arange(n_layers, dtype=jnp.float32) / n_layers).astype(jnp.float32)
+
+
+def read_rows(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tokens int32 [B, C + 1] of rows, and which targets count, bool [B, C]; of text, all do.
+
+    Example:
+      >>> tokens, counted = read_rows(jnp.array([[-5, -8, 7, 4]]))
+      >>> tokens.tolist(), counted.tolist()
+      ([[4, 7, 7, 4]], [[False, True, True]])
+    """
+    return jnp.where(batch < 0, -1 - batch, batch), batch[:, 1:] >= 0
+
+
+def row_mean(value_BC: jax.Array, counted_BC: jax.Array) -> jax.Array:
+    """Mean over the targets that count of each row, then over rows."""
+    weight_BC = counted_BC.astype(value_BC.dtype)
+    return jnp.mean((value_BC * weight_BC).sum(axis=1) / jnp.maximum(weight_BC.sum(axis=1), 1.0))
+
+
+def divergence(teacher_BCV: jax.Array, student_BCV: jax.Array) -> jax.Array:
+    """KL(teacher || student) of every position, in nats: [B, C]. No gradient reaches the teacher."""
+    t, s = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_BCV)), jax.nn.log_softmax(student_BCV)
+    return (jnp.exp(t) * (t - s)).sum(axis=-1)
+
+
+def is_trained(path, spec: FinetuneSpec) -> bool:
+    """Whether the leaf of `params` at a path of jax.tree_util is trained."""
+    return spec.weights == "all" or "/ffn/" in path_name(path)
+
+
+def finetune_loss(
+    params, routing, rows, given: dict, step: jax.Array, *, model: ModelSpec, teacher: ModelSpec | None,
+    spec: FinetuneSpec, z_loss: float = 0.0,
+):  # fmt: skip
+    """The loss in the head of this file of one batch, and (nll, infos).
+
+    Args:
+      params, routing: of the student.
+      rows: int32 [B, C + 1] of `read_rows`.
+      given: {"teacher": its variables, if kl > 0; "beside": its dense layers by the student's runs, if
+        `spec.beside`}.
+      step: finished steps.
+      model, teacher: what they compute.
+      spec: the losses.
+      z_loss: weight of mean(logsumexp^2) over the targets that count.
+    """
+    tokens, counted_BC = read_rows(rows)
+    held = lambda path, leaf: leaf if is_trained(path, spec) else jax.lax.stop_gradient(leaf)
+    variables = {"params": jax.tree_util.tree_map_with_path(held, params), "routing": routing}
+    if spec.beside:
+        variables["beside"] = with_shares(given["beside"], shares(spec, step, model.n_layers), model)
+    (logits_BCV, infos), sown = Transformer(model).apply(variables, tokens[:, :-1], mutable=["gap"])
+    nll_BC, total_BC = token_losses(logits_BCV, tokens[:, 1:])
+    nll = row_mean(nll_BC, counted_BC)
+    loss = spec.ce * nll + sum(jnp.sum(info.aux_loss) for info in infos)
+    if z_loss:
+        loss += z_loss * row_mean(jnp.square(total_BC), counted_BC)
+    if spec.kl:
+        assert teacher is not None
+        teacher_BCV, _ = Transformer(teacher).apply(given["teacher"], tokens[:, :-1])
+        loss += spec.kl * row_mean(divergence(teacher_BCV, logits_BCV), counted_BC)
+    if spec.ffn:
+        gaps = jax.tree.leaves(sown["gap"])
+        loss += spec.ffn * sum(map(jnp.sum, gaps)) / model.n_layers
+    return loss, (nll, infos)
+
+
+def with_shares(beside: dict, shares_L: jax.Array, model: ModelSpec) -> dict:
+    """The dense layers with `share`, that of every layer of a run."""
+    new, first = {}, 0
+    for i, (_, length) in enumerate(model.runs):
+        new[f"run_{i}"] = {"ffn": {**beside[f"run_{i}"]["ffn"], "share": shares_L[first : first + length]}}
+        first += length
+    return new
+
+
+def of_trained(optimizer: optax.GradientTransformation, spec: FinetuneSpec) -> optax.GradientTransformation:
+    """The optimizer without its updates of leaves that are not trained: they keep every bit."""
+
+    def update(grads, state, params=None):
+        updates, state = optimizer.update(grads, state, params)
+        keep = lambda path, leaf: leaf if is_trained(path, spec) else -jnp.zeros_like(leaf)  # x + -0 is x
+        return jax.tree_util.tree_map_with_path(keep, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def finetune_step(
+    state: TrainState, usage, rows, given: dict, *, model: ModelSpec, teacher: ModelSpec | None,
+    spec: FinetuneSpec, optimizer: optax.GradientTransformation, z_loss: float = 0.0, **options,
+):  # fmt: skip
+    """`train_step` by `finetune_loss`, of the leaves that are trained."""
+
+    def loss(params, rows):
+        parts = {"model": model, "teacher": teacher, "spec": spec, "z_loss": z_loss}
+        return finetune_loss(params, state.routing, rows, given, state.step, **parts)
+
+    trained = of_trained(optimizer, spec)
+    return train_step(state, usage, rows, model=model, loss=loss, optimizer=trained, **options)
+
+
+def score_step(variables: dict, usage, rows, *, model: ModelSpec):
+    """`step.eval_step` over the targets that count."""
+    tokens, counted_BC = read_rows(rows)
+    infos: tuple[Info, ...]
+    logits_BCV, infos = Transformer(model).apply(variables, tokens[:, :-1])
+    nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
+    return row_mean(nll_BC, counted_BC), count_usage(usage, infos), tuple(info.leaf_TP for info in infos)
