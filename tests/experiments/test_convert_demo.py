@@ -1,0 +1,87 @@
+"""The demonstration: how settings are chosen, what it refuses, and the whole of it at the smallest size."""
+
+import json
+
+import pytest
+
+from experiments import record, tuning
+from experiments.finetune_choice import Settings, choose, config_for
+from experiments.tables import render
+from tests.experiments.programs import call
+
+
+def test_both_ways_are_tuned_by_one_rule():
+    """The lowest loss of rates, then of other weights, or of rates beside the best."""
+    asked = []
+
+    def tune(way, settings):
+        asked.append((way, settings))
+        best = Settings(2.8e-3, 0.0) if way == "tuned" else Settings(2e-3, 0.3)
+        return abs(settings.lr / best.lr - 1) + abs(settings.weight - best.weight)
+
+    grid = tuning.Grid("optim.lr", (1e-3, 2e-3, 4e-3), 2)
+    chosen = choose(tune, grid, [1.0, 0.3])
+    assert chosen == {"tuned": Settings(2.83e-3, 0.0), "distilled": Settings(2e-3, 0.3)}
+    assert [way for way, _ in asked] == ["tuned"] * 4 + ["distilled"] * 4
+
+
+def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
+    trained = {"data": {"files": "a.txt"}, "mesh": {"data": 1, "model": 1},
+               "train": {"batch_size": 5, "accumulation": 1, "eval_batches": 3}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(trained))
+    config = config_for(str(tmp_path), "start", Settings(2e-3, 0.5), steps=30, seed=4, faded=True)
+    assert (config.data.files, config.train.batch_size, config.train.eval_batches) == ("a.txt", 5, 3)
+    assert (config.optim.lr, config.finetune.kl, config.finetune.ffn, config.seed) == (2e-3, 0.5, 0.5, 4)
+    assert (config.finetune.gradual, config.finetune.gradual_steps) == ("mix", 15)
+    assert (
+        config_for(str(tmp_path), "start", Settings(2e-3, 0.5), steps=30, seed=4).finetune.gradual == "none"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--methods=cluster,best_spent"], "--methods: 'best_spent' is not known; use one of: random"),
+        (["--methods="], "--methods is empty"),
+        (["--seeds=a"], "--seeds: 'a' is not allowed; use whole numbers"),
+        (["--refits=-1"], "--refits: '-1' is not allowed; use whole numbers"),
+        (["--steps=0"], "--steps: 0 is not allowed"),
+        (["--lrs=1e-3"], "values [0.001] is not allowed; use at least 3"),
+        (["--weights=none"], "--weights: 'none' is not allowed; use numbers above 0"),
+        (["--tokens=64"], "--tokens: 64 is not allowed; depth 7 takes at least 4,096"),
+        (["--n_trees=1"], "have room for 255 units, and the dense layer has 510"),
+        (["--config=configs/quickstart.py:kind=tree"], "layer 0 is not dense (TreeSpec)"),
+        (["--texts=a"], "--texts: 'a' is not allowed"),
+        (["--config.optim.lr=-1.0"], "optim.lr: -1.0 is not allowed"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, said, tmp_path):
+    outcome = call("convert_demo", f"--workdir={tmp_path}/demo", *arguments)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_and_again(texts, tmp_path):
+    """Dense, converted, tuned, compared; what is there is not made again."""
+    asked = (
+        "convert_demo", "--config=configs/smoke.py:kind=dense", f"--config.data.files={texts}/*.txt",
+        f"--config.data.cache_dir={texts}/cache", "--config.mesh.data=1", "--n_trees=2", "--depth=3",
+        "--tokens=512", "--steps=4", "--methods=cluster_spent", "--weights=1", "--refits=0,1",
+        "--texts=license=LICENSE", f"--workdir={tmp_path}/demo", f"--results={tmp_path}/conversion.jsonl",
+        "--task_data=nowhere",
+    )  # fmt: skip
+    outcome = call(*asked)
+    assert outcome.code == 0, outcome.err
+    rows = record.load_results(f"{tmp_path}/conversion.jsonl")
+    runs = {"cluster_spent_tuned", "cluster_spent_distilled", "cluster_spent_faded", "dense_tuned"}
+    conversions = {f"cluster_spent_refits{n}" for n in (0, 1)}
+    assert {row["row"] for row in rows} == runs | conversions | {"dense"}
+    scored = {row["row"] for row in rows if row["metric"] == "license_nats_per_word"}
+    assert scored == runs | {"dense", "cluster_spent_refits1"}
+    page = render(f"{tmp_path}/*.jsonl")
+    assert "### Conversion" in page and "### Fine-tuning of converted models, 4 steps" in page
+    again = call(*asked)
+    assert again.code == 0 and "step" not in again.out
+    assert again.out.splitlines()[-5:] == outcome.out.splitlines()[-5:]
+    assert len(record.load_results(f"{tmp_path}/conversion.jsonl")) == len(rows)
