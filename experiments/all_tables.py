@@ -5,6 +5,7 @@ import os
 import statistics
 
 from experiments import record
+from experiments.conversion_table import conversion, kind_of
 from experiments.lines import (
     NO_MATTER,
     baseline,
@@ -155,6 +156,7 @@ TABLES = {
     "t3_small": (asked, t3_small),
     "t4_small": (trained, t4_small),
     "prune_small": (trained, prune_small),
+    "conversion": (kind_of, conversion),
     "speed_layer": (timed, speed_layer),
     "speed_train": (trained_on, speed_train),
     "speed_steps": (stepped, speed_steps),
