@@ -29,8 +29,8 @@ quickstart: $(RUN_STAMP) ## train a small tree model and the narrow dense one on
 test: $(DEV_STAMP) ## run the test suite (under 10 minutes on 2 cores)
 	$(PYTEST)
 
-test-full: $(DEV_STAMP) ## run the slow tests as well
-	$(PYTEST) -m ""
+test-full: $(DEV_STAMP) ## run the slow tests as well, and all of them compiled as users' programs are
+	XLA_FLAGS= $(PYTEST) -m ""
 
 test-fast: $(DEV_STAMP) ## run the tests of the layer and the models only
 	$(PYTEST) $(FAST_TESTS)

@@ -3,10 +3,16 @@
 Warnings become errors, and slow tests are left out, by `[tool.pytest.ini_options]` in pyproject.toml.
 """
 
+import functools
+import importlib.metadata
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; no accelerator unasked
+# Tests are mostly compilation. XLA of jax 0.10 has an older way to write its loops, which compiles more than
+# twice as fast; jax 0.11 has not, and there, as with XLA_FLAGS= (make test-full), tests run what users run.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import numpy as np
@@ -49,6 +55,15 @@ def room_for_compiled_code(request):
     yield
     if request.node.get_closest_marker("slow"):
         jax.clear_caches()
+
+
+@pytest.fixture
+def jit_as_users():
+    """jax.jit for what is said of bits: by the loops that users' programs have, whatever XLA_FLAGS says here."""
+    older = "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+    return functools.partial(
+        jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True} if older else None
+    )
 
 
 @pytest.fixture

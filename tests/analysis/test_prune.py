@@ -73,13 +73,13 @@ def trained():
     return *unrolled(model, variables), model, variables
 
 
-def test_threshold_0_loses_no_bit_on_the_calibration_tokens(trained):
+def test_threshold_0_loses_no_bit_on_the_calibration_tokens(trained, jit_as_users):
     alone, variables_alone, *_ = trained
     calibration = calibrated(alone, variables_alone)
     model, variables = prune_model(alone, variables_alone, calibration, 0)
     assert sum(map(total_units, model.ffns)) < sum(map(total_units, alone.ffns))
-    want, infos = jax.jit(Transformer(alone).apply)(variables_alone, TOKENS)
-    got, new_infos = jax.jit(Transformer(model).apply)(variables, TOKENS)
+    want, infos = jit_as_users(Transformer(alone).apply)(variables_alone, TOKENS)
+    got, new_infos = jit_as_users(Transformer(model).apply)(variables, TOKENS)
     np.testing.assert_array_equal(np.asarray(got).view(np.uint32), np.asarray(want).view(np.uint32))
     for info, new in zip(infos, new_infos):
         np.testing.assert_array_equal(info.leaf_TP, new.leaf_TP)  # leaves keep their numbers
