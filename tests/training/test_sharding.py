@@ -133,25 +133,21 @@ def train(mesh, model, accumulation=1, steps=3):
     return losses, jax.device_get(state), jax.device_get(usage)
 
 
-TREES = ModelSpec(256, 16, 32, 2, 2, LAYERS[:2])
-
-
-@pytest.fixture(scope="module")
-def alone():
-    return train(sharding.make_mesh(1, 1), TREES)
-
-
-@pytest.mark.parametrize("data,model", [(4, 2), (8, 1)])
-def test_loss_is_that_of_one_device(alone, data, model):
-    assert_same_training(train(sharding.make_mesh(data, model), TREES), alone)
+MIXED = ModelSpec(256, 16, 32, 3, 2, (NARROW_TREES, WIDE_TREE, MoESpec(4, 8, top_k=2)))
 
 
 @pytest.mark.parametrize(
-    "data,model,accumulation", [(4, 2, 1), pytest.param(2, 4, 4, marks=pytest.mark.slow)]
+    "layers,data,model,accumulation",
+    [
+        pytest.param(MIXED, 4, 2, 1, id="mixed-4-2"),
+        pytest.param(MIXED, 8, 1, 1, id="mixed-8-1", marks=pytest.mark.slow),
+        pytest.param(MODEL, 4, 2, 1, id="all-4-2", marks=pytest.mark.slow),
+        pytest.param(MODEL, 2, 4, 4, id="all-2-4-accumulated", marks=pytest.mark.slow),
+    ],
 )
-def test_loss_is_that_of_one_device_for_all_kinds(data, model, accumulation):
-    alone = train(sharding.make_mesh(1, 1), MODEL)
-    assert_same_training(train(sharding.make_mesh(data, model), MODEL, accumulation), alone)
+def test_loss_is_that_of_one_device(layers, data, model, accumulation):
+    alone = train(sharding.make_mesh(1, 1), layers)
+    assert_same_training(train(sharding.make_mesh(data, model), layers, accumulation), alone)
 
 
 def assert_same_training(run, alone):
