@@ -1,5 +1,7 @@
 """Small layers of every kind, and models of them, shared by the tests of models."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,7 @@ def random_variables(spec: ModelSpec, seed: int = 0) -> dict:
     return variables
 
 
+@functools.cache
 def forward(spec: ModelSpec):
-    """The compiled model."""
+    """The compiled model, once for all tests."""
     return jax.jit(Transformer(spec).apply)

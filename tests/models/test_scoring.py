@@ -19,11 +19,17 @@ def variables():
 def alone(spec, variables, context, continuation):
     """The definition, in float64 from the logits of the one row."""
     read = [*context, *continuation][-spec.context - 1 : -1]
-    logits = np.asarray(forward(spec)(variables, np.array([read], np.int32))[0][0], np.float64)
-    logits = logits[len(read) - len(continuation) :]
+    logits = logits_of(spec, variables, read)[len(read) - len(continuation) :]
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     total = sum(log_p[i, token] for i, token in enumerate(continuation))
     return total, all(log_p[i].argmax() == token for i, token in enumerate(continuation))
+
+
+def logits_of(spec, variables, read):
+    """After every token of one row, which is filled up to the context: one shape, as no token looks right."""
+    row = np.zeros((1, spec.context), np.int32)
+    row[0, : len(read)] = read
+    return np.asarray(forward(spec)(variables, row)[0][0, : len(read)], np.float64)
 
 
 def some_pairs(rng, n):
@@ -37,8 +43,8 @@ def test_scores_are_the_definition(variables, rng):
     for context, continuation in some_pairs(rng, 6):  # greedy ones
         continuation = []
         for _ in range(2):
-            read = np.array([[*context, *continuation][-SPEC.context :]], np.int32)
-            continuation.append(int(forward(SPEC)(variables, read)[0][0, -1].argmax()))
+            read = [*context, *continuation][-SPEC.context :]
+            continuation.append(int(logits_of(SPEC, variables, read)[-1].argmax()))
         if len(context) + 2 <= SPEC.context:
             pairs.append((context, continuation))
     seen = []
