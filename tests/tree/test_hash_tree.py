@@ -35,6 +35,15 @@ FIRST_HASHED = (
 )
 
 
+@cases.compiled
+def run_backward(trained, rest, x, token, dy, spec, execution):
+    """Output, leaves, and gradients of sum(dy * y) to the trained weights and to x."""
+    apply = lambda trained, x: run(spec, {**trained, **rest}, x, token, execution)
+    with cases.traced_form(execution):
+        y, vjp, info = jax.vjp(apply, trained, x, has_aux=True)
+        return (y, info.leaf_TP, *vjp(dy))
+
+
 @pytest.mark.parametrize("fields", [*ALL_HASHED, *FIRST_HASHED], ids=str)
 @pytest.mark.parametrize("execution", [*cases.EXECUTIONS, cases.BATCHED])
 def test_agrees_with_the_oracle(execution, fields, rng):
@@ -44,12 +53,10 @@ def test_agrees_with_the_oracle(execution, fields, rng):
     want = oracle.forward(params, x, spec, token_T=token)
     grads, dx = oracle.backward(params, x, spec, dy, token_T=token)
     trained = {name: value for name, value in params.items() if name in grads}
-    rest = cases.on_device({name: value for name, value in params.items() if name not in grads})
-    apply = lambda trained, x: run(spec, {**trained, **rest}, x, jnp.asarray(token), execution)
-    with cases.traced_form(execution):
-        y, vjp, info = jax.vjp(apply, *cases.on_device((trained, x)), has_aux=True)
-        got, got_dx = vjp(jnp.asarray(dy))
-    np.testing.assert_array_equal(info.leaf_TP, want.leaf)
+    rest = {name: value for name, value in params.items() if name not in grads}
+    arrays = cases.on_device((trained, rest, x, token, dy))
+    y, got_leaf, got, got_dx = run_backward(*arrays, spec, execution)
+    np.testing.assert_array_equal(got_leaf, want.leaf)
     np.testing.assert_allclose(y, want.y, atol=2e-5)
     np.testing.assert_allclose(got_dx, dx, atol=2e-5)
     for name in ("w_in", "b_in", "w_out", "b_out"):
