@@ -1,5 +1,6 @@
 """What `make quickstart` runs, with a tiny config; the real one is slow."""
 
+import importlib
 import os
 import pathlib
 import re
@@ -8,15 +9,13 @@ import sys
 
 import pytest
 
+from tests.experiments.programs import alone, call
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-# The tiny model's time goes into compiling; nothing here is about fast code.
-FAST_COMPILER = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-
-
-def run(*words, **changes):
-    environment = {**os.environ, **changes}
+def run(*words):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -28,7 +27,7 @@ def output(tmp_path_factory):
     place = tmp_path_factory.mktemp("quickstart")
     done = run(
         "-m", "experiments.quickstart", "--config=smoke", "--steps=4", "--seeds=0,1", f"--workdir={place}",
-        f"--results={place}/rows.jsonl", JAX_COMPILATION_CACHE_DIR=str(place / "compiled"), **FAST_COMPILER,
+        f"--results={place}/rows.jsonl",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout, place
@@ -60,14 +59,12 @@ def test_figures_become_rows(output):
 
 
 def test_the_verdict_is_honest():
-    code = """
-from experiments.quickstart import verdict
-runs = lambda *values: [{"bits_per_byte": value} for value in values]
-print(verdict({"tree": runs(2.4), "narrow": runs(2.5)}))
-print(verdict({"tree": runs(2.5), "narrow": runs(2.4)}))
-print(verdict({"tree": runs(2.4, 2.6), "narrow": runs(2.5, 2.5)}))
-"""
-    below, above, mixed = run("-c", code).stdout.splitlines()
+    runs = lambda *values: [{"bits_per_byte": value} for value in values]
+    with alone("quickstart"):
+        verdict = importlib.import_module("experiments.quickstart").verdict
+    below = verdict({"tree": runs(2.4), "narrow": runs(2.5)})
+    above = verdict({"tree": runs(2.5), "narrow": runs(2.4)})
+    mixed = verdict({"tree": runs(2.4, 2.6), "narrow": runs(2.5, 2.5)})
     assert below == "tree ended BELOW narrow by 0.1000 bits per byte, 4.0 %"
     assert above == "tree did NOT end below narrow: it is 0.1000 bits per byte above"
     assert mixed.startswith("tree ended below narrow in some seeds only")
@@ -75,8 +72,8 @@ print(verdict({"tree": runs(2.4, 2.6), "narrow": runs(2.5, 2.5)}))
 
 @pytest.mark.parametrize("flag,said", [("--seeds=a", "--seeds: 'a'"), ("--steps=0", "--steps: 0")])
 def test_bad_flags_get_one_sentence(flag, said):
-    done = run("-m", "experiments.quickstart", flag)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    outcome = call("quickstart", flag)
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
 
 
 @pytest.mark.slow
