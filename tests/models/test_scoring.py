@@ -55,6 +55,22 @@ def test_scores_are_the_definition(variables, rng):
     assert sum(seen) == len(pairs) and any(w[1] for w in wanted) and not all(w[1] for w in wanted)
 
 
+def test_what_reads_the_same_tokens_is_read_once(variables, rng, monkeypatch):
+    """All answers of one token after one context, and answers of which only the last token differs."""
+    context = rng.integers(0, SPEC.vocab_size, 7).tolist()
+    best = int(logits_of(SPEC, variables, context)[-1].argmax())
+    pairs = [(context, [token]) for token in range(SPEC.vocab_size)] + [(context[:-2], context[-2:] + [best])]
+    rows = []
+    arrays = scoring._arrays
+    monkeypatch.setattr(scoring, "_arrays", lambda batch, *shape: rows.extend(batch) or arrays(batch, *shape))
+    found = scoring.score(SPEC, variables, pairs)
+    assert len(rows) == 2  # 23 + 3 targets, 16 a row at most
+    wanted = [alone(SPEC, variables, *pair) for pair in pairs]
+    np.testing.assert_allclose([one.log_likelihood for one in found], [w[0] for w in wanted], rtol=2e-5)
+    assert [one.is_greedy for one in found] == [w[1] for w in wanted]
+    assert [i for i, one in enumerate(found[:-1]) if one.is_greedy] == [best]
+
+
 def test_what_runs_beside_a_row_changes_nothing(variables, rng):
     pairs = some_pairs(rng, 9)
     together = scoring.score(SPEC, variables, pairs, batch_tokens=160)

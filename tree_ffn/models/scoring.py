@@ -4,7 +4,8 @@
 
 Rows of about one length run together, padded to one of a few lengths, so that few programs are compiled.
 Padding stands on the right, where a causal model does not look, and only the continuation's positions
-are turned into scores of all V tokens.
+are turned into scores of all V tokens. The last token of a continuation is predicted and never read, so
+continuations that differ in nothing else (all those of one token after one context) share a row.
 """
 
 import functools
@@ -52,10 +53,14 @@ class TokenScores(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One pair as the device reads it: the tokens read, and what the last of them have to predict."""
+    """Tokens that are read, and by pair what the last of them have to predict."""
 
-    read: list[int]
-    targets: list[int]
+    read: tuple[int, ...]
+    targets: dict[int, list[int]]
+
+    @property
+    def n_targets(self) -> int:
+        return sum(map(len, self.targets.values()))
 
 
 def score(
@@ -89,17 +94,21 @@ def score(
       True
     """
     check_positive_int("batch_tokens", batch_tokens)
-    rows = [_row(spec, i, context, continuation) for i, (context, continuation) in enumerate(pairs)]
-    found: list[Scored | None] = [None] * len(rows)
-    sizes = [(len(row.read), len(row.targets)) for row in rows]
+    rows = _rows(spec, pairs)
+    found: dict[int, Scored] = {}
+    sizes = [(len(row.read), row.n_targets) for row in rows]
     for batch, shape in batches(sizes, spec.context, batch_tokens):
-        arrays = _arrays([rows[i] for i in batch], *shape)
-        log_p_B, is_greedy_B = jax.device_get(_score(variables, *arrays, spec=spec))
-        for i, log_p, is_greedy in zip(batch, log_p_B, is_greedy_B):
-            found[i] = Scored(float(log_p), bool(is_greedy))
+        n_before, members = len(found), [rows[i] for i in batch]
+        log_p_BK, is_best_BK = jax.device_get(_score(variables, *_arrays(members, *shape), spec=spec))
+        for row, log_p_K, is_best_K in zip(members, log_p_BK, is_best_BK):
+            start = 0
+            for i, targets in row.targets.items():
+                mine = slice(start, start + len(targets))
+                found[i] = Scored(float(log_p_K[mine].sum(dtype=np.float64)), bool(is_best_K[mine].all()))
+                start = mine.stop
         if progress is not None:
-            progress(len(batch))
-    return [one for one in found if one is not None]
+            progress(len(found) - n_before)
+    return [found[i] for i in range(len(pairs))]
 
 
 def token_scores(logits_V: jax.Array, tokens: jax.Array, n_top: int) -> TokenScores:
@@ -142,7 +151,7 @@ def batches(sizes: Sequence[tuple[int, int]], context: int, batch_tokens: int):
     for (length, n_targets), members in by_shape.items():
         n_rows = max(1, min(batch_tokens // length, 1 << (len(members) - 1).bit_length()))
         for start in range(0, len(members), n_rows):
-            yield members[start : start + n_rows], (n_rows, length, min(n_targets, length))
+            yield members[start : start + n_rows], (n_rows, length, n_targets)
 
 
 def rounded(size: int, least: int, most: int, factor: int = 2) -> int:
@@ -160,7 +169,21 @@ def rounded(size: int, least: int, most: int, factor: int = 2) -> int:
     return min(at, most)
 
 
-def _row(spec: ModelSpec, i: int, context, continuation) -> _Row:
+def _rows(spec: ModelSpec, pairs) -> list[_Row]:
+    """One for pairs that read the same tokens, up to as many targets as the context has positions."""
+    rows: list[_Row] = []
+    latest: dict[tuple[int, ...], _Row] = {}
+    for i, (context, continuation) in enumerate(pairs):
+        read = _read(spec, i, context, continuation)
+        if read not in latest or latest[read].n_targets + len(continuation) > spec.context:
+            latest[read] = _Row(read, {})
+            rows.append(latest[read])
+        latest[read].targets[i] = list(continuation)
+    return rows
+
+
+def _read(spec: ModelSpec, i: int, context, continuation) -> tuple[int, ...]:
+    """What is read of a pair: all that fits, but its last token."""
     whole = [*context, *continuation]
     if not (len(context) and len(continuation)):
         raise InputError(
@@ -173,30 +196,28 @@ def _row(spec: ModelSpec, i: int, context, continuation) -> _Row:
         )
     if not 0 <= min(whole) <= max(whole) < spec.vocab_size:
         raise InputError(f"pair {i}: its ids are not all below the vocabulary's {spec.vocab_size}.")
-    return _Row(whole[-spec.context - 1 : -1], list(continuation))
+    return tuple(whole[-spec.context - 1 : -1])
 
 
 def _arrays(rows: list[_Row], n_rows: int, length: int, n_targets: int):
-    """token_BC, position_BK and target_BK, with -1 for no target; rows that are missing have none."""
+    """token_BC, position_BK and target_BK; zeros where there is nothing."""
     token_BC = np.zeros((n_rows, length), np.int32)
     position_BK = np.zeros((n_rows, n_targets), np.int32)
-    target_BK = np.full((n_rows, n_targets), -1, np.int32)
-    for b, (read, targets) in enumerate(rows):
-        token_BC[b, : len(read)] = read
-        position_BK[b, : len(targets)] = np.arange(len(read) - len(targets), len(read))
-        target_BK[b, : len(targets)] = targets
+    target_BK = np.zeros((n_rows, n_targets), np.int32)
+    for b, row in enumerate(rows):
+        token_BC[b, : len(row.read)] = row.read
+        at = [p for targets in row.targets.values() for p in range(-len(targets), 0)]
+        position_BK[b, : len(at)] = len(row.read) + np.asarray(at)
+        target_BK[b, : len(at)] = [token for targets in row.targets.values() for token in targets]
     return token_BC, position_BK, target_BK
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
 def _score(variables, token_BC, position_BK, target_BK, *, spec: ModelSpec):
-    """Summed log-probability of every row's targets, and whether all of them are the likeliest: [B] each."""
+    """Log-probability of every target, and whether it is the likeliest: [B, K] each."""
     logits_BKV, _ = Transformer(spec).apply(variables, token_BC, only=position_BK)
-    is_real_BK = target_BK >= 0
-    target_BK = jnp.maximum(target_BK, 0)
     log_p_BK = _at(logits_BKV, target_BK) - jax.nn.logsumexp(logits_BKV, axis=-1)
-    is_best_BK = jnp.argmax(logits_BKV, axis=-1) == target_BK
-    return jnp.where(is_real_BK, log_p_BK, 0.0).sum(axis=1), (is_best_BK | ~is_real_BK).all(axis=1)
+    return log_p_BK, jnp.argmax(logits_BKV, axis=-1) == target_BK
 
 
 def _at(logits_V, tokens):
