@@ -12,7 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyr
 from tqdm import tqdm
 
 from experiments.continued import continued
-from tree_ffn.data.tokenizers import Tokenizer
+from experiments.loaded import Loaded
 from tree_ffn.errors import InputError
 from tree_ffn.models import decode, scoring
 from tree_ffn.models.batch import Batch, Request
@@ -23,30 +23,36 @@ MOST_NEW_TOKENS = 256  # of a task that names no number, as with the harness's o
 
 
 class HarnessModel(TemplateLM):
-    """A model as the harness sees it.
+    """A model as the harness sees it, with the tokens and windows of the harness's own backend `hf`.
 
-    Tokens are those of the text alone: no token is put before it. Only what would have nothing before it (an
-    empty context, the first window of a rolling likelihood) follows the tokenizer's end-of-document token.
-    A pair or prompt that is too long for the context loses its left end.
+    What stands before every text of an imported model (OPT's `</s>`, nothing of GPT-2) stands before
+    contexts, prompts and whole texts. What would have nothing before it (an empty context, the first window
+    of a whole text) follows the first of these, or the tokenizer's end-of-document token; so the rolling
+    likelihood of an OPT predicts its leading `</s>` too. A pair or prompt that is too long for the context
+    loses its left end. Unlike there, text that spells a special token is still text.
 
     Args:
-      spec, variables: the model.
-      tokenizer: the one it was trained with.
+      model: as `loaded.load` returns it.
       batch_tokens: about how many tokens run at once.
     """
 
-    def __init__(self, spec: ModelSpec, variables: dict, tokenizer: Tokenizer, batch_tokens: int = 8192):
+    def __init__(self, model: Loaded, batch_tokens: int = 8192):
         super().__init__()
-        self.spec, self.variables, self.text = spec, variables, tokenizer
-        self.batch_tokens = batch_tokens
+        self.spec, self.variables, self.text = model.spec, model.variables, model.tokenizer
+        self.begins_with, self.batch_tokens = model.begins_with, batch_tokens
         self._decoding: tuple[ModelSpec, dict] | None = None
 
     @property
     def eot_token_id(self) -> int:
         return self.text.end_id
 
+    @property
+    def prefix_token_id(self) -> int:
+        return self.begins_with[0] if self.begins_with else self.eot_token_id
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        return [int(token) for token in self.text.encode(string)]
+        begin = [] if add_special_tokens is False else self.begins_with
+        return [*begin, *self.text.encode(string).tolist()]
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         for (context, continuation), context_ids, continuation_ids in requests:

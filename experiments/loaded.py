@@ -34,8 +34,7 @@ class Loaded(NamedTuple):
     def prompt(self, text: str) -> tuple[int, ...]:
         """The ids of a prompt to continue; one without text begins a document.
 
-        It follows `begins_with`. The tasks of experiments/harness.py do without, and ids that a client of
-        experiments/serve.py sends are taken as they are.
+        It follows `begins_with`. Ids that a client of experiments/serve.py sends are taken as they are.
 
         Raises:
           InputError: the text has no tokens, or is none.

@@ -16,11 +16,14 @@ from experiments.lines import (
     task,
 )  # fmt: skip
 from experiments.page import Table
+from tree_ffn.errors import InputError
 
 BITS = "bits_per_byte"
 
 # The figure that stands for a task, the first of these that it has.
 MAIN = ("acc_norm", "acc", "f1", "exact_match", "word_perplexity", "perplexity")
+# What has to agree before scores of one task may stand beside each other.
+SAME_QUESTIONS = ("task_sha256", "data_sha256", "n", "limit", "lm_eval", "asked_sha256")
 GAP = "Gap closed is `(narrow-x)/(narrow-dense)` of validation loss, seed by seed."
 
 # Columns of the dynamics: metric, heading, how a mean over seeds is written. One that no row has is left out.
@@ -91,11 +94,16 @@ def asked(row: dict) -> tuple:
 
 
 def t3_small(rows: list[dict]) -> Table:
-    """A line a model, a column a task: its main score and standard error; chance below."""
+    """A line a model, a column a task: its main score and standard error; chance below.
+
+    Raises:
+      InputError: models were asked different questions.
+    """
     lines = groups(rows, lambda row: row["row"])
     tasks = groups(rows, lambda row: (row["config"]["scored"]["task"], row["config"]["scored"]["shots"]))
     columns, chances = [], []
     for (name, shots), found in tasks.items():
+        _check_same_questions(found)
         stem, metrics = f"{name}_{shots}shot_", {row["metric"] for row in found}
         main = next((metric for metric in MAIN if stem + metric in metrics), None)
         if main is not None:
@@ -113,6 +121,20 @@ def t3_small(rows: list[dict]) -> Table:
     )
     head = ["", *(title for title, _ in columns)]
     return block(f"Questions (T3), {rows[0]['device']}", text, head, cells, last_of(lines), lines=lines)
+
+
+def _check_same_questions(rows: list[dict]) -> None:
+    """Rows of one task and number of shots: its definition, data, prompts and harness have to be the same."""
+    for row in rows[1:]:
+        for key in SAME_QUESTIONS:
+            one, other = (at["config"]["scored"].get(key) for at in (rows[0], row))
+            if one != other:
+                scored = row["config"]["scored"]
+                raise InputError(
+                    f"results: table t3_small, {scored['task']} {scored['shots']}-shot: {rows[0]['row']} and "
+                    f"{row['row']} were asked different questions (scored.{key} is {one!r} and {other!r}); "
+                    "score them alike."
+                )
 
 
 def _score(line: list[dict], metric: str) -> str:

@@ -24,6 +24,8 @@ class TaskScore(NamedTuple):
       chance: what guessing would score; None where that says nothing.
       n: questions.
       sha256: 12 digits of the task's definition.
+      asked_sha256: of what was asked: every row, prompt and answer, by the harness's own hashes.
+      data_sha256: of the task's data; None of data from the network.
     """
 
     task: str
@@ -34,6 +36,8 @@ class TaskScore(NamedTuple):
     chance: float | None
     n: int
     sha256: str
+    asked_sha256: str
+    data_sha256: str | None
 
     @property
     def above_chance(self) -> float | None:
@@ -100,7 +104,7 @@ def answer(
 
     from experiments.harness import HarnessModel
 
-    lm = HarnessModel(model.spec, model.variables, model.tokenizer, batch_tokens)
+    lm = HarnessModel(model, batch_tokens)
     scores = []
     for name, shots, task in planned:
         try:
@@ -112,7 +116,8 @@ def answer(
             raise InputError(f"{name}: {error}") from None
         except (KeyError, ValueError, ConnectionError, OSError) as error:
             raise InputError(f"--tasks: the harness cannot run {name} ({reason(error)}).") from error
-        scores += _scores(found, name, shots, task)
+        data_sha256 = None if task is None else task_files.data_sha256(task, cache)
+        scores += _scores(found, name, shots, task, data_sha256)
     return scores
 
 
@@ -132,11 +137,11 @@ def _task_manager(tasks: list, data: str | None, cache: str):
     return TaskManager(**where)
 
 
-def _scores(found: dict, name: str, shots: int, task) -> list[TaskScore]:
+def _scores(found: dict, name: str, shots: int, task, data_sha256: str | None) -> list[TaskScore]:
     samples, figures = found["samples"][name], found["results"][name]
     definition = json.dumps(found["configs"][name], sort_keys=True, default=str)
     sha256 = task.sha256 if task else hashlib.sha256(definition.encode()).hexdigest()[:12]
-    kind = found["configs"][name]["output_type"]
+    asked, kind = _asked(samples), found["configs"][name]["output_type"]
     guess = {"multiple_choice": _guess(samples), "generate_until": 0.0}.get(kind)
     scores = []
     for key, value in figures.items():
@@ -145,12 +150,19 @@ def _scores(found: dict, name: str, shots: int, task) -> list[TaskScore]:
             continue
         # An accuracy of a choice can be guessed; a likelihood or a greedy match cannot.
         chance = guess if metric in ("acc", "acc_norm") or kind == "generate_until" else None
+        error = _stderr(metric, samples)
         scores.append(
             TaskScore(
-                name, metric, shots, float(value), _stderr(metric, samples), chance, len(samples), sha256
+                name, metric, shots, float(value), error, chance, len(samples), sha256, asked, data_sha256
             )
         )
     return scores
+
+
+def _asked(samples: list[dict]) -> str:
+    """The sha256 of every question's row, prompt and answer."""
+    hashes = [sample[f"{part}_hash"] for sample in samples for part in ("doc", "prompt", "target")]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _stderr(metric: str, samples: list[dict]) -> float:
@@ -187,8 +199,11 @@ def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int
 
     rows = []
     for score in scores:
-        asked = {"task": score.task, "shots": score.shots, "limit": limit, "n": score.n}
-        known = {**facts, "scored": {**asked, "task_sha256": score.sha256, "lm_eval": version}}
+        scored = {
+            "task": score.task, "shots": score.shots, "limit": limit, "n": score.n, "lm_eval": version,
+            "task_sha256": score.sha256, "asked_sha256": score.asked_sha256, "data_sha256": score.data_sha256,
+        }  # fmt: skip
+        known = {**facts, "scored": scored}
         stem = f"{score.task}_{score.shots}shot_{score.metric}"
         values = {stem: score.value, f"{stem}_stderr": score.stderr, f"{stem}_chance": score.chance}
         for metric, value in values.items():

@@ -130,6 +130,19 @@ def prepare(tasks: list[TaskFile], data: str, cache: str) -> str:
     return folder
 
 
+def data_sha256(task: TaskFile, cache: str) -> str:
+    """The sha256 of a task's data in the form that the harness reads, however they were packed.
+
+    Args:
+      task: one that `prepare` has been given.
+      cache: the same as there.
+    """
+    digest = hashlib.sha256()
+    for name in task.data:
+        digest.update(pathlib.Path(cache, name).read_bytes())
+    return digest.hexdigest()
+
+
 def _write(path: str, text: str) -> None:
     with writing(path, "--task_cache"):
         os.makedirs(os.path.dirname(path), exist_ok=True)

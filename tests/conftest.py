@@ -59,7 +59,7 @@ def room_for_compiled_code(request):
 
 @pytest.fixture
 def jit_as_users():
-    """jax.jit for what is said of bits: by the loops that users' programs have, whatever XLA_FLAGS says here."""
+    """jax.jit for what is said of bits: with the loops of users' programs, whatever XLA_FLAGS says here."""
     older = "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
     return functools.partial(
         jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True} if older else None

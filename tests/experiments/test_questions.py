@@ -7,16 +7,16 @@ import re
 import numpy as np
 import pytest
 
-from experiments import loaded, questions, task_files
+from experiments import loaded, questions, record, task_files
 from experiments.tasks import functions
 from tests.experiments import make_harness_fixture, questions_data
-from tests.experiments.make_harness_fixture import FIXTURE, SHOTS, TASKS
+from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, named
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
-from tree_ffn.models import batch, export, pretrained, scoring
+from tree_ffn.models import batch, scoring
 from tree_ffn.models.sampling import Sampling
 
-EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
+EXPECTED = {family: json.loads((FIXTURE / family / "expected.json").read_text()) for family in CASES}
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed (requirements-eval.txt)"
 )
@@ -24,6 +24,7 @@ needs_torch = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("torch", "transformers", "lm_eval"))),
     reason="torch is not installed",
 )
+families = pytest.mark.parametrize("family", CASES)
 
 
 @pytest.fixture(scope="module")
@@ -32,64 +33,76 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """The fixture's checkpoint in our own form."""
-    spec, variables, _ = pretrained.load(str(FIXTURE))
-    directory = tmp_path_factory.mktemp("model") / "export"
-    export.save(str(directory), spec, variables, str(FIXTURE / "tokenizer.json"))
-    return directory
+def models(tmp_path_factory):
+    """{family: (directory, model)}: the fixture's checkpoints, imported."""
+    found = {}
+    for family in CASES:
+        directory = tmp_path_factory.mktemp("models") / family
+        outcome = call("import_model", f"--from={FIXTURE / family}", f"--to={directory}")
+        assert outcome.code == 0, outcome.err
+        found[family] = directory, loaded.load(None, str(directory))
+    return found
 
 
-def test_scores_are_those_of_the_backend_of_transformers(exported):
-    """Log-likelihoods within 1e-4 of PyTorch's, of contexts that fit and of some that lose their left end."""
-    model = loaded.load(None, str(exported), str(FIXTURE / "tokenizer.json"))
-    pairs = [(context, continuation) for context, continuation, *_ in EXPECTED["requests"]]
-    found = scoring.score(model.spec, model.variables, pairs)
-    wanted = [log_likelihood for _, _, log_likelihood, _ in EXPECTED["requests"]]
-    np.testing.assert_allclose([one.log_likelihood for one in found], wanted, atol=1e-4, rtol=1e-6)
-    assert [one.is_greedy for one in found] == [greedy for *_, greedy in EXPECTED["requests"]]
-    assert any(len(context) + len(continuation) > 97 for context, continuation in pairs)
+@pytest.fixture(scope="module")
+def exported(models):
+    """The OPT's directory."""
+    return models["opt"][0]
+
+
+def assert_same_likelihoods(found, wanted):
+    """[(tokens ..., log-likelihood, greedy)]: within 1e-4, and float32's rounding of a sum of thousands."""
+    assert [row[:-2] for row in found] == [row[:-2] for row in wanted]
+    np.testing.assert_allclose([row[-2] for row in found], [row[-2] for row in wanted], atol=1e-4, rtol=1e-7)
+    assert [row[-1] for row in found] == [row[-1] for row in wanted]
+
+
+@families
+def test_scores_are_those_of_the_backend_of_transformers(family, models):
+    """Of the same tokens, contexts that fit and some that lose their left end; this needs no harness."""
+    _, model = models[family]
+    wanted = [row for case in EXPECTED[family].values() for row in case.get("likelihoods", [])]
+    found = scoring.score(model.spec, model.variables, [row[:2] for row in wanted])
+    assert_same_likelihoods([[*row[:2], *one] for row, one in zip(wanted, found)], wanted)
+    assert any(len(row[0]) + len(row[1]) > POSITIONS + 1 for row in wanted)
+    assert any(row[3] for row in wanted) and not all(row[3] for row in wanted)
 
 
 @needs_harness
-def test_the_harness_gets_the_same_through_our_adapter(exported, data, tmp_path, monkeypatch):
-    """Its requests, in its order; and the whole text in windows."""
+@families
+def test_the_harness_gets_the_same_through_our_adapter(family, models, data, tmp_path, monkeypatch):
+    """Its requests in its order, with their tokens; windows of whole texts; answers; and every metric."""
     from experiments import harness
 
-    asked, rolling = [], []
-    plain, whole = harness.HarnessModel._loglikelihood_tokens, harness.HarnessModel.loglikelihood_rolling
-
-    def record(self, requests, *args, **options):
-        answers = plain(self, requests, *args, **options)
-        asked.extend([*request[1:], *answer] for request, answer in zip(requests, answers))
-        return answers
-
-    def record_rolling(self, requests, *args, **options):
-        rolling.extend(whole(self, requests, *args, **options))
-        return rolling
-
-    monkeypatch.setattr(harness.HarnessModel, "_loglikelihood_tokens", record)
-    monkeypatch.setattr(harness.HarnessModel, "loglikelihood_rolling", record_rolling)
-    model = loaded.load(None, str(exported), str(FIXTURE / "tokenizer.json"))
-    for name in TASKS:
-        planned = questions.plan([name], str(SHOTS.get(name, 0)), str(data))
-        questions.answer(model, planned, data=str(data), cache=str(tmp_path), limit=None)
-    assert [row[:2] for row in asked] == [row[:2] for row in EXPECTED["requests"]]
-    np.testing.assert_allclose(
-        [row[2] for row in asked], [row[2] for row in EXPECTED["requests"]], atol=1e-4, rtol=1e-6
-    )
-    np.testing.assert_allclose(rolling, [EXPECTED["rolling"]], rtol=1e-6)
+    recorder = make_harness_fixture.recording(harness.HarnessModel)
+    monkeypatch.setattr(harness, "HarnessModel", recorder)
+    _, model = models[family]
+    for task, shots in CASES[family]:
+        recorder.answers = answers = {}
+        planned = questions.plan([task], str(shots), str(data))
+        scores = questions.answer(model, planned, data=str(data), cache=str(tmp_path), limit=None)
+        wanted = EXPECTED[family][named(task, shots)]
+        assert_same_likelihoods(answers.get("likelihoods", []), wanted.get("likelihoods", []))
+        assert answers.get("rolling", []) == pytest.approx(wanted.get("rolling", []), rel=1e-6)
+        assert answers.get("generated") == wanted.get("generated")
+        assert {one.metric: one.value for one in scores} == pytest.approx(wanted["scores"], rel=1e-5)
+    lm = recorder(model)
+    lm.answers = {}
+    lm.loglikelihood(make_harness_fixture.likeliest(lm), disable_tqdm=True)
+    assert_same_likelihoods(lm.answers["likelihoods"], EXPECTED[family][LIKELIEST]["likelihoods"])
 
 
 @needs_torch
+@pytest.mark.slow
 def test_the_fixture_is_what_its_script_makes(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     make_harness_fixture.make(tmp_path / "made")
-    made = json.loads((tmp_path / "made/expected.json").read_text())
-    assert [row[:2] for row in made["requests"]] == [row[:2] for row in EXPECTED["requests"]]
-    np.testing.assert_allclose(
-        [row[2] for row in made["requests"]], [row[2] for row in EXPECTED["requests"]], rtol=1e-5
-    )
+    for family, wanted in EXPECTED.items():
+        made = json.loads((tmp_path / "made" / family / "expected.json").read_text())
+        assert made.keys() == wanted.keys()
+        for name, case in wanted.items():
+            assert_same_likelihoods(made[name].get("likelihoods", []), case.get("likelihoods", []))
+            assert made[name].get("generated") == case.get("generated")
 
 
 PROMPTS = {
@@ -109,15 +122,19 @@ PROMPTS = {
 }  # fmt: skip
 
 
+def our_task(name, data, cache):
+    """A task of ours as the harness's object."""
+    from lm_eval.tasks import TaskManager
+
+    folder = task_files.prepare(task_files.choose([name]), str(data), str(cache))
+    return TaskManager(include_path=folder, include_defaults=False).load([name])["tasks"][name]
+
+
 @needs_harness
 @pytest.mark.parametrize("task, shots", PROMPTS)
 def test_prompts(task, shots, data, tmp_path):
     """As the harness's own definitions of these tasks (0.4.13) write them, on rows of our own."""
-    from lm_eval.tasks import TaskManager
-
-    [chosen] = task_files.choose([task])
-    folder = task_files.prepare([chosen], str(data), str(tmp_path))
-    made = TaskManager(include_path=folder, include_defaults=False).load([task])["tasks"][task]
+    made = our_task(task, data, tmp_path)
     made.set_config(key="num_fewshot", value=shots)
     made.set_fewshot_seed(1234)
     made.build_all_requests(limit=1)
@@ -126,14 +143,103 @@ def test_prompts(task, shots, data, tmp_path):
     assert (arguments if isinstance(wanted, tuple) else arguments[0]) == wanted
 
 
+# Our rows as the harness's own tasks have them: (its folder and file, row of ours -> row of its own).
+LETTERS = "ABCDE"
+labelled = lambda row: {"text": row["choices"], "label": list(LETTERS[: len(row["choices"])])}
+with_letters = lambda row: {**row, "choices": labelled(row), "answerKey": LETTERS[row["gold"]]}
+THEIRS = {
+    "arc_challenge": ("arc/arc_challenge", with_letters),
+    "arc_easy": ("arc/arc_easy", with_letters),
+    "boolq": ("super_glue/boolq/default", lambda row: {**row, "label": int(row["answer"])}),
+    "commonsense_qa": ("commonsense_qa/default", with_letters),
+    "hellaswag": (
+        "hellaswag/hellaswag",
+        lambda row: {
+            **dict(zip(("activity_label", "ctx_a", "ctx_b"), re.split(r": | (?=\w+$)", row["query"]))),
+            "endings": row["choices"], "label": str(row["gold"]),
+        },
+    ),
+    "lambada_openai": (
+        "lambada/lambada_openai", lambda row: {"text": row["context"] + " " + row["continuation"]}
+    ),
+    "nq_open": ("nq_open/nq_open", lambda row: row),
+    "openbookqa": (
+        "openbookqa/openbookqa", lambda row: {**with_letters(row), "question_stem": row["question"]}
+    ),
+    "piqa": ("piqa/piqa", lambda row: row),
+    "triviaqa": (
+        "triviaqa/default",
+        lambda row: {
+            "question": row["context"].removeprefix("Question: ").removesuffix("?\nAnswer:"),
+            "answer": {"aliases": row["aliases"]},
+        },
+    ),
+    "webqs": ("webqs/webqs", lambda row: {"question": row["qText"], "answers": row["answers"]}),
+}  # fmt: skip
+
+
+def prompt_of(task, row, example=None):
+    """The harness's prompt of a row after one example or none, and what it asks."""
+    examples = [example] if example else []
+    task.sampler.sample = lambda *_, **__: examples
+    context = task.fewshot_context(row, num_fewshot=len(examples))
+    requests = task.construct_requests(row, context, metadata=(task.config.task, 0, 1))
+    requests = requests if isinstance(requests, list) else [requests]
+    asked = [request.args[1] for request in requests]
+    return context, [one["until"] if isinstance(one, dict) else one for one in asked]
+
+
 @needs_harness
-def test_answers_are_the_greedy_continuation(exported, monkeypatch):
+@pytest.mark.parametrize("name", THEIRS)
+def test_prompts_and_metrics_are_those_of_the_harness(name, data, tmp_path):
+    """Its own definitions, as installed, on the same rows in its own form."""
+    import datasets
+    import lm_eval
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    file, convert = THEIRS[name]
+    ours = our_task(name, data, tmp_path)
+    rows = list(ours.eval_docs)
+    theirs_rows = datasets.Dataset.from_list([convert(row) for row in rows])
+    config = load_yaml(f"{lm_eval.__path__[0]}/tasks/{file}.yaml")
+    config["custom_dataset"] = lambda **_: dict.fromkeys(("train", "validation", "test"), theirs_rows)
+    theirs = ConfigurableTask(config=config)
+    # HellaSwag's examples are whole texts here, LAMBADA has none; the harness (0.4.13) makes none of webqs.
+    has_examples = name not in ("hellaswag", "lambada_openai", "webqs")
+    letter = (lambda target: LETTERS[target]) if name == "commonsense_qa" else lambda target: target
+    for mine, their in zip(rows, theirs.eval_docs, strict=True):
+        assert prompt_of(ours, mine) == prompt_of(theirs, their)
+        if has_examples:
+            examples = rows[-1], theirs.eval_docs[len(rows) - 1]
+            assert prompt_of(ours, mine, examples[0]) == prompt_of(theirs, their, examples[1])
+        assert letter(ours.doc_to_target(mine)) == theirs.doc_to_target(their)
+    for one, other in zip(ours.config.metric_list, theirs.config.metric_list, strict=True):
+        assert all(one[key] == value for key, value in other.items())
+    for field in ("output_type", "description", "fewshot_delimiter"):
+        assert getattr(ours.config, field) == getattr(theirs.config, field), field
+    assert (ours.config.filter_list is None) == (theirs.config.filter_list is None)
+
+
+@needs_harness
+def test_the_prompt_of_squad_is_that_of_the_harness(data, tmp_path):
+    """Of its task for v2, the only one with questions about passages of SQuAD."""
+    from lm_eval.tasks.squadv2.task import SQuAD2
+
+    ours = our_task("squad", data, tmp_path)
+    for row in ours.eval_docs:
+        assert prompt_of(ours, row)[0] == SQuAD2.doc_to_text(ours, row)
+        assert " " + row["answers"][0] == SQuAD2.doc_to_target(ours, {"answers": {"text": row["answers"]}})
+
+
+@needs_harness
+def test_answers_are_the_greedy_continuation(models):
     from lm_eval.api.instance import Instance
 
     from experiments.harness import HarnessModel
 
-    model = loaded.load(None, str(exported), str(FIXTURE / "tokenizer.json"))
-    lm = HarnessModel(model.spec, model.variables, model.tokenizer)
+    model = models["opt"][1]
+    lm = HarnessModel(model)
     prompts = ["One", "and two", "Two", "Three and four"]
     ask = lambda **options: lm.generate_until(
         [
@@ -144,7 +250,8 @@ def test_answers_are_the_greedy_continuation(exported, monkeypatch):
     )
     found = ask()
     for prompt, text in zip(prompts, found):
-        ids = [int(i) for i in model.tokenizer.encode(prompt)]
+        ids = lm.tok_encode(prompt)
+        assert ids[0] == 2  # </s>
         alone = batch.generate(model.spec, model.variables, [ids], 9, Sampling(greedy=True))
         assert text == model.tokenizer.decode(alone[0])
     stop = found[0][2:4]
@@ -155,8 +262,7 @@ def test_answers_are_the_greedy_continuation(exported, monkeypatch):
 def test_the_program(exported, data, tmp_path):
     results = tmp_path / "rows.jsonl"
     outcome = call(
-        "evaluate", f"--export={exported}", f"--tokenizer={FIXTURE / 'tokenizer.json'}",
-        "--tasks=boolq,arc_easy,squad",
+        "evaluate", f"--export={exported}", "--tasks=boolq,arc_easy,squad",
         f"--task_data={data}", f"--task_cache={tmp_path / 'cache'}",
         f"--results={results}", "--row=tiny", "--limit=2",
     )  # fmt: skip
@@ -165,9 +271,70 @@ def test_the_program(exported, data, tmp_path):
     rows = {row["metric"]: row for row in map(json.loads, results.read_text().splitlines())}
     assert rows["boolq_0shot_acc_chance"]["value"] == 0.5
     assert rows["arc_easy_0shot_acc_chance"]["value"] == pytest.approx((1 / 4 + 1 / 3) / 2)
-    assert rows["squad_0shot_f1"]["config"]["scored"]["task_sha256"]
+    scored = rows["squad_0shot_f1"]["config"]["scored"]
+    assert (scored["shots"], scored["limit"], scored["n"]) == (0, 2, 1)
+    assert scored["task_sha256"] and len(scored["asked_sha256"]) == len(scored["data_sha256"]) == 64
     tables = call("tables", f"--results={results}")
     assert tables.code == 0 and "`tiny`" in tables.out, tables.err
+
+
+@needs_harness
+def test_what_was_asked_has_a_hash_of_its_own(models, data, tmp_path):
+    """Of rows, prompts and answers: other examples, another number of questions, other data change it."""
+
+    def score(data, shots="0", limit=None):
+        planned = questions.plan(["arc_easy"], shots, str(data))
+        where = {"data": str(data), "cache": str(tmp_path / data.name)}
+        return questions.answer(models["opt"][1], planned, **where, limit=limit)[0]
+
+    changed = questions_data.write(tmp_path / "changed")
+    path = next(changed.glob("arc_easy/test.jsonl*"))
+    path.unlink()
+    rows = questions_data.FILES["arc_easy/test.jsonl"]
+    lines = [json.dumps({**row, "gold": 1}) + "\n" for row in rows]
+    (changed / "arc_easy/test.jsonl").write_text("".join(lines))
+    first, again, shots, fewer, other = (
+        score(data), score(data), score(data, "1"), score(data, limit=1), score(changed)
+    )  # fmt: skip
+    assert first == again and first.data_sha256 == shots.data_sha256 != other.data_sha256
+    assert len({one.asked_sha256 for one in (first, shots, fewer, other)}) == 4
+    assert len({one.sha256 for one in (first, shots, fewer, other)}) == 1
+
+
+SCORED = {
+    "task": "piqa", "shots": 0, "limit": None, "n": 100, "lm_eval": "0.4.13", "task_sha256": "a" * 12,
+    "asked_sha256": "b" * 64, "data_sha256": "c" * 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({}, ""),
+        ({"shots": 1}, ""),  # another column
+        ({"limit": 9}, ""),  # another table
+        ({"task_sha256": "x"}, "scored.task_sha256 is 'aaaaaaaaaaaa' and 'x'"),
+        ({"data_sha256": "x"}, "scored.data_sha256"),
+        ({"asked_sha256": "x"}, "scored.asked_sha256"),
+        ({"n": 99}, "scored.n is 100 and 99"),
+        ({"lm_eval": "0.5"}, "scored.lm_eval"),
+    ],
+)
+def test_models_that_were_asked_different_questions_have_no_table(change, words, tmp_path):
+    for name, scored in {"dense": SCORED, "tree_hard": SCORED | change}.items():
+        stem = f"piqa_{scored['shots']}shot_acc"
+        for metric, value in ((stem, 0.5), (f"{stem}_stderr", 0.05), (f"{stem}_chance", 0.5)):
+            record.append_result(
+                f"{tmp_path}/r.jsonl", table="t3_small", row=name, metric=metric, value=value, seed=0,
+                config={"scored": scored}, unit="1", command="python -m experiments.evaluate",
+            )  # fmt: skip
+    outcome = call("tables", f"--results={tmp_path}/r.jsonl")
+    if words:
+        assert outcome.code == 2 and outcome.err.count("\n") == 1
+        assert "piqa 0-shot: dense and tree_hard were asked different questions" in outcome.err
+        assert words in outcome.err
+    else:
+        assert outcome.code == 0 and "0.5000 ± 0.0500" in outcome.out, outcome.err
 
 
 def test_data_in_the_form_that_tasks_name(data, tmp_path):
@@ -175,7 +342,9 @@ def test_data_in_the_form_that_tasks_name(data, tmp_path):
         task_files.choose(["piqa", "squad", "wikitext2", "boolq"]), str(data), str(tmp_path)
     )
     read = lambda name: [json.loads(line) for line in (tmp_path / name).read_text().split("\n") if line]
-    assert read("piqa/valid.labelled.jsonl") == [{**questions_data.FILES["piqa/valid.jsonl"][0], "label": 1}]
+    assert read("piqa/valid.labelled.jsonl") == [
+        {**row, "label": label} for row, label in zip(questions_data.FILES["piqa/valid.jsonl"], (1, 0))
+    ]
     assert read("squad_v1.1/dev-v1.1.questions.jsonl") == [
         {"title": "Milk", "context": "Milk is white. It comes from cows.", "question": "What is white?",
          "answers": ["Milk"], "id": "m"}
@@ -241,7 +410,7 @@ def test_task_files_that_lack_something(old, new, words, tmp_path):
         (("--tasks=triviaqa", "--shots=1"), "--shots: triviaqa has no examples for prompts"),
         (("--tasks=piqa", "--limit=0"), "--limit: 0 is not allowed"),
         (
-            ("--tasks=openbookqa",),
+            ("--tasks=openbookqa", "--task_data=tests"),
             "openbookqa/test.jsonl .plain, .xz, .gz or .zst. is missing; openbookqa needs it",
         ),
         (("--tasks=piqa", "--export=absent"), "absent"),
@@ -251,7 +420,6 @@ def test_task_files_that_lack_something(old, new, words, tmp_path):
 def test_mistakes_get_one_sentence(flags, words, exported, data, tmp_path):
     flags = (
         f"--export={exported}",
-        f"--tokenizer={FIXTURE / 'tokenizer.json'}",
         f"--task_data={data}",
         *flags,
     )
