@@ -99,7 +99,7 @@ def answer(
     """
     if limit is not None:
         check_positive_int("--limit", limit)
-    manager = _task_manager([task for *_, task in planned], data, cache)
+    manager = task_manager([task for *_, task in planned], data, cache)
     import lm_eval  # pyright: ignore[reportMissingImports]
 
     from experiments.harness import HarnessModel
@@ -121,7 +121,7 @@ def answer(
     return scores
 
 
-def _task_manager(tasks: list, data: str | None, cache: str):
+def task_manager(tasks: list, data: str | None, cache: str):
     """What the harness finds tasks with: its own, or those of the files over a folder of data."""
     where = {}
     if data is not None:
