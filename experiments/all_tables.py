@@ -36,7 +36,16 @@ from experiments.quality_tables import (
     t3_small,
     t4_small,
 )
-from experiments.speed_tables import speed_layer, speed_steps, speed_train, stepped, timed, trained_on
+from experiments.speed_tables import (
+    scored_on,
+    scoring_speed,
+    speed_layer,
+    speed_steps,
+    speed_train,
+    stepped,
+    timed,
+    trained_on,
+)
 from tree_ffn.errors import InputError
 
 
@@ -160,4 +169,5 @@ TABLES = {
     "speed_layer": (timed, speed_layer),
     "speed_train": (trained_on, speed_train),
     "speed_steps": (stepped, speed_steps),
+    "scoring_speed": (scored_on, scoring_speed),
 }

@@ -1,4 +1,4 @@
-"""The tables of time: of one layer, and of training whole models.
+"""The tables of time: of one layer, of training whole models, and of scoring answers.
 
 Only experiments/benchmark.py times layers; all ratios of a line come from one of its runs.
 """
@@ -156,3 +156,28 @@ def speed_steps(rows: list[dict]) -> Table:
     )
     head = ["", "ms a step", "tokens/s", "speed", "counting"]
     return block(f"Speed of whole steps, width {width}, {device}", text, head, cells, last_of(lines))
+
+
+def scored_on(row: dict) -> str:
+    """Scoring on one device."""
+    return row["device"]
+
+
+def scoring_speed(rows: list[dict]) -> Table:
+    """A line a model and number of rows: our adapter against the harness's backend `hf`, of one run."""
+    cells = []
+    lines = groups(rows, lambda row: (row["row"], setting(row, "rows")))
+    for (name, n_rows), line in lines.items():
+        values = {row["metric"]: row["value"] for row in line}
+        figures = [f"{values[metric]:,.1f}" for metric in ("rows_per_s", "rows_per_s_cold", "hf_rows_per_s")]
+        batch, turns = (str(setting(line[-1], key)) for key in ("hf_batch_size", "turns"))
+        cells.append([f"`{name}`", f"{n_rows:,}", turns, *figures, batch, f"{values['ratio_to_hf']:.2f}"])
+    versions = ", ".join(f"{name} {number}" for name, number in rows[-1]["config"]["hf"].items())
+    text = (
+        "Log-likelihoods of HellaSwag's endings, four a row, by our adapter and by the harness's own backend "
+        f"`hf` ({versions}), with the same weights and in turns; the backend with the fastest of the batch "
+        "sizes tried. Rows a second, tokenising included; cold: our first time, compiling included. "
+        f"{origin(rows)}"
+    )
+    head = ["model", "rows", "turns", "ours", "cold", "`hf`", "its batch", "times as fast"]
+    return block(f"Speed of scoring, {rows[-1]['device']}", text, head, cells, rows[-1])
