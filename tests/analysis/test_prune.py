@@ -18,7 +18,7 @@ from tree_ffn.analysis.prune import (
 )
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, Transformer, total_units, unrolled
-from tree_ffn.models.decode import generate
+from tree_ffn.models.batch import generate
 from tree_ffn.models.dense import dense_ffn
 from tree_ffn.training.step import count_usage, empty_usage
 from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec, init_params, prune, tree_ffn
