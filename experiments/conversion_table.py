@@ -25,7 +25,7 @@ KEPT = ("kept", "kept_paths", "kept_oracle", "kept_static")
 
 def kind_of(row: dict) -> tuple:
     """What makes a table of its own: conversions, and fine-tunings of one length, on one device."""
-    return (*trained(row), "finetune" in row["config"])
+    return (*trained(row), "fine-tuned" if "finetune" in row["config"] else "converted")
 
 
 def conversion(rows: list[dict]) -> Table:

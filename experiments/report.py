@@ -41,6 +41,8 @@ _MIXED = flags.DEFINE_bool(
 )
 
 MARK = "<!-- a report of tree_ffn -->"
+# Tables of models made from others: the configs of their rows say what they were made from.
+DERIVED = ("prune_small", "conversion")
 CSS = os.path.join(os.path.dirname(__file__), "report.css")
 
 
@@ -147,7 +149,7 @@ def comparable(rows: list[dict]) -> dict[str, list[dict]]:
     found = {}
     for table, (key, _) in TABLES.items():
         mine = [row for row in rows if row["table"] == table]
-        if any(row["metric"] == "val_loss" for row in mine) and table != "prune_small":
+        if any(row["metric"] == "val_loss" for row in mine) and table not in DERIVED:
             for (device, steps, *size), group in groups(mine, key).items():
                 found[f"{' '.join([table, *size])} on {device}, {steps} steps"] = group
     return found

@@ -18,12 +18,12 @@ def test_there_are_ten():
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_value_and_derivative(name):
+def test_value_and_derivative(name, jit_as_users):
     act = activation(name, negative_slope=0.2)
     points = POINTS[POINTS != 0]
     value, derivative = oracle.ACTIVATIONS[name](points.astype(np.float64), 0.2)
-    np.testing.assert_allclose(act(jnp.asarray(points)), value, rtol=1e-5, atol=2e-6)
-    slopes = jax.vmap(jax.grad(act))(jnp.asarray(points))
+    np.testing.assert_allclose(jit_as_users(act)(points), value, rtol=1e-5, atol=2e-6)
+    slopes = jit_as_users(jax.vmap(jax.grad(act)))(points)
     np.testing.assert_allclose(slopes, derivative, rtol=1e-5, atol=4e-6)
 
 
