@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import random_batch, tiny_model
-from tree_ffn.models.transformer import Transformer
+from tree_ffn.models.transformer import Transformer, logits_of
 from tree_ffn.training import losses
 
 Z_LOSS = 0.5
@@ -38,8 +38,9 @@ def test_derivative(scores):
 
 
 def loss_of(params, variables, batch, model, padded=True):
-    """Training loss of a batch."""
-    logits, _ = Transformer(model).apply({**variables, "params": params}, batch[:, :-1], padded=padded)
+    """Training loss of a batch; with the table's spare rows, or from the model's own scores."""
+    scores, _ = Transformer(model).apply({**variables, "params": params}, batch[:, :-1], states=padded)
+    logits = logits_of(model, params, scores) if padded else scores
     assert logits.shape[-1] == (model.vocab_rows if padded else model.vocab_size)
     return losses.next_token_loss(logits, batch[:, 1:])[0]
 

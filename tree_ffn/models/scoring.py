@@ -3,8 +3,9 @@
     log p(continuation | context) = sum_i log softmax(logits after token i - 1)[token i]
 
 Rows of about one length run together, padded to one of a few lengths, so that few programs are compiled.
-Padding stands on the right, where a causal model does not look, and only the continuation's positions
-are turned into scores of all V tokens. The last token of a continuation is predicted and never read, so
+Padding stands on the right, where a causal model does not look. Only the continuations' positions are
+turned into scores of all V tokens, those of all rows together, and so few at a time that their scores
+stay in a processor's cache. The last token of a continuation is predicted and never read, so
 continuations that differ in nothing else (all those of one token after one context) share a row.
 """
 
@@ -18,7 +19,10 @@ import numpy as np
 
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.models.transformer import Transformer
+from tree_ffn.models.transformer import Transformer, logits_of
+
+# Positions whose scores of all tokens stand in memory at once: 128 of 50,257 are 26 MB.
+CHUNK = 128
 
 
 class Scored(NamedTuple):
@@ -99,13 +103,12 @@ def score(
     sizes = [(len(row.read), row.n_targets) for row in rows]
     for batch, shape in batches(sizes, spec.context, batch_tokens):
         n_before, members = len(found), [rows[i] for i in batch]
-        log_p_BK, is_best_BK = jax.device_get(_score(variables, *_arrays(members, *shape), spec=spec))
-        for row, log_p_K, is_best_K in zip(members, log_p_BK, is_best_BK):
-            start = 0
-            for i, targets in row.targets.items():
-                mine = slice(start, start + len(targets))
-                found[i] = Scored(float(log_p_K[mine].sum(dtype=np.float64)), bool(is_best_K[mine].all()))
-                start = mine.stop
+        log_p_N, is_best_N = jax.device_get(_score(variables, *_arrays(members, *shape), spec=spec))
+        start = 0
+        for i, targets in ((i, targets) for row in members for i, targets in row.targets.items()):
+            mine = slice(start, start + len(targets))
+            found[i] = Scored(float(log_p_N[mine].sum(dtype=np.float64)), bool(is_best_N[mine].all()))
+            start = mine.stop
         if progress is not None:
             progress(len(found) - n_before)
     return [found[i] for i in range(len(pairs))]
@@ -138,23 +141,24 @@ def batches(sizes: Sequence[tuple[int, int]], context: int, batch_tokens: int):
       batch_tokens: about how many tokens run at once.
 
     Yields:
-      indices of at most B rows, and (B, C, K): rows, positions, and positions to score.
+      indices of at most B rows, and (B, C, N): rows, positions, and room for tokens to predict.
 
     Example:
       >>> list(batches([(5, 1), (40, 2), (7, 1)], context=64, batch_tokens=96))
-      [([1], (1, 48, 4)), ([2, 0], (2, 32, 4))]
+      [([1], (1, 48, 128)), ([2, 0], (2, 32, 128))]
     """
-    shapes = [(rounded(read, 32, context), rounded(targets, 4, context, 4)) for read, targets in sizes]
-    by_shape: dict[tuple[int, int], list[int]] = {}
-    for i in sorted(range(len(sizes)), key=lambda i: (shapes[i], sizes[i]), reverse=True):
-        by_shape.setdefault(shapes[i], []).append(i)
-    for (length, n_targets), members in by_shape.items():
+    by_length: dict[int, list[int]] = {}
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True):
+        by_length.setdefault(rounded(sizes[i][0], 32, context), []).append(i)
+    for length, members in by_length.items():
         n_rows = max(1, min(batch_tokens // length, 1 << (len(members) - 1).bit_length()))
         for start in range(0, len(members), n_rows):
-            yield members[start : start + n_rows], (n_rows, length, n_targets)
+            batch = members[start : start + n_rows]
+            # Room costs nothing but its memory: the chunks that are computed are those that are filled.
+            yield batch, (n_rows, length, rounded(sum(sizes[i][1] for i in batch), CHUNK, None, 4))
 
 
-def rounded(size: int, least: int, most: int, factor: int = 2) -> int:
+def rounded(size: int, least: int, most: int | None, factor: int = 2) -> int:
     """The next of few sizes: least * factor^n, or (factor 2) half as much again; `most` at most.
 
     Example:
@@ -164,22 +168,19 @@ def rounded(size: int, least: int, most: int, factor: int = 2) -> int:
     at = least
     while at < size:
         if factor == 2 and size <= at * 3 // 2:
-            return min(at * 3 // 2, most)
+            at = at * 3 // 2
+            break
         at *= factor
-    return min(at, most)
+    return at if most is None else min(at, most)
 
 
 def _rows(spec: ModelSpec, pairs) -> list[_Row]:
-    """One for pairs that read the same tokens, up to as many targets as the context has positions."""
-    rows: list[_Row] = []
-    latest: dict[tuple[int, ...], _Row] = {}
+    """One for pairs that read the same tokens."""
+    rows: dict[tuple[int, ...], _Row] = {}
     for i, (context, continuation) in enumerate(pairs):
         read = _read(spec, i, context, continuation)
-        if read not in latest or latest[read].n_targets + len(continuation) > spec.context:
-            latest[read] = _Row(read, {})
-            rows.append(latest[read])
-        latest[read].targets[i] = list(continuation)
-    return rows
+        rows.setdefault(read, _Row(read, {})).targets[i] = list(continuation)
+    return list(rows.values())
 
 
 def _read(spec: ModelSpec, i: int, context, continuation) -> tuple[int, ...]:
@@ -199,25 +200,51 @@ def _read(spec: ModelSpec, i: int, context, continuation) -> tuple[int, ...]:
     return tuple(whole[-spec.context - 1 : -1])
 
 
-def _arrays(rows: list[_Row], n_rows: int, length: int, n_targets: int):
-    """token_BC, position_BK and target_BK; zeros where there is nothing."""
+def _arrays(rows: list[_Row], n_rows: int, length: int, room: int):
+    """token_BC, and of the targets place_N in the flattened tokens, target_N and how many there are."""
     token_BC = np.zeros((n_rows, length), np.int32)
-    position_BK = np.zeros((n_rows, n_targets), np.int32)
-    target_BK = np.zeros((n_rows, n_targets), np.int32)
+    places, wanted = [], []
     for b, row in enumerate(rows):
         token_BC[b, : len(row.read)] = row.read
-        at = [p for targets in row.targets.values() for p in range(-len(targets), 0)]
-        position_BK[b, : len(at)] = len(row.read) + np.asarray(at)
-        target_BK[b, : len(at)] = [token for targets in row.targets.values() for token in targets]
-    return token_BC, position_BK, target_BK
+        end = b * length + len(row.read)
+        for targets in row.targets.values():
+            places += range(end - len(targets), end)
+            wanted += targets
+    place_N, target_N = np.zeros((2, room), np.int32)
+    place_N[: len(places)], target_N[: len(wanted)] = places, wanted
+    return token_BC, place_N, target_N, np.int32(len(wanted))
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
-def _score(variables, token_BC, position_BK, target_BK, *, spec: ModelSpec):
-    """Log-probability of every target, and whether it is the likeliest: [B, K] each."""
-    logits_BKV, _ = Transformer(spec).apply(variables, token_BC, only=position_BK)
-    log_p_BK = _at(logits_BKV, target_BK) - jax.nn.logsumexp(logits_BKV, axis=-1)
-    return log_p_BK, jnp.argmax(logits_BKV, axis=-1) == target_BK
+def _score(variables, token_BC, place_N, target_N, n, *, spec: ModelSpec):
+    """Log-probability of the first n targets, and whether it is the likeliest token: [N] each."""
+    x_BCE, _ = Transformer(spec).apply(variables, token_BC, states=True)
+    x_NE = jnp.take(x_BCE.reshape(-1, spec.width), place_N, axis=0, mode="clip")
+
+    def one(i, found):
+        at = i * CHUNK
+        x_kE, target_k = (jax.lax.dynamic_slice_in_dim(array, at, CHUNK) for array in (x_NE, target_N))
+        logits_kV = logits_of(spec, variables["params"], x_kE[None])[0]
+        put = lambda all_N, new_k: jax.lax.dynamic_update_slice_in_dim(all_N, new_k, at, 0)
+        return jax.tree.map(put, found, _compare(logits_kV, target_k))
+
+    empty = (jnp.zeros(place_N.shape, jnp.float32), jnp.zeros(place_N.shape, bool))
+    return jax.lax.fori_loop(0, (n + CHUNK - 1) // CHUNK, one, empty)
+
+
+def _compare(logits_kV, target_k):
+    """log softmax(logits)[target], and whether it is the first of the likeliest tokens: [k] each."""
+    best_k, own_k = logits_kV.max(axis=-1), _at(logits_kV, target_k)
+    total_k = jnp.exp(logits_kV - best_k[:, None]).sum(axis=-1)
+
+    def is_first():
+        before_kV = jnp.arange(logits_kV.shape[1])[None] < target_k[:, None]
+        return ~jnp.any(before_kV & (logits_kV == best_k[:, None]), axis=-1)
+
+    is_best_k = own_k == best_k
+    # An argmax would be one more slow pass over all scores, and mostly no target is the best.
+    is_first_k = jax.lax.cond(jnp.any(is_best_k), is_first, lambda: is_best_k)
+    return own_k - best_k - jnp.log(total_k), is_best_k & is_first_k
 
 
 def _at(logits_V, tokens):

@@ -21,7 +21,7 @@ from tree_ffn.models.ffn import FFN, update_routing
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree.products import float32_product
 
-__all__ = ["Cache", "InitSpec", "ModelSpec", "Transformer", "unrolled", "update_model_routing"]
+__all__ = ["Cache", "InitSpec", "ModelSpec", "Transformer", "logits_of", "unrolled", "update_model_routing"]
 
 
 # Score of a row that is no token: its probability is 0 in float32, and no infinity meets a gradient.
@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         tokens_BC: jax.Array,
         cache: Cache | None = None,
         only: jax.Array | None = None,
-        padded: bool = False,
+        states: bool = False,
     ):
         """Scores of the next token after every position.
 
@@ -144,10 +144,11 @@ class Transformer(nn.Module):
           cache: past positions to attend to; `tokens_BC` follow them.
           only: int32, the positions to score: one for all rows (a scalar), or K of each row [B, K];
             None scores all.
-          padded: keep the table's rows beyond V, scored `NEVER`; a loss then need not copy the logits.
+          states: return x_BCE, what the last norm reads, in place of logits; `logits_of` turns any part
+            of it into scores.
 
         Returns:
-          logits float32 [B, C, V] (1 or K of the C with `only`; V rounded up with `padded`), and
+          logits float32 [B, C, V] (1 or K of the C with `only`), and
           one Info per run of layers, each leaf stacked [layers of the run, ...]; with a cache also
           the extended cache.
         """
@@ -174,12 +175,23 @@ class Transformer(nn.Module):
             x_BCE = jax.lax.dynamic_slice_in_dim(x_BCE, only, 1, axis=1)
         elif only is not None:
             x_BCE = jnp.take_along_axis(x_BCE, only[..., None], axis=1, mode="clip")
-        logits_BCV = embed.logits(LayerNorm(spec, name="ln_f")(x_BCE))
-        if not padded:
-            logits_BCV = logits_BCV[:, :, : spec.vocab_size]
+        if states:
+            scores = x_BCE
+        else:
+            scores = embed.logits(LayerNorm(spec, name="ln_f")(x_BCE))[:, :, : spec.vocab_size]
         if cache is None:
-            return logits_BCV, tuple(infos)
-        return logits_BCV, tuple(infos), Cache(tuple(new_runs), start + tokens_BC.shape[1])
+            return scores, tuple(infos)
+        return scores, tuple(infos), Cache(tuple(new_runs), start + tokens_BC.shape[1])
+
+
+def logits_of(spec: ModelSpec, params: dict, x_BCE: jax.Array) -> jax.Array:
+    """Scores of states that `Transformer` returned with `states`: float32 [B, C, V rounded up].
+
+    The table's rows beyond V stay, scored `NEVER`: who reads scores of V tokens cuts them off, which copies
+    all, and a loss need not.
+    """
+    y_BCE = LayerNorm(spec).apply({"params": params["ln_f"]}, x_BCE)
+    return Embed(spec).apply({"params": params["embed"]}, y_BCE, method="logits")
 
 
 def update_model_routing(spec: ModelSpec, routing: dict, infos) -> dict:
