@@ -191,7 +191,7 @@ def logits_of(spec: ModelSpec, params: dict, x_BCE: jax.Array) -> jax.Array:
     all, and a loss need not.
     """
     y_BCE = LayerNorm(spec).apply({"params": params["ln_f"]}, x_BCE)
-    return Embed(spec).apply({"params": params["embed"]}, y_BCE, method="logits")
+    return Embed(spec).bind({"params": params["embed"]}).logits(y_BCE)
 
 
 def update_model_routing(spec: ModelSpec, routing: dict, infos) -> dict:
