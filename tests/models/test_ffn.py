@@ -1,5 +1,7 @@
 """The layers behind one interface: against their definitions, and their accounts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,8 @@ def test_units_and_flops():
     assert ffn_flops(KINDS["dense"], E) == 4 * 24 * E
     assert ffn_flops(KINDS["hard"], E) == 4 * 15 * E
     assert ffn_flops(KINDS["random_tree"], E) == 4 * 15 * E + 2 * (2 * 2) * E  # P D frozen routers more
+    hashed = dataclasses.replace(KINDS["random_tree"], hash_levels=1)
+    assert ffn_flops(hashed, E) == 4 * 15 * E + 2 * 2 * E  # a hash is no product
     assert ffn_flops(KINDS["moe"], E) == 4 * 10 * E + 2 * 4 * E  # X router rows more
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.ffn import active_share, active_units, ffn_flops, total_units
+from tree_ffn.models.ffn import active_share, active_units, ffn_flops, separate_routers, total_units
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
@@ -139,7 +139,7 @@ def _layer_line(ffn: FFNSpec) -> str:
         tree += f", the first {hashed} decisions by the token's id"
     if ffn.router != "frozen":
         return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
-    products = f"{shape.n_trees * (shape.depth - hashed)} products a token are not counted in A"
+    products = f"{separate_routers(ffn)} products a token are not counted in A"
     return f"{kind}: {tree}: {sizes}, frozen separate routers, whose {products}"
 
 

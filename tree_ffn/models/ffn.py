@@ -69,12 +69,16 @@ def ffn_flops(spec: FFNSpec, width: int) -> int:
     What the layer needs, not what an execution spends: masked execution, and
     this repository's mixture of experts, compute all F units.
     """
-    deciding = 0
+    return 4 * active_units(spec) * width + 2 * separate_routers(spec) * width
+
+
+def separate_routers(spec: FFNSpec) -> int:
+    """Products of E numbers a token, beside those of units, by which experts or frozen routers decide."""
     if isinstance(spec, MoESpec):
-        deciding = spec.router_rows
-    elif isinstance(spec, TreeSpec) and spec.router == "frozen":
-        deciding = spec.shape.n_trees * spec.shape.depth
-    return 4 * active_units(spec) * width + 2 * deciding * width
+        return spec.router_rows
+    if isinstance(spec, TreeSpec) and spec.router == "frozen":
+        return spec.shape.n_trees * (spec.shape.depth - spec.hash_levels)
+    return 0
 
 
 def init_ffn(
