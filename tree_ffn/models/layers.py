@@ -44,10 +44,16 @@ def stack_layers(
         name: {key: value for key, value in part.items() if not key.startswith("run_")}
         for name, part in variables.items()
     }
-    first = 0
-    for i, (_, length) in enumerate(model.runs):
-        run = jax.tree.map(lambda *leaves: np.stack(leaves), *layers[first : first + length])
-        for name, part in run.items():
-            new.setdefault(name, {})[f"run_{i}"] = part
-        first += length
+    for run, parts in stack_runs(model, layers).items():
+        for name, part in parts.items():
+            new.setdefault(name, {})[run] = part
     return model, new
+
+
+def stack_runs(model: ModelSpec, layers: Sequence[dict]) -> dict[str, dict]:
+    """{run_i: arrays of its layers, stacked}, of one tree of arrays a layer."""
+    runs, first = {}, 0
+    for i, (_, length) in enumerate(model.runs):
+        runs[f"run_{i}"] = jax.tree.map(lambda *leaves: np.stack(leaves), *layers[first : first + length])
+        first += length
+    return runs

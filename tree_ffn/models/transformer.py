@@ -19,9 +19,19 @@ import jax.numpy as jnp
 from tree_ffn.models.attention import Attention, KeyValue
 from tree_ffn.models.ffn import FFN, update_routing
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
+from tree_ffn.tree import Info
 from tree_ffn.tree.products import float32_product
 
-__all__ = ["Cache", "InitSpec", "ModelSpec", "Transformer", "logits_of", "unrolled", "update_model_routing"]
+__all__ = [
+    "Cache",
+    "InitSpec",
+    "ModelSpec",
+    "Transformer",
+    "logits_of",
+    "padded_logits",
+    "unrolled",
+    "update_model_routing",
+]
 
 
 # Score of a row that is no token: its probability is 0 in float32, and no infinity meets a gradient.
@@ -192,6 +202,13 @@ def logits_of(spec: ModelSpec, params: dict, x_BCE: jax.Array) -> jax.Array:
     """
     y_BCE = LayerNorm(spec).apply({"params": params["ln_f"]}, x_BCE)
     return Embed(spec).bind({"params": params["embed"]}).logits(y_BCE)
+
+
+def padded_logits(spec: ModelSpec, variables: dict, tokens_BC: jax.Array):
+    """What `Transformer` returns, but with `logits_of` for the logits: no copy of them is made."""
+    infos: tuple[Info, ...]
+    x_BCE, infos = Transformer(spec).apply(variables, tokens_BC, states=True)
+    return logits_of(spec, variables["params"], x_BCE), infos
 
 
 def update_model_routing(spec: ModelSpec, routing: dict, infos) -> dict:

@@ -13,7 +13,7 @@ from tree_ffn.data import CorpusSpec, PreparedCorpus, Tokenizer, load_tokenizer,
 from tree_ffn.data.spec import FIELDS_OF, default_corpus
 from tree_ffn.data.whole import WholeText
 from tree_ffn.errors import InputError, check_positive_int
-from tree_ffn.models.transformer import Transformer, logits_of
+from tree_ffn.models.transformer import padded_logits
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.losses import token_losses
 from tree_ffn.training.metrics import active_share, loss_figures, usage_figures
@@ -161,7 +161,6 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
 
 def _nats(variables: dict, tokens: jax.Array, counted_BC: jax.Array, model) -> jax.Array:
     """Sum of the counted targets' cross-entropies."""
-    x_BCE, _ = Transformer(model).apply(variables, tokens[:, :-1], states=True)
-    logits_BCV = logits_of(model, variables["params"], x_BCE)
+    logits_BCV, _ = padded_logits(model, variables, tokens[:, :-1])
     nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
     return jnp.sum(nll_BC * counted_BC.astype(nll_BC.dtype))

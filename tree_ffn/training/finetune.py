@@ -19,11 +19,10 @@ import optax
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.models.transformer import Transformer
+from tree_ffn.models.transformer import Transformer, padded_logits
 from tree_ffn.training.losses import token_losses
 from tree_ffn.training.sharding import path_name
 from tree_ffn.training.step import TrainState, count_usage, train_step
-from tree_ffn.tree import Info
 
 TASKS, WEIGHTS, GRADUAL = ("lm", "qa"), ("all", "ffn"), ("none", "mix", "layers")
 
@@ -191,7 +190,6 @@ def finetune_step(
 def score_step(variables: dict, usage, rows, *, model: ModelSpec):
     """`step.eval_step` over the targets that count."""
     tokens, counted_BC = read_rows(rows)
-    infos: tuple[Info, ...]
-    logits_BCV, infos = Transformer(model).apply(variables, tokens[:, :-1])
+    logits_BCV, infos = padded_logits(model, variables, tokens[:, :-1])
     nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
     return row_mean(nll_BC, counted_BC), count_usage(usage, infos), tuple(info.leaf_TP for info in infos)

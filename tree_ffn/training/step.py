@@ -13,7 +13,7 @@ import optax
 
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.models.transformer import Transformer, logits_of, update_model_routing
+from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
 from tree_ffn.training.losses import next_token_loss
 from tree_ffn.tree import Info, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
@@ -51,10 +51,8 @@ def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransf
 
 def loss_fn(params, routing, batch, model: ModelSpec, z_loss: float):
     """Training loss of one batch, and (cross-entropy, infos)."""
-    infos: tuple[Info, ...]
     variables = {"params": params, "routing": routing}
-    x_BCE, infos = Transformer(model).apply(variables, batch[:, :-1], states=True)
-    logits_BCV = logits_of(model, params, x_BCE)
+    logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
     nll, loss = next_token_loss(logits_BCV, batch[:, 1:], z_loss)
     loss = loss + sum(jnp.sum(info.aux_loss) for info in infos)
     return loss, (nll, infos)
@@ -173,8 +171,6 @@ def train_step(
 
 def eval_step(variables: dict, usage, batch, *, model: ModelSpec):
     """Mean cross-entropy of one batch, `usage` with its visits added, and its leaves, one array a run."""
-    infos: tuple[Info, ...]
-    x_BCE, infos = Transformer(model).apply(variables, batch[:, :-1], states=True)
-    logits_BCV = logits_of(model, variables["params"], x_BCE)
+    logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
     nll, _ = next_token_loss(logits_BCV, batch[:, 1:])
     return nll, count_usage(usage, infos), tuple(info.leaf_TP for info in infos)

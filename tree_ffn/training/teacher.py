@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tree_ffn.errors import InputError
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.layers import split_layers
+from tree_ffn.models.layers import split_layers, stack_runs
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.finetune import FinetuneSpec, finetune_step, score_step
@@ -39,11 +39,7 @@ def given_by(student: ModelSpec, teacher: ModelSpec, variables: dict, spec: Fine
     given = {"teacher": variables} if spec.kl else {}
     if spec.beside:
         layers = [layer["params"]["ffn"] for layer in split_layers(teacher, variables)]
-        given["beside"], first = {}, 0
-        for i, (_, length) in enumerate(student.runs):
-            run = jax.tree.map(lambda *leaves: np.stack(leaves), *layers[first : first + length])
-            given["beside"][f"run_{i}"] = {"ffn": run}
-            first += length
+        given["beside"] = {name: {"ffn": run} for name, run in stack_runs(student, layers).items()}
     return given
 
 
