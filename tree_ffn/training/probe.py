@@ -3,6 +3,7 @@
 More than leaf ids tell, and as dear as a training step: for validations only.
 """
 
+import dataclasses
 import functools
 from typing import TypeGuard
 
@@ -35,6 +36,7 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
           tokens that visit it; 0 where none does;
         working: float32 [layers, P, U], share of all tokens at which it is above `WORKING`.
     """
+    model = dataclasses.replace(model, unroll=1)  # used now and then: a short program, soon compiled
     gradient = jax.grad(loss_fn, has_aux=True)
     grads, _ = gradient(variables["params"], variables["routing"], batch, model, 0.0)
     _, sown = Transformer(model).apply(variables, batch[:, :-1], mutable=["intermediates"])
