@@ -48,6 +48,7 @@ class Steps:
         run = functools.partial(
             step.train_step, model=self.model, optimizer=self._optimizer,
             schedule=optimizer.learning_rate(optim), accumulation=train.accumulation, z_loss=train.z_loss,
+            steps=train.steps,
         )  # fmt: skip
         self._step = jax.jit(run, donate_argnums=(0, 1))
         self._plain = jax.jit(functools.partial(run, count=False), donate_argnums=(0, 1))

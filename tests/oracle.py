@@ -6,6 +6,7 @@ levels, every derivative by hand. What the three executions compute is compared 
     z[p,n,u] = <w_in[p,n,u], x> + b_in[p,n,u]          r[p,n] = z[p,n,0] - threshold[p,n]
     n_0 = 0;  n_{l+1} = 2 n_l + 1 + [r[p,n_l] > 0]     (ties and NaN go left)
     y = b_out + sum_p sum_l g[p,l] sum_u act(z[p,n_l,u]) w_out[p,n_l,u] + shared units
+      + leak sum_p sum_n (n not on the path) sum_u act(z[p,n,u]) w_out[p,n,u]
 """
 
 import math
@@ -154,6 +155,13 @@ def _descend(params, x, spec, tree, node=0, leaf=None, sides=()):
         level += 1
 
 
+def _off_path(params, x, spec, tree, steps, leak):
+    """The nodes that the path does not visit, with the leak for a gate; none without a leak."""
+    visited = {step.node for step in steps}
+    nodes = range(2 ** (spec.shape.depth + 1) - 1) if leak else ()
+    return [Step(node, *_visit(params, x, spec, tree, node), leak) for node in nodes if node not in visited]
+
+
 def _node_units(spec, step):
     """`_unit` of a node's units; a silent router neither adds nor learns as a unit."""
     value, slope = (part.copy() for part in _unit(spec, step.z))
@@ -166,16 +174,18 @@ def _path_sum(params, spec, tree, steps):
     return sum(s.gate * (_node_units(spec, s)[0] @ params["w_out"][tree, s.rows]) for s in steps)
 
 
-def _pre_output(params, x, spec, paths):
-    """The sum over all active units, without b_out."""
-    total = sum(_path_sum(params, spec, tree, steps) for tree, steps in enumerate(paths))
+def _pre_output(params, x, spec, paths, leak):
+    """The sum over all active and leaking units, without b_out."""
+    total = 0
+    for tree, steps in enumerate(paths):
+        total = total + _path_sum(params, spec, tree, steps + _off_path(params, x, spec, tree, steps, leak))
     if "shared" in params:
         shared = params["shared"]
         total = total + _unit(spec, shared["w_in"] @ x + shared["b_in"])[0] @ shared["w_out"]
     return total
 
 
-def forward(params, x_TE, spec, leaf_TP=None, token_T=None) -> Result:
+def forward(params, x_TE, spec, leaf_TP=None, token_T=None, leak=0.0) -> Result:
     """The layer's output, along the paths to `leaf_TP` or its own, whose hashed sides `token_T` decide."""
     params, x_TE = to_float64(params), to_float64(x_TE)
     y, leaf, all_paths = np.zeros_like(x_TE), [], []
@@ -185,14 +195,14 @@ def forward(params, x_TE, spec, leaf_TP=None, token_T=None) -> Result:
             given = None if leaf_TP is None else int(leaf_TP[t, p])
             sides = () if token_T is None else _sides(params, spec, p, token_T[t])
             paths.append(_descend(params, x, spec, p, leaf=given, sides=sides))
-        total = _pre_output(params, x, spec, paths)
+        total = _pre_output(params, x, spec, paths, leak)
         y[t] = params["b_out"] + (total if spec.act_site == "node" else _act(spec, total)[0])
         leaf.append([steps[-1].node - (2**spec.shape.depth - 1) for steps in paths])
         all_paths.append(paths)
     return Result(y, np.array(leaf, np.int32).reshape(len(x_TE), spec.shape.n_trees), all_paths)
 
 
-def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates):
+def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates, leak):
     """dL/dr of every visited deciding node, from routing alone."""
     depth = spec.shape.depth
     d_r = np.zeros(depth + 1)
@@ -205,7 +215,7 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates):
             value_other = _path_sum(params, spec, tree, _descend(params, x, spec, tree, node=other))
             rise = value_taken - value_other if taken == left + 1 else value_other - value_taken
             e = math.exp(-abs(spec.beta * steps[level].r))
-            d_r[level] = spec.beta * e / (1 + e) ** 2 * (d_sum @ rise)
+            d_r[level] = (1 - leak) * spec.beta * e / (1 + e) ** 2 * (d_sum @ rise)
     if spec.routing == "continuous":
         c = [_c(spec, step.r) for step in steps[:depth]]
         c[: spec.hash_levels] = [1.0] * spec.hash_levels
@@ -222,34 +232,37 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates):
     return d_r
 
 
-def backward(params, x_TE, spec, dy_TE, leaf_TP=None, token_T=None):
+def backward(params, x_TE, spec, dy_TE, leaf_TP=None, token_T=None, leak=0.0):
     """Gradients of sum(dy * y): a dict like params (without threshold and router), and dx [T, E]."""
     params, x_TE, dy_TE = to_float64(params), to_float64(x_TE), to_float64(dy_TE)
     grads = {name: np.zeros_like(params[name]) for name in ("w_in", "b_in", "w_out", "b_out")}
     if "shared" in params:
         grads["shared"] = {name: np.zeros_like(w) for name, w in params["shared"].items()}
     dx_TE = np.zeros_like(x_TE)
-    result = forward(params, x_TE, spec, leaf_TP, token_T)
+    result = forward(params, x_TE, spec, leaf_TP, token_T, leak)
     for t, (x, dy) in enumerate(zip(x_TE, dy_TE)):
         grads["b_out"] += dy
         d_sum = dy
         if spec.act_site == "sum":
-            d_sum = dy * _act(spec, _pre_output(params, x, spec, result.paths[t]))[1]
+            d_sum = dy * _act(spec, _pre_output(params, x, spec, result.paths[t], leak))[1]
         for p, steps in enumerate(result.paths[t]):
             d_z, d_gates = [], []
-            for step in steps:
+            working = steps + _off_path(params, x, spec, p, steps, leak)
+            for step in working:
                 value, slope = _node_units(spec, step)
                 along = params["w_out"][p, step.rows] @ d_sum
                 grads["w_out"][p, step.rows] += step.gate * np.outer(value, d_sum)
                 d_z.append(step.gate * along * slope)
                 d_gates.append(value @ along)
-            d_r = _decision_gradients(params, x, spec, p, steps, d_sum, d_gates)
-            for level, step in enumerate(steps):
-                if spec.router != "frozen":
-                    d_z[level][0] += d_r[level]
-                grads["w_in"][p, step.rows] += np.outer(d_z[level], x)
-                grads["b_in"][p, step.rows] += d_z[level]
-                dx_TE[t] += d_z[level] @ params["w_in"][p, step.rows]
+            if spec.router != "frozen":
+                for level, d_r in enumerate(
+                    _decision_gradients(params, x, spec, p, steps, d_sum, d_gates, leak)
+                ):
+                    d_z[level][0] += d_r
+            for step, d_step in zip(working, d_z):
+                grads["w_in"][p, step.rows] += np.outer(d_step, x)
+                grads["b_in"][p, step.rows] += d_step
+                dx_TE[t] += d_step @ params["w_in"][p, step.rows]
         if "shared" in params:
             shared, d_shared = params["shared"], grads["shared"]
             value, slope = _unit(spec, shared["w_in"] @ x + shared["b_in"])

@@ -27,6 +27,11 @@ def floor(share, rate):
     return {"ffn.balance": "sign", "ffn.balance_floor": share, "ffn.balance_rate": rate}
 
 
+def leak(first, share):
+    """Off the path, units add so much of themselves at first, and nothing after `share` of the training."""
+    return {"ffn.leak": first, "ffn.leak_share": share}
+
+
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
 
@@ -38,6 +43,9 @@ ROWS = {
     "tree_straight_P1_D5_thin_hash3": {**STRAIGHT, **THIN, **HASH3},
     "tree_straight_P3_D5_thin_hash3": {**STRAIGHT, **THREE_THIN, **HASH3},
     "tree_continuous_P1_W12_hash4": {**CONTINUOUS, **ONE, **HASH4},
+    "tree_straight_P12_W1_leak20": {**STRAIGHT, **MANY, **leak(0.2, 0.8)},
+    "tree_straight_P12_W1_leak30": {**STRAIGHT, **MANY, **leak(0.3, 0.9)},
+    "tree_straight_P12_W1_hash4_leak20": {**STRAIGHT, **MANY, **HASH4, **leak(0.2, 0.8)},
     "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **floor(0.05, 1e-3)},
     "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **floor(0.2, 1e-3)},
     "tree_straight_P3_W4": {**STRAIGHT, **FEW},

@@ -8,7 +8,7 @@ F = 510, or 383 where routers of one unit stand above wide leaves (thin). One le
 best of every kind in results/t1_cpu_tuning.jsonl.
 """
 
-from configs.sweeps.quality import CONTINUOUS, HASH3, HASH4, LOGISTIC, PRODUCT, SILENT, STRAIGHT, floor
+from configs.sweeps.quality import CONTINUOUS, HASH3, HASH4, LOGISTIC, PRODUCT, SILENT, STRAIGHT, floor, leak
 
 WIDE = {"ffn.n_trees": 1, "ffn.node_width": (2,)}
 THIN = {"ffn.n_trees": 1, "ffn.node_width": (1, 1, 1, 1, 1, 11), "ffn.depth": 5}
@@ -25,6 +25,9 @@ ROWS = {
     "tree_straight_P1_D5_thin_hash4": {**STRAIGHT, **THIN, **HASH4},
     "tree_continuous_P1_D5_thin_hash3": {**CONTINUOUS, **THIN, **HASH3},
     "tree_straight_P2_W1": STRAIGHT,
+    "tree_straight_P2_W1_leak20": {**STRAIGHT, **leak(0.2, 0.8)},
+    "tree_straight_P2_W1_leak30": {**STRAIGHT, **leak(0.3, 0.9)},
+    "tree_straight_P2_W1_leak40": {**STRAIGHT, **leak(0.4, 0.9)},
     "tree_straight_P2_W1_floor5": {**STRAIGHT, **floor(0.05, 1e-2)},
     "tree_straight_P2_W1_floor20": {**STRAIGHT, **floor(0.2, 1e-2)},
     "tree_straight_P1_W2": {**STRAIGHT, **WIDE},

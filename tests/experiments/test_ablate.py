@@ -297,8 +297,8 @@ N_ROWS = {
     "t1_small": 11,
     "t4_cpu": 12,
     "t4_small": 32,
-    "quality": 27,
-    "quality_cpu": 24,
+    "quality": 30,
+    "quality_cpu": 27,
 }
 
 

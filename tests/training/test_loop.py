@@ -214,6 +214,10 @@ STRAIGHT = {"ffn__routing": "straight_through"}
             "ffn.implementation: 'grouped' .* 'masked' or 'auto'",
         ),
         (STRAIGHT | {"ffn__implementation": "gather"}, "ffn.implementation: 'gather' .* 'masked' or 'auto'"),
+        (
+            {"ffn__routing": "hard", "ffn__leak": 0.2, "ffn__implementation": "grouped"},
+            "ffn.implementation: 'grouped' .*ffn.leak.* 'masked' or 'auto'",
+        ),
         ({"model__n_heads": 3}, "model.width: 32 is not allowed"),
         ({"data__tokenizer": "words"}, "words"),
     ],

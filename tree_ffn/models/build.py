@@ -17,10 +17,10 @@ MODEL_FIELDS = (
 )  # fmt: skip
 TREE_FIELDS = (
     "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
-    "balance", "balance_rate", "balance_floor", "hash_levels",
+    "balance", "balance_rate", "balance_floor", "hash_levels", "leak", "leak_share",
 )  # fmt: skip
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
-ADDED_FIELDS = ("router", "openness", "balance_floor", "hash_levels", "unroll")
+ADDED_FIELDS = ("router", "openness", "balance_floor", "hash_levels", "unroll", "leak", "leak_share")
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
 )  # fmt: skip

@@ -137,6 +137,8 @@ def _layer_line(ffn: FFNSpec) -> str:
         tree += f", {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
     elif hashed:
         tree += f", the first {hashed} decisions by the token's id"
+    if ffn.leak:
+        tree += f", in training a leak of {ffn.leak:g} until {ffn.leak_share:.0%} are over"
     if ffn.router != "frozen":
         return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
     products = f"{separate_routers(ffn)} products a token are not counted in A"

@@ -92,13 +92,15 @@ def init_ffn(
     return init(key, spec, width, w_in_scale=w_in_scale, w_out_scale=w_out_scale, param_dtype=param_dtype)
 
 
-def apply_ffn(params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None):
-    """(y_TE, Info) of any layer; trees alone read `implementation`, and hashes the ids token_T."""
+def apply_ffn(
+    params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None, leak=None
+):
+    """(y_TE, Info) of any layer; trees alone read `implementation` and `leak`, and hashes the ids token_T."""
     if isinstance(spec, DenseSpec):
         return dense.dense_ffn(params, x_TE, spec)
     if isinstance(spec, MoESpec):
         return moe.moe_ffn(params, x_TE, spec, token_T)
-    return sharded_tree_ffn(params, x_TE, spec, implementation, token_T)
+    return sharded_tree_ffn(params, x_TE, spec, implementation, token_T, leak)
 
 
 def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
@@ -209,7 +211,8 @@ class FFN(nn.Module):
         self.sow("intermediates", "x", x)
         self.sow("intermediates", "tokens", tokens)
         token_T = None if tokens is None else tokens.reshape(-1)
-        y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation, token_T)
+        leak = self.variables.get("leak", {}).get("leak")  # in training alone (see training/leak.py)
+        y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation, token_T, leak)
         if beside := self.variables.get("beside"):  # fine-tuning of converted layers (training/finetune.py)
             y_TE, gap = blend(beside, x.reshape(-1, width), y_TE, self.spec)
             self.sow("gap", "ffn", gap)

@@ -20,7 +20,7 @@ TREE_NAMES = ("w_in", "b_in", "w_out", "threshold", "router", "salt", *STRUCTURE
 
 
 def sharded_tree_ffn(
-    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None, token_T=None
+    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None, token_T=None, leak=None
 ):
     """`tree_ffn`, split over the mesh that `jax.set_mesh` made current.
 
@@ -37,7 +37,7 @@ def sharded_tree_ffn(
     """
     axes = _mesh_axes()
     if axes["data"] * axes["model"] == 1:
-        return tree_ffn(params, x_TE, spec, implementation, token_T)
+        return tree_ffn(params, x_TE, spec, implementation, token_T, leak)
     n_tokens, n_trees = x_TE.shape[0], spec.shape.n_trees
     model = axes["model"]
     by_trees = model > 1 and n_trees % model == 0 and not isinstance(spec, PrunedSpec)
@@ -48,18 +48,23 @@ def sharded_tree_ffn(
     local_shape = dataclasses.replace(spec.shape, n_trees=n_trees // model) if by_trees else spec.shape
     local_spec = dataclasses.replace(spec, shape=local_shape)
 
-    def walk(params, x_TE, token_T):
-        s_TE, leaf_TP = sum_of_trees(params, x_TE, local_spec, implementation, token_T)
+    def walk(params, x_TE, token_T, leak):
+        s_TE, leaf_TP = sum_of_trees(params, x_TE, local_spec, implementation, token_T, leak)
         return s_TE[None], leaf_TP
 
     # Partial sums leave as [model, T, E] and are added outside: the partitioner
     # makes that one all-reduce, and its transpose costs no communication.
     s_MTE, leaf_TP = jax.shard_map(
         walk,
-        in_specs=(PartitionSpec(trees_over), PartitionSpec(over or None), PartitionSpec(over or None)),
+        in_specs=(
+            PartitionSpec(trees_over),
+            PartitionSpec(over or None),
+            PartitionSpec(over or None),
+            PartitionSpec(),
+        ),
         out_specs=(PartitionSpec(trees_over, over or None), PartitionSpec(over or None, trees_over)),
         check_vma=False,  # the loops of the executions start from constants, which vary over no axis
-    )({name: params[name] for name in TREE_NAMES if name in params}, x_TE, token_T)
+    )({name: params[name] for name in TREE_NAMES if name in params}, x_TE, token_T, leak)
     y_TE = finish(params, x_TE, s_MTE.sum(axis=0), spec)
     return y_TE, Info(leaf_TP, jax.numpy.zeros((), jax.numpy.float32))
 

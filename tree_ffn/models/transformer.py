@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+# What layers hold and sow, stacked over the layers of a run; the first two are a model's own.
+COLLECTIONS = ("params", "routing", "intermediates", "leak", "beside", "gap")
+
 # Score of a row that is no token: its probability is 0 in float32, and no infinity meets a gradient.
 NEVER = -1e30
 
@@ -172,7 +175,7 @@ class Transformer(nn.Module):
         for i, (ffn, length) in enumerate(spec.runs):
             run = nn.scan(
                 layer_class,
-                variable_axes={"params": 0, "routing": 0, "intermediates": 0, "beside": 0, "gap": 0},
+                variable_axes=dict.fromkeys(COLLECTIONS, 0),
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),
                 length=length,

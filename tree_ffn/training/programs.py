@@ -101,6 +101,7 @@ def compile_programs(plan: Plan) -> Programs:
         schedule=optimizer.learning_rate(plan.optim),
         accumulation=plan.train.accumulation,
         z_loss=plan.train.z_loss,
+        steps=plan.train.steps,
     )
     return Programs(
         abstract=abstract,

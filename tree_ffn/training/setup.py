@@ -10,6 +10,7 @@ from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
+from tree_ffn.training.leak import leaks
 from tree_ffn.tree import PrunedSpec, TreeSpec
 
 
@@ -120,6 +121,11 @@ def check_trainable(model: ModelSpec) -> None:
         raise InputError(
             f"ffn.implementation: {model.implementation!r} cannot train ffn.routing='straight_through'; "
             "use 'masked' or 'auto'."
+        )
+    if any(map(leaks, model.ffns)) and model.implementation not in (None, "masked"):
+        raise InputError(
+            f"ffn.implementation: {model.implementation!r} cannot train ffn.leak: it computes no unit off "
+            "the path; use 'masked' or 'auto'."
         )
 
 

@@ -14,6 +14,7 @@ import optax
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
+from tree_ffn.training.leak import with_leaks
 from tree_ffn.training.losses import next_token_loss
 from tree_ffn.tree import Info, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
@@ -49,9 +50,14 @@ def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransf
     return TrainState(jnp.int32(0), params, routing, optimizer.init(params))
 
 
-def loss_fn(params, routing, batch, model: ModelSpec, z_loss: float):
-    """Training loss of one batch, and (cross-entropy, infos)."""
+def loss_fn(params, routing, batch, model: ModelSpec, z_loss: float, done: jax.Array | None = None):
+    """Training loss of one batch, and (cross-entropy, infos).
+
+    `done` is the share of the training that is over, by which leaks fall (`leak`); without it nothing leaks.
+    """
     variables = {"params": params, "routing": routing}
+    if done is not None:
+        variables = with_leaks(variables, model, done)
     logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
     nll, loss = next_token_loss(logits_BCV, batch[:, 1:], z_loss)
     loss = loss + sum(jnp.sum(info.aux_loss) for info in infos)
@@ -130,6 +136,7 @@ def train_step(
     schedule,
     accumulation: int = 1,
     z_loss: float = 0.0,
+    steps: int | None = None,
     count: bool = True,
     loss=None,
 ):
@@ -144,6 +151,7 @@ def train_step(
       schedule: its learning rate, to report it.
       accumulation: microbatches; divides B.
       z_loss: weight of the z-loss.
+      steps: of the whole training: leaks fall with the share that is over; without it nothing leaks.
       count: add this step's visits to `usage`; without it one sees what that costs.
       loss: another loss than `loss_fn`: (params, batch) to (loss, (cross-entropy, infos)).
 
@@ -153,7 +161,8 @@ def train_step(
       the parameters: if it is finite, so are they).
     """
     if loss is None:
-        loss = lambda params, rows: loss_fn(params, state.routing, rows, model, z_loss)
+        done = None if steps is None else state.step.astype(jnp.float32) / steps
+        loss = lambda params, rows: loss_fn(params, state.routing, rows, model, z_loss, done)
     grads, nll, infos = _gradients(state.params, batch, loss, accumulation)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

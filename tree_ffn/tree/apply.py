@@ -19,6 +19,7 @@ def tree_ffn(
     spec: TreeSpec,
     implementation: str | None = None,
     token_T: jax.Array | None = None,
+    leak: jax.Array | None = None,
 ) -> tuple[jax.Array, Info]:
     """A feed-forward layer of P trees: every token walks one hard path per tree.
 
@@ -29,7 +30,8 @@ def tree_ffn(
                   + sum_s act(<w_in_shared[s], x> + b_in_shared[s]) w_out_shared[s]
 
     At `act_site="sum"` units enter the sum linearly, shared ones too, and
-    y = b_out + act(sum). The gate g is 1 but under continuous routing.
+    y = b_out + act(sum). The gate g is 1 but under continuous routing. With a leak, which only training
+    has, the units off the path add too: leak act(z) w_out each.
 
     Args:
       params: see `init_params`.
@@ -39,12 +41,14 @@ def tree_ffn(
       implementation: `masked`, `gather` or `grouped`; None picks one by the
         rule of `pick_implementation`. All compute the same function.
       token_T: int32 ids of the tokens; only `hash_levels` read them.
+      leak: float32 scalar, `TreeSpec.leak_at`; masked execution alone has it.
 
     Returns:
       y_TE in x's dtype, and Info(leaf_TP, aux_loss=0).
 
     Raises:
-      InputError: an unknown implementation, or weights that do not fit the spec.
+      InputError: an unknown implementation, one without a leak where there is one, or weights that do
+        not fit the spec.
 
     Example:
       >>> from tree_ffn.tree import TreeShape, TreeSpec
@@ -59,7 +63,7 @@ def tree_ffn(
     layer of UltraFastBERT, arXiv 2311.10770.
     """
     _check_fit(params, x_TE, spec)
-    s_TE, leaf_TP = sum_of_trees(params, x_TE, spec, implementation, token_T)
+    s_TE, leaf_TP = sum_of_trees(params, x_TE, spec, implementation, token_T, leak)
     return finish(params, x_TE, s_TE, spec), Info(leaf_TP, jnp.zeros((), jnp.float32))
 
 
@@ -162,9 +166,12 @@ def _normal(key, shape, std, dtype):
 
 
 def sum_of_trees(
-    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None, token_T=None
+    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None, token_T=None, leak=None
 ):
     """(s_TE, leaf_TP): what the trees add up to, before `finish`; some trees give a part of the sum."""
+    if leak is not None:
+        check_leaks(implementation)
+        return masked.trees(params, x_TE, spec, token_T, leak)
     if implementation is not None:
         check_implementation(spec, implementation)
         return IMPLEMENTATIONS[implementation](params, x_TE, spec, token_T)
@@ -181,6 +188,15 @@ def check_implementation(spec: TreeSpec, implementation: str) -> None:
         raise InputError(
             "implementation: 'masked' cannot execute a pruned layer; use 'gather' or 'grouped', or name none "
             "('auto' in a config) to have one chosen."
+        )
+
+
+def check_leaks(implementation: str | None) -> None:
+    """Raises InputError unless an execution computes units off the path."""
+    if implementation not in (None, "masked"):
+        raise InputError(
+            f"implementation: {implementation!r} computes no unit off the path, and so none that leaks; use "
+            "'masked', or name none ('auto' in a config)."
         )
 
 

@@ -20,10 +20,15 @@ from tree_ffn.tree.products import float32_product
 from tree_ffn.tree.spec import TreeSpec
 
 
-def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[jax.Array, jax.Array]:
+def trees(
+    params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None, leak: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Sum of the trees' paths, without shared units and b_out.
 
         s[t] = sum_p sum_n visited[t, p, n] g[t, p, n] sum_u act(z[t, p, n, u]) w_out[p, n, u]
+
+    With a leak, under hard and straight-through routing, units off the path are not left out: there
+    visited g is leak + (1 - leak) visited.
 
     Args:
       params: {w_in [P,U,E], b_in [P,U], w_out [P,U,E], threshold [P,N]} and,
@@ -31,21 +36,24 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[
       x_TE: tokens, float32 or bfloat16.
       spec: the layer.
       token_T: int32 ids of the tokens, which `hash_levels` read.
+      leak: float32 scalar (`TreeSpec.leak_at`); None is 0.
 
     Returns:
       s_TE in x's dtype, leaf_TP int32.
     """
-    h_TPU, leaf_TP = hidden(params, x_TE, spec, token_T)
+    h_TPU, leaf_TP = hidden(params, x_TE, spec, token_T, leak)
     w_out_FE = params["w_out"].astype(x_TE.dtype).reshape(-1, x_TE.shape[1])
     s_TE = h_TPU.astype(x_TE.dtype).reshape(x_TE.shape[0], -1) @ w_out_FE
     return s_TE, leaf_TP
 
 
-def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[jax.Array, jax.Array]:
-    """What the path's units add to the sum before w_out: g * act(z), and 0 elsewhere.
+def hidden(
+    params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None, leak: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What units add to the sum before w_out: on the path g * act(z), elsewhere leak * act(z), or 0.
 
     Args:
-      params, x_TE, spec, token_T: as `trees` takes them.
+      params, x_TE, spec, token_T, leak: as `trees` takes them.
 
     Returns:
       h_TPU float32, leaf_TP int32.
@@ -62,7 +70,7 @@ def hidden(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple
         leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec, right_TPH)
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
     path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
-    return path_units(z_TPU, r_TPR, leaf_TP, spec), leaf_TP
+    return path_units(z_TPU, r_TPR, leaf_TP, spec, leak), leaf_TP
 
 
 def _first_units(z_TPU, spec: TreeSpec):
@@ -75,14 +83,25 @@ def _first_units(z_TPU, spec: TreeSpec):
     return jnp.concatenate(levels, axis=-1) if levels else z_TPU[..., :0]
 
 
-def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec) -> jax.Array:
-    """g * act(z) of the units on the path, 0 elsewhere (also where a unit there is not finite)."""
+def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec, leak) -> jax.Array:
+    """g * act(z) of the units on the path; elsewhere 0 (also where a unit is not finite), or what leaks."""
     if spec.routing == "straight_through":
-        return _straight_through(z_TPU, r_TPR, leaf_TP, spec)
+        return _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec)
     units = routing.unit_activation(spec)(z_TPU)
     if spec.routing == "continuous":
         units = _gates_of_units(r_TPR, leaf_TP, spec) * units
-    return jnp.where(_working_units(leaf_TP, spec), units, 0.0)
+    return _weighted(units, leaf_TP, leak, spec)
+
+
+def _weighted(units_TPU, leaf_TP, leak, spec: TreeSpec):
+    """Units on the path whole, elsewhere 0 or the share `leak` of them; silent routers always 0."""
+    working_TPU = _working_units(leaf_TP, spec)
+    if leak is None:
+        return jnp.where(working_TPU, units_TPU, 0.0)
+    off_path = leak * units_TPU
+    if spec.router == "silent":
+        off_path = jnp.where(_speaking_units(spec)[None, None], off_path, 0.0)
+    return jnp.where(working_TPU, units_TPU, off_path)
 
 
 def _working_units(leaf_TP, spec: TreeSpec):
@@ -126,35 +145,39 @@ def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
     return jnp.concatenate(runs, axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _straight_through(z_TPU, r_TPR, leaf_TP, spec: TreeSpec):
-    """The hard path's units; backward also gives decisions their surrogate gradient.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec: TreeSpec):
+    """The hard path's units, and what leaks; backward also gives decisions their surrogate gradient.
 
     With the gradient dh of every unit, a node is worth v[n] = sum_u dh[n, u] act(z[n, u])
     and the hard path from it V[n] = v[n] + V[child]; then, at every visited node,
 
-        dr[n] = beta s'(beta r[n]) (V[right] - V[left]),   s the logistic function.
+        dr[n] = beta s'(beta r[n]) (V[right] - V[left]),   s the logistic function,
+
+    times 1 - leak: so much more a unit adds on the path than off it.
     """
     del r_TPR
-    return jnp.where(_working_units(leaf_TP, spec), routing.unit_activation(spec)(z_TPU), 0.0)
+    return _weighted(routing.unit_activation(spec)(z_TPU), leaf_TP, leak, spec)
 
 
-def _straight_through_fwd(z_TPU, r_TPR, leaf_TP, spec):
-    return _straight_through(z_TPU, r_TPR, leaf_TP, spec), (z_TPU, r_TPR, leaf_TP)
+def _straight_through_fwd(z_TPU, r_TPR, leaf_TP, leak, spec):
+    return _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec), (z_TPU, r_TPR, leaf_TP, leak)
 
 
 def _straight_through_bwd(spec, saved, dh_TPU):
-    z_TPU, r_TPR, leaf_TP = saved
+    z_TPU, r_TPR, leaf_TP, leak = saved
     units, vjp = jax.vjp(routing.unit_activation(spec), z_TPU)
     worth_TPN = _node_sums(dh_TPU * units, spec)
     dr_TPD = _decision_gradients(worth_TPN, r_TPR, leaf_TP, spec)
+    if leak is not None:
+        dr_TPD = (1 - leak) * dr_TPD
     dr_levels = [
         jnp.where(_on_path(leaf_TP, level, spec), dr_TPD[..., level, None], 0.0)
         for level in range(spec.shape.depth)
     ]
     dr_TPR = jnp.concatenate(dr_levels, axis=-1) if dr_levels else jnp.zeros_like(r_TPR)
-    (dz_TPU,) = vjp(jnp.where(_working_units(leaf_TP, spec), dh_TPU, 0.0))
-    return dz_TPU, dr_TPR, None
+    (dz_TPU,) = vjp(_weighted(dh_TPU, leaf_TP, leak, spec))
+    return dz_TPU, dr_TPR, None, None
 
 
 def _node_sums(value_TPU, spec: TreeSpec):

@@ -76,7 +76,8 @@ def prune(params: dict, spec: TreeSpec, keep_PJ: np.ndarray) -> tuple[PrunedSpec
     params, shape = jax.tree.map(np.asarray, params), spec.shape
     _check_keep(params, spec, keep_PJ)
     kept = [_per_level(keep_PJ, level, np.any) for level in range(shape.n_levels)]
-    pruned_spec = PrunedSpec(**_fields(spec), nodes=tuple(int(level.sum()) for level in kept))
+    fields = {**_fields(spec), "leak": 0.0}  # there is nothing left to train off the path
+    pruned_spec = PrunedSpec(**fields, nodes=tuple(int(level.sum()) for level in kept))
     units, nodes = _places(params, spec)
     unit_rows = [
         (units[level][kept[level]][:, None] + np.arange(width)[None]).reshape(-1)
