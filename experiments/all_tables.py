@@ -2,11 +2,13 @@
 
 import glob
 import os
+import re
 import statistics
 
 from experiments import record
 from experiments.conversion_table import conversion, kind_of
 from experiments.lines import (
+    COMMON,
     NO_MATTER,
     baseline,
     block,
@@ -47,6 +49,7 @@ from experiments.speed_tables import (
     trained_on,
 )
 from tree_ffn.errors import InputError
+from tree_ffn.training.config import differing_keys
 
 
 def make_tables(pattern: str, mix: bool = False) -> list[Table]:
@@ -96,9 +99,24 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
             mine = {device: mixed(rows) for device, rows in groups(found, lambda row: row["device"]).items()}
         else:
             mine = groups(found, key)
+        if name in LENDERS:
+            mine = {at: rows + baselines(rows, LENDERS[name], measured) for at, rows in mine.items()}
         grids = groups((row for row in tuning if (row["table"], row["metric"]) == (name, BITS)), trained)
         parts += [make(rows) for rows in mine.values()] + [tuning_grid(rows) for rows in grids.values()]
     return parts
+
+
+def baselines(rows: list[dict], lender: str, measured: list[dict]) -> list[dict]:
+    """Rows of another table, of the same task and device, for the baselines that a table has not itself."""
+    own = {row["row"].partition("_")[0] for row in rows}
+    return [
+        row
+        for row in measured
+        if row["table"] == lender
+        and row["row"].partition("_")[0] in {"dense", "narrow", "moe"} - own
+        and trained(row) == trained(rows[0])
+        and not any(re.match(COMMON, key) for key in differing_keys(row["config"], rows[0]["config"]))
+    ]
 
 
 def check_not_empty(paths: list[str]) -> None:
@@ -154,6 +172,9 @@ def tuning_grid(rows: list[dict]) -> Table:
     title = f"Learning rates of {rows[0]['table']}, {setting(rows[0], 'train.steps')} steps"
     return block(title, text, ["", *(f"lr {rate:g}" for rate in rates)], cells, last_of(lines), lines=lines)
 
+
+# Tables of attempts at the protocol of another one, whose baselines they are compared with.
+LENDERS = {"quality_attempts": "t1_small"}
 
 # name: (what makes a table of its own, how it is made), in README's order.
 TABLES = {

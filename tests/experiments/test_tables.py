@@ -71,6 +71,24 @@ def test_mean_spread_and_gap(small):
     assert "python -m experiments.train --config=configs/cpu_small.py" in text
 
 
+def test_attempts_stand_beside_the_baselines_of_their_task(tmp_path):
+    path = tmp_path / "t1_small.jsonl"
+    for row, loss in (("dense", 2.0), ("narrow_A16", 3.0), ("tree_hard_P2_W1", 2.9)):
+        add(path, row, 0, table="t1_small", loss=loss)
+    add(path, "dense", 1, table="t1_small", of=config(sha="2" * 64, steps=1500), loss=1.0)
+    for row, loss, of in (
+        ("hash_X32", 2.25, config()),
+        ("hash_tree_P2", 2.5, config(sha="3" * 64, steps=1500)),
+    ):
+        add(path, row, 0, table="quality_attempts", of=of, loss=loss)
+    text = render(str(path))
+    attempts = text[text.index("### Attempts") :]
+    assert cells(attempts, "`hash_X32`")[0][3] == "0.750 (one seed)"
+    assert len(cells(attempts, "`dense`")) == len(cells(attempts, "`narrow_A16`")) == 1
+    assert not cells(attempts, "`tree_hard_P2_W1`")  # no baseline
+    assert cells(attempts, "`hash_tree_P2`")[0][3] == ""  # of another text: nothing to be compared with
+
+
 def test_lengths_and_devices_are_tables_of_their_own(small):
     add(small, "dense", 0, of=config(steps=1500), loss=1.5)
     add(small, "dense", 0, device="h200", loss=1.0)
