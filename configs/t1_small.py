@@ -34,12 +34,12 @@ ROWS = {
     "tree_continuous_P1_W12": {**CONTINUOUS, **ONE},
 }
 
-# Steps of 32,768 tokens: 60 M tokens, and the 15 M by which learning rates are chosen.
-STEPS = {"full": 1831, "tune": 458}
+# Steps of 32,768 tokens: 60 M tokens, the 15 M by which learning rates are chosen, and 30 and 120 M.
+STEPS = {"full": 1831, "tune": 458, "half": 916, "double": 3662}
 
 
 def get_config(arg=None):
-    """Arguments: row (one of ROWS), length (full or tune), seed."""
+    """Arguments: row (one of ROWS), length (a name of STEPS), seed."""
     arg = common.parse_arg(arg, row="tree_continuous_P1_W12", length="full", seed=0)
     common.check_known(arg, row=ROWS, length=STEPS)
     config = common.base_config()

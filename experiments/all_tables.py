@@ -2,17 +2,17 @@
 
 import glob
 import os
-import re
 import statistics
 
 from experiments import record
 from experiments.conversion_table import conversion, kind_of
+from experiments.curve_tables import meeting_point, quality_curves, trained_text
 from experiments.lines import (
-    COMMON,
     NO_MATTER,
     baseline,
     block,
     by_seed,
+    differences,
     groups,
     last_of,
     learning_rate,
@@ -49,7 +49,6 @@ from experiments.speed_tables import (
     trained_on,
 )
 from tree_ffn.errors import InputError
-from tree_ffn.training.config import differing_keys
 
 
 def make_tables(pattern: str, mix: bool = False) -> list[Table]:
@@ -100,22 +99,22 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
         else:
             mine = groups(found, key)
         if name in LENDERS:
-            mine = {at: rows + baselines(rows, LENDERS[name], measured) for at, rows in mine.items()}
+            mine = {at: rows + LENDERS[name](rows, measured) for at, rows in mine.items()}
         grids = groups((row for row in tuning if (row["table"], row["metric"]) == (name, BITS)), trained)
         parts += [make(rows) for rows in mine.values()] + [tuning_grid(rows) for rows in grids.values()]
     return parts
 
 
-def baselines(rows: list[dict], lender: str, measured: list[dict]) -> list[dict]:
-    """Rows of another table, of the same task and device, for the baselines that a table has not itself."""
+def baselines(rows: list[dict], measured: list[dict]) -> list[dict]:
+    """T1's rows, of the same task and device, for the baselines that attempts at its protocol have not."""
     own = {row["row"].partition("_")[0] for row in rows}
     return [
         row
         for row in measured
-        if row["table"] == lender
+        if row["table"] == "t1_small"
         and row["row"].partition("_")[0] in {"dense", "narrow", "moe"} - own
         and trained(row) == trained(rows[0])
-        and not any(re.match(COMMON, key) for key in differing_keys(row["config"], rows[0]["config"]))
+        and not differences([rows[0]["config"], row["config"]])
     ]
 
 
@@ -173,8 +172,8 @@ def tuning_grid(rows: list[dict]) -> Table:
     return block(title, text, ["", *(f"lr {rate:g}" for rate in rates)], cells, last_of(lines), lines=lines)
 
 
-# Tables of attempts at the protocol of another one, whose baselines they are compared with.
-LENDERS = {"quality_attempts": "t1_small"}
+# Tables that stand on rows of others.
+LENDERS = {"quality_attempts": baselines, "quality_curves": meeting_point}
 
 # name: (what makes a table of its own, how it is made), in README's order.
 TABLES = {
@@ -182,6 +181,7 @@ TABLES = {
     "cpu_small": (trained, cpu_small),
     "t1_small": (trained, t1_small),
     "quality_attempts": (trained, quality_attempts),
+    "quality_curves": (trained_text, quality_curves),
     "t2_plan": (trained, t2_plan),
     "t3_small": (asked, t3_small),
     "t4_small": (trained, t4_small),

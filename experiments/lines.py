@@ -50,9 +50,9 @@ def lines_of(rows: list[dict], free: str = NO_MATTER, common: str = COMMON) -> d
     """
     lines = groups(rows, lambda row: row["row"])
     for name, line in lines.items():
-        _check_configs(name, line, rf"(?!{free})")
+        check_same(name, line, rf"(?!{free})")
     if "mixed" not in rows[0]:
-        _check_configs("its lines", rows, common)
+        check_same("its lines", rows, common)
     return dict(sorted(lines.items(), key=lambda item: (rank(item[0]), item[0])))
 
 
@@ -92,7 +92,8 @@ def differences(configs: list[dict], binding: str = COMMON) -> dict[str, tuple]:
     return found
 
 
-def _check_configs(name: str, rows: list[dict], binding: str) -> None:
+def check_same(name: str, rows: list[dict], binding: str = rf"(?!{NO_MATTER})") -> None:
+    """Raises InputError where configs of rows differ in a binding key; by default in one that matters."""
     for key, (one, other) in differences([row["config"] for row in rows], binding).items():
         raise InputError(
             f"results: table {rows[0]['table']}, {name}: {key} is both {one!r} and {other!r}; "

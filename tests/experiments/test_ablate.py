@@ -298,6 +298,7 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quality": 30,
+    "curves": 51,
     "quality_cpu": 27,
 }
 

@@ -31,6 +31,14 @@ def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
     }
 
 
+# What a feed-forward layer has beside what a test says of it.
+FFN = {
+    "activation": "gelu", "negative_slope": 0.01, "act_site": "node", "routing": "hard", "gate": "min",
+    "kappa": 1.0, "beta": 1.0, "balance": "none", "balance_rate": 1e-3, "depth": 7, "node_width": [1],
+    "shared_width": 0, "width": 0,
+}  # fmt: skip
+
+
 def add(path, row, seed, table="cpu_small", device="cpu", figures=None, of=None, **loss):
     """Appends a run's figures; bits per byte is half of the loss."""
     figures = figures or {"val_loss": loss["loss"], "bits_per_byte": loss["loss"] / 2}
@@ -87,6 +95,33 @@ def test_attempts_stand_beside_the_baselines_of_their_task(tmp_path):
     assert len(cells(attempts, "`dense`")) == len(cells(attempts, "`narrow_A16`")) == 1
     assert not cells(attempts, "`tree_hard_P2_W1`")  # no baseline
     assert cells(attempts, "`hash_tree_P2`")[0][3] == ""  # of another text: nothing to be compared with
+
+
+def test_curves_have_a_line_a_point(tmp_path):
+    path = tmp_path / "results.jsonl"
+
+    def run(row, loss, steps=500, table="quality_curves", **ffn):
+        ffn = {"kind": row.partition("_")[0], "n_trees": 12, "top_k": 1, **FFN, **ffn}
+        add(path, row, 0, table=table, of=config(steps=steps, **ffn), loss=loss)
+
+    for steps, dense, narrow, tree in ((500, 2.0, 3.0, 2.25), (1000, 1.0, 3.0, 1.5)):
+        table, more = ("t1_small", {}) if steps == 500 else ("quality_curves", {"steps": steps})
+        run("dense", dense, table=table, **more)
+        run("narrow_A96", narrow, table=table, **more)
+        run("tree_straight_P12_W1", tree, table=table, routing="straight_through", **more)
+    run("tree_straight_D3", 2.5, routing="straight_through", depth=3)
+    run("narrow_A48", 4.0, depth=3)
+    run("tree_leak", 2.0, routing="straight_through", depth=3, leak=0.5)
+    text = render(str(path))
+    curves = text[text.index("### Curves") :]
+    trees = cells(curves, "`tree_straight`")
+    assert [row[1:5] + row[6:] for row in trees] == [
+        ["1 M", "48", "180", "26.7%", "0.750 (one seed)", "1"],
+        ["1 M", "96", "3,060", "3.1%", "0.750 (one seed)", "1"],
+        ["2 M", "96", "3,060", "3.1%", "0.750 (one seed)", "1"],
+    ]
+    assert cells(curves, "`tree_straight_leak0.5`")[0][6] == "1.000 (one seed)"
+    assert [row[6] for row in cells(curves, "`narrow`")] == ["0", "0", "0"]
 
 
 def test_lengths_and_devices_are_tables_of_their_own(small):
