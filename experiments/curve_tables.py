@@ -1,6 +1,6 @@
 """Curves of quality: how the gap moves with tokens seen, with F at one A, and with A / F."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.lines import (
     by_seed,
@@ -39,7 +39,7 @@ def point_of(row: dict) -> Point:
 
     Kinds are told apart by how decisions are made and learned, not by shape.
     """
-    ffn = namespace(row["config"]["ffn"])
+    ffn: Any = namespace(row["config"]["ffn"])
     kind = f"moe_top{ffn.top_k}" if ffn.kind == "moe" else ffn.kind
     if kind == "tree":
         hashed = getattr(ffn, "hash_levels", 0)
