@@ -46,7 +46,8 @@ def point_of(row: dict) -> Point:
         kind += f"_{ffn.routing.partition('_')[0]}" + (f"_hash{hashed}" if hashed else "")
     if ffn.kind.endswith("tree") and getattr(ffn, "leak", 0):
         kind += f"_leak{ffn.leak:g}"
-    seen = setting(row, "train.steps") * setting(row, "train.batch_size") * setting(row, "model.context")
+    train, model = (row["config"][part] for part in ("train", "model"))
+    seen = train["steps"] * train["batch_size"] * model["context"]
     total, active = units(ffn_spec(ffn, ffn.kind))
     return Point(seen, active, total, kind)
 
