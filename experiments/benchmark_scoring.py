@@ -54,10 +54,12 @@ def main() -> None:
         raise InputError(f"--hf_batches: {','.join(_HF_BATCHES.value)!r} is not allowed; use whole numbers.")
     versions = hf_versions()
     requests, data_sha256 = hellaswag(_TASK_DATA.value, _TASK_CACHE.value, _ROWS.value)
+    from experiments.answering import Answering
     from experiments.harness import HarnessModel
 
     with tempfile.TemporaryDirectory() as directory:
-        ours = HarnessModel(write_model(directory, _TOKENIZER.value), _BATCH_TOKENS.value)
+        model = write_model(directory, _TOKENIZER.value)
+        ours = HarnessModel(model, Answering(model, _BATCH_TOKENS.value))
         theirs, batch_size = fastest(directory, requests[: max(ANSWERS, len(requests) // 10)])
     figures = compare(ours, theirs, requests, _TURNS.value)
     print(

@@ -13,7 +13,8 @@ white space and ends of line, as is usual for WikiText).
 --tasks asks questions by EleutherAI's harness (requirements-eval.txt): the task files of experiments/tasks
 over a folder of data, or without --task_data the harness's own tasks, which it fetches from the network.
 --shots=task puts as many solved examples before a question as the task file says. Every score comes with its
-standard error and with what chance gives.
+standard error and with what chance gives. --ask and --answers let a machine answer that has not the harness
+(experiments/answer.py says how).
 
 Prints loss (nats a token), perplexity, bits per byte, active share, and the use
 of every layer's leaves or experts; --json writes the same.
@@ -23,9 +24,9 @@ import json
 
 from absl import flags
 
-from experiments import cli, loaded, questions, record, texts
+from experiments import answering, cli, loaded, questions, record, texts
 from tree_ffn.data.spec import CORPORA
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import evaluate, other_corpus
 from tree_ffn.training.sharding import make_mesh
@@ -57,6 +58,10 @@ _TASKS = flags.DEFINE_list(
 _TASK_DATA = flags.DEFINE_string("task_data", None, "Folder with the data of the tasks.")
 _SHOTS = flags.DEFINE_string("shots", "0", "Solved examples before a question: a number, or task.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
+_ASK = flags.DEFINE_string("ask", None, "With --tasks, answer nothing: write what is asked to this file.")
+_CONTEXT = flags.DEFINE_integer("context", None, "Of --ask: the model's context.")
+_BEGINS_WITH = flags.DEFINE_list("begins_with", [], "Of --ask: ids before every text of the model (OPT: 2).")
+_ANSWERS = flags.DEFINE_string("answers", None, "With --tasks, instead of a model: the answers to --ask.")
 _TASK_CACHE = flags.DEFINE_string("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
@@ -97,15 +102,54 @@ def main() -> None:
 def answer_questions() -> None:
     """What --tasks asks for."""
     planned = questions.plan(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
-    model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, _STEP.value)
+    model, answerer = who_answers()
     scores = questions.answer(
-        model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value
+        model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value, answerer=answerer
     )
+    if isinstance(answerer, answering.Asked):
+        head = {
+            "context": model.spec.context, "begins_with": model.begins_with,
+            "tokenizer_sha256": model.tokenizer.fingerprint,
+        }  # fmt: skip
+        answering.write_lines(_ASK.value, head, list(answerer.questions.values()), "ask")
+        print(
+            f"{len(answerer.questions):,} questions: {_ASK.value}; next: python -m experiments.answer --asked"
+        )
+        return
     print(questions.table(scores))
     if _JSON.value:
         write_json(_JSON.value, {"scores": [score._asdict() for score in scores]})
     if _RESULTS.value:
         questions.append(_RESULTS.value, scores, model.facts, _ROW.value, _LIMIT.value)
+
+
+def who_answers():
+    """The model that --tasks are asked of, and the answerer if it is not the model itself.
+
+    Raises:
+      InputError: more or less than one of them is named, or --ask and --answers lack what they need.
+    """
+    if not (_ASK.value or _ANSWERS.value):
+        return loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, _STEP.value), None
+    named = [flag.name for flag in (_ASK, _ANSWERS, _WORKDIR, _EXPORT) if flag.value]
+    if len(named) > 1:
+        raise InputError(f"--{named[0]}: cannot be used with --{named[1]}; give one of them.")
+    if _TOKENIZER.value is None:
+        raise InputError(f"--tokenizer is missing; --{named[0]} needs the model's.")
+    if _ANSWERS.value:
+        answers = answering.Answers(_ANSWERS.value)
+        head = answers.asked
+        model = loaded.reader(_TOKENIZER.value, head["context"], head["begins_with"], answers.facts)
+        if model.tokenizer.fingerprint != head["tokenizer_sha256"]:
+            raise InputError(f"--tokenizer: {model.tokenizer.name} is not the one that --ask was given.")
+        return model, answers
+    if _CONTEXT.value is None:
+        raise InputError("--context is missing; --ask needs the model's.")
+    if not all(word.isdecimal() for word in _BEGINS_WITH.value):
+        raise InputError(f"--begins_with: {','.join(_BEGINS_WITH.value)!r} is not allowed; use ids, e.g. 2.")
+    check_positive_int("--context", _CONTEXT.value)
+    begins_with = list(map(int, _BEGINS_WITH.value))
+    return loaded.reader(_TOKENIZER.value, _CONTEXT.value, begins_with), answering.Asked()
 
 
 def table(figures: dict, title: str) -> str:

@@ -4,20 +4,15 @@ It imports lm_eval, which only requirements-eval.txt installs; experiments/quest
 after it has looked for it.
 """
 
-import sys
-
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
-from tqdm import tqdm
 
-from experiments.continued import continued
+from experiments.answering import Answerer, Answering
 from experiments.loaded import Loaded
 from tree_ffn.errors import InputError
-from tree_ffn.models import decode, scoring
-from tree_ffn.models.batch import Batch, Request
+from tree_ffn.models.batch import Request
 from tree_ffn.models.sampling import Sampling
-from tree_ffn.models.spec import ModelSpec
 
 MOST_NEW_TOKENS = 256  # of a task that names no number, as with the harness's own backends
 
@@ -33,14 +28,13 @@ class HarnessModel(TemplateLM):
 
     Args:
       model: as `loaded.load` returns it.
-      batch_tokens: about how many tokens run at once.
+      answerer: who answers; the model, if it is not named.
     """
 
-    def __init__(self, model: Loaded, batch_tokens: int = 8192):
+    def __init__(self, model: Loaded, answerer: Answerer | None = None):
         super().__init__()
-        self.spec, self.variables, self.text = model.spec, model.variables, model.tokenizer
-        self.begins_with, self.batch_tokens = model.begins_with, batch_tokens
-        self._decoding: tuple[ModelSpec, dict] | None = None
+        self.context, self.text, self.begins_with = model.spec.context, model.tokenizer, model.begins_with
+        self.answerer = answerer or Answering(model)
 
     @property
     def eot_token_id(self) -> int:
@@ -61,9 +55,7 @@ class HarnessModel(TemplateLM):
                     f"prompt: {context[-40:]!r} with {continuation[:40]!r} has no tokens to read or to score."
                 )
         pairs = [(context_ids, continuation_ids) for _, context_ids, continuation_ids in requests]
-        with tqdm(total=len(pairs), desc="likelihoods", disable=disable_tqdm, file=sys.stderr) as bar:
-            found = scoring.score(self.spec, self.variables, pairs, self.batch_tokens, bar.update)
-        answers = [(one.log_likelihood, one.is_greedy) for one in found]
+        answers = self.answerer.likelihoods(pairs, disable_tqdm)
         for (text, _, _), answer in zip(requests, answers):
             self.cache_hook.add_partial("loglikelihood", text, answer)
         return answers
@@ -72,7 +64,7 @@ class HarnessModel(TemplateLM):
         windows, owners = [], []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
-            rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.spec.context, context_len=1)
+            rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.context, context_len=1)
             for context_ids, continuation_ids in map(make_disjoint_window, rolling):
                 windows.append((("", ""), context_ids, continuation_ids))
                 owners.append(i)
@@ -82,29 +74,18 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        if self._decoding is None:
-            self._decoding = decode.for_decoding(self.spec, self.variables)
         asked = [self._request(*request.args) for request in requests]
-        # Prompts of about one length are read together.
-        order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))
-        longest = max((len(one.prompt) + one.n_tokens for one in asked), default=1)
-        batch = Batch(*self._decoding, rows=max(1, self.batch_tokens // longest))
-        stops = [_stops(requests[i].args[1]) for i in order]
-        answers = [""] * len(requests)
-        with tqdm(total=len(asked), desc="answers", disable=disable_tqdm, file=sys.stderr) as bar:
-            for place, text, last in continued(batch, [asked[i] for i in order], self.text, stops):
-                i = order[place]
-                answers[i] += text
-                if last:
-                    self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
-                    bar.update(1)
+        stops = [_stops(request.args[1]) for request in requests]
+        answers = self.answerer.texts(asked, stops, disable_tqdm)
+        for request, answer in zip(requests, answers):
+            self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
 
     def _request(self, prompt: str, options: dict) -> Request:
         """Greedy unless the task samples; seeds are all the same: a request's answer is its own."""
         n_new = int(options.get("max_gen_toks", MOST_NEW_TOKENS))
-        n_new = max(1, min(n_new, self.spec.context - 1))
-        ids = self.tok_encode(prompt)[-(self.spec.context - n_new) :] or [self.prefix_token_id]
+        n_new = max(1, min(n_new, self.context - 1))
+        ids = self.tok_encode(prompt)[-(self.context - n_new) :] or [self.prefix_token_id]
         greedy = not options.get("do_sample", False) or not options.get("temperature", 1.0)
         temperature = options.get("temperature") or 1.0
         sampling = Sampling(greedy, temperature, options.get("top_k", 0), options.get("top_p", 1.0))

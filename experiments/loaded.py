@@ -8,6 +8,7 @@ from experiments import record, tokenizer_files
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models import decode, export
+from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.spec import ModelSpec
 
 
@@ -54,6 +55,21 @@ class Loaded(NamedTuple):
         """The same model in the form that decodes fastest."""
         spec, variables = decode.for_decoding(self.spec, self.variables)
         return self._replace(spec=spec, variables=variables)
+
+
+def reader(tokenizer: str, context: int, begins_with: list[int], facts: dict | None = None) -> Loaded:
+    """What reads text as a model would, and has no weights.
+
+    Args:
+      tokenizer: where its files are.
+      context: the model's.
+      begins_with: as of `Loaded`.
+      facts: of the model, where they are known.
+    """
+    encoder = load_tokenizer(tokenizer)
+    sizes = {"width": 1, "n_layers": 1, "n_heads": 1, "ffns": (DenseSpec(1),)}
+    spec = ModelSpec(vocab_size=encoder.vocab_size, context=context, **sizes)
+    return Loaded(spec, {}, encoder, begins_with, facts or {}, "")
 
 
 def load(workdir: str | None, directory: str | None, tokenizer: str | None = None, step="best") -> Loaded:

@@ -82,17 +82,17 @@ def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int,
 
 
 def answer(
-    model: Loaded, planned, *, data: str | None, cache: str, limit: int | None, batch_tokens: int = 8192
+    model: Loaded, planned, *, data: str | None, cache: str, limit: int | None, answerer=None
 ) -> list[TaskScore]:
     """Runs the planned tasks.
 
     Args:
-      model: what answers.
+      model: what answers, or gives `answerer` its tokenizer and context.
       planned: as `plan` returns it.
       data: folder of the tasks' data, or None.
       cache: folder for data in the harness's form.
       limit: questions of each task; None is all.
-      batch_tokens: about how many tokens run at once.
+      answerer: of experiments/answering.py; the model itself, if it is not named.
 
     Raises:
       InputError: the limit or a file is not allowed, or the harness cannot load a task.
@@ -104,7 +104,7 @@ def answer(
 
     from experiments.harness import HarnessModel
 
-    lm = HarnessModel(model, batch_tokens)
+    lm = HarnessModel(model, answerer)
     scores = []
     for name, shots, task in planned:
         try:

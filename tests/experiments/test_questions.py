@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import loaded, questions, record, task_files
+from experiments import questions, record, task_files
 from experiments.tasks import functions
 from tests.experiments import make_harness_fixture, questions_data
 from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, named
@@ -30,24 +30,6 @@ families = pytest.mark.parametrize("family", CASES)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return questions_data.write(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """{family: (directory, model)}: the fixture's checkpoints, imported."""
-    found = {}
-    for family in CASES:
-        directory = tmp_path_factory.mktemp("models") / family
-        outcome = call("import_model", f"--from={FIXTURE / family}", f"--to={directory}")
-        assert outcome.code == 0, outcome.err
-        found[family] = directory, loaded.load(None, str(directory))
-    return found
-
-
-@pytest.fixture(scope="module")
-def exported(models):
-    """The OPT's directory."""
-    return models["opt"][0]
 
 
 def assert_same_likelihoods(found, wanted):

@@ -1,0 +1,204 @@
+"""What the evaluation harness asks of a model, answered here or on another machine.
+
+A harness asks two things: how likely a continuation is (`likelihoods`), and how a
+prompt goes on (`texts`). `Answering` does both with a model. `Asked` and `Answers`
+are the same two, to a file and from one: where the harness is not installed (an
+accelerator without a network), experiments/answer.py answers a file of questions.
+"""
+
+import dataclasses
+import hashlib
+import json
+import lzma
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tqdm import tqdm
+
+from experiments.continued import continued
+from experiments.loaded import Loaded
+from tree_ffn.data.compressed import read_bytes
+from tree_ffn.errors import InputError
+from tree_ffn.models import decode, scoring
+from tree_ffn.models.batch import Batch, Request
+from tree_ffn.models.sampling import Sampling
+
+Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context, and of a continuation
+BATCH_TOKENS = 8192
+
+
+class Answerer(Protocol):
+    """Who answers.
+
+    `likelihoods` gives (log-likelihood in nats, whether it is the greedy one) of every pair, and `texts` how
+    every request goes on until one of its stop strings.
+    """
+
+    def likelihoods(self, pairs: Sequence[Pair], quiet: bool) -> list[tuple[float, bool]]: ...
+
+    def texts(self, asked: Sequence[Request], stops: Sequence[list[str]], quiet: bool) -> list[str]: ...
+
+
+class Answering:
+    """A model answers.
+
+    Args:
+      model: as `loaded.load` returns it.
+      batch_tokens: about how many tokens run at once.
+    """
+
+    def __init__(self, model: Loaded, batch_tokens: int = BATCH_TOKENS):
+        self._model, self._batch_tokens = model, batch_tokens
+        self._decoding: tuple | None = None
+
+    def likelihoods(self, pairs, quiet=False):
+        with _bar(len(pairs), "likelihoods", quiet) as bar:
+            found = scoring.score(
+                self._model.spec, self._model.variables, pairs, self._batch_tokens, bar.update
+            )
+        return [(one.log_likelihood, one.is_greedy) for one in found]
+
+    def texts(self, asked, stops, quiet=False):
+        if self._decoding is None:
+            self._decoding = decode.for_decoding(self._model.spec, self._model.variables)
+        # Prompts of about one length are read together.
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i].prompt))
+        longest = max((len(one.prompt) + one.n_tokens for one in asked), default=1)
+        batch = Batch(*self._decoding, rows=max(1, self._batch_tokens // longest))
+        answers = [""] * len(asked)
+        in_order = [asked[i] for i in order], self._model.tokenizer, [stops[i] for i in order]
+        with _bar(len(asked), "answers", quiet) as bar:
+            for place, text, last in continued(batch, *in_order):
+                answers[order[place]] += text
+                bar.update(int(last))
+        return answers
+
+
+class Asked:
+    """Notes what is asked and answers nothing of worth: 0 nats, no text.
+
+    Attributes:
+      questions: {key: question}, each once.
+    """
+
+    def __init__(self):
+        self.questions: dict[str, dict] = {}
+
+    def likelihoods(self, pairs, quiet=False):
+        del quiet
+        self._note(map(of_pair, pairs))
+        return [(0.0, False)] * len(pairs)
+
+    def texts(self, asked, stops, quiet=False):
+        del quiet
+        self._note(map(of_prompt, asked, stops))
+        return [""] * len(asked)
+
+    def _note(self, questions):
+        self.questions |= {key_of(question): question for question in questions}
+
+
+class Answers:
+    """Answers from a file.
+
+    Args:
+      path: as experiments/answer.py writes it.
+
+    Attributes:
+      facts: what a results row says of the model that answered.
+      asked: the head of the file of questions: `context`, `begins_with`, `tokenizer_sha256`.
+
+    Raises:
+      InputError: it is no such file, or (in use) has no answer to something.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        head, *rows = read_lines(path, "answers", ("facts", "asked"))
+        self.facts, self.asked = head["facts"], head["asked"]
+        self._known = {row["key"]: row["answer"] for row in rows}
+
+    def likelihoods(self, pairs, quiet=False):
+        del quiet
+        return [(float(nats), bool(greedy)) for nats, greedy in map(self._answer, map(of_pair, pairs))]
+
+    def texts(self, asked, stops, quiet=False):
+        del quiet
+        return [self._answer(question) for question in map(of_prompt, asked, stops)]
+
+    def _answer(self, question):
+        try:
+            return self._known[key_of(question)]
+        except KeyError:
+            raise InputError(
+                f"--answers: {self._path} has no answer to a question of this task; answer what --ask wrote "
+                "for the same tasks, shots, limit and tokenizer."
+            ) from None
+
+
+def of_pair(pair: Pair) -> dict:
+    """A question as it is written: how likely is that continuation?"""
+    context, continuation = pair
+    return {"context": list(map(int, context)), "continuation": list(map(int, continuation))}
+
+
+def of_prompt(asked: Request, stops: list[str]) -> dict:
+    """A question as it is written: how does that prompt go on?"""
+    sampling = dataclasses.asdict(asked.sampling)
+    prompt = list(map(int, asked.prompt))
+    return {"prompt": prompt, "n_tokens": asked.n_tokens, "stops": stops, "sampling": sampling}
+
+
+def key_of(question: dict) -> str:
+    """16 digits of a question's sha256."""
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def answer_all(answerer: Answerer, questions: Sequence[dict]) -> list[dict]:
+    """[{key, answer}] of questions as they are written; those of a kind are answered together."""
+    pairs = [question for question in questions if "continuation" in question]
+    prompts = [question for question in questions if "continuation" not in question]
+    likelihoods = answerer.likelihoods([(one["context"], one["continuation"]) for one in pairs], False)
+    requests = [
+        Request(tuple(one["prompt"]), one["n_tokens"], Sampling(**one["sampling"])) for one in prompts
+    ]
+    texts = answerer.texts(requests, [one["stops"] for one in prompts], False) if prompts else []
+    answers = [*map(list, likelihoods), *texts]
+    return [{"key": key_of(question), "answer": answer} for question, answer in zip(pairs + prompts, answers)]
+
+
+def write_lines(path: str, head: dict, rows: Sequence[dict], flag: str) -> None:
+    """Writes a head and rows, JSON a line; packed if the name ends in .xz.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    opener: Callable = lzma.open if path.endswith(".xz") else open
+    try:
+        with opener(path, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in (head, *rows))
+    except OSError as error:
+        raise InputError(f"--{flag}: {path} cannot be written ({error.strerror}).") from error
+
+
+def read_lines(path: str, flag: str, fields: tuple[str, ...]) -> list[dict]:
+    """What `write_lines` wrote, the head first.
+
+    Raises:
+      InputError: the file cannot be read, or its head has not these fields.
+    """
+    try:
+        lines = [json.loads(line) for line in read_bytes(Path(path)).decode().splitlines()]
+        if not (lines and all(field in lines[0] for field in fields)):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise InputError(
+            f"--{flag}: {path} is not what experiments.evaluate --ask or experiments.answer writes."
+        ) from None
+    return lines
+
+
+def _bar(total: int, what: str, quiet: bool):
+    return tqdm(total=total, desc=what, disable=quiet, file=sys.stderr)
