@@ -39,6 +39,7 @@ from experiments.quality_tables import (
     t4_small,
 )
 from experiments.speed_tables import (
+    answer_speed,
     scored_on,
     scoring_speed,
     speed_layer,
@@ -191,4 +192,5 @@ TABLES = {
     "speed_train": (trained_on, speed_train),
     "speed_steps": (stepped, speed_steps),
     "scoring_speed": (scored_on, scoring_speed),
+    "answer_speed": (scored_on, answer_speed),
 }

@@ -8,14 +8,15 @@
 
 The first command writes the tokens of every question, each once. The second, on any machine, needs the model
 and its tokenizer alone. The third has the harness make its scores of the answers: the same as if it had asked
-the model itself.
+the model itself. With --results, questions are answered a second time; both times are rows of table
+answer_speed.
 """
 
 import time
 
 from absl import flags
 
-from experiments import answering, cli, loaded
+from experiments import answering, cli, loaded, record
 from tree_ffn.errors import InputError, check_positive_int
 
 _ASKED = flags.DEFINE_string("asked", None, "What experiments.evaluate --ask wrote.")
@@ -27,6 +28,8 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer
 _BATCH_TOKENS = flags.DEFINE_integer(
     "batch_tokens", answering.BATCH_TOKENS, "About how many tokens run at once."
 )
+_RESULTS = flags.DEFINE_string("results", None, "Append the speed to this results file (JSONL).")
+_ROW = flags.DEFINE_string("row", None, "Name of the results rows.")
 
 
 def main() -> None:
@@ -34,17 +37,45 @@ def main() -> None:
         if flag.value is None:
             raise InputError(f"--{flag.name} is missing; name a file.")
     check_positive_int("--batch_tokens", _BATCH_TOKENS.value)
+    record.check_row_flag(_RESULTS.value, _ROW.value)
     head, *questions = answering.read_lines(_ASKED.value, "asked", ("context", "tokenizer_sha256"))
     model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, _STEP.value)
     check_fits(head, model)
-    start = time.perf_counter()
-    answers = answering.answer_all(answering.Answering(model, _BATCH_TOKENS.value), questions)
-    seconds = time.perf_counter() - start
+    answerer = answering.Answering(model, _BATCH_TOKENS.value)
+    answers, cold = timed(answerer, questions)
     answering.write_lines(_TO.value, {"facts": model.facts, "asked": head}, answers, "to")
-    print(
-        f"{len(answers):,} questions answered in {seconds:.1f} s, {len(answers) / seconds:,.0f} a second "
-        f"with compiling: {_TO.value}"
+    print(f"{len(answers):,} questions answered in {cold:.1f} s, compiling included: {_TO.value}")
+    if _RESULTS.value:
+        _, warm = timed(answerer, questions)
+        print(f"again in {warm:.1f} s: {len(answers) / warm:,.0f} a second")
+        write_speed(model.facts, questions, cold, warm)
+
+
+def timed(answerer: answering.Answerer, questions: list[dict]) -> tuple[list[dict], float]:
+    """The answers, and the seconds they took."""
+    start = time.perf_counter()
+    answers = answering.answer_all(answerer, questions)
+    return answers, time.perf_counter() - start
+
+
+def write_speed(facts: dict, questions: list[dict], cold: float, warm: float) -> None:
+    """Rows of table answer_speed: questions a second, of the first time and of the second; tokens of that."""
+    tokens = sum(
+        len(one.get("context", one.get("prompt"))) + len(one.get("continuation", ())) for one in questions
     )
+    scored = {"questions": len(questions), "tokens": tokens, "batch_tokens": _BATCH_TOKENS.value}
+    values = {
+        "questions_per_s": len(questions) / warm, "questions_per_s_cold": len(questions) / cold,
+        "tokens_per_s": tokens / warm,
+    }  # fmt: skip
+    rows = [
+        record.make_row(
+            "answer_speed", _ROW.value, metric, value, None, {**facts, "scored": scored},
+            "tokens/s" if metric == "tokens_per_s" else "questions/s",
+        )
+        for metric, value in values.items()
+    ]  # fmt: skip
+    record.append_rows(_RESULTS.value, rows)
 
 
 def check_fits(head: dict, model: loaded.Loaded) -> None:

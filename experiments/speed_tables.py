@@ -163,6 +163,22 @@ def scored_on(row: dict) -> str:
     return row["device"]
 
 
+def answer_speed(rows: list[dict]) -> Table:
+    """A line a model and set of questions."""
+    lines = groups(rows, lambda row: (row["row"], setting(row, "scored.questions")))
+    cells = []
+    for (name, n), line in lines.items():
+        values = {row["metric"]: row["value"] for row in line}
+        shown = [f"{values[key]:,.0f}" for key in ("questions_per_s", "questions_per_s_cold", "tokens_per_s")]
+        cells.append([f"`{name}`", f"{n:,}", f"{setting(line[-1], 'scored.tokens'):,}", *shown])
+    text = (
+        "Questions of the harness's tasks (a pair of context and continuation, or a prompt to continue), "
+        f"answered by experiments/answer.py; cold: the first time, compiling included. {origin(rows)}"
+    )
+    head = ["model", "questions", "their tokens", "questions/s", "cold", "tokens/s"]
+    return block(f"Speed of answers, {rows[-1]['device']}", text, head, cells, rows[-1])
+
+
 def scoring_speed(rows: list[dict]) -> Table:
     """A line a model and number of rows: our adapter against the harness's backend `hf`, of one run."""
     cells = []

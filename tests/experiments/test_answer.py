@@ -6,9 +6,11 @@ import re
 import pytest
 
 from experiments import answering, loaded
+from experiments.tables import render
 from tests.experiments import questions_data
 from tests.experiments.programs import call
 from tests.experiments.test_questions import EXPECTED, needs_harness
+from tests.experiments.test_tables import cells
 from tree_ffn.errors import InputError
 from tree_ffn.models.batch import Request
 from tree_ffn.models.sampling import Sampling
@@ -36,13 +38,13 @@ def test_answers_come_back_as_the_model_gives_them(exported, tmp_path):
     unique = {(tuple(context), tuple(continuation)) for context, continuation in pairs}
     assert len(ask.questions) == len(unique) + len(requests)
     question_file(tmp_path / "asked.jsonl.xz", model, ask)
-    outcome = call(
-        "answer",
-        f"--asked={tmp_path}/asked.jsonl.xz",
-        f"--export={exported}",
-        f"--to={tmp_path}/answers.jsonl",
-    )
+    files = f"--asked={tmp_path}/asked.jsonl.xz", f"--to={tmp_path}/answers.jsonl"
+    results = f"--results={tmp_path}/rows.jsonl"
+    outcome = call("answer", *files, f"--export={exported}", results, "--row=tiny")
     assert outcome.code == 0 and f"{len(unique) + 2:,} questions answered" in outcome.out, outcome.err
+    (line,) = cells(render(f"{tmp_path}/rows.jsonl"), "`tiny`")
+    tokens = sum(map(len, [part for pair in unique for part in pair] + [one.prompt for one in requests]))
+    assert line[1:3] == [str(len(ask.questions)), f"{tokens:,}"]
     answers, own = answering.Answers(f"{tmp_path}/answers.jsonl"), answering.Answering(model)
     got, want = answers.likelihoods(pairs), own.likelihoods(pairs, quiet=True)
     assert [one[1] for one in got] == [one[1] for one in want]
@@ -71,12 +73,8 @@ def test_scores_are_those_of_asking_the_model_itself(exported, tmp_path):
         return outcome.out
 
     assert "questions: " in scores(f"--ask={tmp_path}/asked.jsonl", tokenizer, *where)
-    outcome = call(
-        "answer",
-        f"--asked={tmp_path}/asked.jsonl",
-        f"--export={exported}",
-        f"--to={tmp_path}/answers.jsonl.xz",
-    )
+    files = f"--asked={tmp_path}/asked.jsonl", f"--to={tmp_path}/answers.jsonl.xz"
+    outcome = call("answer", *files, f"--export={exported}")
     assert outcome.code == 0, outcome.err
     results = [f"--results={tmp_path}/rows.jsonl", "--row=tiny"]
     scores(f"--answers={tmp_path}/answers.jsonl.xz", tokenizer, *results)
