@@ -13,6 +13,20 @@ from configs.sweeps.quality import CONTINUOUS, HASH3, HASH4, LOGISTIC, PRODUCT, 
 WIDE = {"ffn.n_trees": 1, "ffn.node_width": (2,)}
 THIN = {"ffn.n_trees": 1, "ffn.node_width": (1, 1, 1, 1, 1, 11), "ffn.depth": 5}
 
+# Per cent at first, and per cent of the training until it has fallen to nothing.
+LEAKS = (
+    (100, 10),
+    (100, 20),
+    (100, 30),
+    (50, 30),
+    (50, 50),
+    (30, 30),
+    (30, 50),
+    (20, 80),
+    (30, 90),
+    (40, 90),
+)
+
 ROWS = {
     "dense": {"kind": "dense"},
     "narrow_A16": {"kind": "narrow"},
@@ -25,9 +39,10 @@ ROWS = {
     "tree_straight_P1_D5_thin_hash4": {**STRAIGHT, **THIN, **HASH4},
     "tree_continuous_P1_D5_thin_hash3": {**CONTINUOUS, **THIN, **HASH3},
     "tree_straight_P2_W1": STRAIGHT,
-    "tree_straight_P2_W1_leak20": {**STRAIGHT, **leak(0.2, 0.8)},
-    "tree_straight_P2_W1_leak30": {**STRAIGHT, **leak(0.3, 0.9)},
-    "tree_straight_P2_W1_leak40": {**STRAIGHT, **leak(0.4, 0.9)},
+    **{
+        f"tree_straight_P2_W1_leak{first}_{share}": {**STRAIGHT, **leak(first / 100, share / 100)}
+        for first, share in LEAKS
+    },
     "tree_straight_P2_W1_floor5": {**STRAIGHT, **floor(0.05, 1e-2)},
     "tree_straight_P2_W1_floor20": {**STRAIGHT, **floor(0.2, 1e-2)},
     "tree_straight_P1_W2": {**STRAIGHT, **WIDE},

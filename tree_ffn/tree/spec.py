@@ -69,7 +69,7 @@ class TreeSpec:
     router: str = "first_unit"
     hash_levels: int = 0
     leak: float = 0.0
-    leak_share: float = 0.8
+    leak_share: float = 0.3
 
     def __post_init__(self):
         check_choice("activation", self.activation, ACTIVATIONS)
