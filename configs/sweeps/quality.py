@@ -32,6 +32,7 @@ def leak(first, share):
     return {"ffn.leak": first, "ffn.leak_share": share}
 
 
+DENSE_START = leak(1.0, 0.2)
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
 
@@ -43,9 +44,9 @@ ROWS = {
     "tree_straight_P1_D5_thin_hash3": {**STRAIGHT, **THIN, **HASH3},
     "tree_straight_P3_D5_thin_hash3": {**STRAIGHT, **THREE_THIN, **HASH3},
     "tree_continuous_P1_W12_hash4": {**CONTINUOUS, **ONE, **HASH4},
-    "tree_straight_P12_W1_leak30_30": {**STRAIGHT, **MANY, **leak(0.3, 0.3)},
-    "tree_straight_P12_W1_leak100_30": {**STRAIGHT, **MANY, **leak(1.0, 0.3)},
-    "tree_straight_P12_W1_hash4_leak30_30": {**STRAIGHT, **MANY, **HASH4, **leak(0.3, 0.3)},
+    "tree_straight_P12_W1_leak100_20": {**STRAIGHT, **MANY, **DENSE_START},
+    "tree_straight_P12_W1_hash4_leak100_20": {**STRAIGHT, **MANY, **HASH4, **DENSE_START},
+    "hash_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "hash_tree", **DENSE_START},
     "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **floor(0.05, 1e-3)},
     "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **floor(0.2, 1e-3)},
     "tree_straight_P3_W4": {**STRAIGHT, **FEW},

@@ -34,6 +34,8 @@ ROWS = {
     "hash_X32": {"kind": "hash"},
     "hash_tree_P2_W1": {"kind": "hash_tree"},
     "hash_tree_P1_D5_thin": {"kind": "hash_tree", **THIN},
+    "hash_tree_P2_W1_leak100_20": {"kind": "hash_tree", **leak(1.0, 0.2)},
+    "tree_straight_P1_D5_thin_hash4_leak100_20": {**STRAIGHT, **THIN, **HASH4, **leak(1.0, 0.2)},
     "tree_straight_P2_W1_hash4": {**STRAIGHT, **HASH4},
     "tree_straight_P1_D5_thin_hash3": {**STRAIGHT, **THIN, **HASH3},
     "tree_straight_P1_D5_thin_hash4": {**STRAIGHT, **THIN, **HASH4},

@@ -299,7 +299,7 @@ N_ROWS = {
     "t4_small": 32,
     "quality": 30,
     "curves": 51,
-    "quality_cpu": 34,
+    "quality_cpu": 36,
 }
 
 
