@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-WIDTH, HEIGHT = 440, 270
-LEFT, RIGHT, TOP, BOTTOM = 54, 84, 14, 40
+WIDTH, HEIGHT = 448, 270
+LEFT, RIGHT, TOP, BOTTOM = 62, 84, 14, 40
 # Told apart by people of any colour vision (after Okabe and Ito), and dark or light enough for their ground.
 LIGHT = ("#0b62c4", "#b3440a", "#00735c", "#a0387e", "#7a5c00", "#3c6e91", "#5b4bb3", "#454d57")
 DARK = ("#5aa9ff", "#ff8a4c", "#2fc9a3", "#f08cc8", "#e0bd4a", "#9cc7e6", "#b3a6ff", "#c3c9d1")
