@@ -80,11 +80,7 @@ def write_speed(facts: dict, questions: list[dict], cold: float, warm: float) ->
 
 def check_fits(head: dict, model: loaded.Loaded) -> None:
     """Raises InputError unless questions were asked in the model's tokens and for its context."""
-    own = {
-        "tokenizer_sha256": model.tokenizer.fingerprint, "context": model.spec.context,
-        "begins_with": model.begins_with,
-    }  # fmt: skip
-    for name, value in own.items():
+    for name, value in answering.head_of(model).items():
         if head.get(name) != value:
             raise InputError(
                 f"--asked: {name} of the questions is {head.get(name)!r}, the model's {value!r}; ask again "

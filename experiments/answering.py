@@ -108,7 +108,7 @@ class Answers:
 
     Attributes:
       facts: what a results row says of the model that answered.
-      asked: the head of the file of questions: `context`, `begins_with`, `tokenizer_sha256`.
+      asked: the head of the file of questions (`head_of`).
 
     Raises:
       InputError: it is no such file, or (in use) has no answer to something.
@@ -136,6 +136,14 @@ class Answers:
                 f"--answers: {self._path} has no answer to a question of this task; answer what --ask wrote "
                 "for the same tasks, shots, limit and tokenizer."
             ) from None
+
+
+def head_of(model: Loaded) -> dict:
+    """What questions say of the model that they were asked for: in its tokens, for its context."""
+    return {
+        "context": model.spec.context, "begins_with": model.begins_with,
+        "tokenizer_sha256": model.tokenizer.fingerprint,
+    }  # fmt: skip
 
 
 def of_pair(pair: Pair) -> dict:

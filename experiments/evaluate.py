@@ -107,11 +107,8 @@ def answer_questions() -> None:
         model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value, answerer=answerer
     )
     if isinstance(answerer, answering.Asked):
-        head = {
-            "context": model.spec.context, "begins_with": model.begins_with,
-            "tokenizer_sha256": model.tokenizer.fingerprint,
-        }  # fmt: skip
-        answering.write_lines(_ASK.value, head, list(answerer.questions.values()), "ask")
+        questions_asked = list(answerer.questions.values())
+        answering.write_lines(_ASK.value, answering.head_of(model), questions_asked, "ask")
         print(
             f"{len(answerer.questions):,} questions: {_ASK.value}; next: python -m experiments.answer --asked"
         )

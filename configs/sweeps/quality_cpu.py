@@ -8,7 +8,18 @@ F = 510, or 383 where routers of one unit stand above wide leaves (thin). One le
 best of every kind in results/t1_cpu_tuning.jsonl.
 """
 
-from configs.sweeps.quality import CONTINUOUS, HASH3, HASH4, LOGISTIC, PRODUCT, SILENT, STRAIGHT, floor, leak
+from configs.sweeps.quality import (
+    CONTINUOUS,
+    DENSE_START,
+    HASH3,
+    HASH4,
+    LOGISTIC,
+    PRODUCT,
+    SILENT,
+    STRAIGHT,
+    floor,
+    leak,
+)  # fmt: skip
 
 WIDE = {"ffn.n_trees": 1, "ffn.node_width": (2,)}
 THIN = {"ffn.n_trees": 1, "ffn.node_width": (1, 1, 1, 1, 1, 11), "ffn.depth": 5}
@@ -34,8 +45,8 @@ ROWS = {
     "hash_X32": {"kind": "hash"},
     "hash_tree_P2_W1": {"kind": "hash_tree"},
     "hash_tree_P1_D5_thin": {"kind": "hash_tree", **THIN},
-    "hash_tree_P2_W1_leak100_20": {"kind": "hash_tree", **leak(1.0, 0.2)},
-    "tree_straight_P1_D5_thin_hash4_leak100_20": {**STRAIGHT, **THIN, **HASH4, **leak(1.0, 0.2)},
+    "hash_tree_P2_W1_leak100_20": {"kind": "hash_tree", **DENSE_START},
+    "tree_straight_P1_D5_thin_hash4_leak100_20": {**STRAIGHT, **THIN, **HASH4, **DENSE_START},
     "tree_straight_P2_W1_hash4": {**STRAIGHT, **HASH4},
     "tree_straight_P1_D5_thin_hash3": {**STRAIGHT, **THIN, **HASH3},
     "tree_straight_P1_D5_thin_hash4": {**STRAIGHT, **THIN, **HASH4},

@@ -19,11 +19,7 @@ GREEDY = Sampling(greedy=True)
 
 
 def question_file(path, model, answerer):
-    head = {
-        "context": model.spec.context, "begins_with": model.begins_with,
-        "tokenizer_sha256": model.tokenizer.fingerprint,
-    }  # fmt: skip
-    answering.write_lines(str(path), head, list(answerer.questions.values()), "ask")
+    answering.write_lines(str(path), answering.head_of(model), list(answerer.questions.values()), "ask")
 
 
 def test_answers_come_back_as_the_model_gives_them(exported, tmp_path):

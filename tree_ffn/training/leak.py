@@ -10,6 +10,8 @@ Source: the idea of beginning dense and ending sparse is that of EvoMoE's gate (
 arXiv 2112.14397); there a softmax's temperature falls.
 """
 
+from typing import TypeGuard
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.tree import TreeSpec
 
 
-def leaks(ffn: FFNSpec) -> bool:
+def leaks(ffn: FFNSpec) -> TypeGuard[TreeSpec]:
     """Whether a layer's units off the path add anything in training."""
     return isinstance(ffn, TreeSpec) and ffn.leak > 0
 
@@ -33,6 +35,6 @@ def with_leaks(variables: dict, model: ModelSpec, done: jax.Array) -> dict:
     found = {
         f"run_{i}": {"ffn": {"leak": jnp.full(length, ffn.leak_at(done))}}
         for i, (ffn, length) in enumerate(model.runs)
-        if isinstance(ffn, TreeSpec) and leaks(ffn)
+        if leaks(ffn)
     }
     return variables | ({"leak": found} if found else {})
