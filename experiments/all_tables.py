@@ -17,6 +17,7 @@ from experiments.lines import (
     last_of,
     learning_rate,
     lines_of,
+    machine,
     mean,
     mixed,
     origin,
@@ -33,7 +34,9 @@ from experiments.quality_tables import (
     asked,
     cpu_small,
     quality_attempts,
+    quality_texts,
     t1_small,
+    t1_texts,
     t2_plan,
     t3_small,
     t4_small,
@@ -96,13 +99,16 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
     for name, (key, make) in TABLES.items():
         found = [row for row in measured if row["table"] == name]
         if mix and key is trained and found:
-            mine = {device: mixed(rows) for device, rows in groups(found, lambda row: row["device"]).items()}
+            mine = {name: mixed(rows) for name, rows in groups(found, machine).items()}
         else:
             mine = groups(found, key)
         if name in LENDERS:
             mine = {at: rows + LENDERS[name](rows, measured) for at, rows in mine.items()}
         grids = groups((row for row in tuning if (row["table"], row["metric"]) == (name, BITS)), trained)
-        parts += [make(rows) for rows in mine.values()] + [tuning_grid(rows) for rows in grids.values()]
+        for rows in mine.values():
+            beside = [make_more(rows) for make_more in BESIDE.get(name, ())]
+            parts += [make(rows), *(table for table in beside if table is not None)]
+        parts += [tuning_grid(rows) for rows in grids.values()]
     return parts
 
 
@@ -175,6 +181,8 @@ def tuning_grid(rows: list[dict]) -> Table:
 
 # Tables that stand on rows of others.
 LENDERS = {"quality_attempts": baselines, "quality_curves": meeting_point}
+# Tables that stand below that of the same rows.
+BESIDE = {"t1_small": (t1_texts,), "quality_attempts": (quality_texts,)}
 
 # name: (what makes a table of its own, how it is made), in README's order.
 TABLES = {

@@ -7,6 +7,7 @@ from experiments.lines import (
     check_same,
     differences,
     groups,
+    machine,
     origin,
     paired,
     setting,
@@ -54,7 +55,7 @@ def point_of(row: dict) -> Point:
 
 def trained_text(row: dict) -> tuple:
     """Runs of one device on one text."""
-    return row["device"], setting(row, "data.sha256")
+    return machine(row), setting(row, "data.sha256")
 
 
 def meeting_point(rows: list[dict], measured: list[dict]) -> list[dict]:
@@ -88,7 +89,7 @@ def quality_curves(rows: list[dict]) -> Table:
     )
     head = ["", "tokens", "A", "F", "A / F", "val loss", "gap closed", "seeds"]
     commands = tuple(line[-1]["command"] for line in lines.values())
-    return Table(f"Curves of quality, {rows[0]['device']}", text, head, cells, 1, commands)
+    return Table(f"Curves of quality, {machine(rows[0])}", text, head, cells, 1, commands)
 
 
 def gap_at(losses: dict[Point, dict], point: Point) -> str:

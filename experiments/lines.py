@@ -4,14 +4,16 @@ A line is one config: rows that differ in more than the seed and what changes no
 refused, never averaged. Spreads are sample standard deviations over seeds.
 """
 
+import functools
 import re
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from configs import common
 from experiments.page import Table
 from tree_ffn.errors import InputError
-from tree_ffn.training.config import differing_keys, flat
+from tree_ffn.training.config import differing_keys, flat, resolved
 
 KINDS = (
     "dense", "narrow", "moe", "hash", "random_tree", "hash_tree", "tree_hard", "tree_straight",
@@ -27,6 +29,9 @@ COMMON = (
     r"(data\.(sha256|tokenizer_sha256|splits\..*)|train\.(steps|batch_size|eval_batches)"
     r"|model\.(context|width))$"
 )
+
+# Cards of one chip with other memories: what a run learns on them is the same, how long it takes is not.
+ALIKE = {"h100": "Hopper GPU", "h200": "Hopper GPU"}
 
 
 def groups(rows: Iterable[dict], key: Callable) -> dict:
@@ -86,10 +91,29 @@ def differences(configs: list[dict], binding: str = COMMON) -> dict[str, tuple]:
     """
     found: dict[str, tuple] = {}
     for config in configs[1:]:
-        for key, values in differing_keys(configs[0], config).items():
+        for key, values in telling_differences(configs[0], config).items():
             if re.match(binding, key):
                 found.setdefault(key, values)
     return found
+
+
+def telling_differences(one: dict, other: dict) -> dict[str, tuple]:
+    """{key: values} in which two recorded configs differ.
+
+    A key that came into the configs after a row was recorded counts there as having its first value.
+    """
+    first = _first_values()
+    added = lambda old, new, key: old is None and key in first and new == first[key]
+    return {
+        key: (old, new)
+        for key, (old, new) in differing_keys(one, other).items()
+        if not added(old, new, key) and not added(new, old, key)
+    }
+
+
+@functools.cache
+def _first_values() -> dict:
+    return flat(resolved(common.base_config()))
 
 
 def check_same(name: str, rows: list[dict], binding: str = rf"(?!{NO_MATTER})") -> None:
@@ -106,9 +130,19 @@ def setting(row: dict, key: str):
     return flat(row["config"]).get(key)
 
 
+def machine(row: dict) -> str:
+    """The row's device, or the name of those like it (`ALIKE`).
+
+    Example:
+      >>> machine({"device": "h200"}), machine({"device": "cpu"})
+      ('Hopper GPU', 'cpu')
+    """
+    return ALIKE.get(row["device"], row["device"])
+
+
 def trained(row: dict) -> tuple:
-    """Runs of one device and one length."""
-    return row["device"], setting(row, "train.steps") or 0
+    """Runs of one length on devices that are alike."""
+    return machine(row), setting(row, "train.steps") or 0
 
 
 def learning_rate(line: list[dict]) -> str:
@@ -143,12 +177,12 @@ def paired(formula: Callable, *by_seeds: dict) -> list[float]:
     return [formula(*(values[seed] for values in by_seeds)) for seed in seeds]
 
 
-def gap_closed(lines: dict[str, list[dict]], line: list[dict]) -> list[float]:
-    """(narrow - x) / (narrow - dense) of validation loss, a value a seed."""
+def gap_closed(lines: dict[str, list[dict]], line: list[dict], metric: str = "val_loss") -> list[float]:
+    """(narrow - x) / (narrow - dense) of validation loss, or of another loss; a value a seed."""
     if any("mixed" in row for row in line):
         return []
     ends = baseline(lines, "narrow"), baseline(lines, "dense")
-    x, narrow, dense = (by_seed(rows, "val_loss") for rows in (line, *ends))
+    x, narrow, dense = (by_seed(rows, metric) for rows in (line, *ends))
     dense = {seed: value for seed, value in dense.items() if narrow.get(seed) != value}  # no gap, no share
     return paired(lambda x, n, d: (n - x) / (n - d), x, narrow, dense)
 
@@ -191,13 +225,14 @@ def block(
 
 
 def origin(rows: list[dict]) -> str:
-    """Where rows come from: device, version of jax, commits, seeds."""
+    """Where rows come from: devices, version of jax, commits, seeds."""
     unique = lambda values: ", ".join(map(str, sorted(set(values))))
     cores = unique(row["config"]["cores"] for row in rows if "cores" in row["config"])
     seeds = unique(row["seed"] for row in rows if row["seed"] is not None)
-    device = f"Device `{rows[0]['device']}`" + (f" ({cores} CPU cores)" if cores else "")
+    device = f"Device `{unique(row['device'] for row in rows)}`" + (f" ({cores} CPU cores)" if cores else "")
     jax = f"jax {unique(row['versions'].get('jax', 'unknown') for row in rows)}"
-    commit = f"commit {unique(row['commit'] for row in rows)}"
+    shown = lambda commit: commit[:12] if len(commit) == 40 else commit  # a whole hash, as git abbreviates it
+    commit = f"commit {unique(shown(row['commit']) for row in rows)}"
     said = ", ".join([device, jax, commit] + ([f"seeds {seeds}"] if seeds else ["no seeds (timings)"])) + "."
     mix = ", ".join(rows[0].get("mixed", ()))
     return f"{said} {not_comparable('its lines', mix)}" if mix else said

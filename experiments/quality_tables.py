@@ -9,6 +9,7 @@ from experiments.lines import (
     last_of,
     learning_rate,
     lines_of,
+    machine,
     mean,
     origin,
     setting,
@@ -35,32 +36,31 @@ DYNAMICS = (
 )  # fmt: skip
 
 
-# Texts that models were scored on whole (experiments/texts.py): metric, heading, form.
+# Texts that models were scored on whole (experiments/texts.py): name, heading, and what is shown of each:
+# metric, heading, form.
 OTHER_TEXTS = (
-    ("novels_bits_per_byte", "novels, bits per byte", ".4f"),
-    ("wikitext2_nats_per_word", "WikiText-2, nats a word", ".4f"),
-    ("wikitext2_word_ppl", "perplexity", ".1f"),
+    ("novels", "novels", (("bits_per_byte", "bits per byte", ".4f"),)),
+    ("wikitext2", "WikiText-2", (("nats_per_word", "nats a word", ".4f"), ("word_ppl", "perplexity", ".1f"))),
+    ("wikitext2_joined", "WikiText-2 joined", (("bits_per_byte", "bits per byte", ".4f"),)),
 )
 
 
-def gap_cell(lines: dict[str, list[dict]], name: str) -> str:
+def gap_cell(lines: dict[str, list[dict]], name: str, metric: str = "val_loss") -> str:
     """Gap closed of a line: 1 and 0 at the two ends; empty without both of them."""
     ends = {"dense": "1", "narrow": "0"}
     both = all(baseline(lines, kind) for kind in ends)
     end = ends.get(name.split("_")[0]) if both else None
-    return end or spread(gap_closed(lines, lines[name]), ".3f")
+    return end or spread(gap_closed(lines, lines[name], metric), ".3f")
 
 
 def kinds(rows: list[dict], title: str) -> Table:
     """A line a kind of layer: loss, gap closed, active share, use of the leaves."""
     lines = lines_of(rows)
-    others = [column for column in OTHER_TEXTS if any(row["metric"] == column[0] for row in rows)]
     cells = []
     for name, line in lines.items():
         bits, loss = by_seed(line, BITS), by_seed(line, "val_loss")
         cells.append([
             f"`{name}`", spread(bits.values()), spread(loss.values()), gap_cell(lines, name),
-            *(spread(by_seed(line, metric).values(), form) for metric, _, form in others),
             mean(line, "active_share", ".1%"), mean(line, "dead_leaves", ".1%"),
             mean(line, "leaf_entropy", ".2f"), learning_rate(line), str(len(bits)),
         ])  # fmt: skip
@@ -70,10 +70,41 @@ def kinds(rows: list[dict], title: str) -> Table:
         f"Kinds of layers compared: {task(rows)}. Held-out text; mean ± standard deviation over seeds. "
         f"{GAP} An active share is of a layer's own units.{routers if has_router else ''} {origin(rows)}"
     )
-    head = ["", "bits per byte", "val loss", "gap closed", *(title for _, title, _ in others)]
-    head += ["active share", "dead leaves", "leaf entropy"]
+    head = ["", "bits per byte", "val loss", "gap closed", "active share", "dead leaves", "leaf entropy"]
     title = f"{title}, {setting(rows[0], 'train.steps')} steps"
     return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines), lines=lines)
+
+
+def other_texts(rows: list[dict], title: str) -> Table | None:
+    """The same lines on texts that were neither trained on nor chosen by; None where there are none."""
+    metrics = {row["metric"] for row in rows}
+    texts = [text for text in OTHER_TEXTS if f"{text[0]}_loss" in metrics]
+    if not texts:
+        return None
+    lines, cells, head = lines_of(rows), [], [""]
+    for _, heading, shown in texts:
+        head += [*(f"{heading}, {unit}" for _, unit, _ in shown), "gap closed", "seeds"]
+    for name, line in lines.items():
+        cells.append([f"`{name}`"])
+        for text, _, shown in texts:
+            seeds = by_seed(line, f"{text}_loss")
+            cells[-1] += [
+                spread(by_seed(line, f"{text}_{metric}").values(), form) for metric, _, form in shown
+            ]
+            cells[-1] += [gap_cell(lines, name, f"{text}_loss") if seeds else "", str(len(seeds))]
+    said = (
+        "Texts that nothing was chosen by, whole, every token once. Gap closed as above, of the text's own "
+        "loss. WikiText-2's words are its 245,569, ends of line included; joined: its spacing undone "
+        f"(`experiments/join_words.py`). {origin(rows)}"
+    )
+    return block(
+        f"{title}, {setting(rows[0], 'train.steps')} steps: other texts",
+        said,
+        head,
+        cells,
+        last_of(lines),
+        lines=lines,
+    )
 
 
 def cpu_small(rows: list[dict]) -> Table:
@@ -81,16 +112,24 @@ def cpu_small(rows: list[dict]) -> Table:
 
 
 def quality_attempts(rows: list[dict]) -> Table:
-    return kinds(rows, f"Attempts to close the gap, {rows[0]['device']}")
+    return kinds(rows, f"Attempts to close the gap, {machine(rows[0])}")
+
+
+def quality_texts(rows: list[dict]) -> Table | None:
+    return other_texts(rows, f"Attempts to close the gap, {machine(rows[0])}")
 
 
 def t1_small(rows: list[dict]) -> Table:
-    return kinds(rows, f"Language modelling (T1), {rows[0]['device']}")
+    return kinds(rows, f"Language modelling (T1), {machine(rows[0])}")
+
+
+def t1_texts(rows: list[dict]) -> Table | None:
+    return other_texts(rows, f"Language modelling (T1), {machine(rows[0])}")
 
 
 def asked(row: dict) -> tuple:
     """Questions asked on one device, as many of each task."""
-    return row["device"], row["config"]["scored"]["limit"] or 0
+    return machine(row), row["config"]["scored"]["limit"] or 0
 
 
 def t3_small(rows: list[dict]) -> Table:
@@ -120,7 +159,7 @@ def t3_small(rows: list[dict]) -> Table:
         f"standard deviation over them. {origin(rows)}"
     )
     head = ["", *(title for title, _ in columns)]
-    return block(f"Questions (T3), {rows[0]['device']}", text, head, cells, last_of(lines), lines=lines)
+    return block(f"Questions (T3), {machine(rows[0])}", text, head, cells, last_of(lines), lines=lines)
 
 
 def _check_same_questions(rows: list[dict]) -> None:
@@ -172,7 +211,7 @@ def t4_small(rows: list[dict]) -> Table:
         f"right: share of the squared gradient that right children have. {origin(rows)}"
     )
     head = ["", "val loss", *(["gap closed"] if with_gap else []), *(title for _, title, _ in shown)]
-    title = f"Dynamics (T4), {rows[0]['device']}, {setting(rows[0], 'train.steps')} steps"
+    title = f"Dynamics (T4), {machine(rows[0])}, {setting(rows[0], 'train.steps')} steps"
     return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines), lines=lines)
 
 
@@ -193,4 +232,4 @@ def t2_plan(rows: list[dict]) -> Table:
     )
     head = ["", "devices", "state, GB", "temporaries, GB", "TFLOP a step"]
     last = list(lines.values())[-1][-1]
-    return block(f"Plan of 1.3B (T2), compiled for {rows[0]['device']}", text, head, cells, last, lines=lines)
+    return block(f"Plan of 1.3B (T2), compiled for {machine(rows[0])}", text, head, cells, last, lines=lines)

@@ -200,9 +200,18 @@ def heat_figure(layer: int, arrays: dict) -> str:
     return figure(picture, caption)
 
 
+def timed_on(rows: list[dict]) -> str | None:
+    """The device on which most lines were timed: times of different devices never share a figure."""
+    lines_timed = groups(
+        (row for row in rows if row["metric"] == "seconds_per_step"), lambda row: row["device"]
+    )
+    return max(lines_timed, key=lambda name: len({row["row"] for row in lines_timed[name]}), default=None)
+
+
 def row_points(rows: list[dict]) -> dict[str, list[Point]]:
     """Points (x, validation loss, its spread over seeds) of a table's rows, by what x is."""
     found: dict[str, list[Point]] = {kind: [] for kind in AGAINST}
+    on = timed_on(rows)
     for name, line in sorted(groups(rows, lambda row: row["row"]).items(), key=lambda item: rank(item[0])):
         losses = list(by_seed(line, "val_loss").values())
         if not losses:
@@ -215,7 +224,9 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
             "active": statistics.fmean(layer.active for layer in layers),
             "total": statistics.fmean(layer.total for layer in layers),
         }
-        if seconds := [row["value"] for row in line if row["metric"] == "seconds_per_step"]:
+        if seconds := [
+            row["value"] for row in line if row["metric"] == "seconds_per_step" and row["device"] == on
+        ]:
             places["time"] = 1e3 * statistics.fmean(seconds)
         for kind, x in places.items():
             found[kind].append(Point(name, x, statistics.fmean(losses), spread, rank(name)))

@@ -8,13 +8,11 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from configs import common
 from experiments import record, tuning
 from experiments.config_words import config_of, words_of
-from experiments.lines import NO_MATTER
+from experiments.lines import NO_MATTER, telling_differences
 from experiments.sweep import Row, Sweep
 from tree_ffn.data import corpus_spec_from_config, prepare
-from tree_ffn.training.config import differing_keys, flat, resolved
 
 
 class Run(NamedTuple):
@@ -81,14 +79,10 @@ class Known:
 def same_run(recorded: dict, wanted: dict) -> bool:
     """Whether a recorded config, text included, computes what the wanted one does.
 
-    More than equal hashes: keys that change no figure may differ (`lines.NO_MATTER`), and a key that
-    came into the configs after the row was made counts as having its first value.
+    More than equal hashes: keys that change no figure may differ (`lines.NO_MATTER`), and new ones (see
+    `lines.telling_differences`).
     """
-    first = flat(resolved(common.base_config()))
-    return all(
-        re.match(NO_MATTER, key) or (old is None and new == first.get(key))
-        for key, (old, new) in differing_keys(recorded, wanted).items()
-    )
+    return all(re.match(NO_MATTER, key) for key in telling_differences(recorded, wanted))
 
 
 def facts(config) -> dict:

@@ -25,7 +25,7 @@ def test_a_line(spaced, natural):
 
 def test_program_keeps_lines(tmp_path):
     source, target = tmp_path / "in.txt.xz", tmp_path / "out.txt"
-    source.write_bytes(lzma.compress("\n = A = \n \n One , two . \n".encode()))
+    source.write_bytes(lzma.compress(b"\n = A = \n \n One , two . \n"))
     done = programs.call("join_words", f"--text={source}", f"--to={target}")
     assert done.code == 0 and "7 words between spaces are now 5" in done.out
     assert target.read_text() == "\n= A =\n\nOne, two.\n"

@@ -127,10 +127,39 @@ def test_curves_have_a_line_a_point(tmp_path):
 def test_lengths_and_devices_are_tables_of_their_own(small):
     add(small, "dense", 0, of=config(steps=1500), loss=1.5)
     add(small, "dense", 0, device="h200", loss=1.0)
+    add(small, "dense", 1, device="h100", loss=1.2)  # a card like it: another seed of the same line
     text = render(str(small))
     assert text.count("### Small comparison") == 3 and "1500 steps" in text
     assert [row[1] for row in cells(text, "`dense`")] == [
-        "1.0250 ± 0.0354", "0.7500 (one seed)", "0.5000 (one seed)",
+        "0.5500 ± 0.0707", "1.0250 ± 0.0354", "0.7500 (one seed)",
+    ]  # fmt: skip
+    assert "Device `h100, h200`" in text
+
+
+def test_keys_newer_than_a_row_count_as_their_first_value(small):
+    newer = config()
+    newer["ffn"] |= {"leak": 0.0, "leak_share": 0.3}
+    add(small, "dense", 2, of=newer, loss=2.2)
+    assert cells(render(str(small)), "`dense`")[0][-1] == "3"
+
+    newer["ffn"]["leak"] = 0.5
+    add(small, "dense", 3, of=newer, loss=2.2)
+    with pytest.raises(InputError, match=r"dense: ffn\.leak is both None and 0\.5"):
+        render(str(small))
+
+
+def test_other_texts_stand_below_with_gaps_of_their_own(tmp_path):
+    path = tmp_path / "t1_small.jsonl"
+    texts = {"narrow_A16": (5.0, 6.0), "dense": (4.0, 4.0), "tree_hard_P2_W1": (4.25, 5.5)}
+    for row, (novels, joined) in texts.items():
+        figures = {"val_loss": 3.0, "bits_per_byte": 1.0, "novels_loss": novels, "novels_bits_per_byte": 1.5}
+        figures |= {"wikitext2_joined_loss": joined, "wikitext2_joined_bits_per_byte": 1.25}
+        add(path, row, 0, "t1_small", figures=figures)
+    text = render(str(path))
+    assert "### Language modelling (T1), cpu, 500 steps: other texts" in text and "nats a word" not in text
+    assert cells(text, "`tree_hard_P2_W1`")[1] == [
+        "`tree_hard_P2_W1`", "1.5000 (one seed)", "0.750 (one seed)", "1",
+        "1.2500 (one seed)", "0.250 (one seed)", "1",
     ]  # fmt: skip
 
 
