@@ -4,11 +4,11 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
     python -m experiments.train --config=configs/quickstart.py:kind=narrow --workdir=runs/narrow
 
-A tree layer has F = 510 units, of which A = 16 (3.1 %) work for a token; `narrow` is dense with 16,
-`dense` with 510.
+A tree layer is that of configs/recipe.py: F = 510 units, of which A = 16 (3.1 %) work for a token.
+`narrow` is dense with 16, `dense` with 510.
 """
 
-from configs import common
+from configs import common, recipe
 
 # Tree and narrow: the best of 3e-3, 6e-3 and 12e-3, and of 0.05 and 0.15 for the scale of the output weights,
 # by the mean of three seeds each. The other kinds were not tuned at this length (results/tuning/README.md).
@@ -25,11 +25,7 @@ def get_config(arg=None):
     model = config.model
     model.n_layers, model.width, model.n_heads, model.context = 2, 128, 4, 128
 
-    ffn = config.ffn
-    ffn.kind = arg.kind
-    ffn.n_trees, ffn.depth, ffn.node_width = 2, 7, (1,)
-    # Straight-through routing learned best of the three.
-    ffn.routing = "straight_through" if arg.kind == "tree" else "hard"
+    recipe.set_layer(config, arg.kind)
     model.init.w_out = W_OUT.get(arg.kind, model.init.w_out)
 
     config.data.format = "memory"  # 11 MB: a NumPy file opens at once

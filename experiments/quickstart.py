@@ -102,11 +102,11 @@ def workdir(kind: str, seed: int) -> str:
 
 
 def executed_by(config, implementation: str):
-    """The config under one execution; grouped cannot train straight_through, so there it times `hard`."""
+    """The config under one execution; grouped cannot train the recipe, so there it times plain `hard`."""
     config = config.copy_and_resolve_references()
     config.ffn.implementation = implementation
     if implementation == "grouped" and config.ffn.routing == "straight_through":
-        config.ffn.routing = "hard"
+        config.ffn.routing, config.ffn.leak = "hard", 0.0
     return config
 
 

@@ -38,6 +38,11 @@ LEAKS = (
     (40, 90),
 )
 
+# The paper's layer, from which the recipe of configs/quickstart.py differs.
+PLAIN = {
+    "optim.lr": 3e-3, "model.init.w_out": 0.05, "ffn.routing": "hard", "ffn.leak": 0.0, "ffn.leak_share": 0.3,
+}  # fmt: skip
+
 ROWS = {
     "dense": {"kind": "dense"},
     "narrow_A16": {"kind": "narrow"},
@@ -79,7 +84,5 @@ def get_sweep():
     return {
         "config": "configs/quickstart.py",
         "table": "quality_attempts",
-        "rows": {
-            name: {"set": {"optim.lr": 3e-3, "model.init.w_out": 0.05, **row}} for name, row in ROWS.items()
-        },
+        "rows": {name: {"set": {**PLAIN, **row}} for name, row in ROWS.items()},
     }

@@ -297,6 +297,7 @@ N_ROWS = {
     "t1_small": 11,
     "t4_cpu": 12,
     "t4_small": 32,
+    "quickstart": 12,
     "quality": 30,
     "curves": 51,
     "quality_cpu": 36,
