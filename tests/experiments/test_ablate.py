@@ -297,9 +297,9 @@ N_ROWS = {
     "t1_small": 11,
     "t4_cpu": 12,
     "t4_small": 32,
-    "quality": 30,
+    "quality": 32,
     "curves": 51,
-    "quality_cpu": 36,
+    "quality_cpu": 38,
 }
 
 
