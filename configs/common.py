@@ -177,7 +177,9 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.act_site = "node"  # node | sum
     ffn.routing = "continuous"  # hard (the paper) | straight_through | continuous
     ffn.router = "first_unit"  # what decides: first_unit | silent (the same, adding nothing to the output)
-    ffn.leak = 0.0  # of hard and straight_through: what units off the path add at first, a share; falls to 0
+    # Of hard and straight_through, moe and hash, in training: what units off the path, or of experts not
+    # chosen, add at first, a share; falls to 0.
+    ffn.leak = 0.0
     ffn.leak_share = 0.3  # share of the training after which they add nothing
     ffn.hash_levels = 0  # first decisions that a hash of the token's id takes; of hash_tree: all
     ffn.gate = "min"  # of continuous: min | product

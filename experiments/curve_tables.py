@@ -18,6 +18,7 @@ from experiments.page import Table
 from tree_ffn.models.build import ffn_spec
 from tree_ffn.models.ffn import units
 from tree_ffn.training.config import namespace
+from tree_ffn.training.leak import leaks
 
 # Rows of T1, and of the attempts at its protocol, through which the curves go.
 MEETING = {
@@ -45,11 +46,12 @@ def point_of(row: dict) -> Point:
     if kind == "tree":
         hashed = getattr(ffn, "hash_levels", 0)
         kind += f"_{ffn.routing.partition('_')[0]}" + (f"_hash{hashed}" if hashed else "")
-    if ffn.kind.endswith("tree") and getattr(ffn, "leak", 0):
-        kind += f"_leak{ffn.leak:g}"
+    spec = ffn_spec(ffn, ffn.kind)
+    if leaks(spec):
+        kind += f"_leak{spec.leak:g}"
     train, model = (row["config"][part] for part in ("train", "model"))
     seen = train["steps"] * train["batch_size"] * model["context"]
-    total, active = units(ffn_spec(ffn, ffn.kind))
+    total, active = units(spec)
     return Point(seen, active, total, kind)
 
 

@@ -28,7 +28,7 @@ def floor(share, rate):
 
 
 def leak(first, share):
-    """Off the path, units add so much of themselves at first, and nothing after `share` of the training."""
+    """Units not in use add so much of themselves at first, and nothing after `share` of the training."""
     return {"ffn.leak": first, "ffn.leak_share": share}
 
 
@@ -37,7 +37,9 @@ MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
 
 ROWS = {
+    "moe_top1_X32_leak100_20": {"row": "moe_top1_X32", **DENSE_START},
     "hash_X32": {"row": "moe_top1_X32", "ffn.kind": "hash"},
+    "hash_X32_leak100_20": {"row": "moe_top1_X32", "ffn.kind": "hash", **DENSE_START},
     "hash_tree_P12_W1": {**MANY, "ffn.kind": "hash_tree"},
     "hash_tree_P1_D5_thin": {**THIN, "ffn.kind": "hash_tree"},
     "tree_straight_P12_W1_hash4": {**STRAIGHT, **MANY, **HASH4},

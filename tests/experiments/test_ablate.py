@@ -298,9 +298,9 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 30,
+    "quality": 32,
     "curves": 51,
-    "quality_cpu": 36,
+    "quality_cpu": 38,
 }
 
 

@@ -112,6 +112,9 @@ def test_curves_have_a_line_a_point(tmp_path):
     run("tree_straight_D3", 2.5, routing="straight_through", depth=3)
     run("narrow_A48", 4.0, depth=3)
     run("tree_leak", 2.0, routing="straight_through", depth=3, leak=0.5)
+    moe = {"n_experts": 32, "expert_width": 48, "depth": 3, "moe_balance": "none", "aux_weight": 0.0}
+    run("moe_leak", 3.0, renormalise=False, **moe, leak=0.5)
+    run("moe", 3.5, renormalise=False, **moe)
     text = render(str(path))
     curves = text[text.index("### Curves") :]
     trees = cells(curves, "`tree_straight`")
@@ -121,6 +124,8 @@ def test_curves_have_a_line_a_point(tmp_path):
         ["2 M", "96", "3,060", "3.1%", "0.750 (one seed)", "1"],
     ]
     assert cells(curves, "`tree_straight_leak0.5`")[0][6] == "1.000 (one seed)"
+    for kind, gap in (("moe_top1", "0.250"), ("moe_top1_leak0.5", "0.500")):
+        assert [row[6] for row in cells(curves, f"`{kind}`")] == [f"{gap} (one seed)"]
     assert [row[6] for row in cells(curves, "`narrow`")] == ["0", "0", "0"]
 
 

@@ -11,7 +11,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, MoESpec
 from tree_ffn.models.build import ADDED_FIELDS, KINDS, layer_kinds, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables, describe, figures
-from tree_ffn.tree import TreeSpec
+from tree_ffn.tree import Leaking, TreeSpec
 
 
 def build(arg="preset=nano", **changes):
@@ -36,11 +36,22 @@ def test_kinds_share_the_units_of_the_tree_fields():
     assert build("preset=nano,kind=dense", ffn__width=100).ffns[0] == DenseSpec(100)
 
 
-def test_configs_older_than_a_field_mean_its_default():
-    config = default.get_config("preset=nano")
+def test_what_chooses_hard_may_leak():
+    for kind in ("moe", "hash", "random_tree", "hash_tree"):
+        spec = build(f"preset=nano,kind={kind}", ffn__leak=0.5, ffn__leak_share=0.2)
+        ffn = spec.ffns[0]
+        assert isinstance(ffn, Leaking) and (ffn.leak, ffn.leak_share) == (0.5, 0.2)
+        assert "in training a leak of 0.5 until 20% are over" in describe(spec)[0]
+    assert "leak" not in describe(build("preset=nano,kind=moe"))[0]
+    assert build("preset=nano,kind=dense", ffn__leak=0.5) == build("preset=nano,kind=dense")
+
+
+@pytest.mark.parametrize("kind", ["tree", "moe", "hash"])
+def test_configs_older_than_a_field_mean_its_default(kind):
+    config = default.get_config(f"preset=nano,kind={kind}")
     for name in ADDED_FIELDS:
         del (config.ffn if name in config.ffn else config.model)[name]
-    assert model_spec_from_config(config, vocab_size=257) == build("preset=nano")
+    assert model_spec_from_config(config, vocab_size=257) == build(f"preset=nano,kind={kind}")
 
 
 def test_layers_may_differ():
@@ -73,6 +84,7 @@ def test_layers_may_differ():
             "ffn.implementation: 'fast' is not known; use one of: auto, masked,",
         ),
         ({"ffn__kind": "moe", "ffn__top_k": 64}, "ffn.top_k: 64 is not allowed; a token can use at most"),
+        ({"ffn__kind": "hash", "ffn__leak": -0.5}, "ffn.leak: -0.5 is not allowed; use a number from 0 to 1"),
         (
             {"ffn__kind": "moe", "ffn__moe_balance": "sign"},
             "ffn.moe_balance: 'sign' is not known; use one of",

@@ -162,6 +162,9 @@ def test_balancing_moves_against_the_load_and_works_stacked():
         (lambda: MoESpec(4, 2, top_k=5), "top_k: 5 is not allowed; a token can use at most n_experts = 4"),
         (lambda: MoESpec(4, 2, balance="sign"), "balance: 'sign' is not known; use one of: none, aux, bias"),
         (lambda: MoESpec(4, 2, aux_weight=-1.0), "aux_weight: -1.0 "),
+        (lambda: MoESpec(4, 2, leak=1.5), "leak: 1.5 is not allowed; use a number from 0 to 1"),
+        (lambda: MoESpec(4, 2, leak=float("nan")), "leak: nan "),
+        (lambda: MoESpec(4, 2, leak_share=0.0), "leak_share: 0.0 .*above 0, at most 1"),
     ],
 )
 def test_bad_specs_are_refused(make, words):

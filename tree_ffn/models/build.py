@@ -23,6 +23,7 @@ TREE_FIELDS = (
 ADDED_FIELDS = ("router", "openness", "balance_floor", "hash_levels", "unroll", "leak", "leak_share")
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
+    "leak", "leak_share",
 )  # fmt: skip
 
 
@@ -118,11 +119,11 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
         if kind == "moe":
             check_positive_int("top_k", ffn.top_k)
             check_choice("moe_balance", ffn.moe_balance, ("none", "aux", "bias"))
-            values = {name: getattr(ffn, name) for name in MOE_FIELDS}
+            values = _present(ffn, MOE_FIELDS)
             width = ffn.expert_width or max(1, shape.active_units // ffn.top_k)
             return MoESpec(expert_width=width, balance=ffn.moe_balance, **values)
         if kind == "hash":
-            values = {name: getattr(ffn, name) for name in MOE_FIELDS} | {"top_k": 1}
+            values = _present(ffn, MOE_FIELDS) | {"top_k": 1}
             width = ffn.expert_width or shape.active_units
             return MoESpec(expert_width=width, balance="none", router="hash", **values)
         values = _present(ffn, TREE_FIELDS)

@@ -10,7 +10,7 @@ from tree_ffn.models.ffn import active_share, active_units, ffn_flops, separate_
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
-from tree_ffn.tree import PrunedSpec
+from tree_ffn.tree import Leaking, PrunedSpec
 
 
 def abstract_variables(spec: ModelSpec) -> dict:
@@ -124,10 +124,11 @@ def _layer_line(ffn: FFNSpec) -> str:
     if isinstance(ffn, DenseSpec):
         return f"dense: {sizes}"
     if isinstance(ffn, MoESpec):
+        experts = f"{ffn.n_experts} experts of {ffn.expert_width}"
         if ffn.router == "hash":
-            return f"hash: {ffn.n_experts} experts of {ffn.expert_width}, one by the token's id: {sizes}"
+            return f"hash: {experts}, one by the token's id{_leak(ffn)}: {sizes}"
         router = f"the router's {ffn.n_experts} rows are not counted"
-        return f"moe: {ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}: {sizes}; {router}"
+        return f"moe: {experts}, top {ffn.top_k}{_leak(ffn)}: {sizes}; {router}"
     shape = ffn.shape
     hashed = ffn.hash_levels
     kind = "hash_tree" if hashed and hashed == shape.depth else "tree"
@@ -137,12 +138,15 @@ def _layer_line(ffn: FFNSpec) -> str:
         tree += f", {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
     elif hashed:
         tree += f", the first {hashed} decisions by the token's id"
-    if ffn.leak:
-        tree += f", in training a leak of {ffn.leak:g} until {ffn.leak_share:.0%} are over"
+    tree += _leak(ffn)
     if ffn.router != "frozen":
         return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
     products = f"{separate_routers(ffn)} products a token are not counted in A"
     return f"{kind}: {tree}: {sizes}, frozen separate routers, whose {products}"
+
+
+def _leak(ffn: Leaking) -> str:
+    return f", in training a leak of {ffn.leak:g} until {ffn.leak_share:.0%} are over" if ffn.leak else ""
 
 
 def _count(shapes) -> int:

@@ -95,11 +95,14 @@ def init_ffn(
 def apply_ffn(
     params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None, leak=None
 ):
-    """(y_TE, Info) of any layer; trees alone read `implementation` and `leak`, and hashes the ids token_T."""
+    """(y_TE, Info) of any layer.
+
+    Trees alone read `implementation`, trees and experts `leak`, and hashes the ids token_T.
+    """
     if isinstance(spec, DenseSpec):
         return dense.dense_ffn(params, x_TE, spec)
     if isinstance(spec, MoESpec):
-        return moe.moe_ffn(params, x_TE, spec, token_T)
+        return moe.moe_ffn(params, x_TE, spec, token_T, leak)
     return sharded_tree_ffn(params, x_TE, spec, implementation, token_T, leak)
 
 

@@ -1,8 +1,9 @@
 """The mixture-of-experts baselines, dropless: token-choice top-k with a softmax gate, or a hash of the id.
 
-Every expert is computed for every token and the unchosen are weighed by zero:
-two GEMMs over all X * W units, exact and simple, at the cost of the dense
-layer. That is what a baseline for quality needs; speed is not claimed for it.
+Every expert is computed for every token and the unchosen are weighed by zero
+(or, in training, by a leak): two GEMMs over all X * W units, exact and simple,
+at the cost of the dense layer. That is what a baseline for quality needs; speed
+is not claimed for it.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
-from tree_ffn.tree import ACTIVATIONS, Info, activation
+from tree_ffn.tree import ACTIVATIONS, Info, Leaking, activation
 from tree_ffn.tree.routing import hashed
 from tree_ffn.tree.usage import leaf_counts
 
@@ -20,7 +21,7 @@ MOE_ROUTERS = ("softmax", "hash")
 
 
 @dataclasses.dataclass(frozen=True)
-class MoESpec:
+class MoESpec(Leaking):
     """A layer of X experts, two-layer MLPs of W units each, of which a token uses k.
 
         F = X W,    A = k W    (the router's own X E weights count in neither)
@@ -39,6 +40,7 @@ class MoESpec:
       aux_weight: weight of `aux`.
       activation: a name of `tree.activations.ACTIVATIONS`.
       negative_slope: slope of `leaky_relu` below zero.
+      leak, leak_share: what experts add in training that are not chosen (see `Leaking`).
 
     Raises:
       InputError: names the field, its value and what is allowed.
@@ -56,6 +58,7 @@ class MoESpec:
     router: str = "softmax"
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("router", self.router, MOE_ROUTERS)
         for field in ("n_experts", "expert_width", "top_k"):
             check_positive_int(field, getattr(self, field))
@@ -107,14 +110,22 @@ def init_params(key, spec: MoESpec, width: int, w_in_scale=1.0, w_out_scale=1.0,
     }
 
 
-def moe_ffn(params, x_TE: jax.Array, spec: MoESpec, token_T=None) -> tuple[jax.Array, Info]:
+def moe_ffn(
+    params, x_TE: jax.Array, spec: MoESpec, token_T=None, leak: jax.Array | None = None
+) -> tuple[jax.Array, Info]:
     """y = b_out + sum over the chosen experts e of g_e * (act(x w_in_e^T + b_in_e) w_out_e).
 
         p = softmax(w_router x),  chosen = the k largest of p + selection_bias
         g_e = p_e for the chosen (divided by their sum if `renormalise`), else 0
         aux = aux_weight * X * sum_e f_e mean(p_e),  f_e the share of choices that fell on e
 
-    Under router `hash` the one chosen expert is `hashed(token, salt, X)` and its gate is 1.
+    Under router `hash` the one chosen expert is `hashed(token, salt, X)` and its gate is 1. With a leak,
+    which only training has, the sum is over all experts and
+
+        g_e <- leak + (1 - leak) g_e
+
+    so that at leak 1 the layer is the dense one of all X W units. Gates of p_e for the chosen and leak for
+    the others would be another start: p_e is about 1 / X at first, and the chosen would weigh least.
 
     Args:
       params: as `init_params` gives them; weights are cast to x's dtype, router
@@ -122,6 +133,7 @@ def moe_ffn(params, x_TE: jax.Array, spec: MoESpec, token_T=None) -> tuple[jax.A
       x_TE: tokens [T, E].
       spec: sizes, gate and balance.
       token_T: int32 ids of the tokens, for router `hash`.
+      leak: float32 scalar, `MoESpec.leak_at`; None is 0.
 
     Returns:
       y_TE of x's dtype, and Info(chosen experts int32 [T, k], aux).
@@ -140,6 +152,8 @@ def moe_ffn(params, x_TE: jax.Array, spec: MoESpec, token_T=None) -> tuple[jax.A
         gate_TX, aux_loss = _choices(chosen_Tk, spec), jnp.float32(0.0)
     else:
         chosen_Tk, gate_TX, aux_loss = _softmax_choice(params, x_TE, spec)
+    if leak is not None:
+        gate_TX = leak + (1 - leak) * gate_TX
     return _weighed_experts(params, x_TE, gate_TX, spec), Info(chosen_Tk, aux_loss)
 
 

@@ -1,10 +1,11 @@
-"""What leaks from units off the path while a model is trained.
+"""What leaks from units off the path, and from experts that are not chosen, while a model is trained.
 
 Hard paths leave most units without a token that could teach them, and a token
 learns nothing of the paths it did not take. So training may begin with a layer
 that is in part dense: off its path a unit adds a share of what it would add on
-it, the leak, which falls to 0 long before the end (`TreeSpec.leak_at`). What is
-validated, saved and run has no leak.
+it, the leak, which falls to 0 long before the end (`Leaking.leak_at`). What is
+validated, saved and run has no leak. Experts are chosen as hard as paths are,
+and have the same start.
 
 Source: the idea of beginning dense and ending sparse is that of EvoMoE's gate (Nie et al. 2021,
 arXiv 2112.14397); there a softmax's temperature falls.
@@ -16,12 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.models.spec import FFNSpec, ModelSpec
-from tree_ffn.tree import TreeSpec
+from tree_ffn.tree import Leaking
 
 
-def leaks(ffn: FFNSpec) -> TypeGuard[TreeSpec]:
-    """Whether a layer's units off the path add anything in training."""
-    return isinstance(ffn, TreeSpec) and ffn.leak > 0
+def leaks(ffn: FFNSpec) -> TypeGuard[Leaking]:
+    """Whether a layer's units off the path, or experts that are not chosen, add anything in training."""
+    return isinstance(ffn, Leaking) and ffn.leak > 0
 
 
 def with_leaks(variables: dict, model: ModelSpec, done: jax.Array) -> dict:

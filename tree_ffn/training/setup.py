@@ -122,7 +122,8 @@ def check_trainable(model: ModelSpec) -> None:
             f"ffn.implementation: {model.implementation!r} cannot train ffn.routing='straight_through'; "
             "use 'masked' or 'auto'."
         )
-    if any(map(leaks, model.ffns)) and model.implementation not in (None, "masked"):
+    leaking = any(isinstance(ffn, TreeSpec) and leaks(ffn) for ffn in model.ffns)
+    if leaking and model.implementation not in (None, "masked"):
         raise InputError(
             f"ffn.implementation: {model.implementation!r} cannot train ffn.leak: it computes no unit off "
             "the path; use 'masked' or 'auto'."

@@ -7,6 +7,7 @@ execution is one more entry of `IMPLEMENTATIONS`.
 
 from tree_ffn.tree.activations import ACTIVATIONS, activation
 from tree_ffn.tree.apply import IMPLEMENTATIONS, pick_implementation, tree_ffn
+from tree_ffn.tree.leaking import Leaking
 from tree_ffn.tree.pruned import prune
 from tree_ffn.tree.routing import balance_by_counts, balance_update
 from tree_ffn.tree.shape import TreeShape
@@ -17,6 +18,7 @@ __all__ = [
     "ACTIVATIONS",
     "IMPLEMENTATIONS",
     "Info",
+    "Leaking",
     "PrunedSpec",
     "TreeShape",
     "TreeSpec",

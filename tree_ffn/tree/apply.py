@@ -42,7 +42,7 @@ def tree_ffn(
       implementation: `masked`, `gather` or `grouped`; None picks one by the
         rule of `pick_implementation`. All compute the same function.
       token_T: int32 ids of the tokens; only `hash_levels` read them.
-      leak: float32 scalar, `TreeSpec.leak_at`; masked execution alone has it.
+      leak: float32 scalar, `Leaking.leak_at`; masked execution alone has it.
 
     Returns:
       y_TE in x's dtype, and Info(leaf_TP, aux_loss=0).

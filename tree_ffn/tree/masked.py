@@ -36,7 +36,7 @@ def trees(
       x_TE: tokens, float32 or bfloat16.
       spec: the layer.
       token_T: int32 ids of the tokens, which `hash_levels` read.
-      leak: float32 scalar (`TreeSpec.leak_at`); None is 0.
+      leak: float32 scalar (`Leaking.leak_at`); None is 0.
 
     Returns:
       s_TE in x's dtype, leaf_TP int32.

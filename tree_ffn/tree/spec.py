@@ -4,10 +4,10 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.tree.activations import ACTIVATIONS
+from tree_ffn.tree.leaking import Leaking
 from tree_ffn.tree.shape import TreeShape
 
 ROUTINGS = ("hard", "straight_through", "continuous")
@@ -19,7 +19,7 @@ ROUTERS = ("first_unit", "silent", "frozen")
 
 
 @dataclasses.dataclass(frozen=True)
-class TreeSpec:
+class TreeSpec(Leaking):
     """Shape, activation and routing of a layer of trees.
 
     Attributes:
@@ -48,10 +48,8 @@ class TreeSpec:
       hash_levels: decisions that are not the router's: those of the first so many levels come from a
         fixed hash of the token's id, another one in every tree and layer. Their gates are 1 and their
         nodes' first units are units like any other. With D, the baseline `hash_tree`.
-      leak: of training from scratch under `hard` and `straight_through`: what a unit off the path adds at
-        first, as a share of what it would add on it. It falls in equal steps to 0 (see `leak_at`), and is
-        0 in every validation.
-      leak_share: share of the training after which nothing leaks.
+      leak, leak_share: of `hard` and `straight_through`: what units off the path add in training (see
+        `Leaking`).
     """
 
     shape: TreeShape
@@ -68,10 +66,9 @@ class TreeSpec:
     balance_floor: float = 0.5
     router: str = "first_unit"
     hash_levels: int = 0
-    leak: float = 0.0
-    leak_share: float = 0.3
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("act_site", self.act_site, ACT_SITES)
         check_choice("routing", self.routing, ROUTINGS)
@@ -95,12 +92,6 @@ class TreeSpec:
                 "routing: 'hard' cannot be used with router 'silent', which would never learn; use "
                 "'straight_through' or 'continuous', or router 'first_unit'."
             )
-        if not 0 <= self.leak <= 1:
-            raise InputError(f"leak: {self.leak!r} is not allowed; use a number from 0 to 1.")
-        if not 0 < self.leak_share <= 1:
-            raise InputError(
-                f"leak_share: {self.leak_share!r} is not allowed; use a number above 0, at most 1."
-            )
         if self.leak and self.routing == "continuous":
             raise InputError(
                 f"leak: {self.leak!r} cannot be used with routing 'continuous', whose gates say what a unit "
@@ -123,18 +114,6 @@ class TreeSpec:
                 f"balance: {self.balance!r} cannot be used with hash_levels {self.hash_levels}, which leave "
                 "their thresholds unread; use 'none'."
             )
-
-    def leak_at(self, done: jax.Array) -> jax.Array:
-        """What units off the path add when a share `done` of the training is over: a float32 scalar.
-
-            leak_at(d) = leak max(0, 1 - d / leak_share)
-
-        Example:
-          >>> spec = TreeSpec(TreeShape(n_trees=2, depth=3), leak=0.2, leak_share=0.5)
-          >>> [round(float(spec.leak_at(done)), 2) for done in (0.0, 0.25, 0.5, 1.0)]
-          [0.2, 0.1, 0.0, 0.0]
-        """
-        return self.leak * jnp.maximum(0.0, 1.0 - jnp.asarray(done, jnp.float32) / self.leak_share)
 
 
 @dataclasses.dataclass(frozen=True)
