@@ -56,7 +56,7 @@ _TASKS = flags.DEFINE_list(
     "tasks", [], "Tasks of the evaluation harness; all: every one of experiments/tasks."
 )
 _TASK_DATA = flags.DEFINE_string("task_data", None, "Folder with the data of the tasks.")
-_SHOTS = flags.DEFINE_string("shots", "0", "Solved examples before a question: a number, or task.")
+_SHOTS = flags.DEFINE_list("shots", ["0"], "Solved examples before a question: a number, task, or several.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
 _ASK = flags.DEFINE_string("ask", None, "With --tasks, answer nothing: write what is asked to this file.")
 _CONTEXT = flags.DEFINE_integer("context", None, "Of --ask: the model's context.")
@@ -101,7 +101,7 @@ def main() -> None:
 
 def answer_questions() -> None:
     """What --tasks asks for."""
-    planned = questions.plan(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
+    planned = questions.plan_all(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
     model, answerer = who_answers()
     scores = questions.answer(
         model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value, answerer=answerer

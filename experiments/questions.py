@@ -81,6 +81,13 @@ def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int,
     return planned
 
 
+def plan_all(names: list[str], shots: list[str], data: str | None) -> list:
+    """`plan` for each of several `shots`; a task that has no examples is asked once."""
+    if not shots:
+        raise InputError("--shots is empty; use 0, 1, 2, ... or task.")
+    return list(dict.fromkeys(one for k in shots for one in plan(names, k, data)))
+
+
 def answer(
     model: Loaded, planned, *, data: str | None, cache: str, limit: int | None, answerer=None
 ) -> list[TaskScore]:
