@@ -1,6 +1,6 @@
 r"""The dense model of the demonstration of conversion: about 30 M parameters, good enough to be asked.
 
-    python -m experiments.convert_demo --config=configs/demo_30m.py --n_trees=6 --depth=7 --tokens=16384 \
+    python -m experiments.convert_demo --config=configs/demo_30m.py --n_trees=3 --node_width=2 --depth=7 \
         --config.data.files='TEXT/wikipedia2015/train_0[0-3].txt.xz,TEXT/novels/train_00.txt.xz' \
         --config.data.valid_files=TEXT/wikipedia2015/valid.txt.xz \
         --config.data.tokenizer=TEXT/tokenizers/gpt2/encoder.json.xz,TEXT/tokenizers/gpt2/vocab.bpe.xz \
@@ -9,8 +9,8 @@ r"""The dense model of the demonstration of conversion: about 30 M parameters, g
 6 layers of width 384, context 512, GPT-2's BPE, F = 1,530: 30.2 M parameters, 19.5 M of them embeddings. The
 text is that of configs/t1_small.py (44 M tokens), seen 2.2 times in 3,000 steps of 32,768 tokens.
 
-The trees that fit: P = 6, D = 7, W = 1 have A = 48 of 1,530 units (3.1 %); with separate routers, whose
-6 * 7 products a token are not counted in A, their arithmetic is 4.5 % of the dense layers'.
+The trees that fit: P = 3, D = 7, W = 2 have A = 48 of 1,530 units (3.1 %); with separate routers, whose
+3 * 7 products a token are not counted in A, their arithmetic is 3.8 % of the dense layers'.
 """
 
 from configs import common
@@ -29,7 +29,7 @@ def get_config(arg=None):
 
     config.ffn.kind = "dense"
     # F is that of the trees.
-    config.ffn.n_trees, config.ffn.depth, config.ffn.node_width = 6, 7, (1,)
+    config.ffn.n_trees, config.ffn.depth, config.ffn.node_width = 3, 7, (2,)
 
     config.data.corpus = "files"
 

@@ -86,15 +86,17 @@ def main() -> None:
         make_part(demo, _PART.value)
         return
     failed = {}
-    if _JOBS.value:
-        failed = make_as_processes(demo)
-    else:
-        make_here(demo)
-    if _ASKED.value and _ANSWERS.value:
-        n = demo_answers.gather(_ANSWERS.value, _ASKED.value, (workdir for _, workdir in demo.models()))
-        print(f"answers of {n} models: {_ANSWERS.value}")
-    said = ", ".join(f"{way}: lr {s.lr:g}, weight {s.weight:g}" for way, s in demo.chosen().items())
-    print(f"\nchosen: {said}\n{table(demo.ended())}")
+    try:
+        if _JOBS.value:
+            failed = make_as_processes(demo)
+        else:
+            make_here(demo)
+    finally:  # after a signal or a failure too: what there is so far
+        if _ASKED.value and _ANSWERS.value:
+            n = demo_answers.gather(_ANSWERS.value, _ASKED.value, (place for _, place in demo.models()))
+            print(f"answers of {n} models: {_ANSWERS.value}")
+        said = ", ".join(f"{way}: lr {s.lr:g}, weight {s.weight:g}" for way, s in demo.chosen().items())
+        print(f"\nchosen: {said}\n{table(demo.ended())}", flush=True)
     if failed:
         sys.exit(1)
 

@@ -200,8 +200,19 @@ def table(scores: list[TaskScore]) -> str:
     return "\n".join([*lines, "above: standard errors (s) between the score and chance"])
 
 
-def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int | None) -> None:
-    """Appends rows of table t3_small: every score, its standard error and chance."""
+def append(
+    path: str, scores: list[TaskScore], facts: dict, row: str, limit: int | None, device: str | None = None
+) -> None:
+    """Appends rows of table t3_small: every score, its standard error and chance.
+
+    Args:
+      path: results file.
+      scores: as `answer` returns them.
+      facts: config of the rows.
+      row: their name.
+      limit: questions of each task; None is all.
+      device: that answered; by default this process's own.
+    """
     from lm_eval import __version__ as version  # pyright: ignore[reportMissingImports]
 
     rows = []
@@ -215,5 +226,6 @@ def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int
         values = {stem: score.value, f"{stem}_stderr": score.stderr, f"{stem}_chance": score.chance}
         for metric, value in values.items():
             if value is not None and math.isfinite(value):
-                rows.append(record.make_row("t3_small", row, metric, value, facts.get("seed"), known, "1"))
+                names = ("t3_small", row, metric)
+                rows.append(record.make_row(*names, value, facts.get("seed"), known, "1", device))
     record.append_rows(path, rows)
