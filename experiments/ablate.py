@@ -21,7 +21,8 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments import cli, texts
-from experiments.runners import ProcessRunner, Runner, stopped
+from experiments.processes import stopped
+from experiments.runners import SWEEP, ProcessRunner, Runner
 from experiments.sweep import Sweep, load_sweep
 from experiments.sweep_runs import Ablation, Run, facts, tuning_path
 from tree_ffn.errors import InputError
@@ -63,7 +64,7 @@ def main() -> None:
             tune(ablation, runner)
         make_rows(ablation, runner)
     except KeyboardInterrupt:
-        raise stopped(signal.SIGINT) from None
+        raise stopped(signal.SIGINT, SWEEP) from None
     if runner.failed:
         print(f"\n{len(runner.failed)} of the runs failed:", file=sys.stderr)
         for label, said in runner.failed.items():

@@ -38,9 +38,9 @@ def main() -> None:
             raise InputError(f"--{flag.name} is missing; name a file.")
     check_positive_int("--batch_tokens", _BATCH_TOKENS.value)
     record.check_row_flag(_RESULTS.value, _ROW.value)
-    head, *questions = answering.read_lines(_ASKED.value, "asked", ("context", "tokenizer_sha256"))
+    head, *questions = answering.read_lines(_ASKED.value, "asked", answering.HEAD)
     model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, _STEP.value)
-    check_fits(head, model)
+    answering.check_fits(head, model)
     answerer = answering.Answering(model, _BATCH_TOKENS.value)
     answers, cold = timed(answerer, questions)
     answering.write_lines(_TO.value, {"facts": model.facts, "asked": head}, answers, "to")
@@ -76,16 +76,6 @@ def write_speed(facts: dict, questions: list[dict], cold: float, warm: float) ->
         for metric, value in values.items()
     ]  # fmt: skip
     record.append_rows(_RESULTS.value, rows)
-
-
-def check_fits(head: dict, model: loaded.Loaded) -> None:
-    """Raises InputError unless questions were asked in the model's tokens and for its context."""
-    for name, value in answering.head_of(model).items():
-        if head.get(name) != value:
-            raise InputError(
-                f"--asked: {name} of the questions is {head.get(name)!r}, the model's {value!r}; ask again "
-                "with the model's tokenizer, context and beginning."
-            )
 
 
 if __name__ == "__main__":

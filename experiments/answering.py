@@ -7,6 +7,7 @@ accelerator without a network), experiments/answer.py answers a file of question
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import lzma
@@ -27,6 +28,7 @@ from tree_ffn.models.sampling import Sampling
 
 Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context, and of a continuation
 BATCH_TOKENS = 8192
+HEAD = ("context", "tokenizer_sha256")  # fields of the head of a file of questions
 
 
 class Answerer(Protocol):
@@ -104,21 +106,27 @@ class Answers:
     """Answers from a file.
 
     Args:
-      path: as experiments/answer.py writes it.
-
-    Attributes:
+      path: of the file, for messages.
       facts: what a results row says of the model that answered.
       asked: the head of the file of questions (`head_of`).
+      known: {key of a question: answer}.
 
     Raises:
-      InputError: it is no such file, or (in use) has no answer to something.
+      InputError: (in use) there is no answer to something.
     """
 
-    def __init__(self, path: str):
-        self._path = path
+    def __init__(self, path: str, facts: dict, asked: dict, known: dict):
+        self._path, self.facts, self.asked, self._known = path, facts, asked, known
+
+    @classmethod
+    def read(cls, path: str) -> "Answers":
+        """What experiments/answer.py wrote.
+
+        Raises:
+          InputError: it is no such file.
+        """
         head, *rows = read_lines(path, "answers", ("facts", "asked"))
-        self.facts, self.asked = head["facts"], head["asked"]
-        self._known = {row["key"]: row["answer"] for row in rows}
+        return cls(path, head["facts"], head["asked"], {row["key"]: row["answer"] for row in rows})
 
     def likelihoods(self, pairs, quiet=False):
         del quiet
@@ -144,6 +152,16 @@ def head_of(model: Loaded) -> dict:
         "context": model.spec.context, "begins_with": model.begins_with,
         "tokenizer_sha256": model.tokenizer.fingerprint,
     }  # fmt: skip
+
+
+def check_fits(head: dict, model: Loaded) -> None:
+    """Raises InputError unless questions were asked in the model's tokens and for its context."""
+    for name, value in head_of(model).items():
+        if head.get(name) != value:
+            raise InputError(
+                f"--asked: {name} of the questions is {head.get(name)!r}, the model's {value!r}; ask again "
+                "with the model's tokenizer, context and beginning."
+            )
 
 
 def of_pair(pair: Pair) -> dict:
@@ -183,7 +201,9 @@ def write_lines(path: str, head: dict, rows: Sequence[dict], flag: str) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    opener: Callable = lzma.open if path.endswith(".xz") else open
+    # Few-shot examples come back after more text than the window of the usual preset holds.
+    packed: Callable = functools.partial(lzma.open, preset=9 | lzma.PRESET_EXTREME)
+    opener = packed if path.endswith(".xz") else open
     try:
         with opener(path, "wt", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in (head, *rows))

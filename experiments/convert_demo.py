@@ -25,34 +25,24 @@ lines: perplexity against the dense model's, and the tokens of fine-tuning until
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator
+import signal
+import sys
+import time
+from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import (
-    cli,
-    finetuning,
-    loaded,
-    provenance,
-    questions,
-    record,
-    starts,
-    sweep_runs,
-    texts,
-    tuning,
-)
+from experiments import answering, cli, demo_answers, demo_scores, questions, texts, tuning
 from experiments.config_words import check_config
-from experiments.converting import Sizes, convert_all, facts_of, row_of
-from experiments.finetune_choice import Settings, choose, config_for
+from experiments.demo_parts import Demo
+from experiments.processes import Job, Processes, stopped, why
 from tree_ffn.analysis.convert import Recipe, check_convertible, tokens_needed
 from tree_ffn.analysis.placement import METHODS
+from tree_ffn.data import load_tokenizer
 from tree_ffn.errors import InputError, check_choice, check_positive_int
-from tree_ffn.training import workdir as workdirs
-from tree_ffn.training.config import namespace, resolved
-from tree_ffn.training.loop import train
-from tree_ffn.training.setup import plan_run
+from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.tree import TreeShape
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -83,53 +73,84 @@ _TASK_DATA = flags.DEFINE_string(
 _TASK_CACHE = flags.DEFINE_string("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
 _RESULTS = flags.DEFINE_string("results", None, "Append all figures to this results file (JSONL).")
+_ASKED = flags.DEFINE_string("asked", None, "Questions that evaluate --ask wrote, for every scored model.")
+_ANSWERS = flags.DEFINE_string("answers", None, "File for the answers of all models; .xz packs it.")
+_JOBS = flags.DEFINE_integer("jobs", 0, "Parts as processes, so many at a time; 0: one by one here.")
+_GPUS = flags.DEFINE_list("gpus", [], "GPUs for --jobs to take in turns, e.g. 0,1; all see all by default.")
+_PART = flags.DEFINE_string("part", None, "Make this part alone; --jobs starts processes so.")
 
 
 def main() -> None:
-    recipes, seeds, grid, weights = checked_flags()
-    chosen, found = {}, {}
-    for seed in seeds:
-        base = os.path.join(_WORKDIR.value, f"seed{seed}")
-        dense = _DENSE.value or train_dense(base, seed)
-        places = convert_dense(base, dense, recipes, seed)
-        score(dense, "dense")
-        for name, place in places.items():
-            score(place, row_of(recipes[name]), converted_config(place))
-        if not chosen:
-            chosen = choose(tuner(base, dense, places, seed), grid, weights)
-        for row, start, settings, faded in runs_of(dense, places, chosen):
-            config = config_for(dense, start, settings, steps=_STEPS.value, seed=seed, faded=faded)
-            found[seed, row] = figures = fine_tune(os.path.join(base, row), config, row, _RESULTS.value)
-            score(figures["workdir"], row, finetuning.facts_of(config, starts.load(start)))
-    said = ", ".join(f"{way}: lr {s.lr:g}, weight {s.weight:g}" for way, s in chosen.items())
-    print(f"\nchosen: {said}\n{table(found)}")
+    demo = checked_flags()
+    if _PART.value:
+        make_part(demo, _PART.value)
+        return
+    failed = {}
+    try:
+        if _JOBS.value:
+            failed = make_as_processes(demo)
+        else:
+            make_here(demo)
+    finally:  # after a signal or a failure too: what there is so far
+        if _ASKED.value and _ANSWERS.value:
+            n = demo_answers.gather(_ANSWERS.value, _ASKED.value, (place for _, place in demo.models()))
+            print(f"answers of {n} models: {_ANSWERS.value}")
+        said = ", ".join(f"{way}: lr {s.lr:g}, weight {s.weight:g}" for way, s in demo.chosen().items())
+        print(f"\nchosen: {said}\n{table(demo.ended())}", flush=True)
+    if failed:
+        sys.exit(1)
 
 
-def runs_of(dense: str, places: dict[str, str], chosen: dict[str, Settings]) -> Iterator[tuple]:
-    """(row, start, settings, whether dense layers fade out) of every fine-tuning of a seed."""
-    for name, place in places.items():
-        for way, settings in chosen.items():
-            yield f"{name}_{way}", place, settings, False
-    name, place = list(places.items())[-1]
-    yield f"{name}_faded", place, chosen["distilled"], True
-    yield "dense_tuned", dense, chosen["tuned"], False
+def make_here(demo: Demo) -> None:
+    """Makes all parts one after the other; a failure ends it."""
+    made: set[str] = set()
+    while part := next((part for part in demo.ready() if part.label not in made), None):
+        made.add(part.label)
+        part.make()
+        jax.clear_caches()  # compiled programs and their constants would pile up
 
 
-def tuner(base: str, dense: str, places: dict[str, str], seed: int) -> Callable[[str, Settings], float]:
-    """(way, settings) to the validation loss of the last method's trees; recorded in a file of its own."""
-    name, place = list(places.items())[-1]
-    results = sweep_runs.tuning_path(_RESULTS.value) if _RESULTS.value else None
-
-    def tune(way: str, settings: Settings) -> float:
-        row = f"{name}_{way}" + (f"_weight{settings.weight:g}" if settings.weight else "")
-        config = config_for(dense, place, settings, steps=_STEPS.value, seed=seed)
-        return fine_tune(os.path.join(base, "tuning", row), config, row, results)["after"]
-
-    return tune
+def make_part(demo: Demo, label: str) -> None:
+    """One part, as a process of --jobs does."""
+    for part in demo.ready():
+        if part.label == label:
+            part.make()
+            return
+    raise InputError(f"--part: {label!r} is not allowed; it is done, or waits for others.")
 
 
-def checked_flags() -> tuple[dict[str, Recipe], list[int], tuning.Grid, list[float]]:
-    """{method: recipe}, seeds, learning rates and weights; all flags are looked at before any work."""
+def make_as_processes(demo: Demo) -> dict[str, str]:
+    """Makes the parts as processes, several at a time; {label: sentence} of those that failed."""
+    began, failed, clock = set(), {}, time.perf_counter()
+
+    def next_job() -> Job | None:
+        part = next((part for part in demo.ready() if part.label not in began), None)
+        if part is None:
+            return None
+        began.add(part.label)
+        words = ["experiments.convert_demo", *sys.argv[1:], f"--part={part.label}"]
+        return Job(part.label, words, os.path.join(demo.workdir, "logs", f"{part.label}.txt"))
+
+    def ended(job: Job, code: int, seconds: float) -> None:
+        left = code or any(part.label == job.label for part in demo.ready())
+        if left:
+            failed[job.label] = why(job.log, code)
+        said = f"FAILED: {failed[job.label]}" if left else "done"
+        print(f"{time.perf_counter() - clock:6.0f} s  {job.label}: {said} in {seconds:.0f} s", flush=True)
+
+    try:
+        Processes(_JOBS.value, _GPUS.value).run(next_job, ended, "the demonstration")
+    except KeyboardInterrupt:
+        raise stopped(signal.SIGINT, "the demonstration") from None
+    if failed:
+        print(f"\n{len(failed)} parts failed; what waits for them was not made:", file=sys.stderr)
+        for label, said in failed.items():
+            print(f"  {label}: {said}", file=sys.stderr)
+    return failed
+
+
+def checked_flags() -> Demo:
+    """What is asked for; all flags are looked at before any work, and no device."""
     for flag in (_STEPS, _TOKENS):
         check_positive_int(f"--{flag.name}", flag.value)
     seeds, widths, refits = (_whole(flag) for flag in (_SEEDS, _NODE_WIDTH, _REFITS))
@@ -141,6 +162,7 @@ def checked_flags() -> tuple[dict[str, Recipe], list[int], tuning.Grid, list[flo
             f"--tokens: {_TOKENS.value:,} is not allowed; depth {shape.depth} takes at least "
             f"{tokens_needed(shape):,} (32 * 2^{shape.depth}) to fit its routers."
         )
+    config: Any = _CONFIG.value
     recipes = {}
     for name in _METHODS.value:
         method, _, spent = name.partition("_")
@@ -150,16 +172,40 @@ def checked_flags() -> tuple[dict[str, Recipe], list[int], tuning.Grid, list[flo
         raise InputError("--methods is empty; name at least one.")
     weights = _numbers(_WEIGHTS)
     grid = tuning.Grid.of({"values": _numbers(_LRS)})
-    texts.parse(_TEXTS.value)
-    check_config(_CONFIG.value)
+    check_config(config)
     if not _DENSE.value:
+        model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
         for recipe in recipes.values():
-            check_convertible(plan_run(_CONFIG.value).model, recipe)
+            check_convertible(model, recipe)
+    check_jobs()
+    return Demo(
+        _WORKDIR.value, config, _DENSE.value, recipes, refits, _TOKENS.value, _STEPS.value, seeds, grid,
+        weights, _RESULTS.value, checked_scoring(),
+    )  # fmt: skip
+
+
+def check_jobs() -> None:
+    """Raises InputError unless --jobs and --gpus say what can be done."""
+    if _JOBS.value < 0:
+        raise InputError(f"--jobs: {_JOBS.value} is not allowed; use at least 0.")
+    if any(not gpu.isdecimal() for gpu in _GPUS.value):
+        raise InputError(f"--gpus: {','.join(_GPUS.value)!r} is not allowed; use numbers such as 0,1.")
+
+
+def checked_scoring() -> demo_scores.Scoring:
+    """What models are scored on."""
+    if _ANSWERS.value and not _ASKED.value:
+        raise InputError("--asked is missing; --answers needs the file of questions.")
+    if _ASKED.value:
+        answering.read_lines(_ASKED.value, "asked", answering.HEAD)
     if tasks_can_be_asked():
         questions.plan(_TASKS.value, "task", _TASK_DATA.value)
     elif _TASK_DATA.value:
         print("no tasks are asked: the package lm_eval is not installed (requirements-eval.txt).", flush=True)
-    return recipes, seeds, grid, weights
+    tasks = _TASKS.value if tasks_can_be_asked() else []
+    return demo_scores.Scoring(
+        texts.parse(_TEXTS.value), tasks, _TASK_DATA.value, _TASK_CACHE.value, _LIMIT.value, _ASKED.value
+    )
 
 
 def _whole(flag) -> list[int]:
@@ -180,107 +226,8 @@ def _numbers(flag) -> list[float]:
     return numbers
 
 
-def train_dense(base: str, seed: int) -> str:
-    """The workdir of the dense run of a seed; trained, or gone on with, unless it is done."""
-    config = _CONFIG.value.copy_and_resolve_references()
-    config.seed = seed
-    workdir = os.path.join(base, f"dense_{digest(config)}")
-    if not done(workdir):
-        print(f"\ndense, seed {seed}: {config.train.steps} steps in {workdir}", flush=True)
-        set_done(workdir, train(config, workdir, origin=provenance.origin))
-        jax.clear_caches()
-    return workdir
-
-
-def convert_dense(base: str, dense: str, recipes: dict[str, Recipe], seed: int) -> dict[str, str]:
-    """{method: workdir} of the conversions of a dense run."""
-    places = {}
-    for name, recipe in recipes.items():
-        recipe = recipe._replace(seed=seed)
-        facts = {**facts_of(recipe), "tokens": _TOKENS.value, "dense": os.path.basename(dense)}
-        places[name] = os.path.join(base, f"{name}_{digest(facts)}")
-        if os.path.exists(places[name]):
-            continue
-        run, text = starts.with_text(starts.load(dense))
-        check_convertible(run.model, recipe)
-        print(f"\n{name}, seed {seed}:", flush=True)
-        sizes = Sizes(_TOKENS.value, min(_TOKENS.value, 8192))
-        tried = [recipe._replace(refits=n) for n in _whole(_REFITS)]
-        convert_all(run, text, tried, sizes, to={recipe: places[name]}, results=_RESULTS.value)
-        jax.clear_caches()
-    return places
-
-
-def fine_tune(place: str, config, row: str, results: str | None) -> dict:
-    """Figures of a fine-tuning, made unless it is done: of teacher, start and end, and tokens until near."""
-    workdir = f"{place}_{digest(config)}"
-    if not done(workdir):
-        print(f"\n{row}: {config.train.steps} steps, lr {config.optim.lr:g}, weight {config.finetune.kl:g}",
-              flush=True)  # fmt: skip
-        before, after = finetuning.finetune(config, workdir, results=results, row=row)
-        losses = {name: figures["loss"] for name, figures in before.items()} | {"after": after["loss"]}
-        tokens = {name: after[name] for name in ("tokens", "tokens_until_near") if name in after}
-        set_done(workdir, losses | tokens)
-        jax.clear_caches()
-    return {**(done(workdir) or {}), "workdir": workdir}
-
-
-def score(workdir: str, row: str, config=None) -> None:
-    """Scores a model on --texts and, with --task_data, on --tasks, once.
-
-    Args:
-      workdir: of the run.
-      row: name of the rows.
-      config: what the rows say of it; by default the run's.
-    """
-    others, tasks = texts.parse(_TEXTS.value), _TASKS.value if tasks_can_be_asked() else []
-    asked = {"texts": sorted(others), "tasks": tasks, "limit": _LIMIT.value}
-    if workdirs.read_json(workdir, "scored.json") == asked:
-        return
-    run = starts.load(workdir, "latest")
-    if others:
-        print(f"\n{row}:", flush=True)
-        texts.score(
-            run._replace(config=config or run.config), others, tokenizer=run.config.data.tokenizer,
-            results=_RESULTS.value, table="conversion", row=row,
-        )  # fmt: skip
-    for shots in ("0", "task") if tasks else ():
-        planned = questions.plan(tasks, shots, _TASK_DATA.value)
-        model = loaded.load(workdir, None, step="latest")
-        scores = questions.answer(
-            model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value
-        )
-        print(f"\n{row}, shots: {shots}\n{questions.table(scores)}", flush=True)
-        if _RESULTS.value:
-            facts = record.public_config(config or run.config, run.meta["data"])
-            questions.append(_RESULTS.value, scores, facts, row, _LIMIT.value)
-    workdirs.write_json(workdir, "scored.json", asked)
-    jax.clear_caches()
-
-
-def converted_config(workdir: str):
-    """What the rows of a conversion say of it, as `convert_all` does."""
-    run = starts.load(workdir)
-    facts = {name: value for name, value in run.meta["converted"].items() if name != "step"}
-    return namespace({**resolved(run.config), "convert": facts})
-
-
 def tasks_can_be_asked() -> bool:
     return bool(_TASK_DATA.value) and importlib.util.find_spec("lm_eval") is not None
-
-
-def digest(config) -> str:
-    """8 hex digits: runs of other settings have other directories."""
-    return record.config_hash(config)[:8]
-
-
-def done(workdir: str) -> dict | None:
-    """Figures of a run that ended; None if it has not."""
-    return workdirs.read_json(workdir, "done.json")
-
-
-def set_done(workdir: str, figures: dict) -> None:
-    workdirs.write_json(workdir, "done.json", figures)
 
 
 def table(found: dict[tuple[int, str], dict]) -> str:

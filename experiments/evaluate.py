@@ -14,7 +14,8 @@ white space and ends of line, as is usual for WikiText).
 over a folder of data, or without --task_data the harness's own tasks, which it fetches from the network.
 --shots=task puts as many solved examples before a question as the task file says. Every score comes with its
 standard error and with what chance gives. --ask and --answers let a machine answer that has not the harness
-(experiments/answer.py says how).
+(experiments/answer.py says how); with --asked, the answers are those of all models of a demonstration
+(experiments/convert_demo.py), whose rows have the names that are in the file.
 
 Prints loss (nats a token), perplexity, bits per byte, active share, and the use
 of every layer's leaves or experts; --json writes the same.
@@ -24,7 +25,7 @@ import json
 
 from absl import flags
 
-from experiments import answering, cli, loaded, questions, record, texts
+from experiments import answering, cli, demo_answers, loaded, questions, record, texts
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.checkpoint import restore_for_inference
@@ -56,12 +57,13 @@ _TASKS = flags.DEFINE_list(
     "tasks", [], "Tasks of the evaluation harness; all: every one of experiments/tasks."
 )
 _TASK_DATA = flags.DEFINE_string("task_data", None, "Folder with the data of the tasks.")
-_SHOTS = flags.DEFINE_string("shots", "0", "Solved examples before a question: a number, or task.")
+_SHOTS = flags.DEFINE_list("shots", ["0"], "Solved examples before a question: a number, task, or several.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
 _ASK = flags.DEFINE_string("ask", None, "With --tasks, answer nothing: write what is asked to this file.")
 _CONTEXT = flags.DEFINE_integer("context", None, "Of --ask: the model's context.")
 _BEGINS_WITH = flags.DEFINE_list("begins_with", [], "Of --ask: ids before every text of the model (OPT: 2).")
 _ANSWERS = flags.DEFINE_string("answers", None, "With --tasks, instead of a model: the answers to --ask.")
+_ASKED = flags.DEFINE_string("asked", None, "Of --answers of several models: what --ask wrote.")
 _TASK_CACHE = flags.DEFINE_string("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
@@ -70,6 +72,9 @@ _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 
 
 def main() -> None:
+    if _ASKED.value:
+        score_models()
+        return
     record.check_row_flag(_RESULTS.value, _ROW.value)
     if _TASKS.value:
         answer_questions()
@@ -101,7 +106,7 @@ def main() -> None:
 
 def answer_questions() -> None:
     """What --tasks asks for."""
-    planned = questions.plan(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
+    planned = questions.plan_all(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
     model, answerer = who_answers()
     scores = questions.answer(
         model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value, answerer=answerer
@@ -120,6 +125,37 @@ def answer_questions() -> None:
         questions.append(_RESULTS.value, scores, model.facts, _ROW.value, _LIMIT.value)
 
 
+def score_models() -> None:
+    """What --tasks give for every model that answered what is in --asked."""
+    for flag in (_ANSWERS, _TOKENIZER):
+        if not flag.value:
+            raise InputError(f"--{flag.name} is missing; --asked needs it.")
+    if not _TASKS.value:
+        raise InputError("--tasks is missing; name those that were asked.")
+    planned = questions.plan_all(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
+    for row, device, answers in demo_answers.read(_ANSWERS.value, _ASKED.value):
+        scores = questions.answer(
+            reader_of(answers), planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value,
+            answerer=answers,
+        )  # fmt: skip
+        print(f"\n{row}\n{questions.table(scores)}", flush=True)
+        if _RESULTS.value:
+            questions.append(_RESULTS.value, scores, answers.facts, row, _LIMIT.value, device)
+
+
+def reader_of(answers: answering.Answers) -> loaded.Loaded:
+    """What reads text as the model did that answered.
+
+    Raises:
+      InputError: --tokenizer is another one.
+    """
+    head = answers.asked
+    model = loaded.reader(_TOKENIZER.value, head["context"], head["begins_with"], answers.facts)
+    if model.tokenizer.fingerprint != head["tokenizer_sha256"]:
+        raise InputError(f"--tokenizer: {model.tokenizer.name} is not the one that --ask was given.")
+    return model
+
+
 def who_answers():
     """The model that --tasks are asked of, and the answerer if it is not the model itself.
 
@@ -134,12 +170,8 @@ def who_answers():
     if _TOKENIZER.value is None:
         raise InputError(f"--tokenizer is missing; --{named[0]} needs the model's.")
     if _ANSWERS.value:
-        answers = answering.Answers(_ANSWERS.value)
-        head = answers.asked
-        model = loaded.reader(_TOKENIZER.value, head["context"], head["begins_with"], answers.facts)
-        if model.tokenizer.fingerprint != head["tokenizer_sha256"]:
-            raise InputError(f"--tokenizer: {model.tokenizer.name} is not the one that --ask was given.")
-        return model, answers
+        answers = answering.Answers.read(_ANSWERS.value)
+        return reader_of(answers), answers
     if _CONTEXT.value is None:
         raise InputError("--context is missing; --ask needs the model's.")
     if not all(word.isdecimal() for word in _BEGINS_WITH.value):

@@ -15,28 +15,35 @@ class Settings(NamedTuple):
     weight: float
 
 
-def choose(tune: Callable[[str, Settings], float], grid: tuning.Grid, weights: list[float]) -> dict:
-    """{way: settings} of the lowest validation loss, by one rule for both ways.
+def choice(
+    known: Callable[[Settings], float | None], grid: tuning.Grid, weights: list[float], distilled: bool
+) -> tuple[Settings | None, list[Settings]]:
+    """(the settings of the lowest loss, None while it is open; what has to be tried before that is known).
+
+    First the rates of the grid and beyond; then as many runs more as there are other weights, in both ways
+    alike: with these weights, or by rates between those that were tried.
 
     Args:
-      tune: (way, settings) to the loss.
+      known: validation loss of settings, inf where they diverged; None where they were not tried.
       grid: of learning rates.
       weights: of distillation; the first is that of the first runs.
+      distilled: whether there is a teacher; without one the weight is 0.
     """
-    chosen = {}
-    for way, weight in (("tuned", 0.0), ("distilled", weights[0])):
-        losses: dict[float, float] = {}
-        while rates := tuning.next_values(losses, grid):
-            losses |= {lr: tune(way, Settings(lr, weight)) for lr in rates}
-        tried = {Settings(lr, weight): loss for lr, loss in losses.items()}
-        best = tuning.best_value(losses)
-        # As many runs more for each way: other weights, or rates between those that were tried.
-        for i, other in enumerate(weights[1:]):
-            factor = tuning.FACTOR ** ((0.5, -0.5, 0.25, -0.25)[i % 4])
-            more = Settings(best, other) if weight else Settings(float(f"{best * factor:.3g}"), 0.0)
-            tried[more] = tune(way, more)
-        chosen[way] = min(tried, key=lambda settings: tried[settings])
-    return chosen
+    weight, losses = weights[0] if distilled else 0.0, {}
+    while rates := tuning.next_values(losses, grid):
+        found = {lr: known(Settings(lr, weight)) for lr in rates}
+        if missing := [Settings(lr, weight) for lr, loss in found.items() if loss is None]:
+            return None, missing
+        losses |= found
+    best, more = tuning.best_value(losses), []
+    for i, other in enumerate(weights[1:]):
+        factor = tuning.FACTOR ** ((0.5, -0.5, 0.25, -0.25)[i % 4])
+        more.append(Settings(best, other) if distilled else Settings(float(f"{best * factor:.3g}"), 0.0))
+    tried = {Settings(lr, weight): loss for lr, loss in losses.items()}
+    tried |= {settings: known(settings) for settings in more}
+    if missing := [settings for settings, loss in tried.items() if loss is None]:
+        return None, missing
+    return min(tried, key=lambda settings: tried[settings]), []
 
 
 def config_for(

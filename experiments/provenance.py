@@ -15,7 +15,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def public_command(argv: list[str] | None = None) -> str:
-    """The command line as anybody may type it: absolute directories become PATH.
+    """The command line as anybody may type it: absolute directories become PATH, and nothing says which
+    part of it a process makes for the one that was typed (--part).
 
     Example:
       >>> public_command(["/x/repo/experiments/train.py", "--workdir=/tmp/a", "--config=configs/smoke.py"])
@@ -23,6 +24,7 @@ def public_command(argv: list[str] | None = None) -> str:
     """
     program, *rest = sys.argv if argv is None else argv
     name = os.path.splitext(os.path.basename(program))[0]
+    rest = [word for word in rest if not word.startswith("--part=")]
     rest = [re.sub(r"(^|[=,:])/(?:[^,\s/]+/)*", r"\1PATH/", word) for word in rest]
     return " ".join([f"python -m experiments.{name}", *rest])
 

@@ -81,6 +81,13 @@ def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int,
     return planned
 
 
+def plan_all(names: list[str], shots: list[str], data: str | None) -> list:
+    """`plan` for each of several `shots`; a task that has no examples is asked once."""
+    if not shots:
+        raise InputError("--shots is empty; use 0, 1, 2, ... or task.")
+    return list(dict.fromkeys(one for k in shots for one in plan(names, k, data)))
+
+
 def answer(
     model: Loaded, planned, *, data: str | None, cache: str, limit: int | None, answerer=None
 ) -> list[TaskScore]:
@@ -193,8 +200,19 @@ def table(scores: list[TaskScore]) -> str:
     return "\n".join([*lines, "above: standard errors (s) between the score and chance"])
 
 
-def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int | None) -> None:
-    """Appends rows of table t3_small: every score, its standard error and chance."""
+def append(
+    path: str, scores: list[TaskScore], facts: dict, row: str, limit: int | None, device: str | None = None
+) -> None:
+    """Appends rows of table t3_small: every score, its standard error and chance.
+
+    Args:
+      path: results file.
+      scores: as `answer` returns them.
+      facts: config of the rows.
+      row: their name.
+      limit: questions of each task; None is all.
+      device: that answered; by default this process's own.
+    """
     from lm_eval import __version__ as version  # pyright: ignore[reportMissingImports]
 
     rows = []
@@ -208,5 +226,6 @@ def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int
         values = {stem: score.value, f"{stem}_stderr": score.stderr, f"{stem}_chance": score.chance}
         for metric, value in values.items():
             if value is not None and math.isfinite(value):
-                rows.append(record.make_row("t3_small", row, metric, value, facts.get("seed"), known, "1"))
+                names = ("t3_small", row, metric)
+                rows.append(record.make_row(*names, value, facts.get("seed"), known, "1", device))
     record.append_rows(path, rows)

@@ -3,24 +3,24 @@
 import functools
 import os
 import shutil
-import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax
 
 from experiments import record, texts
+from experiments.processes import Job, Processes, why
 from experiments.provenance import origin, public_command
 from experiments.sweep_runs import Known, Run, facts
 from tree_ffn.errors import InputError, reason
 from tree_ffn.training.loop import train
-from tree_ffn.training.signals import Diverged, Interrupted, StopSignals
+from tree_ffn.training.signals import Diverged, Interrupted
 
 # What a finished run may lose with --keep_runs=false; its metrics, usage and config stay.
 LARGE = ("checkpoints", "tensorboard")
 LOG = "log.txt"
+SWEEP = "the sweep"  # what a signal stops
 
 Say = Callable[[str], None]
 say_now = functools.partial(print, flush=True)  # a log that is followed shows each line at once
@@ -106,81 +106,33 @@ class ProcessRunner(Runner):
 
     Args:
       keep_runs: as in `Runner`.
-      jobs: processes at a time.
-      gpus: numbers of the GPUs that they take in turns; empty: all see all devices.
+      jobs, gpus: as in `Processes`.
     """
 
     def __init__(self, keep_runs: bool, jobs: int, gpus: list[str]):
         super().__init__(keep_runs)
-        self.jobs, self.gpus = jobs, gpus
+        self.jobs, self._processes = jobs, Processes(jobs, gpus)
 
     def make(self, runs: list[Run], say: Say = say_now) -> None:
         """As in `Runner`; after a signal the processes save before this returns."""
-        clock, waiting, running = _Clock(len(runs), self.jobs, say), list(runs), {}
-        with StopSignals() as stop:
-            try:
-                while (waiting or running) and not stop.received:
-                    for slot in set(range(self.jobs)) - running.keys():
-                        if waiting:
-                            running[slot] = self._start(waiting.pop(0), slot), time.perf_counter()
-                    time.sleep(0.05)
-                    for slot, ((run, process), began) in list(running.items()):
-                        if process.poll() is not None:
-                            del running[slot]
-                            self._ended(run, self._error(run, process), time.perf_counter() - began, clock)
-            finally:
-                _stop(process for (_, process), _ in running.values())
-        if stop.received:
-            raise stopped(stop.received)
+        clock, waiting, by_log = _Clock(len(runs), self.jobs, say), list(runs), {}
 
-    def _start(self, run: Run, slot: int) -> tuple[Run, subprocess.Popen]:
-        """A process of its own session: Ctrl-C reaches it through us, once."""
-        try:
-            os.makedirs(run.workdir, exist_ok=True)
-            log = open(os.path.join(run.workdir, LOG), "a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"--workdir: {run.workdir} cannot be written ({error.strerror}).") from error
-        with log:
-            words = [sys.executable, "-m", "experiments.train", *run.arguments()]
-            process = subprocess.Popen(
-                words, env=self._environment(slot), stdout=log, stderr=log, start_new_session=True
-            )
-        return run, process
+        def next_job() -> Job | None:
+            if not waiting:
+                return None
+            run = waiting.pop(0)
+            log = os.path.join(run.workdir, LOG)
+            by_log[log] = run
+            return Job(run.label, ["experiments.train", *run.arguments()], log)
 
-    def _environment(self, slot: int) -> dict[str, str]:
-        """One GPU of --gpus, and a fair part of its memory where several share it."""
-        values = dict(os.environ)
-        if self.gpus:
-            values["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-            sharers = -(-self.jobs // len(self.gpus))
-            if sharers > 1:
-                values.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / sharers:.2f}")
-        return values
+        def ended(job: Job, code: int, seconds: float) -> None:
+            run = by_log[job.log]
+            self._ended(run, self._error(run, code), seconds, clock)
 
-    def _error(self, run: Run, process: subprocess.Popen) -> str | None:
+        self._processes.run(next_job, ended, SWEEP)
+
+    def _error(self, run: Run, code: int) -> str | None:
         """None if the run is recorded: a process that was told to stop exits with 0 too."""
-        if process.returncode == 0 and Known(run.results).loss(run) is not None:
+        if code == 0 and Known(run.results).loss(run) is not None:
             return None
-        log = os.path.join(run.workdir, LOG)
-        with open(log, encoding="utf-8", errors="replace") as file:
-            lines = [line.strip() for line in file if line.strip()]
-        said = lines[-1].removeprefix("train.py: ") if lines else "no output"
-        if process.returncode < 0:  # then its last line is of something else
-            return f"killed by signal {-process.returncode} after: {said} ({log})"
-        return f"{said} ({log})" if lines else f"{said}, exit code {process.returncode} ({log})"
-
-
-def _stop(processes: Iterable[subprocess.Popen]) -> None:
-    """Asks processes to save and end, and waits for all of them."""
-    processes = list(processes)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.wait()
-
-
-def stopped(signum: int) -> Interrupted:
-    """What a sweep raises after a signal."""
-    return Interrupted(
-        "the sweep stopped; what was under way is saved: run the same command again to go on.", signum
-    )
+        return why(os.path.join(run.workdir, LOG), code)

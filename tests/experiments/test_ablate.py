@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from experiments import record, runners, sweep, tuning
+from experiments import processes, record, runners, sweep, tuning
 from experiments.config_words import config_of, words_of
 from experiments.sweep_runs import same_run
 from tests.experiments.programs import call
@@ -159,9 +159,7 @@ def test_a_process_that_was_killed_is_said_to_be(tmp_path):
     """The last line of its log is not why it ended."""
     run = types.SimpleNamespace(workdir=str(tmp_path), results=str(tmp_path / "r.jsonl"))
     log = tmp_path / runners.LOG
-    error = lambda code: runners.ProcessRunner(True, 1, [])._error(
-        cast(Any, run), cast(Any, types.SimpleNamespace(returncode=code))
-    )
+    error = lambda code: runners.ProcessRunner(True, 1, [])._error(cast(Any, run), code)
     log.write_text("step 20: loss 3.5\n\n")
     assert error(-9) == f"killed by signal 9 after: step 20: loss 3.5 ({log})"
     log.write_text("train.py: data.files: 'x' matches no file.\n")
@@ -172,11 +170,13 @@ def test_a_process_that_was_killed_is_said_to_be(tmp_path):
 
 def test_processes_take_gpus_in_turns(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    seen = [runners.ProcessRunner(True, 4, ["0", "2"])._environment(slot) for slot in range(4)]
+    seen = [processes.Processes(4, ["0", "2"]).environment(slot) for slot in range(4)]
     assert [values["CUDA_VISIBLE_DEVICES"] for values in seen] == ["0", "2", "0", "2"]
     assert seen[0]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.45"  # two share each
-    alone = runners.ProcessRunner(True, 2, ["0", "1"])._environment(1)
+    alone = processes.Processes(2, ["0", "1"]).environment(1)
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in alone
+    all_see_all = processes.Processes(3, []).environment(2)
+    assert all_see_all["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.30"
 
 
 def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):

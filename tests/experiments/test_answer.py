@@ -41,7 +41,7 @@ def test_answers_come_back_as_the_model_gives_them(exported, tmp_path):
     (line,) = cells(render(f"{tmp_path}/rows.jsonl"), "`tiny`")
     tokens = sum(map(len, [part for pair in unique for part in pair] + [one.prompt for one in requests]))
     assert line[1:3] == [str(len(ask.questions)), f"{tokens:,}"]
-    answers, own = answering.Answers(f"{tmp_path}/answers.jsonl"), answering.Answering(model)
+    answers, own = answering.Answers.read(f"{tmp_path}/answers.jsonl"), answering.Answering(model)
     got, want = answers.likelihoods(pairs), own.likelihoods(pairs, quiet=True)
     assert [one[1] for one in got] == [one[1] for one in want]
     assert [one[0] for one in got] == pytest.approx([one[0] for one in want], abs=1e-4)
@@ -108,4 +108,4 @@ def test_files_of_another_kind_are_named(tmp_path):
     for text in ("", "no JSON\n", "[1]\n", '{"facts": {}}\n'):
         path.write_text(text)
         with pytest.raises(InputError, match=r"--answers: .*notes\.jsonl is not what"):
-            answering.Answers(str(path))
+            answering.Answers.read(str(path))

@@ -1,28 +1,38 @@
 """The demonstration: how settings are chosen, what it refuses, and the whole of it at the smallest size."""
 
 import json
+import math
 
 import pytest
 
 from experiments import record, tuning
-from experiments.finetune_choice import Settings, choose, config_for
+from experiments.finetune_choice import Settings, choice, config_for
 from experiments.tables import render
 from tests.experiments.programs import call
 
 
 def test_both_ways_are_tuned_by_one_rule():
     """The lowest loss of rates, then of other weights, or of rates beside the best."""
-    asked = []
-
-    def tune(way, settings):
-        asked.append((way, settings))
-        best = Settings(2.8e-3, 0.0) if way == "tuned" else Settings(2e-3, 0.3)
-        return abs(settings.lr / best.lr - 1) + abs(settings.weight - best.weight)
-
     grid = tuning.Grid("optim.lr", (1e-3, 2e-3, 4e-3), 2)
-    chosen = choose(tune, grid, [1.0, 0.3])
-    assert chosen == {"tuned": Settings(2.83e-3, 0.0), "distilled": Settings(2e-3, 0.3)}
-    assert [way for way, _ in asked] == ["tuned"] * 4 + ["distilled"] * 4
+    found = {}
+    for way, best in (("tuned", Settings(2.8e-3, 0.0)), ("distilled", Settings(2e-3, 0.3))):
+        known, rounds = {}, []
+        while True:
+            found[way], missing = choice(known.get, grid, [1.0, 0.3], way == "distilled")
+            if not missing:
+                break
+            assert found[way] is None
+            rounds.append(len(missing))
+            for lr, weight in missing:
+                known[lr, weight] = abs(lr / best.lr - 1) + abs(weight - best.weight)
+        assert rounds == [3, 1]
+    assert found == {"tuned": Settings(2.83e-3, 0.0), "distilled": Settings(2e-3, 0.3)}
+
+
+def test_rates_that_diverged_are_not_chosen():
+    grid = tuning.Grid("optim.lr", (1e-3, 2e-3, 4e-3), 0)
+    loss = lambda settings: 2.0 if settings.lr == 1e-3 else math.inf
+    assert choice(loss, grid, [1.0], True) == (Settings(1e-3, 1.0), [])
 
 
 def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
@@ -53,6 +63,11 @@ def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
         (["--config=configs/quickstart.py:kind=tree"], "layer 0 is not dense (TreeSpec)"),
         (["--texts=a"], "--texts: 'a' is not allowed"),
         (["--config.optim.lr=-1.0"], "optim.lr: -1.0 is not allowed"),
+        (["--jobs=-1"], "--jobs: -1 is not allowed; use at least 0"),
+        (["--gpus=a"], "--gpus: 'a' is not allowed; use numbers such as 0,1"),
+        (["--answers=x"], "--asked is missing"),
+        (["--asked=LICENSE"], "--asked: LICENSE is not what experiments.evaluate --ask"),
+        (["--part=cluster_seed0"], "--part: 'cluster_seed0' is not allowed; it is done, or waits for others"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, said, tmp_path):

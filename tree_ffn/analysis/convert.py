@@ -13,7 +13,9 @@ How much of the dense output y is kept, on tokens that nothing was fitted to:
     kept = 1 - sum_t ||y_tree - y||^2 / sum_t ||y - mean(y)||^2
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -231,11 +233,17 @@ def convert_model(
     check_convertible(model, recipe)
     variables = jax.tree.map(np.asarray, jax.device_get(variables))
     layers, found, ffns = split_layers(model, variables), [], []
-    for layer, spec, x_TE, held_TE in zip(layers, model.ffns, inputs, held_out, strict=True):
+
+    def one(layer, spec, x_TE, held_TE):
+        dense = {name: np.asarray(a, np.float32) for name, a in layer["params"]["ffn"].items()}
+        return convert_layer(dense, spec, x_TE, held_TE, recipe)
+
+    # Layers have nothing to do with each other, and one keeps few cores busy.
+    with ThreadPoolExecutor(max(1, min(len(layers), (os.cpu_count() or 1) // 2))) as threads:
+        converted = list(threads.map(one, layers, model.ffns, inputs, held_out))
+    for layer, spec, (params, shares) in zip(layers, model.ffns, converted, strict=True):
         assert isinstance(spec, DenseSpec)
         stored = layer["params"]["ffn"]["w_in"].dtype
-        dense = {name: np.asarray(a, np.float32) for name, a in layer["params"]["ffn"].items()}
-        params, shares = convert_layer(dense, spec, x_TE, held_TE, recipe)
         routing = {name: params.pop(name) for name in ("threshold", "router") if name in params}
         layer["params"]["ffn"] = jax.tree.map(lambda a, stored=stored: np.asarray(a).astype(stored), params)
         layer["routing"] = {"ffn": routing}

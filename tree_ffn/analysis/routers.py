@@ -11,6 +11,8 @@ of what it adds to the output; later it is how much of the error its path takes 
     e[f, t] = act(z[f, t])^2 ||w_out[f]||^2
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,9 @@ NEWTON_STEPS, CG_STEPS = 6, 16
 STEP_SHARES = (1.0, 0.5, 0.25, 0.0625, 0.0)
 # In tokens: what a router has seen of a direction counts against this many that say nothing.
 RIDGE = 16.0
+# Tokens up to which a fit runs on the CPU: hundreds of small products in turn, which an accelerator would
+# spend on starting them.
+SMALL = 1024
 UNIT_ARRAYS = ("w_in", "b_in", "w_out")
 
 
@@ -52,8 +57,18 @@ def fit_router(x_TE: np.ndarray, gain_T: np.ndarray, ridge: float = RIDGE) -> tu
     prior_E[-1] = 1e-2 * ridge  # of the threshold
     missing = max(256, 1 << (len(x_TE) - 1).bit_length()) - len(x_TE)  # few sizes, few programs
     pad = lambda array: np.pad(array.astype(np.float32), ((0, missing), *((0, 0),) * (array.ndim - 1)))
-    v_E = np.asarray(_newton(pad(a_TE), pad(np.sign(gain_T)), pad(np.abs(gain_T) / stake), prior_E))
+    with jax.default_device(_host() if len(x_TE) + missing <= SMALL else None):
+        v_E = np.asarray(_newton(pad(a_TE), pad(np.sign(gain_T)), pad(np.abs(gain_T) / stake), prior_E))
     return v_E[:-1], float(v_E[:-1] @ centre_E - v_E[-1])
+
+
+@functools.cache
+def _host() -> jax.Device | None:
+    """The CPU; None where JAX_PLATFORMS names the accelerator alone."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 @jax.jit
