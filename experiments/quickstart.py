@@ -147,12 +147,13 @@ def record_times(timed: dict, data_meta: dict, step_ms: dict) -> None:
 
 
 def row_name(kind: str, config) -> str:
-    """`tree_continuous_P1_W2` or `narrow_A16`."""
+    """`tree_straight_P2_W1_leak100_20`, `tree_continuous_P1_W2` or `narrow_A16`."""
     ffn = config.ffn
     if kind == "narrow":
         return f"narrow_A{active_units(setup.plan_run(config).model.ffns[0])}"
     width = ffn.node_width if isinstance(ffn.node_width, int) else "x".join(map(str, ffn.node_width))
-    return f"tree_{ffn.routing.split('_')[0]}_P{ffn.n_trees}_W{width}"
+    leak = f"_leak{100 * ffn.leak:.0f}_{100 * ffn.leak_share:.0f}" if ffn.leak else ""
+    return f"tree_{ffn.routing.split('_')[0]}_P{ffn.n_trees}_W{width}{leak}"
 
 
 def table(model, data_meta: dict, configs: dict, figures: dict, timed: dict, step_ms: dict) -> str:
