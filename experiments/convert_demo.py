@@ -18,8 +18,12 @@ beyond where the best is at an end; then distilled tries the other --weights, an
 its best one. `faded` takes what distilled has; `dense_tuned` what tuned has.
 
 Dense, converted and fine-tuned models are scored on the validation text, on --texts, and on --tasks with and
-without solved examples where --task_data names their data. What is in --workdir is not made again. The last
-lines: perplexity against the dense model's, and the tokens of fine-tuning until it was within 2 %.
+without solved examples where --task_data names their data; or each answers the questions of --asked, which
+evaluate --ask wrote, and evaluate --asked makes scores of --answers. What is in --workdir is not made again.
+The last lines: perplexity against the dense model's, and the tokens of fine-tuning until it was within 2 %.
+
+--jobs makes the parts (experiments/demo_parts.py) as processes, so many at a time, each with a log in
+WORKDIR/logs. What waits for a part that failed is not made, and the exit code is 1; the same command goes on.
 """
 
 import importlib.util

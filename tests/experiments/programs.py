@@ -43,8 +43,9 @@ def alone(program: str):
     try:
         yield
     finally:
-        # array_record, first imported by a program, stays imported and looks for its flags.
-        kept = {name: flag for name, flag in registry.items() if module_of(name).startswith("array_record")}
+        # array_record and grain, first imported by a program, stay imported and look for their flags.
+        stay = ("array_record", "grain")
+        kept = {name: flag for name, flag in registry.items() if module_of(name).startswith(stay)}
         registry.clear()
         registry.update(before | kept)
         sys.modules.pop(f"experiments.{program}", None)

@@ -140,7 +140,7 @@ def test_a_signal_to_a_sweep_of_processes(place, tmp_path, monkeypatch):
             return (tmp_path / "runs" / "narrow_seed0" / "metrics.jsonl").exists()
 
     rows = {"narrow": {"set": {"kind": "narrow", "steps": 5000}}}
-    monkeypatch.setattr(runners, "StopSignals", StopsSoon)
+    monkeypatch.setattr(processes, "StopSignals", StopsSoon)
     outcome = place(rows, "--jobs=1")
     assert outcome.code == 0 and "run the same command again to go on" in outcome.err
     log = (tmp_path / "runs" / "narrow_seed0" / "log.txt").read_text()

@@ -63,7 +63,7 @@ def fit_router(x_TE: np.ndarray, gain_T: np.ndarray, ridge: float = RIDGE) -> tu
 
 
 @functools.cache
-def _host() -> jax.Device | None:
+def _host():
     """The CPU; None where JAX_PLATFORMS names the accelerator alone."""
     try:
         return jax.local_devices(backend="cpu")[0]
