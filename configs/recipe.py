@@ -10,6 +10,11 @@ the training units off the path add a share of what they would add on it, from a
 (`ffn.leak`, `ffn.leak_share`): decisions are learned while the units below them already are. After that, and
 whenever the model is used, a token has its paths and nothing else. `kind=hash_tree` takes the decisions by a
 hash of the token's id instead: it ends lower still, but a layer must then know the ids.
+
+Evidence (docs/quality.md; T1-small, 60 M tokens, three seeds): it closes 0.72 +- 0.04 of the gap between
+narrow and dense, hashed 0.83 +- 0.04; straight-through decisions without the start 0.34 +- 0.07, the paper's
+hard rule 0.24 +- 0.04, mixtures of experts 0.25 +- 0.06 (top-1) and 0.30 +- 0.10 (top-4), and 0.68 from the
+same start (one seed).
 """
 
 from configs import common

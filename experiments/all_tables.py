@@ -35,11 +35,14 @@ from experiments.quality_tables import (
     cpu_small,
     quality_attempts,
     quality_texts,
+    quality_transfer,
+    sized_text,
     t1_small,
     t1_texts,
     t2_plan,
     t3_small,
     t4_small,
+    transfer_texts,
 )
 from experiments.speed_tables import (
     answer_speed,
@@ -182,7 +185,11 @@ def tuning_grid(rows: list[dict]) -> Table:
 # Tables that stand on rows of others.
 LENDERS = {"quality_attempts": baselines, "quality_curves": meeting_point}
 # Tables that stand below that of the same rows.
-BESIDE = {"t1_small": (t1_texts,), "quality_attempts": (quality_texts,)}
+BESIDE = {
+    "t1_small": (t1_texts,),
+    "quality_attempts": (quality_texts,),
+    "quality_transfer": (transfer_texts,),
+}
 
 # name: (what makes a table of its own, how it is made), in README's order.
 TABLES = {
@@ -191,6 +198,7 @@ TABLES = {
     "t1_small": (trained, t1_small),
     "quality_attempts": (trained, quality_attempts),
     "quality_curves": (trained_text, quality_curves),
+    "quality_transfer": (sized_text, quality_transfer),
     "t2_plan": (trained, t2_plan),
     "t3_small": (asked, t3_small),
     "t4_small": (trained, t4_small),

@@ -15,6 +15,7 @@ from experiments.lines import (
     setting,
     spread,
     task,
+    trained,
 )  # fmt: skip
 from experiments.page import Table
 from tree_ffn.errors import InputError
@@ -117,6 +118,23 @@ def quality_attempts(rows: list[dict]) -> Table:
 
 def quality_texts(rows: list[dict]) -> Table | None:
     return other_texts(rows, f"Attempts to close the gap, {machine(rows[0])}")
+
+
+def sized_text(row: dict) -> tuple:
+    """Runs of one length, model and text."""
+    return *trained(row), f"width {setting(row, 'model.width')}", str(setting(row, "data.sha256"))[:12]
+
+
+def quality_transfer(rows: list[dict]) -> Table:
+    return kinds(rows, _transfer(rows))
+
+
+def transfer_texts(rows: list[dict]) -> Table | None:
+    return other_texts(rows, _transfer(rows))
+
+
+def _transfer(rows: list[dict]) -> str:
+    return f"The recipe elsewhere, width {setting(rows[0], 'model.width')}, {machine(rows[0])}"
 
 
 def t1_small(rows: list[dict]) -> Table:

@@ -19,8 +19,8 @@ from tree_ffn.training.config import resolved
 
 TABLES = (
     "quickstart", "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small",
-    "quality_attempts", "quality_curves", "conversion", "scoring_speed", "answer_speed", "speed_layer",
-    "speed_decode", "speed_train", "speed_steps", "plan", "faults",
+    "quality_attempts", "quality_curves", "quality_transfer", "conversion", "scoring_speed", "answer_speed",
+    "speed_layer", "speed_decode", "speed_train", "speed_steps", "plan", "faults",
 )  # fmt: skip
 FIELDS = (
     "table", "row", "metric", "value", "unit", "seed", "device", "config", "config_hash", "commit", "command",

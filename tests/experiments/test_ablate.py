@@ -300,6 +300,7 @@ N_ROWS = {
     "quickstart": 12,
     "quality": 32,
     "curves": 51,
+    "transfer": 14,
     "quality_cpu": 38,
 }
 

@@ -147,6 +147,7 @@ def batches(sizes: Sequence[tuple[int, int]], context: int, batch_tokens: int):
       >>> list(batches([(5, 1), (40, 2), (7, 1)], context=64, batch_tokens=96))
       [([1], (1, 48, 128)), ([2, 0], (2, 32, 128))]
     """
+    chunks = lambda n_targets: -(-n_targets // CHUNK) * CHUNK
     by_length: dict[int, list[int]] = {}
     for i in sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True):
         by_length.setdefault(rounded(sizes[i][0], 32, context), []).append(i)
@@ -154,12 +155,14 @@ def batches(sizes: Sequence[tuple[int, int]], context: int, batch_tokens: int):
         n_rows = max(1, min(batch_tokens // length, 1 << (len(members) - 1).bit_length()))
         for start in range(0, len(members), n_rows):
             batch = members[start : start + n_rows]
-            # Room costs nothing but its memory: the chunks that are computed are those that are filled.
-            yield batch, (n_rows, length, rounded(sum(sizes[i][1] for i in batch), CHUNK, None, 4))
+            # Room costs nothing but its memory: the chunks that are computed are those that are filled. So
+            # there is room for every position, or more where one-token continuations share their rows, and
+            # the rows' length alone decides what is compiled.
+            yield batch, (n_rows, length, chunks(max(n_rows * length, sum(sizes[i][1] for i in batch))))
 
 
-def rounded(size: int, least: int, most: int | None, factor: int = 2) -> int:
-    """The next of few sizes: least * factor^n, or (factor 2) half as much again; `most` at most.
+def rounded(size: int, least: int, most: int) -> int:
+    """The next of few sizes: least * 2^n, or half as much again; `most` at most.
 
     Example:
       >>> [rounded(size, 32, 500) for size in (3, 33, 50, 65, 129, 300, 400)]
@@ -167,11 +170,11 @@ def rounded(size: int, least: int, most: int | None, factor: int = 2) -> int:
     """
     at = least
     while at < size:
-        if factor == 2 and size <= at * 3 // 2:
+        if size <= at * 3 // 2:
             at = at * 3 // 2
             break
-        at *= factor
-    return at if most is None else min(at, most)
+        at *= 2
+    return min(at, most)
 
 
 def _rows(spec: ModelSpec, pairs) -> list[_Row]:

@@ -1,0 +1,46 @@
+"""Whether the recipe keeps its place at other widths and on other text, with nothing tuned again.
+
+    python -m experiments.ablate --sweep=configs/sweeps/transfer.py --workdir=runs/transfer \\
+        --results=results/quality_transfer.jsonl \\
+        --set=data.files=... --set=data.valid_files=... --set=data.tokenizer=...
+    python -m experiments.ablate --sweep=configs/sweeps/transfer.py:width=768 ...    # T1's width: other text
+
+Steps, batches and rates are those of configs/t1_small.py, text and tokenizer as for it. A layer of width E
+has E / 64 trees: F = 255 E / 64 units, of which A = E / 8 work for a token.
+"""
+
+from configs import common
+from configs.sweeps.quality import DENSE_START, STRAIGHT
+
+WIDTHS = (512, 1024)
+KINDS = {
+    "dense": {"row": "dense"},
+    "narrow": {"row": "narrow_A96"},
+    "moe_top1": {"row": "moe_top1_X32"},
+    "moe_top1_leak100_20": {"row": "moe_top1_X32", **DENSE_START},
+    "hash_leak100_20": {"row": "moe_top1_X32", "ffn.kind": "hash", **DENSE_START},
+    "hash_tree_leak100_20": {"row": "tree_straight_P12_W1", "ffn.kind": "hash_tree", **DENSE_START},
+    "tree_straight_leak100_20": {"row": "tree_straight_P12_W1", **STRAIGHT, **DENSE_START},
+}
+
+
+def sized(width):
+    """What a model of one width has in place of T1's."""
+    n_trees = width // 64
+    trees = {"ffn.n_trees": n_trees, "ffn.node_width": (1,), "ffn.depth": 7, "ffn.expert_width": 8 * n_trees}
+    return {"model.width": width, "model.n_heads": width // 64, **trees}
+
+
+def get_sweep(arg=None):
+    """The sweep as plain data. Arguments: width (0: 512 and 1024), length (of configs/t1_small.py), seeds."""
+    arg = common.parse_arg(arg, width=0, length="full", seeds=1)
+    return {
+        "config": "configs/t1_small.py",
+        "table": "quality_transfer",
+        "seeds": list(range(arg.seeds)),
+        "rows": {
+            f"{kind}_E{width}": {"set": {**how, **sized(width), "length": arg.length}}
+            for width in ([arg.width] if arg.width else WIDTHS)
+            for kind, how in KINDS.items()
+        },
+    }
