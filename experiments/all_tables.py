@@ -196,7 +196,7 @@ TABLES = {
     "quickstart": (trained, quickstart),
     "cpu_small": (trained, cpu_small),
     "t1_small": (trained, t1_small),
-    "quality_attempts": (trained, quality_attempts),
+    "quality_attempts": (sized_text, quality_attempts),
     "quality_curves": (trained_text, quality_curves),
     "quality_transfer": (sized_text, quality_transfer),
     "t2_plan": (trained, t2_plan),

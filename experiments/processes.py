@@ -86,8 +86,13 @@ class Processes:
             )
 
     def environment(self, slot: int) -> dict[str, str]:
-        """One GPU of --gpus, and a fair part of its memory where several share it."""
+        """One GPU of --gpus, a fair part of its memory where several share it, and no threads of BLAS.
+
+        Processes, and threads of ours in them, fill the cores; those of OpenBLAS, as many in every process
+        as there are cores, would take turns with each other.
+        """
         values = dict(os.environ)
+        values.setdefault("OPENBLAS_NUM_THREADS", "1")
         if self.gpus:
             values["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         sharers = -(-self.jobs // len(self.gpus)) if self.gpus else self.jobs

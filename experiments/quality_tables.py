@@ -113,11 +113,15 @@ def cpu_small(rows: list[dict]) -> Table:
 
 
 def quality_attempts(rows: list[dict]) -> Table:
-    return kinds(rows, f"Attempts to close the gap, {machine(rows[0])}")
+    return kinds(rows, _attempts(rows))
 
 
 def quality_texts(rows: list[dict]) -> Table | None:
-    return other_texts(rows, f"Attempts to close the gap, {machine(rows[0])}")
+    return other_texts(rows, _attempts(rows))
+
+
+def _attempts(rows: list[dict]) -> str:
+    return f"Attempts to close the gap, {machine(rows[0])}, {setting(rows[0], 'data.vocab_size'):,} tokens"
 
 
 def sized_text(row: dict) -> tuple:

@@ -26,7 +26,7 @@ def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
         "model": {"n_layers": 4, "width": 128, "context": 256},
         "train": {"steps": steps, "batch_size": 8, "log_every": 20},
         "optim": {"lr": lr},
-        "data": {"corpus": "text", "sha256": sha, "splits": splits or {}},
+        "data": {"corpus": "text", "sha256": sha, "vocab_size": 257, "splits": splits or {}},
         "ffn": {"implementation": "auto", **ffn},
     }
 

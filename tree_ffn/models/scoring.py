@@ -9,6 +9,7 @@ stay in a processor's cache. The last token of a continuation is predicted and n
 continuations that differ in nothing else (all those of one token after one context) share a row.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -98,6 +99,9 @@ def score(
       True
     """
     check_positive_int("batch_tokens", batch_tokens)
+    spec = dataclasses.replace(
+        spec, unroll=1
+    )  # as fast here, and a program for every length is soon compiled
     rows = _rows(spec, pairs)
     found: dict[int, Scored] = {}
     sizes = [(len(row.read), row.n_targets) for row in rows]
