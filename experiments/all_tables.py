@@ -27,6 +27,7 @@ from experiments.lines import (
     task,
     trained,
 )  # fmt: skip
+from experiments.oracle_table import oracle
 from experiments.page import Table
 from experiments.prune_table import prune_small
 from experiments.quality_tables import (
@@ -199,6 +200,7 @@ TABLES = {
     "quality_attempts": (sized_text, quality_attempts),
     "quality_curves": (trained_text, quality_curves),
     "quality_transfer": (sized_text, quality_transfer),
+    "oracle": (sized_text, oracle),
     "t2_plan": (trained, t2_plan),
     "t3_small": (asked, t3_small),
     "t4_small": (trained, t4_small),

@@ -20,7 +20,7 @@ from tree_ffn.training.config import resolved
 TABLES = (
     "quickstart", "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small",
     "quality_attempts", "quality_curves", "quality_transfer", "conversion", "scoring_speed", "answer_speed",
-    "speed_layer", "speed_decode", "speed_train", "speed_steps", "plan", "faults",
+    "oracle", "speed_layer", "speed_decode", "speed_train", "speed_steps", "plan", "faults",
 )  # fmt: skip
 FIELDS = (
     "table", "row", "metric", "value", "unit", "seed", "device", "config", "config_hash", "commit", "command",
@@ -38,6 +38,7 @@ UNITS = {
     "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
     "kept": "1", "kept_paths": "1", "kept_oracle": "1", "kept_static": "1", "flops_share": "1",
     "loss_before": "nats/token", "loss_teacher": "nats/token", "tokens_until_near": "tokens",
+    "oracle_loss": "nats/token", "moved": "1",
     "loss_rise": "nats/token", "units_kept": "units", "units_share": "1", "bytes": "bytes",
 }  # fmt: skip
 

@@ -42,7 +42,7 @@ _MIXED = flags.DEFINE_bool(
 
 MARK = "<!-- a report of tree_ffn -->"
 # Tables of models made from others: the configs of their rows say what they were made from.
-DERIVED = ("prune_small", "conversion")
+DERIVED = ("prune_small", "conversion", "oracle")
 CSS = os.path.join(os.path.dirname(__file__), "report.css")
 
 

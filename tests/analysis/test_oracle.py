@@ -1,0 +1,82 @@
+"""analysis/oracle.py: leaves moved to where the loss is lower."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tree_ffn.analysis import oracle
+from tree_ffn.errors import InputError
+from tree_ffn.models import DenseSpec, ModelSpec, Transformer
+from tree_ffn.training.losses import token_losses
+from tree_ffn.tree import TreeShape, TreeSpec
+
+
+def model_of(*ffns, width=8, context=6):
+    spec = ModelSpec(vocab_size=11, context=context, width=width, n_layers=len(ffns), n_heads=2, ffns=ffns)
+    variables = Transformer(spec).init(jax.random.key(1), jnp.zeros((1, context), jnp.int32))
+    # Large enough that leaves matter.
+    variables["params"] = jax.tree.map(lambda leaf: leaf * 3, variables["params"])
+    return spec, variables
+
+
+def rows_of(rng, n_rows, context):
+    return jnp.asarray(rng.integers(0, 11, size=(n_rows, context + 1)))
+
+
+def own_loss(spec, variables, rows):
+    logits, _ = Transformer(spec).apply(variables, rows[:, :-1])
+    return float(token_losses(logits, rows[:, 1:])[0].mean())
+
+
+TREES = TreeSpec(TreeShape(n_trees=2, depth=2, node_width=2, shared_width=3), routing="straight_through")
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_loss_begins_as_the_models_own_and_never_rises(rng, layer):
+    spec, variables = model_of(TREES, TREES)
+    rows = rows_of(rng, 4, 6)
+    found = oracle.better_leaves(spec, variables, rows, layer, rounds=6)
+    assert found.losses[0] == pytest.approx(own_loss(spec, variables, rows), rel=1e-5)
+    assert len(found.losses) == 7
+    assert all(after <= before + 1e-6 for before, after in itertools.pairwise(found.losses))
+    assert found.losses[-1] < found.losses[0] - 1e-3 and 0 < found.moved <= 1
+
+
+def test_one_token_ends_where_trying_all_leaves_ends(rng):
+    """One tree, one position: moves are what a search over its four leaves finds, or none."""
+    tree = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=1))
+    spec, variables = model_of(tree, context=1)
+    params = {**variables["params"]["run_0"]["ffn"], **variables["routing"]["run_0"]["ffn"]}
+    for seed in range(6):
+        rows = rows_of(np.random.default_rng(seed), 1, 1)
+        losses = []
+        for thresholds in ([9, 9, 9], [9, -9, 9], [-9, 9, 9], [-9, 9, -9]):
+            forced = jnp.asarray([[*thresholds, 0, 0, 0, 0]], jnp.float32)[None]
+            routing = {"run_0": {"ffn": {**variables["routing"]["run_0"]["ffn"], "threshold": forced * 1e6}}}
+            losses.append(own_loss(spec, {"params": variables["params"], "routing": routing}, rows))
+        found = oracle.better_leaves(spec, variables, rows, 0, rounds=4)
+        assert found.losses[0] == pytest.approx(own_loss(spec, variables, rows), rel=1e-5)
+        # To first order: no worse than its own leaf, and no better than the best there is.
+        assert min(losses) - 1e-5 <= found.losses[-1] <= found.losses[0] + 1e-6
+        if found.moved:
+            assert any(found.losses[-1] == pytest.approx(loss, rel=1e-4) for loss in losses)
+    assert params["threshold"].shape == (1, 1, 7)
+
+
+@pytest.mark.parametrize(
+    ("ffn", "layer", "rounds", "said"),
+    [
+        (TREES, 2, 1, "layer: 2 is not allowed; the model has layers 0 to 0"),
+        (TREES, 0, 0, "rounds"),
+        (DenseSpec(8), 0, 1, "layer: 0 is not allowed; leaves are moved"),
+        (TreeSpec(TreeShape(1, 2), routing="continuous"), 0, 1, "hard or straight_through"),
+        (TreeSpec(TreeShape(1, 2), act_site="sum"), 0, 1, "activation at the nodes"),
+    ],
+)
+def test_bad_input(rng, ffn, layer, rounds, said):
+    spec, variables = model_of(ffn)
+    with pytest.raises(InputError, match=said):
+        oracle.better_leaves(spec, variables, rows_of(rng, 1, 6), layer, rounds)
