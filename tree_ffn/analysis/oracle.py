@@ -14,7 +14,7 @@ routing can lose, and does not say what it loses; a model whose decisions are ra
 """
 
 import functools
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import flax.linen as nn
 import jax
@@ -101,6 +101,8 @@ def _seen(variables, rows_BC, *, model: ModelSpec, layer: int) -> _Layer:
     """The layer as the model itself runs it."""
     run, spec = f"run_{layer}", model.ffns[layer]
     assert isinstance(spec, TreeSpec)
+    infos: Any
+    sown: Any
     (_, infos), sown = Transformer(model).apply(variables, rows_BC[:, :-1], mutable=["intermediates"])
     (x_BCE,), (tokens_BC,) = (sown["intermediates"][run]["ffn"][name] for name in ("x", "tokens"))
     params = jax.tree.map(
@@ -127,7 +129,7 @@ def _round(variables, rows_BC, here: _Layer, leaf_TP, *, model: ModelSpec, layer
     loss = functools.partial(_loss, variables, rows_BC, model=model, layer=layer)
     before, g_TE = jax.value_and_grad(loss)(output(leaf_TP).astype(jnp.float32))
     worth_TPU = here.h_TPU * jnp.einsum("te,pue->tpu", g_TE, here.w_out_PUE)
-    path_TPJ = sum(worth_TPU[..., path_JA[:, a]] for a in range(path_JA.shape[1]))
+    path_TPJ = functools.reduce(jnp.add, (worth_TPU[..., units_J] for units_J in path_JA.T))
     own_TP = jnp.take_along_axis(path_TPJ, leaf_TP[..., None], axis=-1)[..., 0]
     gain_TP, best_TP = own_TP - path_TPJ.min(axis=-1), path_TPJ.argmin(axis=-1)
     gain_T, tree_T = gain_TP.max(axis=-1), gain_TP.argmax(axis=-1)
