@@ -137,7 +137,8 @@ def machine(row: dict) -> str:
       >>> machine({"device": "h200"}), machine({"device": "cpu"})
       ('Hopper GPU', 'cpu')
     """
-    return ALIKE.get(row["device"], row["device"])
+    device: str = row["device"]
+    return ALIKE.get(device, device)
 
 
 def trained(row: dict) -> tuple:
