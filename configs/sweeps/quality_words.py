@@ -15,6 +15,7 @@ of F = 510 units, but for rows that say otherwise. One learning rate for all, qu
 from configs.sweeps.quality import DENSE_START, STRAIGHT, leak
 from configs.sweeps.quality_cpu import PLAIN, THIN
 
+LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
 RECIPE = {**STRAIGHT, **DENSE_START}
 
 ROWS = {
@@ -29,6 +30,9 @@ ROWS = {
     "tree_straight_P2_W1_leak100_10": {**STRAIGHT, **leak(1.0, 0.1)},
     "tree_straight_P2_W1_leak100_40": {**STRAIGHT, **leak(1.0, 0.4)},
     "tree_straight_P1_D5_thin_leak100_20": {**RECIPE, **THIN},
+    "hash_tree_P2_D9_leak100_20": {"kind": "hash_tree", **DENSE_START, **LARGE},
+    "tree_straight_P2_D9_leak100_20": {**RECIPE, **LARGE},
+    "random_tree_P2_W1_leak100_20": {"kind": "random_tree", **DENSE_START},
     "tree_straight_P2_W1_leak100_20_beta4": {**RECIPE, "ffn.beta": 4.0},
     "tree_straight_P2_W1_leak100_20_beta025": {**RECIPE, "ffn.beta": 0.25},
 }

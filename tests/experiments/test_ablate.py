@@ -302,7 +302,7 @@ N_ROWS = {
     "quality": 32,
     "curves": 51,
     "transfer": 14,
-    "quality_words": 13,
+    "quality_words": 16,
     "quality_cpu": 38,
 }
 
