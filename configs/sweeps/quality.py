@@ -34,6 +34,7 @@ def leak(first, share):
 
 DENSE_START = leak(1.0, 0.2)
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
+LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
 THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
 
 ROWS = {
@@ -49,6 +50,13 @@ ROWS = {
     "tree_straight_P12_W1_leak100_20": {**STRAIGHT, **MANY, **DENSE_START},
     "tree_straight_P12_W1_hash4_leak100_20": {**STRAIGHT, **MANY, **HASH4, **DENSE_START},
     "hash_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "hash_tree", **DENSE_START},
+    "moe_top4_X128_leak100_20": {"row": "moe_top4_X128", **DENSE_START},
+    "random_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "random_tree", **DENSE_START},
+    "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **leak(1.0, 0.1)},
+    "tree_straight_P12_W1_leak100_40": {**STRAIGHT, **MANY, **leak(1.0, 0.4)},
+    "tree_straight_P1_D5_thin_leak100_20": {**STRAIGHT, **THIN, **DENSE_START},
+    "tree_straight_P9_D9_S6_leak100_20": {**STRAIGHT, **LARGE, **DENSE_START},
+    "hash_tree_P9_D9_S6_leak100_20": {"ffn.kind": "hash_tree", **LARGE, **DENSE_START},
     "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **floor(0.05, 1e-3)},
     "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **floor(0.2, 1e-3)},
     "tree_straight_P3_W4": {**STRAIGHT, **FEW},
@@ -59,7 +67,7 @@ ROWS = {
     "tree_straight_P1_D5_thin_silent": {**STRAIGHT, **THIN, **SILENT},
     "tree_straight_P3_D5_thin_silent": {**STRAIGHT, **THREE_THIN, **SILENT},
     "tree_straight_P5_D8_S51": {**STRAIGHT, **_trees(5, (1,), depth=8, shared=51)},
-    "tree_straight_P9_D9_S6": {**STRAIGHT, **_trees(9, (1,), depth=9, shared=6)},
+    "tree_straight_P9_D9_S6": {**STRAIGHT, **LARGE},
     "tree_continuous_P12_W1_floor5": {**CONTINUOUS, **MANY, **floor(0.05, 1e-3)},
     "tree_continuous_P12_W1_floor20": {**CONTINUOUS, **MANY, **floor(0.2, 1e-3)},
     "tree_continuous_P12_W1_logistic": {**CONTINUOUS, **MANY, **LOGISTIC},
