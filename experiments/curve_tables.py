@@ -23,7 +23,11 @@ from tree_ffn.training.leak import leaks
 # Rows of T1, and of the attempts at its protocol, through which the curves go.
 MEETING = {
     "t1_small": ("dense", "narrow_A96", "moe_top1_X32", "tree_straight_P12_W1"),
-    "quality_attempts": ("hash_X32", "hash_tree_P12_W1"),
+    "quality_attempts": (
+        "moe_top1_X32_leak100_20",
+        "hash_tree_P12_W1_leak100_20",
+        "tree_straight_P12_W1_leak100_20",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ for all kinds at 15 M tokens.
 """
 
 from configs import common
-from configs.sweeps.quality import STRAIGHT
+from configs.sweeps.quality import DENSE_START, STRAIGHT
 
 LENGTHS = {"15M": "tune", "30M": "half", "120M": "double"}
 # F of two and three times dense's. One level wider, or two more levels (and 6 units always on).
@@ -23,12 +23,16 @@ LARGE = {
 # A share of about (D + 1) / 2^(D + 1): depth, trees for F = 3,048 to 3,087, and experts for about as many.
 SHARES = {9: (3, 102), 8: (6, 57), 6: (24, 18), 5: (49, 10), 3: (205, 4)}
 
-TREES = {"hash_tree": {"ffn.kind": "hash_tree"}, "tree_straight": STRAIGHT}
+# The recipe (configs/recipe.py), learned and hashed; a mixture of experts without and with its dense start.
+TREES = {
+    "hash_tree_leak": {"ffn.kind": "hash_tree", **DENSE_START},
+    "tree_straight_leak": {**STRAIGHT, **DENSE_START},
+}
+EXPERTS = {"moe_top1": {}, "moe_top1_leak": DENSE_START}
 KINDS = {
     "dense": {"row": "dense"},
     "narrow": {"row": "narrow_A96"},
-    "moe_top1": {"row": "moe_top1_X32"},
-    "hash": {"row": "moe_top1_X32", "ffn.kind": "hash"},
+    **{kind: {"row": "moe_top1_X32", **how} for kind, how in EXPERTS.items()},
     **{kind: {"row": "tree_straight_P12_W1", **how} for kind, how in TREES.items()},
 }
 
@@ -40,11 +44,7 @@ def tokens():
 
 def units():
     """F of twice dense's and more, A = 96."""
-    rows = {
-        f"{kind}_X{n}": {**KINDS[kind], "ffn.n_experts": n}
-        for kind in ("moe_top1", "hash")
-        for n in (64, 128)
-    }
+    rows = {f"{kind}_X{n}": {**KINDS[kind], "ffn.n_experts": n} for kind in EXPERTS for n in (64, 128)}
     return rows | {f"{kind}_{name}": {**KINDS[kind], **how} for kind in TREES for name, how in LARGE.items()}
 
 
@@ -57,7 +57,7 @@ def shares():
         experts = {**shape, "ffn.n_experts": n_experts, "ffn.expert_width": active}
         for kind, how in KINDS.items():
             if kind != "dense":
-                rows[f"{kind}_A{active}"] = {**how, **(experts if kind in ("moe_top1", "hash") else shape)}
+                rows[f"{kind}_A{active}"] = {**how, **(experts if kind in EXPERTS else shape)}
     return rows
 
 
