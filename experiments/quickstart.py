@@ -42,9 +42,9 @@ TIMED = ("grouped", "masked")
 
 def main() -> None:
     started = time.perf_counter()
-    remember_compiled_programs()
     wanted = seeds()
     configs = {kind: configure(kind) for kind in KINDS}
+    remember_compiled_programs()
     plan = setup.plan_run(configs["tree"])
     data = setup.prepare_data(configs["tree"], plan.model)
 

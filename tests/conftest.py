@@ -57,6 +57,15 @@ def room_for_compiled_code(request):
         jax.clear_caches()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def room_for_the_next_module():
+    """The same of a whole suite in one process: a third of the maps at most are left to those that follow."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def jit_as_users():
     """jax.jit for what is said of bits and last digits: compiled as users' programs are, whatever tests do.
