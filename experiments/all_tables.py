@@ -34,16 +34,14 @@ from experiments.quality_tables import (
     BITS,
     asked,
     cpu_small,
+    other_texts,
     quality_attempts,
-    quality_texts,
     quality_transfer,
     sized_text,
     t1_small,
-    t1_texts,
     t2_plan,
     t3_small,
     t4_small,
-    transfer_texts,
 )
 from experiments.speed_tables import (
     answer_speed,
@@ -103,15 +101,16 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
     for name, (key, make) in TABLES.items():
         found = [row for row in measured if row["table"] == name]
         if mix and key is trained and found:
-            mine = {name: mixed(rows) for name, rows in groups(found, machine).items()}
+            mine = {at: mixed(rows) for at, rows in groups(found, machine).items()}
         else:
             mine = groups(found, key)
         if name in LENDERS:
             mine = {at: rows + LENDERS[name](rows, measured) for at, rows in mine.items()}
         grids = groups((row for row in tuning if (row["table"], row["metric"]) == (name, BITS)), trained)
         for rows in mine.values():
-            beside = [make_more(rows) for make_more in BESIDE.get(name, ())]
-            parts += [make(rows), *(table for table in beside if table is not None)]
+            parts.append(make(rows))
+            if name in SCORED_ELSEWHERE and (below := other_texts(rows, parts[-1].title)):
+                parts.append(below)
         parts += [tuning_grid(rows) for rows in grids.values()]
     return parts
 
@@ -185,12 +184,8 @@ def tuning_grid(rows: list[dict]) -> Table:
 
 # Tables that stand on rows of others.
 LENDERS = {"quality_attempts": baselines, "quality_curves": meeting_point}
-# Tables that stand below that of the same rows.
-BESIDE = {
-    "t1_small": (t1_texts,),
-    "quality_attempts": (quality_texts,),
-    "quality_transfer": (transfer_texts,),
-}
+# Tables whose lines may have been scored on other texts too: those stand in a table below.
+SCORED_ELSEWHERE = ("t1_small", "quality_attempts", "quality_transfer")
 
 # name: (what makes a table of its own, how it is made), in README's order.
 TABLES = {

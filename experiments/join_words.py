@@ -21,7 +21,7 @@ from tree_ffn.errors import InputError
 _TEXT = flags.DEFINE_string("text", None, "Text with WikiText's spacing: plain, .gz, .xz or .zst.")
 _TO = flags.DEFINE_string("to", None, "The file to write.")
 
-# (what, by what), in this order; a line's double quotes are paired after them.
+# (what, by what), in this order; a line's double quotes are paired before them.
 RULES = tuple(
     (re.compile(pattern), by)
     for pattern, by in (

@@ -8,8 +8,6 @@ the other layers decide for themselves. The loss knows the next token, which no 
 model whose decisions are random. Layers that are no trees with hard paths are left out.
 """
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -73,9 +71,9 @@ def line(layer: int, oracle: Oracle) -> str:
 def figures(found: dict[int, Oracle]) -> dict[str, float]:
     """Figures of a results row: of the model, and of every layer by its number."""
     first = next(iter(found.values()))
-    named = ((f"oracle_loss/{layer}", oracle.losses[-1]) for layer, oracle in found.items())
-    moved = ((f"moved/{layer}", oracle.moved) for layer, oracle in found.items())
-    return {"loss": first.losses[0], **dict(itertools.chain(named, moved))}
+    best = {f"oracle_loss/{layer}": oracle.losses[-1] for layer, oracle in found.items()}
+    moved = {f"moved/{layer}": oracle.moved for layer, oracle in found.items()}
+    return {"loss": first.losses[0]} | best | moved
 
 
 if __name__ == "__main__":

@@ -77,7 +77,12 @@ def kinds(rows: list[dict], title: str) -> Table:
 
 
 def other_texts(rows: list[dict], title: str) -> Table | None:
-    """The same lines on texts that were neither trained on nor chosen by; None where there are none."""
+    """The same lines on texts that were neither trained on nor chosen by; None where there are none.
+
+    Args:
+      rows: of a table of `kinds`.
+      title: of that table.
+    """
     metrics = {row["metric"] for row in rows}
     texts = [text for text in OTHER_TEXTS if f"{text[0]}_loss" in metrics]
     if not texts:
@@ -98,14 +103,7 @@ def other_texts(rows: list[dict], title: str) -> Table | None:
         "loss. WikiText-2's words are its 245,569, ends of line included; joined: its spacing undone "
         f"(`experiments/join_words.py`). {origin(rows)}"
     )
-    return block(
-        f"{title}, {setting(rows[0], 'train.steps')} steps: other texts",
-        said,
-        head,
-        cells,
-        last_of(lines),
-        lines=lines,
-    )
+    return block(f"{title}: other texts", said, head, cells, last_of(lines), lines=lines)
 
 
 def cpu_small(rows: list[dict]) -> Table:
@@ -113,15 +111,8 @@ def cpu_small(rows: list[dict]) -> Table:
 
 
 def quality_attempts(rows: list[dict]) -> Table:
-    return kinds(rows, _attempts(rows))
-
-
-def quality_texts(rows: list[dict]) -> Table | None:
-    return other_texts(rows, _attempts(rows))
-
-
-def _attempts(rows: list[dict]) -> str:
-    return f"Attempts to close the gap, {machine(rows[0])}, {setting(rows[0], 'data.vocab_size'):,} tokens"
+    vocabulary = f"{setting(rows[0], 'data.vocab_size'):,} tokens"
+    return kinds(rows, f"Attempts to close the gap, {machine(rows[0])}, {vocabulary}")
 
 
 def sized_text(row: dict) -> tuple:
@@ -130,23 +121,11 @@ def sized_text(row: dict) -> tuple:
 
 
 def quality_transfer(rows: list[dict]) -> Table:
-    return kinds(rows, _transfer(rows))
-
-
-def transfer_texts(rows: list[dict]) -> Table | None:
-    return other_texts(rows, _transfer(rows))
-
-
-def _transfer(rows: list[dict]) -> str:
-    return f"The recipe elsewhere, width {setting(rows[0], 'model.width')}, {machine(rows[0])}"
+    return kinds(rows, f"The recipe elsewhere, width {setting(rows[0], 'model.width')}, {machine(rows[0])}")
 
 
 def t1_small(rows: list[dict]) -> Table:
     return kinds(rows, f"Language modelling (T1), {machine(rows[0])}")
-
-
-def t1_texts(rows: list[dict]) -> Table | None:
-    return other_texts(rows, f"Language modelling (T1), {machine(rows[0])}")
 
 
 def asked(row: dict) -> tuple:

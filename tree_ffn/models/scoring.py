@@ -99,9 +99,8 @@ def score(
       True
     """
     check_positive_int("batch_tokens", batch_tokens)
-    spec = dataclasses.replace(
-        spec, unroll=1
-    )  # as fast here, and a program for every length is soon compiled
+    # As fast here, and the program of every length is soon compiled.
+    spec = dataclasses.replace(spec, unroll=1)
     rows = _rows(spec, pairs)
     found: dict[int, Scored] = {}
     sizes = [(len(row.read), row.n_targets) for row in rows]
