@@ -85,8 +85,8 @@ def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
     passes of few tokens, training steps of many. It is within 30 % of the best
     there, and a guess between the measured sizes. On a CPU gather wins up to 16
     tokens, masked at 256, and grouped at 4,096 unless there are many trees. On a
-    GPU grouped wins at 16,384 tokens with one wide tree (E = 2,048; the whole
-    model opt_125m of E = 768 too, in results/speed_train.jsonl), masked at 4,096.
+    GPU grouped wins at 16,384 tokens with one tree (E = 768 and 2,048; whole
+    models too, in results/speed_steps.jsonl), masked at 4,096.
 
     Args:
       spec: the layer.
