@@ -12,7 +12,7 @@ knows most there is to know; on words the order of the kinds is nearer to that o
 of F = 510 units, but for rows that say otherwise. One learning rate for all, quality_cpu.py's.
 """
 
-from configs.sweeps.quality import CONTINUOUS, DENSE_START, STRAIGHT, leak
+from configs.sweeps.quality import DENSE_START, STRAIGHT, leak
 from configs.sweeps.quality_cpu import PLAIN, THIN
 
 LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
@@ -39,7 +39,6 @@ ROWS = {
     "tree_straight_P2_W1_hash4_leak100_20": {**RECIPE, "ffn.hash_levels": 4},
     "tree_straight_P2_W1_below_hash_leak100_20": {**RECIPE, "model.layers": "tree,hash_tree"},
     "tree_straight_P2_W1_above_hash_leak100_20": {**RECIPE, "model.layers": "hash_tree,tree"},
-    "tree_continuous_P2_W1_leak100_20": {**CONTINUOUS, **DENSE_START},
     "tree_straight_P2_W1_leak100_20_beta4": {**RECIPE, "ffn.beta": 4.0},
     "tree_straight_P2_W1_leak100_20_beta025": {**RECIPE, "ffn.beta": 0.25},
 }

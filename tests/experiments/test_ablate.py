@@ -302,7 +302,7 @@ N_ROWS = {
     "quality": 39,
     "curves": 51,
     "transfer": 14,
-    "quality_words": 22,
+    "quality_words": 21,
     "quality_cpu": 38,
 }
 
