@@ -1,5 +1,7 @@
 """The tables of quality: kinds of layers compared, the dynamics of trees, the plan of a large model."""
 
+import statistics
+
 from experiments.lines import (
     baseline,
     block,
@@ -12,6 +14,7 @@ from experiments.lines import (
     machine,
     mean,
     origin,
+    rank,
     setting,
     spread,
     task,
@@ -24,6 +27,10 @@ BITS = "bits_per_byte"
 
 # The figure that stands for a task, the first of these that it has.
 MAIN = ("acc_norm", "acc", "f1", "exact_match", "word_perplexity", "perplexity")
+# Its pairs of endings differ little in length: models are compared by plain accuracy, as in OPT's paper.
+PLAIN = ("piqa",)
+# Standard errors above chance from which on a score of the dense model says something.
+CLAIM = 3
 # What has to agree before scores of one task may stand beside each other.
 SAME_QUESTIONS = ("task_sha256", "data_sha256", "n", "limit", "lm_eval", "asked_sha256")
 GAP = "Gap closed is `(narrow-x)/(narrow-dense)` of validation loss, seed by seed."
@@ -134,30 +141,39 @@ def asked(row: dict) -> tuple:
 
 
 def t3_small(rows: list[dict]) -> Table:
-    """A line a model, a column a task: its main score and standard error; chance below.
+    """A line a model, a column a task: its main score and standard error; chance above.
+
+    Scores of a task in which the dense model is no `CLAIM` standard errors above chance say nothing about the
+    others: its line says so. Where nothing is known of chance (words to be found), it is 0.
 
     Raises:
       InputError: models were asked different questions.
     """
-    lines = groups(rows, lambda row: row["row"])
+    found = groups(rows, lambda row: row["row"])
+    lines = {name: found[name] for name in sorted(found, key=lambda name: (rank(name), name))}
     tasks = groups(rows, lambda row: (row["config"]["scored"]["task"], row["config"]["scored"]["shots"]))
     columns, chances = [], []
     for (name, shots), found in tasks.items():
         _check_same_questions(found)
         stem, metrics = f"{name}_{shots}shot_", {row["metric"] for row in found}
-        main = next((metric for metric in MAIN if stem + metric in metrics), None)
+        names = MAIN[1:] if name in PLAIN else MAIN
+        main = next((metric for metric in names if stem + metric in metrics), None)
         if main is not None:
             columns.append((f"{name}, {shots}-shot {main}", stem + main))
             chance = [row["value"] for row in found if row["metric"] == f"{stem}{main}_chance"]
             chances.append(_number(chance[-1]) if chance else "")
     cells = [["chance", *chances]]
+    if "dense" in lines:
+        above = [_above(lines["dense"], metric) for _, metric in columns]
+        cells.append(["`dense`, standard errors above", *above])
     for name, line in lines.items():
         cells.append([f"`{name}`", *(_score(line, metric) for _, metric in columns)])
     limits = sorted({row["config"]["scored"]["n"] for row in rows})
     text = (
         f"Questions answered (EleutherAI's harness {rows[-1]['config']['scored']['lm_eval']}), {limits[0]:,} "
         f"to {limits[-1]:,} a task: score ± its standard error over questions; with several seeds, mean ± "
-        f"standard deviation over them. {origin(rows)}"
+        f"standard deviation over them. In brackets: the dense model is less than {CLAIM} standard errors "
+        f"above chance, and no score of that column says anything. {origin(rows)}"
     )
     head = ["", *(title for title, _ in columns)]
     return block(f"Questions (T3), {machine(rows[0])}", text, head, cells, last_of(lines), lines=lines)
@@ -175,6 +191,17 @@ def _check_same_questions(rows: list[dict]) -> None:
                     f"{row['row']} were asked different questions (scored.{key} is {one!r} and {other!r}); "
                     "score them alike."
                 )
+
+
+def _above(dense: list[dict], metric: str) -> str:
+    """How far the dense model is above chance, in standard errors of one seed; in brackets below `CLAIM`."""
+    score, chance, error = (
+        statistics.fmean(by_seed(dense, metric + end).values() or [0.0]) for end in ("", "_chance", "_stderr")
+    )
+    if not error or metric.endswith("perplexity"):
+        return ""
+    above = (score - chance) / error
+    return f"{above:.1f}" if above >= CLAIM else f"({above:.1f})"
 
 
 def _score(line: list[dict], metric: str) -> str:

@@ -319,6 +319,30 @@ def test_models_that_were_asked_different_questions_have_no_table(change, words,
         assert outcome.code == 0 and "0.5000 ± 0.0500" in outcome.out, outcome.err
 
 
+def test_which_tasks_say_something_stands_under_chance(tmp_path):
+    """The dense model's distance to chance, in brackets below three standard errors."""
+    scores = {"piqa": {"acc": 0.58, "acc_norm": 0.5}, "arc_easy": {"acc": 0.9, "acc_norm": 0.55}}
+    for name in ("converted", "dense"):
+        for task, values in scores.items():
+            for metric, score in values.items():
+                stem = f"{task}_0shot_{metric}"
+                for ending, value in (("", score), ("_stderr", 0.02), ("_chance", 0.5)):
+                    record.append_result(
+                        f"{tmp_path}/r.jsonl", table="t3_small", row=name, metric=stem + ending, value=value,
+                        seed=0, config={"scored": {**SCORED, "task": task}}, unit="1",
+                        command="python -m experiments.evaluate",
+                    )  # fmt: skip
+    lines = call("tables", f"--results={tmp_path}/r.jsonl").out.split("\n")
+    rows = [line for line in lines if line.startswith("|")]
+    assert rows[0] == "|  | arc_easy, 0-shot acc_norm | piqa, 0-shot acc |"
+    assert rows[2:] == [
+        "| chance | 0.5000 | 0.5000 |",
+        "| `dense`, standard errors above | (2.5) | 4.0 |",
+        "| `dense` | 0.5500 ± 0.0200 | 0.5800 ± 0.0200 |",
+        "| `converted` | 0.5500 ± 0.0200 | 0.5800 ± 0.0200 |",
+    ]
+
+
 def test_data_in_the_form_that_tasks_name(data, tmp_path):
     folder = task_files.prepare(
         task_files.choose(["piqa", "squad", "wikitext2", "boolq"]), str(data), str(tmp_path)
