@@ -7,6 +7,7 @@ levels, every derivative by hand. What the three executions compute is compared 
     n_0 = 0;  n_{l+1} = 2 n_l + 1 + [r[p,n_l] > 0]     (ties and NaN go left)
     y = b_out + sum_p sum_l g[p,l] sum_u act(z[p,n_l,u]) w_out[p,n_l,u] + shared units
       + leak sum_p sum_n (n not on the path) sum_u act(z[p,n,u]) w_out[p,n,u]
+    with a leak, g on the path is leak + (1 - leak) g
 """
 
 import math
@@ -194,7 +195,8 @@ def forward(params, x_TE, spec, leaf_TP=None, token_T=None, leak=0.0) -> Result:
         for p in range(spec.shape.n_trees):
             given = None if leaf_TP is None else int(leaf_TP[t, p])
             sides = () if token_T is None else _sides(params, spec, p, token_T[t])
-            paths.append(_descend(params, x, spec, p, leaf=given, sides=sides))
+            steps = _descend(params, x, spec, p, leaf=given, sides=sides)
+            paths.append([step._replace(gate=leak + (1 - leak) * step.gate) for step in steps])
         total = _pre_output(params, x, spec, paths, leak)
         y[t] = params["b_out"] + (total if spec.act_site == "node" else _act(spec, total)[0])
         leaf.append([steps[-1].node - (2**spec.shape.depth - 1) for steps in paths])
@@ -228,7 +230,7 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates, leak):
                     d_c[j] += d_gates[level] * math.prod(c[:j] + c[j + 1 : level])
         for level in range(spec.hash_levels, depth):
             r = steps[level].r
-            d_r[level] = d_c[level] * _c_slope(spec, r)
+            d_r[level] = (1 - leak) * d_c[level] * _c_slope(spec, r)
     return d_r
 
 

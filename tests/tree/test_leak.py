@@ -19,6 +19,9 @@ LAYERS = [
     {"routing": "straight_through", "D": 2, "W": 3, "act_site": "sum", "activation": "tanh"},
     {"routing": "straight_through", "D": 2, "W": "per_level", "router": "silent"},
     {"router": "frozen", "D": 2, "activation": "abs"},
+    {"routing": "continuous", "P": 2, "D": 3},
+    {"routing": "continuous", "D": 2, "W": 3, "openness": "logistic", "gate": "product", "act_site": "sum"},
+    {"routing": "continuous", "D": 2, "W": "per_level", "router": "silent", "gate": "product"},
 ]
 
 

@@ -27,8 +27,8 @@ def trees(
 
         s[t] = sum_p sum_n visited[t, p, n] g[t, p, n] sum_u act(z[t, p, n, u]) w_out[p, n, u]
 
-    With a leak, under hard and straight-through routing, units off the path are not left out: there
-    visited g is leak + (1 - leak) visited.
+    With a leak, units off the path are not left out, and no gate is shut: visited g is then
+    leak + (1 - leak) visited g.
 
     Args:
       params: {w_in [P,U,E], b_in [P,U], w_out [P,U,E], threshold [P,N]} and,
@@ -50,7 +50,7 @@ def trees(
 def hidden(
     params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None, leak: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """What units add to the sum before w_out: on the path g * act(z), elsewhere leak * act(z), or 0.
+    """What units add to the sum before w_out: (leak + (1 - leak) visited g) * act(z), without a leak 0 off the path.
 
     Args:
       params, x_TE, spec, token_T, leak: as `trees` takes them.
@@ -88,20 +88,25 @@ def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec, leak) -> jax.Array:
     if spec.routing == "straight_through":
         return _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec)
     units = routing.unit_activation(spec)(z_TPU)
-    if spec.routing == "continuous":
-        units = _gates_of_units(r_TPR, leaf_TP, spec) * units
-    return _weighted(units, leaf_TP, leak, spec)
+    gates = _gates_of_units(r_TPR, leaf_TP, spec) if spec.routing == "continuous" else None
+    return _weighted(units, leaf_TP, leak, spec, gates)
 
 
-def _weighted(units_TPU, leaf_TP, leak, spec: TreeSpec):
-    """Units on the path whole, elsewhere 0 or the share `leak` of them; silent routers always 0."""
+def _weighted(units_TPU, leaf_TP, leak, spec: TreeSpec, gates_TPU=None):
+    """Units on the path times their gates, 1 where none are given; elsewhere 0, or the share `leak` of them.
+
+    With a leak gates are leak + (1 - leak) g. Silent routers are always 0.
+    """
     working_TPU = _working_units(leaf_TP, spec)
+    on_path = units_TPU if gates_TPU is None else gates_TPU * units_TPU
     if leak is None:
-        return jnp.where(working_TPU, units_TPU, 0.0)
+        return jnp.where(working_TPU, on_path, 0.0)
     off_path = leak * units_TPU
+    if gates_TPU is not None:
+        on_path = off_path + (1 - leak) * on_path
     if spec.router == "silent":
         off_path = jnp.where(_speaking_units(spec)[None, None], off_path, 0.0)
-    return jnp.where(working_TPU, units_TPU, off_path)
+    return jnp.where(working_TPU, on_path, off_path)
 
 
 def _working_units(leaf_TP, spec: TreeSpec):

@@ -48,7 +48,7 @@ class TreeSpec(Leaking):
       hash_levels: decisions that are not the router's: those of the first so many levels come from a
         fixed hash of the token's id, another one in every tree and layer. Their gates are 1 and their
         nodes' first units are units like any other. With D, the baseline `hash_tree`.
-      leak, leak_share: of `hard` and `straight_through`: what units off the path add in training (see
+      leak, leak_share: what units off the path add in training, and what gates let through at least (see
         `Leaking`).
     """
 
@@ -91,11 +91,6 @@ class TreeSpec(Leaking):
             raise InputError(
                 "routing: 'hard' cannot be used with router 'silent', which would never learn; use "
                 "'straight_through' or 'continuous', or router 'first_unit'."
-            )
-        if self.leak and self.routing == "continuous":
-            raise InputError(
-                f"leak: {self.leak!r} cannot be used with routing 'continuous', whose gates say what a unit "
-                "adds; use 0, or routing 'hard' or 'straight_through'."
             )
         check_positive_int("hash_levels", self.hash_levels, least=0)
         if self.hash_levels > self.shape.depth:
