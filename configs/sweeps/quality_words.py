@@ -37,6 +37,8 @@ ROWS = {
     "tree_straight_P2_W1_leak100_20_beta025": {**RECIPE, "ffn.beta": 0.25},
     "tree_straight_P2_W1_leak100_20_frozen20": {**RECIPE, **FROZEN20},
     "tree_straight_P2_W1_leak100_20_frozen50": {**RECIPE, **FROZEN50},
+    # Here what stops is a router and nothing else; a tree's first units are most of its A.
+    "moe_top1_X32_leak100_20_frozen20": {"kind": "moe", **DENSE_START, **FROZEN20},
 }
 
 

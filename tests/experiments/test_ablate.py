@@ -302,7 +302,7 @@ N_ROWS = {
     "quality": 41,
     "curves": 51,
     "transfer": 14,
-    "quality_words": 18,
+    "quality_words": 19,
     "quality_cpu": 38,
 }
 
