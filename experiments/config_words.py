@@ -15,9 +15,8 @@ from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
 def check_config(config) -> None:
     """Raises InputError unless a run of `config` could start; reads no text and looks at no device."""
     model = model_spec_from_config(config, _vocab_size(config.data.tokenizer))
-    check_trainable(model)
     train_spec(config)
-    optim_spec(config)
+    check_trainable(model, optim_spec(config))
     corpus_spec_from_config(config)
 
 

@@ -113,7 +113,7 @@ def load_models(config, spec: FinetuneSpec) -> tuple[Restored, Restored | None]:
     values = config.finetune
     step = int(values.step) if values.step.isdecimal() else values.step
     start = starts.load(values.start, step)
-    setup.check_trainable(start.model)
+    setup.check_trainable(start.model, setup.optim_spec(config))
     teacher = starts.load(values.teacher) if values.teacher else None
     fingerprint = load_tokenizer(config.data.tokenizer).fingerprint
     for name, run in (("start", start), ("teacher", teacher)):

@@ -33,6 +33,7 @@ def leak(first, share):
 
 
 DENSE_START = leak(1.0, 0.2)
+FROZEN20, FROZEN50 = {"optim.routers_until": 0.2}, {"optim.routers_until": 0.5}
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
 THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
@@ -54,6 +55,8 @@ ROWS = {
     "random_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "random_tree", **DENSE_START},
     "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **leak(1.0, 0.1)},
     "tree_straight_P12_W1_leak100_40": {**STRAIGHT, **MANY, **leak(1.0, 0.4)},
+    "tree_straight_P12_W1_leak100_20_frozen20": {**STRAIGHT, **MANY, **DENSE_START, **FROZEN20},
+    "tree_straight_P12_W1_leak100_20_frozen50": {**STRAIGHT, **MANY, **DENSE_START, **FROZEN50},
     "tree_straight_P1_D5_thin_leak100_20": {**STRAIGHT, **THIN, **DENSE_START},
     "tree_straight_P9_D9_S6_leak100_20": {**STRAIGHT, **LARGE, **DENSE_START},
     "hash_tree_P9_D9_S6_leak100_20": {"ffn.kind": "hash_tree", **LARGE, **DENSE_START},

@@ -12,7 +12,7 @@ knows most there is to know; on words the order of the kinds is nearer to that o
 of F = 510 units, but for rows that say otherwise. One learning rate for all, quality_cpu.py's.
 """
 
-from configs.sweeps.quality import DENSE_START, STRAIGHT, leak
+from configs.sweeps.quality import DENSE_START, FROZEN20, FROZEN50, STRAIGHT, leak
 from configs.sweeps.quality_cpu import PLAIN, THIN
 
 LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
@@ -41,6 +41,10 @@ ROWS = {
     "tree_straight_P2_W1_above_hash_leak100_20": {**RECIPE, "model.layers": "hash_tree,tree"},
     "tree_straight_P2_W1_leak100_20_beta4": {**RECIPE, "ffn.beta": 4.0},
     "tree_straight_P2_W1_leak100_20_beta025": {**RECIPE, "ffn.beta": 0.25},
+    "tree_straight_P2_W1_leak100_20_frozen20": {**RECIPE, **FROZEN20},
+    "tree_straight_P2_W1_leak100_20_frozen50": {**RECIPE, **FROZEN50},
+    # Here what stops is a router and nothing else; a tree's first units are most of its A.
+    "moe_top1_X32_leak100_20_frozen20": {"kind": "moe", **DENSE_START, **FROZEN20},
 }
 
 

@@ -49,6 +49,13 @@ def test_a_run_may_be_lengthened_if_its_past_stays(texts, schedule, step, allowe
             check(texts, step, known, train__steps=12)
 
 
+def test_a_lengthened_run_may_not_have_stopped_its_routers_too_early(texts):
+    known = {"optim__schedule": "constant", "optim__routers_until": 0.5}
+    check(texts, 3, known, train__steps=12)  # none has stopped yet
+    with pytest.raises(InputError, match=r"train.steps \(6 there, 12 here\)"):
+        check(texts, 4, known, train__steps=12)
+
+
 def test_before_the_first_step_how_it_trains_is_open(texts):
     check(texts, step=0, optim__lr=0.5, optim__warmup=1, train__steps=12, train__batch_size=16)
     with pytest.raises(InputError, match=r"keys differ: ffn.depth \(3 there, 2 here\)"):

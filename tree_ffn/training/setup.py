@@ -11,6 +11,7 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.leak import leaks
+from tree_ffn.training.routers import check_routers
 from tree_ffn.tree import PrunedSpec, TreeSpec
 
 
@@ -102,14 +103,19 @@ def plan_run(config) -> Plan:
     train = train_spec(config)
     check_positive_int("seed", config.seed, least=0)
     model = model_spec_from_config(config, vocab_size)
-    check_trainable(model)
+    optim = optim_spec(config)
+    check_trainable(model, optim)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     train.fit(mesh)
-    return Plan(model, optim_spec(config), train, corpus_spec_from_config(config), mesh, config.seed)
+    return Plan(model, optim, train, corpus_spec_from_config(config), mesh, config.seed)
 
 
-def check_trainable(model: ModelSpec) -> None:
-    """Raises InputError where the named execution cannot differentiate a layer; applying it would be fine."""
+def check_trainable(model: ModelSpec, optim: optimizer.OptimSpec) -> None:
+    """Raises InputError where a model that can be applied cannot be trained so.
+
+    That is: the named execution cannot differentiate a layer, or routers are to stop where none learns.
+    """
+    check_routers(model, optim)
     for layer, ffn in enumerate(model.ffns):
         if isinstance(ffn, PrunedSpec) and ffn.routing == "straight_through":
             raise InputError(

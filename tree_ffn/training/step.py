@@ -16,6 +16,7 @@ from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
 from tree_ffn.training.leak import with_leaks
 from tree_ffn.training.losses import next_token_loss
+from tree_ffn.training.routers import hold_balance, hold_routers
 from tree_ffn.tree import Info, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
 
@@ -137,6 +138,7 @@ def train_step(
     accumulation: int = 1,
     z_loss: float = 0.0,
     steps: int | None = None,
+    router_steps: int | None = None,
     count: bool = True,
     loss=None,
 ):
@@ -152,6 +154,7 @@ def train_step(
       accumulation: microbatches; divides B.
       z_loss: weight of the z-loss.
       steps: of the whole training: leaks fall with the share that is over; without it nothing leaks.
+      router_steps: finished steps from which routers stand still (see `routers`); None: they never do.
       count: add this step's visits to `usage`; without it one sees what that costs.
       loss: another loss than `loss_fn`: (params, batch) to (loss, (cross-entropy, infos)).
 
@@ -166,6 +169,11 @@ def train_step(
     grads, nll, infos = _gradients(state.params, batch, loss, accumulation)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    routing = update_model_routing(model, state.routing, infos)
+    if router_steps is not None:
+        held = state.step >= router_steps
+        updates = hold_routers(updates, model, held)
+        routing = hold_balance(routing, state.routing, held)
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": nll,
@@ -173,7 +181,6 @@ def train_step(
         "grad_norm": optax.tree.norm(grads),
         "update_norm": optax.tree.norm(updates),
     }
-    routing = update_model_routing(model, state.routing, infos)
     state = TrainState(state.step + 1, params, routing, opt_state)
     return state, count_usage(usage, infos) if count else usage, metrics
 

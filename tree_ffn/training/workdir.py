@@ -23,7 +23,8 @@ MAY_DIFFER = (
     r"^data\.(files|valid_files|tfds_dir|cache_dir|format|workers)$",
 )
 
-# These may change too, if the learning rate of every step already made stays as it was.
+# These may change too, if every step already made stays as it was: its learning rate, and whether routers
+# learned in it.
 SCHEDULE_KEYS = {"train.steps", "optim.schedule", "optim.final_share", "optim.decay_share"}
 
 # And before the first step, as in a run that begins with a pruned model, how it trains is still open.
@@ -76,10 +77,11 @@ def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> Non
 
 
 def same_past(known: dict, wanted: dict, step: int) -> bool:
-    """Whether both configs have the same learning rate in each of the first `step` steps."""
+    """Whether the first `step` steps are alike: their learning rates, and those in which routers learn."""
     made = np.arange(step, dtype=np.float32)
-    old, new = (learning_rate(optim_spec(namespace(config)))(made) for config in (known, wanted))
-    return np.array_equal(old, new)
+    old, new = (optim_spec(namespace(config)) for config in (known, wanted))
+    learned = [step if spec.router_steps is None else min(step, spec.router_steps) for spec in (old, new)]
+    return learned[0] == learned[1] and np.array_equal(learning_rate(old)(made), learning_rate(new)(made))
 
 
 def check_same_data(workdir: str, known: dict, meta: dict) -> None:
