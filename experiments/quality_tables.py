@@ -1,6 +1,7 @@
 """The tables of quality: kinds of layers compared, the dynamics of trees, the plan of a large model."""
 
 import statistics
+from typing import Any
 
 from experiments.lines import (
     baseline,
@@ -22,6 +23,9 @@ from experiments.lines import (
 )  # fmt: skip
 from experiments.page import Table
 from tree_ffn.errors import InputError
+from tree_ffn.models.build import ffn_spec, layer_kinds
+from tree_ffn.models.ffn import ffn_flops
+from tree_ffn.training.config import namespace
 
 BITS = "bits_per_byte"
 
@@ -69,18 +73,29 @@ def kinds(rows: list[dict], title: str) -> Table:
         bits, loss = by_seed(line, BITS), by_seed(line, "val_loss")
         cells.append([
             f"`{name}`", spread(bits.values()), spread(loss.values()), gap_cell(lines, name),
-            mean(line, "active_share", ".1%"), mean(line, "dead_leaves", ".1%"),
+            mean(line, "active_share", ".1%"), products(line[-1]), mean(line, "dead_leaves", ".1%"),
             mean(line, "leaf_entropy", ".2f"), learning_rate(line), str(len(bits)),
         ])  # fmt: skip
-    routers = " The router's own weights are not counted in the active share of `moe`."
-    has_router = any(name.startswith("moe") for name in lines)
     text = (
         f"Kinds of layers compared: {task(rows)}. Held-out text; mean ± standard deviation over seeds. "
-        f"{GAP} An active share is of a layer's own units.{routers if has_router else ''} {origin(rows)}"
+        f"{GAP} An active share is of a layer's own units. Products: dot products of the model's width that "
+        f"a token needs in a layer, two a unit and one for every router that is no unit. {origin(rows)}"
     )
-    head = ["", "bits per byte", "val loss", "gap closed", "active share", "dead leaves", "leaf entropy"]
+    head = ["", "bits per byte", "val loss", "gap closed", "active share", "products", "dead leaves"]
     title = f"{title}, {setting(rows[0], 'train.steps')} steps"
-    return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines), lines=lines)
+    return block(title, text, [*head, "leaf entropy", "lr", "seeds"], cells, last_of(lines), lines=lines)
+
+
+def products(row: dict) -> str:
+    """Dot products that a token needs in a layer, a mean where layers are of several kinds.
+
+    Empty for a row that does not say what its layers are.
+    """
+    config: Any = namespace(row["config"])
+    if not hasattr(config, "ffn") or not hasattr(config.ffn, "n_trees"):
+        return ""
+    kinds = layer_kinds(getattr(config.model, "layers", ""), config.model.n_layers, config.ffn.kind)
+    return f"{statistics.fmean(ffn_flops(ffn_spec(config.ffn, kind), 1) / 2 for kind in kinds):,.0f}"
 
 
 def other_texts(rows: list[dict], title: str) -> Table | None:

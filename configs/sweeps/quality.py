@@ -13,6 +13,8 @@ from configs import common
 STRAIGHT, CONTINUOUS = {"ffn.routing": "straight_through"}, {"ffn.routing": "continuous"}
 SILENT, LOGISTIC = {"ffn.router": "silent"}, {"ffn.openness": "logistic"}
 PRODUCT = {"ffn.gate": "product"}
+# Every unit weighs what a softmax over the leaves, taken decision by decision, gives its node.
+GATED = {**CONTINUOUS, **LOGISTIC, **PRODUCT}
 HASH3, HASH4 = {"ffn.hash_levels": 3}, {"ffn.hash_levels": 4}
 
 
@@ -20,6 +22,17 @@ def _trees(n_trees, width, depth=7, shared=0):
     """P trees, of one width or with routers of one unit above leaves of the last width."""
     widths = (1,) * depth + width[1:] if len(width) == 2 else width
     return {"ffn.n_trees": n_trees, "ffn.node_width": widths, "ffn.depth": depth, "ffn.shared_width": shared}
+
+
+def apart(n_trees, leaf_width, depth, width=1):
+    """Trees whose routers are no units, nodes of `width` units (0: none) above leaves of `leaf_width`."""
+    widths = (1 + width,) * depth + (leaf_width,)
+    return {**SILENT, "ffn.n_trees": n_trees, "ffn.node_width": widths, "ffn.depth": depth}
+
+
+def experts(n_experts, top_k, width):
+    """A mixture of experts of these sizes."""
+    return {"ffn.n_experts": n_experts, "ffn.top_k": top_k, "ffn.expert_width": width}
 
 
 def floor(share, rate):
@@ -52,6 +65,17 @@ ROWS = {
     "tree_straight_P12_W1_hash4_leak100_20": {**STRAIGHT, **MANY, **HASH4, **DENSE_START},
     "hash_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "hash_tree", **DENSE_START},
     "moe_top4_X128_leak100_20": {"row": "moe_top4_X128", **DENSE_START},
+    "moe_top12_X384_leak100_20": {"row": "moe_top4_X128", **experts(384, 12, 8), **DENSE_START},
+    # Gates that weigh: with units that decide, with routers apart, and as experts found by decisions.
+    "tree_continuous_P12_W1_gated_leak100_20": {**GATED, **MANY, **DENSE_START},
+    "tree_continuous_P12_W1_apart_gated_leak100_20": {**GATED, **apart(12, 1, 7), **DENSE_START},
+    "tree_continuous_P12_W1_hash4_gated_leak100_20": {**GATED, **MANY, **HASH4, **DENSE_START},
+    "tree_continuous_P12_W1_apart_hash4_gated_leak100_20": {
+        **GATED, **apart(12, 1, 7), **HASH4, **DENSE_START,
+    },
+    "tree_continuous_P4_D5_experts_leak100_20": {**GATED, **apart(4, 24, 5, 0), **DENSE_START},
+    "tree_continuous_P12_D5_experts_leak100_20": {**GATED, **apart(12, 8, 5, 0), **DENSE_START},
+    "tree_continuous_P24_D5_experts_leak100_20": {**GATED, **apart(24, 4, 5, 0), **DENSE_START},
     "random_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "random_tree", **DENSE_START},
     "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **leak(1.0, 0.1)},
     "tree_straight_P12_W1_leak100_40": {**STRAIGHT, **MANY, **leak(1.0, 0.4)},

@@ -23,7 +23,7 @@ from tree_ffn.models import (
 )
 from tree_ffn.models.ffn import ROUTING_NAMES
 from tree_ffn.models.moe import moe_ffn
-from tree_ffn.tree import Info, PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree import Info, PrunedSpec, TreeShape, TreeSpec, init_params
 from tree_ffn.tree.pruned import init_structure
 from tree_ffn.tree.routing import hashed
 
@@ -61,6 +61,23 @@ def test_units_and_flops():
     hashed = dataclasses.replace(KINDS["random_tree"], hash_levels=1)
     assert ffn_flops(hashed, E) == 4 * 15 * E + 2 * 2 * E  # a hash is no product
     assert ffn_flops(KINDS["moe"], E) == 4 * 10 * E + 2 * 4 * E  # X router rows more
+
+
+def test_silent_routers_are_no_units_but_rows_and_products():
+    silent = dataclasses.replace(KINDS["hard"], routing="continuous", router="silent")
+    assert (total_units(silent), active_units(silent)) == (31 - 2 * 3, 15 - 2 * 2)  # P trees of 3, D a path
+    assert ffn_flops(silent, E) == 4 * 11 * E + 2 * 4 * E
+    assert ffn_params(silent, E) == ffn_params(KINDS["hard"], E)
+    hashed = dataclasses.replace(silent, hash_levels=1)  # the roots' first units speak
+    assert (total_units(hashed), active_units(hashed)) == (31 - 2 * 2, 15 - 2)
+    pruned = PrunedSpec(
+        TreeShape(1, 2, 3, shared_width=4), routing="continuous", router="silent", nodes=(1, 2, 2)
+    )
+    assert (total_units(pruned), active_units(pruned)) == (15 + 4 - 3, 9 + 4 - 2)
+    experts = TreeSpec(TreeShape(4, 5, (1, 1, 1, 1, 1, 24)), routing="continuous", router="silent")
+    assert (total_units(experts), active_units(experts)) == (4 * 32 * 24, 96)
+    w_out = init_params(jax.random.key(0), experts, E)["w_out"]
+    assert np.std(w_out) == pytest.approx(96**-0.5, rel=0.05)  # of A, not of all rows
 
 
 def test_dense_is_its_formula():

@@ -100,11 +100,11 @@ def layer_kinds(pattern: str, n_layers: int, default: str) -> tuple[str, ...]:
 def ffn_spec(ffn, kind: str) -> FFNSpec:
     """The layer that `config.ffn` describes when its kind is `kind`.
 
-    `dense` has `width` units, or F of the tree fields where that is 0; `narrow`
-    is dense with their A; `moe` has experts of `expert_width` units, or of A /
-    top_k where that is 0; `hash` is `moe` with one expert chosen by a hash of the token's id, whatever
-    `top_k` and `moe_balance` say; `random_tree` is a tree with frozen random routers
-    and hard routing, whatever `routing` says, `hash_tree` one whose `hash_levels` are all of its depth.
+    `dense` has `width` units, or F of the tree fields where that is 0, and `narrow` their A (of all rows, a
+    silent router's too); `moe` has experts of `expert_width` units, or of A / top_k where that is 0; `hash`
+    is `moe` with one expert chosen by a hash of the token's id, whatever `top_k` and `moe_balance` say;
+    `random_tree` is a tree with frozen random routers and hard routing, whatever `routing` says, `hash_tree`
+    one whose `hash_levels` are all of its depth.
 
     Raises:
       InputError: names the config's field, its value and what is allowed.

@@ -139,10 +139,13 @@ def _layer_line(ffn: FFNSpec) -> str:
     elif hashed:
         tree += f", the first {hashed} decisions by the token's id"
     tree += _leak(ffn)
-    if ffn.router != "frozen":
+    if not separate_routers(ffn):
         return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
     products = f"{separate_routers(ffn)} products a token are not counted in A"
-    return f"{kind}: {tree}: {sizes}, frozen separate routers, whose {products}"
+    routers = (
+        "frozen separate routers" if ffn.router == "frozen" else f"{ffn.routing} routing, silent routers"
+    )
+    return f"{kind}: {tree}: {sizes}, {routers}, whose {products}"
 
 
 def _leak(ffn: Leaking) -> str:

@@ -37,9 +37,7 @@ def units(spec: FFNSpec) -> Units:
         return Units(spec.width, spec.width)
     if isinstance(spec, MoESpec):
         return Units(spec.n_experts * spec.expert_width, spec.top_k * spec.expert_width)
-    if isinstance(spec, PrunedSpec):
-        return Units(spec.kept_units + spec.shape.shared_width, spec.shape.active_units)
-    return Units(spec.shape.total_units, spec.shape.active_units)
+    return Units(spec.total_units, spec.active_units)
 
 
 def total_units(spec: FFNSpec) -> int:
@@ -58,9 +56,16 @@ def active_share(spec: FFNSpec) -> float:
 
 
 def ffn_params(spec: FFNSpec, width: int) -> int:
-    """Trained parameters of a layer: w_in, b_in, w_out of F units, b_out, and an expert router's."""
+    """Trained parameters: w_in, b_in and w_out of units and silent routers, b_out, and experts' routers."""
     router = spec.router_rows * width if isinstance(spec, MoESpec) else 0
-    return total_units(spec) * (2 * width + 1) + width + router
+    return _rows(spec) * (2 * width + 1) + width + router
+
+
+def _rows(spec: FFNSpec) -> int:
+    """Units that a layer stores, silent routers among them."""
+    if isinstance(spec, PrunedSpec):
+        return spec.kept_units + spec.shape.shared_width
+    return spec.shape.total_units if isinstance(spec, TreeSpec) else total_units(spec)
 
 
 def ffn_flops(spec: FFNSpec, width: int) -> int:
@@ -73,12 +78,10 @@ def ffn_flops(spec: FFNSpec, width: int) -> int:
 
 
 def separate_routers(spec: FFNSpec) -> int:
-    """Products of E numbers a token, beside those of units, by which experts or frozen routers decide."""
+    """Products of E numbers a token, beside those of units, by which routers that are no units decide."""
     if isinstance(spec, MoESpec):
         return spec.router_rows
-    if isinstance(spec, TreeSpec) and spec.router == "frozen":
-        return spec.shape.n_trees * (spec.shape.depth - spec.hash_levels)
-    return 0
+    return spec.n_routers if isinstance(spec, TreeSpec) else 0
 
 
 def init_ffn(

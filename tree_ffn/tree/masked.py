@@ -50,7 +50,7 @@ def trees(
 def hidden(
     params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None, leak: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """What units add to the sum before w_out: (leak + (1 - leak) visited g) * act(z), without a leak 0 off the path.
+    """What units add to the sum before w_out: visited g * act(z), of which `trees` says what a leak makes.
 
     Args:
       params, x_TE, spec, token_T, leak: as `trees` takes them.

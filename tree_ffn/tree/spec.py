@@ -42,9 +42,9 @@ class TreeSpec(Leaking):
       balance_floor: that rule acts at nodes only whose less visited child has less than
         this share of the node's visits: 0.5 balances all, 0.05 only what is dying.
       router: what decides at a node: its `first_unit` (the layer itself); the first unit,
-        `silent`, which then adds nothing to the output and learns from decisions alone (it is
-        counted in F and A like any other); or a separate `frozen` vector that no optimizer trains: random
-        (the baseline `random_tree`), or fitted where a dense layer was converted.
+        `silent`, which then adds nothing to the output and learns from decisions alone (W counts its row;
+        F and A, which are of units that add, do not); or a separate `frozen` vector that no optimizer
+        trains: random (the baseline `random_tree`), or fitted where a dense layer was converted.
       hash_levels: decisions that are not the router's: those of the first so many levels come from a
         fixed hash of the token's id, another one in every tree and layer. Their gates are 1 and their
         nodes' first units are units like any other. With D, the baseline `hash_tree`.
@@ -110,6 +110,23 @@ class TreeSpec(Leaking):
                 "their thresholds unread; use 'none'."
             )
 
+    @property
+    def n_routers(self) -> int:
+        """Products of E numbers a token, beside those of units, by which a token finds its paths."""
+        asks = self.router in ("silent", "frozen")
+        return self.shape.n_trees * (self.shape.depth - self.hash_levels) if asks else 0
+
+    @property
+    def total_units(self) -> int:
+        """F: units that add to the output."""
+        silent = 2**self.shape.depth - 2**self.hash_levels if self.router == "silent" else 0
+        return self.shape.total_units - self.shape.n_trees * silent
+
+    @property
+    def active_units(self) -> int:
+        """A: those of them that work for a token."""
+        return self.shape.active_units - (self.n_routers if self.router == "silent" else 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class PrunedSpec(TreeSpec):
@@ -154,8 +171,15 @@ class PrunedSpec(TreeSpec):
 
     @property
     def kept_units(self) -> int:
-        """Units in the kept nodes, without the shared ones."""
+        """Rows in the kept nodes: units, and silent routers; without the shared ones."""
         return sum(count * width for count, width in zip(self.nodes, self.shape.widths))
+
+    @property
+    def total_units(self) -> int:
+        """F: kept units that add to the output, and the shared ones."""
+        deciding = self.nodes[self.hash_levels : -1]
+        silent = sum(deciding) if self.router == "silent" else 0
+        return self.kept_units - silent + self.shape.shared_width
 
     @property
     def is_one_path(self) -> bool:

@@ -39,7 +39,7 @@ def init_params(
     """
     shape = spec.shape
     keys = jax.random.split(key, 5)
-    in_std, out_std = w_in_scale / width**0.5, w_out_scale / shape.active_units**0.5
+    in_std, out_std = w_in_scale / width**0.5, w_out_scale / spec.active_units**0.5
     shapes = array_shapes(spec, width)
     params = {
         "w_in": _normal(keys[0], shapes["w_in"], in_std, param_dtype),
