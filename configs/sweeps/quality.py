@@ -24,10 +24,14 @@ def _trees(n_trees, width, depth=7, shared=0):
     return {"ffn.n_trees": n_trees, "ffn.node_width": widths, "ffn.depth": depth, "ffn.shared_width": shared}
 
 
-def apart(n_trees, leaf_width, depth, width=1):
-    """Trees whose routers are no units, nodes of `width` units (0: none) above leaves of `leaf_width`."""
-    widths = (1 + width,) * depth + (leaf_width,)
-    return {**SILENT, "ffn.n_trees": n_trees, "ffn.node_width": widths, "ffn.depth": depth}
+def apart(n_trees, leaf_width, depth, width=1, hashed=0):
+    """Trees whose routers are no units, nodes of `width` units (0: none) above leaves of `leaf_width`.
+
+    The first `hashed` decisions are those of a hash, and take no router.
+    """
+    widths = (width,) * hashed + (1 + width,) * (depth - hashed) + (leaf_width,)
+    shape = {"ffn.n_trees": n_trees, "ffn.node_width": widths, "ffn.depth": depth}
+    return {**SILENT, **shape, "ffn.hash_levels": hashed}
 
 
 def experts(n_experts, top_k, width):
@@ -71,7 +75,7 @@ ROWS = {
     "tree_continuous_P12_W1_apart_gated_leak100_20": {**GATED, **apart(12, 1, 7), **DENSE_START},
     "tree_continuous_P12_W1_hash4_gated_leak100_20": {**GATED, **MANY, **HASH4, **DENSE_START},
     "tree_continuous_P12_W1_apart_hash4_gated_leak100_20": {
-        **GATED, **apart(12, 1, 7), **HASH4, **DENSE_START,
+        **GATED, **apart(12, 1, 7, hashed=4), **DENSE_START,
     },
     "tree_continuous_P4_D5_experts_leak100_20": {**GATED, **apart(4, 24, 5, 0), **DENSE_START},
     "tree_continuous_P12_D5_experts_leak100_20": {**GATED, **apart(12, 8, 5, 0), **DENSE_START},
@@ -114,11 +118,10 @@ def get_sweep(arg=None):
     arg = common.parse_arg(arg, length="tune", seeds=1)
     rows = {}
     for name, row in ROWS.items():
-        routing = row.get("ffn.routing")
-        base = (
-            {"row": "tree_continuous_P1_W12"} if routing == "continuous" else {"row": "tree_straight_P12_W1"}
-        )
-        rows[name] = {"set": {**base, "length": arg.length, **row}}
+        # A leak needs masked execution, which T1's continuous rows have not.
+        grouped = row.get("ffn.routing") == "continuous" and "ffn.leak" not in row
+        base = "tree_continuous_P1_W12" if grouped else "tree_straight_P12_W1"
+        rows[name] = {"set": {"row": base, "length": arg.length, **row}}
     return {
         "config": "configs/t1_small.py",
         "table": "quality_attempts",

@@ -12,12 +12,22 @@ knows most there is to know; on words the order of the kinds is nearer to that o
 of F = 510 units, but for rows that say otherwise. One learning rate for all, quality_cpu.py's.
 """
 
-from configs.sweeps.quality import DENSE_START, FROZEN20, FROZEN50, STRAIGHT, leak
+from configs.sweeps.quality import (
+    DENSE_START,
+    FROZEN20,
+    FROZEN50,
+    GATED,
+    HASH4,
+    STRAIGHT,
+    apart,
+    experts,
+    leak,
+)  # fmt: skip
 from configs.sweeps.quality_cpu import PLAIN, THIN
 
 LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
 RECIPE = {**STRAIGHT, **DENSE_START}
-TOP4 = {"kind": "moe", "ffn.n_experts": 128, "ffn.expert_width": 4, "ffn.top_k": 4}
+APART = {**GATED, **apart(2, 1, 7), **DENSE_START}
 
 ROWS = {
     "dense": {"kind": "dense"},
@@ -34,9 +44,16 @@ ROWS = {
     "hash_tree_P2_D9_leak100_20": {"kind": "hash_tree", **DENSE_START, **LARGE},
     "tree_straight_P2_D9_leak100_20": {**RECIPE, **LARGE},
     "random_tree_P2_W1_leak100_20": {"kind": "random_tree", **DENSE_START},
-    "moe_top4_X128_leak100_20": {**TOP4, **DENSE_START},
+    "moe_top4_X128_leak100_20": {"kind": "moe", **experts(128, 4, 4), **DENSE_START},
+    "moe_top16_X512_leak100_20": {"kind": "moe", **experts(512, 16, 1), **DENSE_START},
+    "tree_continuous_P2_W1_leak100_20": {"ffn.routing": "continuous", **DENSE_START},
+    "tree_continuous_P2_W1_gated_leak100_20": {**GATED, **DENSE_START},
+    "tree_continuous_P2_W1_apart_gated_leak100_20": APART,
+    "tree_continuous_P2_W1_apart_hash4_gated_leak100_20": {**APART, **apart(2, 1, 7, hashed=4)},
+    "tree_continuous_P4_D5_experts_leak100_20": {**GATED, **apart(4, 4, 5, 0), **DENSE_START},
+    "tree_continuous_P16_D5_experts_leak100_20": {**GATED, **apart(16, 1, 5, 0), **DENSE_START},
     "tree_straight_P2_W1_hash2_leak100_20": {**RECIPE, "ffn.hash_levels": 2},
-    "tree_straight_P2_W1_hash4_leak100_20": {**RECIPE, "ffn.hash_levels": 4},
+    "tree_straight_P2_W1_hash4_leak100_20": {**RECIPE, **HASH4},
     "tree_straight_P2_W1_below_hash_leak100_20": {**RECIPE, "model.layers": "tree,hash_tree"},
     "tree_straight_P2_W1_above_hash_leak100_20": {**RECIPE, "model.layers": "hash_tree,tree"},
     "tree_straight_P2_W1_leak100_20_beta4": {**RECIPE, "ffn.beta": 4.0},

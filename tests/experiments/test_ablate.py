@@ -299,10 +299,10 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 41,
+    "quality": 49,
     "curves": 51,
     "transfer": 14,
-    "quality_words": 24,
+    "quality_words": 31,
     "quality_cpu": 38,
 }
 
