@@ -94,8 +94,8 @@ def products(row: dict) -> str:
     config: Any = namespace(row["config"])
     if not hasattr(config, "ffn") or not hasattr(config.ffn, "n_trees"):
         return ""
-    kinds = layer_kinds(getattr(config.model, "layers", ""), config.model.n_layers, config.ffn.kind)
-    return f"{statistics.fmean(ffn_flops(ffn_spec(config.ffn, kind), 1) / 2 for kind in kinds):,.0f}"
+    layers = layer_kinds(getattr(config.model, "layers", ""), config.model.n_layers, config.ffn.kind)
+    return f"{statistics.fmean(ffn_flops(ffn_spec(config.ffn, kind), 1) / 2 for kind in layers):,.0f}"
 
 
 def other_texts(rows: list[dict], title: str) -> Table | None:
@@ -164,8 +164,8 @@ def t3_small(rows: list[dict]) -> Table:
     Raises:
       InputError: models were asked different questions.
     """
-    found = groups(rows, lambda row: row["row"])
-    lines = {name: found[name] for name in sorted(found, key=lambda name: (rank(name), name))}
+    lines = groups(rows, lambda row: row["row"])
+    lines = dict(sorted(lines.items(), key=lambda item: (rank(item[0]), item[0])))
     tasks = groups(rows, lambda row: (row["config"]["scored"]["task"], row["config"]["scored"]["shots"]))
     columns, chances = [], []
     for (name, shots), found in tasks.items():

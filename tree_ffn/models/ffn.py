@@ -58,14 +58,8 @@ def active_share(spec: FFNSpec) -> float:
 def ffn_params(spec: FFNSpec, width: int) -> int:
     """Trained parameters: w_in, b_in and w_out of units and silent routers, b_out, and experts' routers."""
     router = spec.router_rows * width if isinstance(spec, MoESpec) else 0
-    return _rows(spec) * (2 * width + 1) + width + router
-
-
-def _rows(spec: FFNSpec) -> int:
-    """Units that a layer stores, silent routers among them."""
-    if isinstance(spec, PrunedSpec):
-        return spec.kept_units + spec.shape.shared_width
-    return spec.shape.total_units if isinstance(spec, TreeSpec) else total_units(spec)
+    rows = spec.stored_units if isinstance(spec, TreeSpec) else total_units(spec)
+    return rows * (2 * width + 1) + width + router
 
 
 def ffn_flops(spec: FFNSpec, width: int) -> int:

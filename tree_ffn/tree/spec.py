@@ -117,10 +117,20 @@ class TreeSpec(Leaking):
         return self.shape.n_trees * (self.shape.depth - self.hash_levels) if asks else 0
 
     @property
+    def stored_units(self) -> int:
+        """Rows of the layer: units, and silent routers."""
+        return self.shape.total_units
+
+    @property
+    def level_nodes(self) -> tuple[int, ...]:
+        """Nodes of every level, all trees together."""
+        return tuple(self.shape.n_trees * 2**level for level in range(self.shape.n_levels))
+
+    @property
     def total_units(self) -> int:
         """F: units that add to the output."""
-        silent = 2**self.shape.depth - 2**self.hash_levels if self.router == "silent" else 0
-        return self.shape.total_units - self.shape.n_trees * silent
+        silent = sum(self.level_nodes[self.hash_levels : -1]) if self.router == "silent" else 0
+        return self.stored_units - silent
 
     @property
     def active_units(self) -> int:
@@ -175,11 +185,14 @@ class PrunedSpec(TreeSpec):
         return sum(count * width for count, width in zip(self.nodes, self.shape.widths))
 
     @property
-    def total_units(self) -> int:
-        """F: kept units that add to the output, and the shared ones."""
-        deciding = self.nodes[self.hash_levels : -1]
-        silent = sum(deciding) if self.router == "silent" else 0
-        return self.kept_units - silent + self.shape.shared_width
+    def stored_units(self) -> int:
+        """Rows of the layer: those of the kept nodes, and the shared units."""
+        return self.kept_units + self.shape.shared_width
+
+    @property
+    def level_nodes(self) -> tuple[int, ...]:
+        """Kept nodes of every level, all trees together."""
+        return self.nodes
 
     @property
     def is_one_path(self) -> bool:
