@@ -70,6 +70,7 @@ ROWS = {
     "hash_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "hash_tree", **DENSE_START},
     "moe_top4_X128_leak100_20": {"row": "moe_top4_X128", **DENSE_START},
     "moe_top12_X384_leak100_20": {"row": "moe_top4_X128", **experts(384, 12, 8), **DENSE_START},
+    "moe_top24_X768_leak100_20": {"row": "moe_top4_X128", **experts(768, 24, 4), **DENSE_START},
     # Gates that weigh: with units that decide, with routers apart, and as experts found by decisions.
     "tree_continuous_P12_W1_gated_leak100_20": {**GATED, **MANY, **DENSE_START},
     "tree_continuous_P12_W1_apart_gated_leak100_20": {**GATED, **apart(12, 1, 7), **DENSE_START},
@@ -80,6 +81,10 @@ ROWS = {
     "tree_continuous_P4_D5_experts_leak100_20": {**GATED, **apart(4, 24, 5, 0), **DENSE_START},
     "tree_continuous_P12_D5_experts_leak100_20": {**GATED, **apart(12, 8, 5, 0), **DENSE_START},
     "tree_continuous_P24_D5_experts_leak100_20": {**GATED, **apart(24, 4, 5, 0), **DENSE_START},
+    "tree_continuous_P48_D5_experts_leak100_20": {**GATED, **apart(48, 2, 5, 0), **DENSE_START},
+    "tree_continuous_P24_D6_experts_leak100_20": {**GATED, **apart(24, 4, 6, 0), **DENSE_START},  # F twice
+    "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},  # four times
+    "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},
     "random_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "random_tree", **DENSE_START},
     "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **leak(1.0, 0.1)},
     "tree_straight_P12_W1_leak100_40": {**STRAIGHT, **MANY, **leak(1.0, 0.4)},

@@ -299,7 +299,7 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 49,
+    "quality": 54,
     "curves": 51,
     "transfer": 14,
     "quality_words": 31,
