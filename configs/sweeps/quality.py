@@ -34,9 +34,10 @@ def apart(n_trees, leaf_width, depth, width=1, hashed=0):
     return {**SILENT, **shape, "ffn.hash_levels": hashed}
 
 
-def experts(n_experts, top_k, width):
+def experts(n_experts, top_k, width, groups=1):
     """A mixture of experts of these sizes."""
-    return {"ffn.n_experts": n_experts, "ffn.top_k": top_k, "ffn.expert_width": width}
+    sizes = {"ffn.n_experts": n_experts, "ffn.top_k": top_k, "ffn.expert_width": width}
+    return sizes | ({"ffn.expert_groups": groups} if groups > 1 else {})
 
 
 def floor(share, rate):
@@ -50,6 +51,7 @@ def leak(first, share):
 
 
 DENSE_START = leak(1.0, 0.2)
+SUM1 = {"ffn.renormalise": True}  # the chosen experts' gates sum to 1
 FROZEN20, FROZEN50 = {"optim.routers_until": 0.2}, {"optim.routers_until": 0.5}
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
@@ -71,6 +73,12 @@ ROWS = {
     "moe_top4_X128_leak100_20": {"row": "moe_top4_X128", **DENSE_START},
     "moe_top12_X384_leak100_20": {"row": "moe_top4_X128", **experts(384, 12, 8), **DENSE_START},
     "moe_top24_X768_leak100_20": {"row": "moe_top4_X128", **experts(768, 24, 4), **DENSE_START},
+    "moe_top4_X128_sum1_leak100_20": {"row": "moe_top4_X128", **SUM1, **DENSE_START},
+    "moe_top12_X384_sum1_leak100_20": {"row": "moe_top4_X128", **SUM1, **experts(384, 12, 8), **DENSE_START},
+    "moe_top24_X768_sum1_leak100_20": {"row": "moe_top4_X128", **SUM1, **experts(768, 24, 4), **DENSE_START},
+    # One choice in each group: as 24 trees of 32 leaves, or 48 of two units, with flat decisions.
+    "moe_top24_X768_G24_leak100_20": {"row": "moe_top4_X128", **experts(768, 24, 4, 24), **DENSE_START},
+    "moe_top48_X1536_G48_leak100_20": {"row": "moe_top4_X128", **experts(1536, 48, 2, 48), **DENSE_START},
     # Gates that weigh: with units that decide, with routers apart, and as experts found by decisions.
     "tree_continuous_P12_W1_gated_leak100_20": {**GATED, **MANY, **DENSE_START},
     "tree_continuous_P12_W1_apart_gated_leak100_20": {**GATED, **apart(12, 1, 7), **DENSE_START},
@@ -82,6 +90,7 @@ ROWS = {
     "tree_continuous_P12_D5_experts_leak100_20": {**GATED, **apart(12, 8, 5, 0), **DENSE_START},
     "tree_continuous_P24_D5_experts_leak100_20": {**GATED, **apart(24, 4, 5, 0), **DENSE_START},
     "tree_continuous_P48_D5_experts_leak100_20": {**GATED, **apart(48, 2, 5, 0), **DENSE_START},
+    "tree_continuous_P96_D5_experts_leak100_20": {**GATED, **apart(96, 1, 5, 0), **DENSE_START},
     "tree_continuous_P24_D6_experts_leak100_20": {**GATED, **apart(24, 4, 6, 0), **DENSE_START},  # F twice
     "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},  # four times
     "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},

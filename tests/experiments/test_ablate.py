@@ -299,11 +299,11 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 54,
+    "quality": 60,
     "curves": 51,
     "transfer": 14,
-    "quality_words": 31,
-    "quality_cpu": 38,
+    "quality_words": 36,
+    "quality_cpu": 41,
 }
 
 

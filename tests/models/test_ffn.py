@@ -1,6 +1,7 @@
 """The layers behind one interface: against their definitions, and their accounts."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,38 @@ def test_moe_is_its_definition(top_k, renormalise):
     np.testing.assert_allclose(info.aux_loss, aux, rtol=1e-5)
 
 
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_groups_of_experts_are_so_many_layers(renormalise):
+    how = {"renormalise": renormalise, "balance": "aux", "aux_weight": 0.5}
+    whole, part = MoESpec(12, 3, 6, expert_groups=3, **how), MoESpec(4, 3, 2, **how)
+    params = init(whole)["params"] | {"selection_bias": jnp.linspace(-0.2, 0.2, 12)}
+    x, dy = jax.random.normal(jax.random.key(5), (2, 16, E))
+
+    def grouped(params, x):
+        y, info = moe_ffn(params, x, whole)
+        return jnp.sum(y * dy) + info.aux_loss, info.leaf_TP
+
+    def summed(params, x):
+        """Three layers, each with a third of the experts and of b_out."""
+        found, chosen = 0.0, []
+        for group in range(3):
+            own = {
+                name: value[4 * group : 4 * group + 4] for name, value in params.items() if name != "b_out"
+            }
+            y, info = moe_ffn(own | {"b_out": params["b_out"] / 3}, x, part)
+            found += jnp.sum(y * dy) + info.aux_loss / 3
+            chosen.append(info.leaf_TP + 4 * group)
+        return found, jnp.concatenate(chosen, axis=1)
+
+    (loss, chosen), grads = jax.jit(jax.value_and_grad(grouped, argnums=(0, 1), has_aux=True))(params, x)
+    (want_loss, want), want_grads = jax.jit(jax.value_and_grad(summed, argnums=(0, 1), has_aux=True))(
+        params, x
+    )
+    np.testing.assert_array_equal(chosen, want)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), grads, want_grads)
+
+
 def test_moe_gradient_goes_to_the_chosen_and_to_the_router():
     spec = MoESpec(4, 3, top_k=1)
     variables = init(spec)
@@ -177,6 +210,11 @@ def test_balancing_moves_against_the_load_and_works_stacked():
         (lambda: DenseSpec(0), "width: 0 "),
         (lambda: DenseSpec(4, "swish"), "activation: 'swish' is not known; use one of: gelu,"),
         (lambda: MoESpec(4, 2, top_k=5), "top_k: 5 is not allowed; a token can use at most n_experts = 4"),
+        (lambda: MoESpec(4, 2, expert_groups=3), "n_experts: 4 is not allowed with expert_groups = 3; use a"),
+        (
+            lambda: MoESpec(4, 2, expert_groups=2),
+            "top_k: 1 is not allowed with expert_groups = 2; use a multiple",
+        ),
         (lambda: MoESpec(4, 2, balance="sign"), "balance: 'sign' is not known; use one of: none, aux, bias"),
         (lambda: MoESpec(4, 2, aux_weight=-1.0), "aux_weight: -1.0 "),
         (lambda: MoESpec(4, 2, leak=1.5), "leak: 1.5 is not allowed; use a number from 0 to 1"),

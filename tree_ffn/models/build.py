@@ -20,10 +20,12 @@ TREE_FIELDS = (
     "balance", "balance_rate", "balance_floor", "hash_levels", "leak", "leak_share",
 )  # fmt: skip
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
-ADDED_FIELDS = ("router", "openness", "balance_floor", "hash_levels", "unroll", "leak", "leak_share")
+ADDED_FIELDS = (
+    "router", "openness", "balance_floor", "hash_levels", "unroll", "leak", "leak_share", "expert_groups",
+)  # fmt: skip
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
-    "leak", "leak_share",
+    "leak", "leak_share", "expert_groups",
 )  # fmt: skip
 
 
@@ -102,9 +104,9 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
 
     `dense` has `width` units, or F of the tree fields where that is 0, and `narrow` their A (of all rows, a
     silent router's too); `moe` has experts of `expert_width` units, or of A / top_k where that is 0; `hash`
-    is `moe` with one expert chosen by a hash of the token's id, whatever `top_k` and `moe_balance` say;
-    `random_tree` is a tree with frozen random routers and hard routing, whatever `routing` says, `hash_tree`
-    one whose `hash_levels` are all of its depth.
+    is `moe` with one expert chosen by a hash of the token's id, whatever `top_k`, `expert_groups` and
+    `moe_balance` say; `random_tree` is a tree with frozen random routers and hard routing, whatever
+    `routing` says, `hash_tree` one whose `hash_levels` are all of its depth.
 
     Raises:
       InputError: names the config's field, its value and what is allowed.
@@ -123,7 +125,7 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
             width = ffn.expert_width or max(1, shape.active_units // ffn.top_k)
             return MoESpec(expert_width=width, balance=ffn.moe_balance, **values)
         if kind == "hash":
-            values = _present(ffn, MOE_FIELDS) | {"top_k": 1}
+            values = _present(ffn, MOE_FIELDS) | {"top_k": 1, "expert_groups": 1}
             width = ffn.expert_width or shape.active_units
             return MoESpec(expert_width=width, balance="none", router="hash", **values)
         values = _present(ffn, TREE_FIELDS)

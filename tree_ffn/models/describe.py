@@ -128,7 +128,8 @@ def _layer_line(ffn: FFNSpec) -> str:
         if ffn.router == "hash":
             return f"hash: {experts}, one by the token's id{_leak(ffn)}: {sizes}"
         router = f"the router's {ffn.n_experts} rows are not counted"
-        return f"moe: {experts}, top {ffn.top_k}{_leak(ffn)}: {sizes}; {router}"
+        groups = f" in {ffn.expert_groups} groups" if ffn.expert_groups > 1 else ""
+        return f"moe: {experts}, top {ffn.top_k}{groups}{_leak(ffn)}: {sizes}; {router}"
     shape = ffn.shape
     hashed = ffn.hash_levels
     kind = "hash_tree" if hashed and hashed == shape.depth else "tree"

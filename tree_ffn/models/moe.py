@@ -30,6 +30,8 @@ class MoESpec(Leaking):
       n_experts: X.
       expert_width: W.
       top_k: k.
+      expert_groups: G. Of each X / G experts in a row k / G are chosen, by a softmax of their own: with k = G
+        every group is a decision among X / G, the flat counterpart of G trees of depth log2(X / G).
       router: `softmax`, learned; or `hash`, one expert by a fixed hash of the token's id, another
         hash in every layer: what routing is worth that neither learns nor looks at the context.
       renormalise: the chosen gates sum to 1 (with k = 1 the gate is then the
@@ -56,12 +58,19 @@ class MoESpec(Leaking):
     activation: str = "gelu"
     negative_slope: float = 0.01
     router: str = "softmax"
+    expert_groups: int = 1
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("router", self.router, MOE_ROUTERS)
-        for field in ("n_experts", "expert_width", "top_k"):
+        for field in ("n_experts", "expert_width", "top_k", "expert_groups"):
             check_positive_int(field, getattr(self, field))
+        for field in ("n_experts", "top_k"):
+            if getattr(self, field) % self.expert_groups:
+                raise InputError(
+                    f"{field}: {getattr(self, field)} is not allowed with expert_groups = "
+                    f"{self.expert_groups}; use a multiple of it."
+                )
         if self.top_k > self.n_experts:
             raise InputError(
                 f"top_k: {self.top_k} is not allowed; a token can use at most n_experts = {self.n_experts}."
@@ -117,7 +126,9 @@ def moe_ffn(
 
         p = softmax(w_router x),  chosen = the k largest of p + selection_bias
         g_e = p_e for the chosen (divided by their sum if `renormalise`), else 0
-        aux = aux_weight * X * sum_e f_e mean(p_e),  f_e the share of choices that fell on e
+        aux = aux_weight * X / G * sum_e f_e mean(p_e),  f_e the share of choices that fell on e
+
+    With G groups softmax, choice (of k / G) and renormalising are those of each group.
 
     Under router `hash` the one chosen expert is `hashed(token, salt, X)` and its gate is 1. With a leak,
     which only training has, the sum is over all experts and
@@ -168,19 +179,21 @@ def _softmax_choice(params, x_TE, spec: MoESpec):
     logits_TX = jnp.einsum(
         "TE,XE->TX", x_TE, params["w_router"].astype(dtype), preferred_element_type=jnp.float32
     )
-    p_TX = jax.nn.softmax(logits_TX, axis=-1)
+    T, X, G = len(x_TE), spec.n_experts, spec.expert_groups
+    p_TGX = jax.nn.softmax(logits_TX.reshape(T, G, X // G), axis=-1)
     # The choice carries no gradient; the gate does.
-    score_TX = jax.lax.stop_gradient(p_TX) + params["selection_bias"][None, :]
-    _, chosen_Tk = jax.lax.top_k(score_TX, spec.top_k)
+    score_TGX = jax.lax.stop_gradient(p_TGX) + params["selection_bias"].reshape(1, G, X // G)
+    _, chosen_TGk = jax.lax.top_k(score_TGX, spec.top_k // G)
+    chosen_Tk = (chosen_TGk + jnp.arange(0, X, X // G)[None, :, None]).reshape(T, spec.top_k)
     chosen_TX = _choices(chosen_Tk, spec)
-    gate_TX = p_TX * chosen_TX
+    gate_TGX = p_TGX * chosen_TX.reshape(p_TGX.shape)
     if spec.renormalise:
-        gate_TX = gate_TX / gate_TX.sum(axis=-1, keepdims=True)
+        gate_TGX = gate_TGX / gate_TGX.sum(axis=-1, keepdims=True)
     aux_loss = jnp.float32(0.0)
     if spec.balance == "aux":
-        share_X = chosen_TX.mean(axis=0) / spec.top_k
-        aux_loss = spec.aux_weight * spec.n_experts * jnp.sum(share_X * p_TX.mean(axis=0))
-    return chosen_Tk.astype(jnp.int32), gate_TX, aux_loss
+        share_X, p_X = chosen_TX.mean(axis=0) / spec.top_k, p_TGX.mean(axis=0).reshape(X)
+        aux_loss = spec.aux_weight * X / G * jnp.sum(share_X * p_X)
+    return chosen_Tk.astype(jnp.int32), gate_TGX.reshape(T, X), aux_loss
 
 
 def _weighed_experts(params, x_TE, gate_TX, spec: MoESpec):
