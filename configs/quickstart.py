@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
     python -m experiments.train --config=configs/quickstart.py:kind=narrow --workdir=runs/narrow
 
-A tree layer is that of configs/recipe.py: F = 510 units, of which A = 16 (3.1 %) work for a token.
+A tree layer is `PATHS` of configs/recipe.py: F = 510 units, of which A = 16 (3.1 %) work for a token.
 `narrow` is dense with 16, `dense` with 510.
 """
 
@@ -24,7 +24,7 @@ def get_config(arg=None):
     model = config.model
     model.n_layers, model.width, model.n_heads, model.context = 2, 128, 4, 128
 
-    recipe.set_layer(config, arg.kind)
+    recipe.set_layer(config, arg.kind, recipe.PATHS)
     model.init.w_out = W_OUT
 
     config.data.format = "memory"  # 11 MB: a NumPy file opens at once

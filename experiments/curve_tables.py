@@ -22,11 +22,18 @@ from tree_ffn.training.leak import leaks
 
 # Rows of T1, and of the attempts at its protocol, through which the curves go.
 MEETING = {
-    "t1_small": ("dense", "narrow_A96", "moe_top1_X32", "tree_straight_P12_W1"),
+    "t1_small": ("dense", "narrow_A96", "moe_top1_X32", "moe_top4_X128", "tree_straight_P12_W1"),
     "quality_attempts": (
         "moe_top1_X32_leak100_20",
+        "moe_top4_X128_leak100_20",
+        "hash_X32_leak100_20",
         "hash_tree_P12_W1_leak100_20",
+        "hash_tree_P9_D9_S6_leak100_20",
         "tree_straight_P12_W1_leak100_20",
+        "tree_straight_P9_D9_S6_leak100_20",
+        "tree_continuous_P24_D5_experts_leak100_20",
+        "tree_continuous_P24_D6_experts_leak100_20",
+        "tree_continuous_P24_D7_experts_leak100_20",
     ),
 }
 

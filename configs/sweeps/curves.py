@@ -6,34 +6,30 @@
     python -m experiments.ablate --sweep=configs/sweeps/curves.py:axis=tokens ...   # one of tokens, F, share
 
 Text and tokenizer as for configs/t1_small.py. The point where the curves meet, 60 M tokens with A = 96 of
-about 3,072 units, is made of rows of configs/sweeps/t1_small.py and quality.py: the table takes it from
-there. 120 M tokens are the 44 M of the text 2.7 times over. All rows have the learning rate that was best
-for all kinds at 15 M tokens.
+about 3,072 units, is made of rows of configs/sweeps/t1_small.py and quality.py, and so are trees of larger F;
+the table takes them from there. 120 M tokens are the 44 M of the text 2.7 times over. All rows have the
+learning rate that was best for all kinds at 15 M tokens.
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, STRAIGHT
+from configs.sweeps.quality import DENSE_START, GATED, STRAIGHT, apart, experts
 
 LENGTHS = {"15M": "tune", "30M": "half", "120M": "double"}
-# F of two and three times dense's. One level wider, or two more levels (and 6 units always on).
-LARGE = {
-    "P8_leaf5": {"ffn.n_trees": 8, "ffn.node_width": (1,) * 7 + (5,)},
-    "P9_D9_S6": {"ffn.n_trees": 9, "ffn.node_width": (1,), "ffn.depth": 9, "ffn.shared_width": 6},
-}
-# A share of about (D + 1) / 2^(D + 1): depth, trees for F = 3,048 to 3,087, and experts for about as many.
-SHARES = {9: (3, 102), 8: (6, 57), 6: (24, 18), 5: (49, 10), 3: (205, 4)}
+# A share of 2^-D: depth, and the width of a leaf with which 24 trees (12 of the deepest) have 3,072 units.
+SHARES = {8: 1, 6: 2, 4: 8, 2: 32}
 
-# The recipe (configs/recipe.py), learned and hashed; a mixture of experts without and with its dense start.
-TREES = {
-    "hash_tree_leak": {"ffn.kind": "hash_tree", **DENSE_START},
-    "tree_straight_leak": {**STRAIGHT, **DENSE_START},
-}
-EXPERTS = {"moe_top1": {}, "moe_top1_leak": DENSE_START}
+PATHS = {"row": "tree_straight_P12_W1", **DENSE_START}
 KINDS = {
     "dense": {"row": "dense"},
     "narrow": {"row": "narrow_A96"},
-    **{kind: {"row": "moe_top1_X32", **how} for kind, how in EXPERTS.items()},
-    **{kind: {"row": "tree_straight_P12_W1", **how} for kind, how in TREES.items()},
+    "moe_top1": {"row": "moe_top1_X32"},
+    "moe_top1_leak": {"row": "moe_top1_X32", **DENSE_START},
+    "moe_top4_leak": {"row": "moe_top4_X128", **DENSE_START},
+    "hash_leak": {"row": "moe_top1_X32", "ffn.kind": "hash", **DENSE_START},
+    "hash_tree_leak": {"ffn.kind": "hash_tree", **PATHS},
+    "tree_straight_leak": {**STRAIGHT, **PATHS},
+    # The recipe (configs/recipe.py).
+    "tree_experts_leak": {**PATHS, **GATED, **apart(24, 4, 5, 0)},
 }
 
 
@@ -43,21 +39,24 @@ def tokens():
 
 
 def units():
-    """F of twice dense's and more, A = 96."""
-    rows = {f"{kind}_X{n}": {**KINDS[kind], "ffn.n_experts": n} for kind in EXPERTS for n in (64, 128)}
-    return rows | {f"{kind}_{name}": {**KINDS[kind], **how} for kind in TREES for name, how in LARGE.items()}
+    """Mixtures of twice and four times dense's units, A = 96."""
+    return {f"moe_top4_leak_X{n}": {**KINDS["moe_top4_leak"], **experts(n, 4, 24)} for n in (256, 512)}
 
 
 def shares():
-    """A from 1 % to 27 % of F, about dense's; each with the narrow layer of its own A."""
+    """A from 0.4 % to 25 % of F = 3,072; each with the narrow layer of its own A."""
     rows = {}
-    for depth, (n_trees, n_experts) in SHARES.items():
-        shape = {"ffn.n_trees": n_trees, "ffn.node_width": (1,), "ffn.depth": depth}
-        active = n_trees * (depth + 1)
-        experts = {**shape, "ffn.n_experts": n_experts, "ffn.expert_width": active}
-        for kind, how in KINDS.items():
-            if kind != "dense":
-                rows[f"{kind}_A{active}"] = {**how, **(experts if kind in EXPERTS else shape)}
+    for depth, leaf_width in SHARES.items():
+        n_trees = 3072 // (leaf_width * 2**depth)
+        active = n_trees * leaf_width
+        rows |= {
+            f"narrow_A{active}": {**KINDS["narrow"], **apart(n_trees, leaf_width, depth, 0)},
+            f"hash_leak_A{active}": {**KINDS["hash_leak"], **experts(2**depth, 1, active)},
+            f"moe_top4_leak_A{active}": {**KINDS["moe_top4_leak"], **experts(4 * 2**depth, 4, active // 4)},
+            f"tree_experts_leak_A{active}": {
+                **KINDS["tree_experts_leak"], **apart(n_trees, leaf_width, depth, 0),
+            },
+        }  # fmt: skip
     return rows
 
 

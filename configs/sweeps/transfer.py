@@ -6,11 +6,12 @@
     python -m experiments.ablate --sweep=configs/sweeps/transfer.py:width=768 ...    # T1's width: other text
 
 Steps, batches and rates are those of configs/t1_small.py, text and tokenizer as for it. A layer of width E
-has E / 64 trees: F = 255 E / 64 units, of which A = E / 8 work for a token.
+has about F = 4 E units, of which A = E / 8 work for a token: E / 32 trees that find experts, or E / 64 of
+single units, as in configs/recipe.py.
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, STRAIGHT
+from configs.sweeps.quality import DENSE_START, GATED, STRAIGHT, apart
 
 WIDTHS = (512, 1024)
 KINDS = {
@@ -21,14 +22,18 @@ KINDS = {
     "hash_leak100_20": {"row": "moe_top1_X32", "ffn.kind": "hash", **DENSE_START},
     "hash_tree_leak100_20": {"row": "tree_straight_P12_W1", "ffn.kind": "hash_tree", **DENSE_START},
     "tree_straight_leak100_20": {"row": "tree_straight_P12_W1", **STRAIGHT, **DENSE_START},
+    "moe_top4_leak100_20": {"row": "moe_top4_X128", **DENSE_START},
+    "tree_experts_leak100_20": {"row": "tree_straight_P12_W1", **GATED, **DENSE_START},
 }
 
 
-def sized(width):
+def sized(kind, width):
     """What a model of one width has in place of T1's."""
-    n_trees = width // 64
-    trees = {"ffn.n_trees": n_trees, "ffn.node_width": (1,), "ffn.depth": 7, "ffn.expert_width": 8 * n_trees}
-    return {"model.width": width, "model.n_heads": width // 64, **trees}
+    model, n = {"model.width": width, "model.n_heads": width // 64}, width // 64
+    if kind.startswith("tree_experts"):
+        return {**model, **apart(2 * n, 4, 5, 0)}
+    paths = {"ffn.n_trees": n, "ffn.node_width": (1,), "ffn.depth": 7}
+    return {**model, **paths, "ffn.expert_width": 8 * n // (4 if kind.startswith("moe_top4") else 1)}
 
 
 def get_sweep(arg=None):
@@ -39,7 +44,7 @@ def get_sweep(arg=None):
         "table": "quality_transfer",
         "seeds": list(range(arg.seeds)),
         "rows": {
-            f"{kind}_E{width}": {"set": {**how, **sized(width), "length": arg.length}}
+            f"{kind}_E{width}": {"set": {**how, **sized(kind, width), "length": arg.length}}
             for width in ([arg.width] if arg.width else WIDTHS)
             for kind, how in KINDS.items()
         },

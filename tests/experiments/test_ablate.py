@@ -300,8 +300,8 @@ N_ROWS = {
     "t4_small": 32,
     "quickstart": 12,
     "quality": 60,
-    "curves": 51,
-    "transfer": 14,
+    "curves": 45,
+    "transfer": 18,
     "quality_words": 36,
     "quality_cpu": 41,
 }

@@ -102,11 +102,11 @@ def layer_kinds(pattern: str, n_layers: int, default: str) -> tuple[str, ...]:
 def ffn_spec(ffn, kind: str) -> FFNSpec:
     """The layer that `config.ffn` describes when its kind is `kind`.
 
-    `dense` has `width` units, or F of the tree fields where that is 0, and `narrow` their A (of all rows, a
-    silent router's too); `moe` has experts of `expert_width` units, or of A / top_k where that is 0; `hash`
-    is `moe` with one expert chosen by a hash of the token's id, whatever `top_k`, `expert_groups` and
-    `moe_balance` say; `random_tree` is a tree with frozen random routers and hard routing, whatever
-    `routing` says, `hash_tree` one whose `hash_levels` are all of its depth.
+    `dense` has `width` units, or F of the tree fields where that is 0, and `narrow` their A; `moe` has
+    experts of `expert_width` units, or of A / top_k where that is 0; `hash` is `moe` with one expert
+    chosen by a hash of the token's id, whatever `top_k`, `expert_groups` and `moe_balance` say;
+    `random_tree` is a tree with frozen random routers and hard routing, whatever `routing` says,
+    `hash_tree` one whose `hash_levels` are all of its depth.
 
     Raises:
       InputError: names the config's field, its value and what is allowed.
@@ -114,26 +114,26 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
     check_choice("ffn.kind", kind, KINDS)
     with _named("ffn."):
         shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width), ffn.shared_width)
+        fields = _present(ffn, TREE_FIELDS)
+        if kind == "random_tree":
+            fields |= {"routing": "hard", "router": "frozen"}
+        elif kind == "hash_tree":
+            fields |= {"routing": "hard", "hash_levels": shape.depth, "balance": "none"}
+        trees = TreeSpec(shape, **fields)
         if kind in ("dense", "narrow"):
             check_positive_int("width", ffn.width, least=0)
-            width = shape.active_units if kind == "narrow" else ffn.width or shape.total_units
+            width = trees.active_units if kind == "narrow" else ffn.width or trees.total_units
             return DenseSpec(width, ffn.activation, ffn.negative_slope)
         if kind == "moe":
             check_positive_int("top_k", ffn.top_k)
             check_choice("moe_balance", ffn.moe_balance, ("none", "aux", "bias"))
-            values = _present(ffn, MOE_FIELDS)
-            width = ffn.expert_width or max(1, shape.active_units // ffn.top_k)
-            return MoESpec(expert_width=width, balance=ffn.moe_balance, **values)
+            width = ffn.expert_width or max(1, trees.active_units // ffn.top_k)
+            return MoESpec(expert_width=width, balance=ffn.moe_balance, **_present(ffn, MOE_FIELDS))
         if kind == "hash":
             values = _present(ffn, MOE_FIELDS) | {"top_k": 1, "expert_groups": 1}
-            width = ffn.expert_width or shape.active_units
+            width = ffn.expert_width or trees.active_units
             return MoESpec(expert_width=width, balance="none", router="hash", **values)
-        values = _present(ffn, TREE_FIELDS)
-        if kind == "random_tree":
-            values |= {"routing": "hard", "router": "frozen"}
-        elif kind == "hash_tree":
-            values |= {"routing": "hard", "hash_levels": shape.depth, "balance": "none"}
-        return TreeSpec(shape, **values)
+        return trees
 
 
 def _present(section, names) -> dict[str, Any]:
