@@ -96,6 +96,17 @@ def rows_of(spec, node):
     return slice(start, start + widths[level])
 
 
+def is_silent(spec, node):
+    """Whether a heap node's first unit only decides: it has no row of w_out."""
+    return spec.router == "silent" and 2**spec.hash_levels - 1 <= node < 2**spec.shape.depth - 1
+
+
+def out_rows_of(spec, node):
+    """The rows of w_out of a heap node's units."""
+    rows, missing = rows_of(spec, node), sum(is_silent(spec, before) for before in range(node))
+    return slice(rows.start - missing, rows.stop - missing - is_silent(spec, node))
+
+
 def _act(spec, z):
     return ACTIVATIONS[spec.activation](z, spec.negative_slope)
 
@@ -164,15 +175,14 @@ def _off_path(params, x, spec, tree, steps, leak):
 
 
 def _node_units(spec, step):
-    """`_unit` of a node's units; a silent router neither adds nor learns as a unit."""
-    value, slope = (part.copy() for part in _unit(spec, step.z))
-    if spec.router == "silent" and 2**spec.hash_levels - 1 <= step.node < 2**spec.shape.depth - 1:
-        value[0] = slope[0] = 0
-    return value, slope
+    """`_unit` of a node's units that have rows of w_out."""
+    return _unit(spec, step.z[is_silent(spec, step.node) :])
 
 
 def _path_sum(params, spec, tree, steps):
-    return sum(s.gate * (_node_units(spec, s)[0] @ params["w_out"][tree, s.rows]) for s in steps)
+    return sum(
+        s.gate * (_node_units(spec, s)[0] @ params["w_out"][tree, out_rows_of(spec, s.node)]) for s in steps
+    )
 
 
 def _pre_output(params, x, spec, paths, leak):
@@ -252,9 +262,11 @@ def backward(params, x_TE, spec, dy_TE, leaf_TP=None, token_T=None, leak=0.0):
             working = steps + _off_path(params, x, spec, p, steps, leak)
             for step in working:
                 value, slope = _node_units(spec, step)
-                along = params["w_out"][p, step.rows] @ d_sum
-                grads["w_out"][p, step.rows] += step.gate * np.outer(value, d_sum)
-                d_z.append(step.gate * along * slope)
+                out_rows = out_rows_of(spec, step.node)
+                along = params["w_out"][p, out_rows] @ d_sum
+                grads["w_out"][p, out_rows] += step.gate * np.outer(value, d_sum)
+                d_z.append(np.zeros_like(step.z))
+                d_z[-1][is_silent(spec, step.node) :] = step.gate * along * slope
                 d_gates.append(value @ along)
             if spec.router != "frozen":
                 for level, d_r in enumerate(

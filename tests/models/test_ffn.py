@@ -68,7 +68,7 @@ def test_silent_routers_are_no_units_but_rows_and_products():
     silent = dataclasses.replace(KINDS["hard"], routing="continuous", router="silent")
     assert (total_units(silent), active_units(silent)) == (31 - 2 * 3, 15 - 2 * 2)  # P trees of 3, D a path
     assert ffn_flops(silent, E) == 4 * 11 * E + 2 * 4 * E
-    assert ffn_params(silent, E) == ffn_params(KINDS["hard"], E)
+    assert ffn_params(silent, E) == ffn_params(KINDS["hard"], E) - 2 * 3 * E  # no rows of w_out
     hashed = dataclasses.replace(silent, hash_levels=1)  # the roots' first units speak
     assert (total_units(hashed), active_units(hashed)) == (31 - 2 * 2, 15 - 2)
     pruned = PrunedSpec(

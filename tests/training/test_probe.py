@@ -15,10 +15,13 @@ from tree_ffn.training import probe, step
 BATCH = random_batch(rows=1)
 
 
-@pytest.fixture(scope="module", params=["hard", "continuous"])
+@pytest.fixture(scope="module", params=["hard", "continuous", "silent"])
 def probed(request):
     """(model, variables, what probe says of its one run) of two layers of trees, W = 2 in the leaves."""
-    model = tiny_model(ffn__routing=request.param, ffn__node_width=(1, 1, 1, 2))
+    routing = {"ffn__routing": request.param}
+    if request.param == "silent":
+        routing = {"ffn__routing": "continuous", "ffn__router": "silent"}
+    model = tiny_model(**routing, ffn__node_width=(1, 1, 1, 2))
     variables = Transformer(model).init(jax.random.key(3), jnp.zeros((1, 32), jnp.int32))
     (found,) = jax.jit(functools.partial(probe.probe, model=model))(variables, BATCH)
     return model, variables, jax.device_get(found)
@@ -40,9 +43,10 @@ def test_activity_is_that_of_the_oracles_paths(probed):
         for token in paths:
             for tree, steps in enumerate(token):
                 for visit in steps:
-                    h = np.abs(visit.gate * oracle._unit(spec, visit.z)[0])
-                    peak[tree, visit.rows] = np.maximum(peak[tree, visit.rows], h)
-                    working[tree, visit.rows] += (h > probe.WORKING) / len(paths)
+                    h = np.abs(visit.gate * oracle._node_units(spec, visit)[0])
+                    rows = oracle.out_rows_of(spec, visit.node)
+                    peak[tree, rows] = np.maximum(peak[tree, rows], h)
+                    working[tree, rows] += (h > probe.WORKING) / len(paths)
         np.testing.assert_allclose(found["peak"][layer], peak, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found["working"][layer], working, atol=1.5 / len(paths))
         figures = probe.probe_figures({name: array[layer : layer + 1] for name, array in found.items()})

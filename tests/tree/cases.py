@@ -33,6 +33,12 @@ def on_grid(rng, *shape, step=0.25, size=1.25):
     return (rng.integers(-n, n + 1, shape) * step).astype(np.float32)
 
 
+def output_rows(spec) -> int:
+    """Rows of w_out of one tree: all units but a silent router in every node that decides by one."""
+    silent = 2**spec.shape.depth - 2**spec.hash_levels if spec.router == "silent" else 0
+    return spec.shape.tree_units - silent
+
+
 def grid_case(rng, spec, T=13, E=6):
     """Weights, tokens and output gradients whose decision logits are exact in float32 and never 0.
 
@@ -51,7 +57,7 @@ def grid_case(rng, spec, T=13, E=6):
     params = {
         "w_in": on_grid(rng, P, U, E),
         "b_in": bias(P, U),
-        "w_out": normal(P, U, E),
+        "w_out": normal(P, output_rows(spec), E),
         "b_out": normal(E),
         "threshold": on_grid(rng, P, shape.n_nodes, step=0.0625, size=0.25),
     }
@@ -74,7 +80,7 @@ def random_case(rng, spec, T=13, E=6, dtype=np.float32):
     params = {
         "w_in": normal(P, U, E, scale=E**-0.5),
         "b_in": normal(P, U, scale=0.1),
-        "w_out": normal(P, U, E, scale=shape.active_units**-0.5),
+        "w_out": normal(P, output_rows(spec), E, scale=shape.active_units**-0.5),
         "b_out": normal(E, scale=0.1),
         "threshold": jnp.asarray(rng.normal(0, 0.1, (P, shape.n_nodes)), jnp.float32),
     }

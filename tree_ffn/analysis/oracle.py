@@ -20,7 +20,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.analysis.routers import path_units
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.ffn import FFN
 from tree_ffn.models.spec import FFNSpec, ModelSpec
@@ -29,6 +28,8 @@ from tree_ffn.training.losses import token_losses
 from tree_ffn.training.probe import can_probe
 from tree_ffn.tree import TreeSpec, masked
 from tree_ffn.tree.apply import finish
+from tree_ffn.tree.blocks import path_of_leaves
+from tree_ffn.tree.layout import layout_of
 
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.0)
 
@@ -120,10 +121,12 @@ def _round(variables, rows_BC, here: _Layer, leaf_TP, *, model: ModelSpec, layer
     """Loss before and after a round of moves, and the new leaves."""
     spec = model.ffns[layer]
     assert isinstance(spec, TreeSpec)
-    path_JA = jnp.asarray(path_units(spec.shape))
+    outputs = layout_of(spec).outputs
+    n_units = outputs.unit_starts[-1]
+    path_JA = path_of_leaves(jnp.arange(n_units), outputs)
 
     def output(leaf_TP):
-        on_path_TPU = jax.nn.one_hot(path_JA[leaf_TP], spec.shape.tree_units, dtype=jnp.float32).sum(axis=-2)
+        on_path_TPU = jax.nn.one_hot(path_JA[leaf_TP], n_units, dtype=jnp.float32).sum(axis=-2)
         return here.beside_TE + jnp.einsum("tpu,pue->te", here.h_TPU * on_path_TPU, here.w_out_PUE)
 
     loss = functools.partial(_loss, variables, rows_BC, model=model, layer=layer)

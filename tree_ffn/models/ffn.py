@@ -56,10 +56,10 @@ def active_share(spec: FFNSpec) -> float:
 
 
 def ffn_params(spec: FFNSpec, width: int) -> int:
-    """Trained parameters: w_in, b_in and w_out of units and silent routers, b_out, and experts' routers."""
+    """Trained parameters: w_in and b_in of units and routers, w_out of units, b_out; experts' routers."""
     router = spec.router_rows * width if isinstance(spec, MoESpec) else 0
     rows = spec.stored_units if isinstance(spec, TreeSpec) else total_units(spec)
-    return rows * (2 * width + 1) + width + router
+    return rows * (width + 1) + total_units(spec) * width + width + router
 
 
 def ffn_flops(spec: FFNSpec, width: int) -> int:

@@ -14,7 +14,7 @@ from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.step import loss_fn
 from tree_ffn.tree import PrunedSpec, TreeSpec, masked
-from tree_ffn.tree.shape import TreeShape
+from tree_ffn.tree.layout import layout_of
 
 # A visited unit below this does no work: GELU is there below -2.5, and tanh near 0.
 WORKING = 0.01
@@ -33,7 +33,7 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
         gradient: float32 [layers, P, N], the norm over a node's w_in, b_in and
           w_out of the gradient of the batch's mean loss;
         peak: float32 [layers, P, U], the largest |g act(z)| of a unit over the
-          tokens that visit it; 0 where none does;
+          tokens that visit it; 0 where none does (U: units that add to the output, rows of w_out);
         working: float32 [layers, P, U], share of all tokens at which it is above `WORKING`.
     """
     model = dataclasses.replace(model, unroll=1)  # used now and then: a short program, soon compiled
@@ -51,7 +51,7 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
         )  # [layers, B, C, ...]
         params = {**variables["params"][run]["ffn"], **variables["routing"][run]["ffn"]}
         peak, working = jax.lax.map(functools.partial(_activity, spec=ffn), (params, x, tokens))
-        gradient_N = jax.vmap(functools.partial(node_norms, shape=ffn.shape))(grads[run]["ffn"])
+        gradient_N = jax.vmap(functools.partial(node_norms, spec=ffn))(grads[run]["ffn"])
         found.append({"gradient": gradient_N, "peak": peak, "working": working})
     return tuple(found)
 
@@ -69,20 +69,25 @@ def _activity(layer: tuple[dict, jax.Array, jax.Array], spec: TreeSpec) -> tuple
     return size_TPU.max(axis=0), jnp.mean((size_TPU > WORKING).astype(jnp.float32), axis=0)
 
 
-def node_norms(grads: dict, shape: TreeShape) -> jax.Array:
+def node_norms(grads: dict, spec: TreeSpec) -> jax.Array:
     """Norm of the gradient of every node, over its units and their three kinds of weights: [P, N].
 
     Args:
-      grads: {w_in [P,U,E], b_in [P,U], w_out [P,U,E]} of one layer.
-      shape: of its trees.
+      grads: {w_in [P,U,E], b_in [P,U], w_out [P,U,E] (without silent routers)} of one layer.
+      spec: of the layer.
     """
     square = lambda leaf: jnp.square(leaf.astype(jnp.float32))
-    of_units = square(grads["w_in"]).sum(-1) + square(grads["b_in"]) + square(grads["w_out"]).sum(-1)
-    levels = [
-        of_units[:, start:end].reshape(shape.n_trees, -1, width).sum(axis=-1)
-        for start, end, width in zip(shape.level_starts, shape.level_starts[1:], shape.widths)
-    ]
-    return jnp.sqrt(jnp.concatenate(levels, axis=1))
+
+    def by_node(of_units_PU, layout):
+        levels = [
+            of_units_PU[:, start:end].reshape(spec.shape.n_trees, n_nodes, -1).sum(axis=-1)
+            for start, end, n_nodes in zip(layout.unit_starts, layout.unit_starts[1:], layout.nodes)
+        ]
+        return jnp.concatenate(levels, axis=1)
+
+    layout = layout_of(spec)
+    of_inputs = by_node(square(grads["w_in"]).sum(-1) + square(grads["b_in"]), layout)
+    return jnp.sqrt(of_inputs + by_node(square(grads["w_out"]).sum(-1), layout.outputs))
 
 
 def probe_figures(found: dict) -> dict[str, jax.Array]:

@@ -84,7 +84,7 @@ def _forward_tree(tree: Weights, x_TE: jax.Array, blocks: Blocks, size: int, lay
     b_in_MA = _path_rows(tree.b_in.astype(jnp.float32), blocks.leaf_M, layout)
     z_MBA = jnp.einsum("mbe,mae->mba", x_MBE, w_in_MAE, preferred_element_type=jnp.float32) + b_in_MA[:, None]
     h_MBA = _hidden(z_MBA, tree, blocks, layout).astype(dtype)
-    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, layout)
+    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, layout.outputs)
     s_MBE = jnp.einsum("mba,mae->mbe", h_MBA, w_out_MAE)
     return _token_rows(s_MBE, blocks), z_MBA
 
@@ -100,7 +100,7 @@ def _backward_tree(
 ):
     dtype = x_TE.dtype
     x_MBE, ds_MBE = _block_rows(x_TE, blocks, size), _block_rows(ds_TE, blocks, size)
-    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, layout)
+    w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, layout.outputs)
     h_MBA, vjp = jax.vjp(lambda z: _hidden(z, tree, blocks, layout), z_MBA)
     dh_MBA = jnp.einsum("mbe,mae->mba", ds_MBE, w_out_MAE, preferred_element_type=jnp.float32)
     # Padding rows of ds are zero, so dh and dz are zero there too, and h times ds.
@@ -111,7 +111,7 @@ def _backward_tree(
     dx_TE = _token_rows(jnp.einsum("mba,mae->mbe", dz_MBA, w_in_MAE), blocks)
     dw_in_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", dz_MBA, x_MBE), blocks.leaf_M, layout)
     dw_out_UE = _sum_over_blocks(
-        jnp.einsum("mba,mbe->mae", h_MBA.astype(dtype), ds_MBE), blocks.leaf_M, layout
+        jnp.einsum("mba,mbe->mae", h_MBA.astype(dtype), ds_MBE), blocks.leaf_M, layout.outputs
     )
     return dx_TE, dw_in_UE, db_in_U, dw_out_UE
 
@@ -139,7 +139,7 @@ def _token_rows(rows_MBE, blocks: Blocks):
 def _path_rows(units_U, leaf_M, layout: Layout):
     """Rows of the units on every block's path, root first: [M, path_units, ...]."""
     runs = []
-    for level, width in enumerate(layout.spec.shape.widths):
+    for level, width in layout.levels:
         start, stop = layout.unit_starts[level], layout.unit_starts[level + 1]
         nodes_NW = units_U[start:stop].reshape(-1, width, *units_U.shape[1:])
         runs.append(jnp.take(nodes_NW, layout.ancestor(level, leaf_M), axis=0, mode="clip"))
@@ -150,8 +150,8 @@ def _sum_over_blocks(rows_MA, leaf_M, layout: Layout):
     """Sum of the blocks' path rows [M, path_units, ...] into the tree's units: float32 [U, ...]."""
     rest = rows_MA.shape[2:]
     levels = []
-    for level, width in enumerate(layout.spec.shape.widths):
-        at = layout.spec.shape.path_starts[level]
+    for level, width in layout.levels:
+        at = layout.path_starts[level]
         rows = rows_MA[:, at : at + width].reshape(rows_MA.shape[0], -1)
         nodes_N = jnp.arange(layout.nodes[level], dtype=leaf_M.dtype)
         one_hot_NM = (nodes_N[:, None] == layout.ancestor(level, leaf_M)[None]).astype(rows.dtype)

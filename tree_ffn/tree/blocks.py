@@ -108,7 +108,7 @@ def path_of_leaves(units_U: jax.Array, layout: Layout) -> jax.Array:
       [[7, 8], [7, 9]]
     """
     runs = []
-    for level, width in enumerate(layout.spec.shape.widths):
+    for level, width in layout.levels:
         nodes_NW = units_U[layout.unit_starts[level] : layout.unit_starts[level + 1]].reshape(-1, width)
         runs.append(layout.per_leaf(level, nodes_NW))
     return jnp.concatenate(runs, axis=1)

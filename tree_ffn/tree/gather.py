@@ -33,7 +33,7 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPH: jax.Array |
     """Sum of the trees, and the leaf's place in the bottom level; what no hash decides is decided here."""
     shape, dtype = spec.shape, x_TE.dtype
     layout = layout_of(spec, params.get("child"))
-    params = layout.stacked(params)
+    outputs, params = layout.outputs, layout.stacked(params)
     position = layout.roots(x_TE.shape[0])
     gate = jnp.ones(position.shape, jnp.float32)
     act = routing.unit_activation(spec)
@@ -41,13 +41,13 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPH: jax.Array |
     for level, width in enumerate(shape.widths):
         start_TP = layout.unit_starts[level] + position * width
         w_in_TPWE = _rows(params["w_in"], start_TP, width).astype(dtype)
-        w_out_TPWE = _rows(params["w_out"], start_TP, width).astype(dtype)
         b_in_TPW = _rows(params["b_in"], start_TP, width).astype(jnp.float32)
         z_TPW = jnp.einsum("te,tpwe->tpw", x_TE, w_in_TPWE, preferred_element_type=jnp.float32) + b_in_TPW
-        h_TPW = gate[..., None] * jnp.where(routing.speaks(width, level, spec), act(z_TPW), 0.0)
-        s_TE += jnp.einsum(
-            "tpw,tpwe->te", h_TPW.astype(dtype), w_out_TPWE, preferred_element_type=jnp.float32
-        )
+        if n_out := outputs.widths[level]:
+            start_TP = outputs.unit_starts[level] + position * n_out
+            w_out_TPWE = _rows(params["w_out"], start_TP, n_out).astype(dtype)
+            h_TPW = (gate[..., None] * act(z_TPW[..., width - n_out :])).astype(dtype)
+            s_TE += jnp.einsum("tpw,tpwe->te", h_TPW, w_out_TPWE, preferred_element_type=jnp.float32)
         if level < shape.depth:
             if right_TPH is not None and level < spec.hash_levels:
                 right_TP = right_TPH[..., level]

@@ -5,6 +5,7 @@ a tree, or inside a pruned layer, units stand in (level, node, unit) order; a
 node is named by its level and its place in it.
 """
 
+import copy
 from typing import Any
 
 import jax
@@ -20,16 +21,39 @@ class Layout:
     Attributes:
       spec: the layer.
       nodes: number of nodes in every level.
-      unit_starts: first unit of every level; one more entry closes the last.
       node_starts: first node of every level, in arrays of one entry a node.
+      widths: units of a node, for every level.
+      unit_starts: first unit of every level; one more entry closes the last.
+      path_starts: the same among the units of one path.
     """
 
     def __init__(self, spec: TreeSpec, nodes: tuple[int, ...] | None = None):
         self.spec = spec
         self.nodes = nodes or tuple(2**level for level in range(spec.shape.n_levels))
-        units = [count * width for count, width in zip(self.nodes, spec.shape.widths)]
-        self.unit_starts = (0, *map(int, np.cumsum(units)))
         self.node_starts = (0, *map(int, np.cumsum(self.nodes)))
+        self._set_widths(spec.shape.widths)
+
+    def _set_widths(self, widths: tuple[int, ...]) -> None:
+        units = [count * width for count, width in zip(self.nodes, widths)]
+        self.widths, self.unit_starts = widths, (0, *map(int, np.cumsum(units)))
+        self.path_starts = (0, *map(int, np.cumsum(widths)))
+
+    @property
+    def outputs(self) -> "Layout":
+        """Where the rows of w_out stand: silent routers have none, so some levels may be empty."""
+        layout = copy.copy(self)
+        layout._set_widths(self.spec.output_widths)
+        return layout
+
+    @property
+    def path_units(self) -> int:
+        """Units of one path."""
+        return self.path_starts[-1]
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """(level, width) of the levels that are not empty."""
+        return [(level, width) for level, width in enumerate(self.widths) if width]
 
     @property
     def n_leaves(self) -> int:

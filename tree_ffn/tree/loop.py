@@ -78,7 +78,7 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
     z_RA = _into_units(_sorted_rows(x_TE, work), weights.w_in, work, layout)
     z_RA += _bias(weights, blocks_P, work, layout)
     h_RA = hidden_on_path(z_RA, _thresholds(weights, blocks_P, work, layout), spec).astype(x_TE.dtype)
-    return _sum_of_trees(_out_of_units(h_RA, weights.w_out, work, layout), blocks_P), z_RA
+    return _sum_of_trees(_out_of_units(h_RA, weights.w_out, work, layout.outputs), blocks_P), z_RA
 
 
 def backward(weights: Weights, x_TE, ds_TE, z_RA, blocks_P: Blocks, size: int, spec: TreeSpec):
@@ -86,7 +86,7 @@ def backward(weights: Weights, x_TE, ds_TE, z_RA, blocks_P: Blocks, size: int, s
     dtype = x_TE.dtype
     work, layout = _work_list(blocks_P, size), weights.layout(spec)
     x_RE, ds_RE = _sorted_rows(x_TE, work), _sorted_rows(ds_TE, work)
-    dh_RA = _into_units(ds_RE, weights.w_out, work, layout)
+    dh_RA = _into_units(ds_RE, weights.w_out, work, layout.outputs)
     thresholds = _thresholds(weights, blocks_P, work, layout)
     h_RA, vjp = jax.vjp(lambda z_RA: hidden_on_path(z_RA, thresholds, spec), z_RA)
     (dz_RA,) = vjp(dh_RA)
@@ -94,7 +94,9 @@ def backward(weights: Weights, x_TE, ds_TE, z_RA, blocks_P: Blocks, size: int, s
     h_RA, dz_RA = h_RA.astype(dtype), dz_RA.astype(dtype)
     dx_RE = _out_of_units(dz_RA, weights.w_in, work, layout)
     dw_in_PUE, dw_out_PUE = _weight_gradients(
-        ((dz_RA, x_RE), (h_RA, ds_RE)), weights.w_in.shape, work, layout
+        (dz_RA, x_RE, weights.w_in.shape, layout),
+        (h_RA, ds_RE, weights.w_out.shape, layout.outputs),
+        work=work,
     )
     return _sum_of_trees(dx_RE, blocks_P), dw_in_PUE, db_in_PU, dw_out_PUE
 
@@ -106,7 +108,7 @@ def _into_units(rows_RE, w_PUE, work: _Work, layout: Layout):
         products = _matmul("be,ae->ba", _rows(rows_RE, i, work), _path(w_PUE, i, work, layout))
         return _write_rows(out_RA, products, i, work)
 
-    out_RA = jnp.zeros((rows_RE.shape[0], layout.spec.shape.path_units), jnp.float32)
+    out_RA = jnp.zeros((rows_RE.shape[0], layout.path_units), jnp.float32)
     return jax.lax.fori_loop(0, work.count, one_block, out_RA)
 
 
@@ -121,19 +123,20 @@ def _out_of_units(h_RA, w_PUE, work: _Work, layout: Layout):
     return jax.lax.fori_loop(0, work.count, one_block, out_RE)
 
 
-def _weight_gradients(pairs, shape: tuple, work: _Work, layout: Layout):
-    """Sums over rows of h[a] rows[e], for pairs (h [R, path_units], rows [R, E]): float32 [P, U, E] each."""
+def _weight_gradients(*sums, work: _Work):
+    """Sums over rows of h[a] rows[e], for each (h [R, path units], rows [R, E], shape [P, U, E], layout)."""
 
     def one_block(i, grads):
         real_B1 = (jnp.arange(work.size) < work.n_rows[i])[:, None]
         added = []
-        for grad_PUE, (h_RA, rows_RE) in zip(grads, pairs):
+        for grad_PUE, (h_RA, rows_RE, _, layout) in zip(grads, sums):
             h_BA = jnp.where(real_B1, _rows(h_RA, i, work), jnp.zeros((), h_RA.dtype))
             product = _matmul("ba,be->ae", h_BA, _rows(rows_RE, i, work))
             added.append(_add_path(grad_PUE, product, i, work, layout))
         return added
 
-    return jax.lax.fori_loop(0, work.count, one_block, [jnp.zeros(shape, jnp.float32) for _ in pairs])
+    zeros = [jnp.zeros(shape, jnp.float32) for _, _, shape, _ in sums]
+    return jax.lax.fori_loop(0, work.count, one_block, zeros)
 
 
 def _sorted_rows(rows_TE, work: _Work):
@@ -174,19 +177,18 @@ def _bias(weights: Weights, blocks_P: Blocks, work: _Work, layout: Layout):
     """Biases of every row's path's units: float32 [R, path_units]."""
     of_tree = lambda b_in_U, leaf_T: path_of_leaves(b_in_U.astype(jnp.float32), layout)[leaf_T]
     bias_PTA = jax.vmap(of_tree)(weights.b_in, blocks_P.leaf_T)
-    return jnp.pad(bias_PTA.reshape(-1, layout.spec.shape.path_units), ((0, work.size), (0, 0)))
+    return jnp.pad(bias_PTA.reshape(-1, layout.path_units), ((0, work.size), (0, 0)))
 
 
 def _sum_by_node(dz_RA, blocks_P: Blocks, layout: Layout):
     """Sums of every tree's rows over the tokens that visit each unit: [P, U]."""
     n_trees, n_tokens = blocks_P.leaf_T.shape
-    shape = layout.spec.shape
 
     def of_tree(dz_TA, leaf_T):
         by_leaf_JA = jax.ops.segment_sum(dz_TA, leaf_T, layout.n_leaves, indices_are_sorted=True)
         runs = [
             layout.per_node(level, by_leaf_JA[:, start : start + width]).reshape(-1)
-            for level, (start, width) in enumerate(zip(shape.path_starts, shape.widths))
+            for level, (start, width) in enumerate(zip(layout.path_starts, layout.widths))
         ]
         return jnp.concatenate(runs)
 
@@ -204,7 +206,7 @@ def _thresholds(weights: Weights, blocks_P: Blocks, work: _Work, layout: Layout)
 
 def _runs(i, work: _Work, layout: Layout):
     """Where a block's path has its units: (level, start in [P, U, E], width)."""
-    for level, width in enumerate(layout.spec.shape.widths):
+    for level, width in layout.levels:
         first = layout.unit_starts[level] + layout.ancestor(level, work.leaf[i]) * width
         yield level, (work.tree[i], first, 0), width
 
@@ -221,7 +223,7 @@ def _path(w_PUE, i, work: _Work, layout: Layout):
 def _add_path(grad_PUE, rows_AE, i, work: _Work, layout: Layout):
     """Adds `rows_AE` to the rows of a block's path, a run a level, in place inside a loop."""
     for level, start, width in _runs(i, work, layout):
-        rows = rows_AE[layout.spec.shape.path_starts[level] :][:width]
+        rows = rows_AE[layout.path_starts[level] :][:width]
         here = jax.lax.dynamic_slice(grad_PUE, start, (1, *rows.shape))
         grad_PUE = jax.lax.dynamic_update_slice(grad_PUE, here + rows[None], start)
     return grad_PUE

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.tree import routing
+from tree_ffn.tree.layout import layout_of
 from tree_ffn.tree.products import float32_product
 from tree_ffn.tree.spec import TreeSpec
 
@@ -31,7 +32,7 @@ def trees(
     leak + (1 - leak) visited g.
 
     Args:
-      params: {w_in [P,U,E], b_in [P,U], w_out [P,U,E], threshold [P,N]} and,
+      params: {w_in [P,U,E], b_in [P,U], w_out [P,U,E] (without silent routers), threshold [P,N]} and,
         under router `frozen`, {router: {w [P,R,E]}}; with `hash_levels`, {salt [P]}.
       x_TE: tokens, float32 or bfloat16.
       spec: the layer.
@@ -56,7 +57,7 @@ def hidden(
       params, x_TE, spec, token_T, leak: as `trees` takes them.
 
     Returns:
-      h_TPU float32, leaf_TP int32.
+      h_TPU float32, a column for each row of w_out; leaf_TP int32.
     """
     shape = params["w_in"].shape  # [P, U, E]
     z_TF = float32_product(x_TE, params["w_in"].astype(x_TE.dtype).reshape(-1, shape[2]))
@@ -85,6 +86,7 @@ def _first_units(z_TPU, spec: TreeSpec):
 
 def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec, leak) -> jax.Array:
     """g * act(z) of the units on the path; elsewhere 0 (also where a unit is not finite), or what leaks."""
+    z_TPU = _without_silent(z_TPU, spec)
     if spec.routing == "straight_through":
         return _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec)
     units = routing.unit_activation(spec)(z_TPU)
@@ -92,34 +94,35 @@ def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec, leak) -> jax.Array:
     return _weighted(units, leaf_TP, leak, spec, gates)
 
 
+def _without_silent(z_TPU, spec: TreeSpec):
+    """The units that add to the output: [T, P, rows of w_out]; below, U counts these alone."""
+    if spec.router != "silent":
+        return z_TPU
+    shape, runs = spec.shape, []
+    for level, (width, n_out) in enumerate(zip(shape.widths, spec.output_widths)):
+        run = z_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1]]
+        if n_out == width:
+            runs.append(run)
+        elif n_out:
+            nodes = run.reshape(*run.shape[:-1], 2**level, width)[..., width - n_out :]
+            runs.append(nodes.reshape(*run.shape[:-1], -1))
+    return jnp.concatenate(runs, axis=-1)
+
+
 def _weighted(units_TPU, leaf_TP, leak, spec: TreeSpec, gates_TPU=None):
     """Units on the path times their gates, 1 where none are given; elsewhere 0, or the share `leak` of them.
 
-    With a leak gates are leak + (1 - leak) g. Silent routers are always 0.
+    With a leak gates are leak + (1 - leak) g.
     """
-    working_TPU = _working_units(leaf_TP, spec)
+    levels, nodes = _unit_tables(spec)
+    visited_TPU = (leaf_TP[..., None] >> (spec.shape.depth - levels)[None, None]) == nodes[None, None]
     on_path = units_TPU if gates_TPU is None else gates_TPU * units_TPU
     if leak is None:
-        return jnp.where(working_TPU, on_path, 0.0)
+        return jnp.where(visited_TPU, on_path, 0.0)
     off_path = leak * units_TPU
     if gates_TPU is not None:
         on_path = off_path + (1 - leak) * on_path
-    if spec.router == "silent":
-        off_path = jnp.where(_speaking_units(spec)[None, None], off_path, 0.0)
-    return jnp.where(working_TPU, on_path, off_path)
-
-
-def _working_units(leaf_TP, spec: TreeSpec):
-    """bool [T, P, U]: is the unit's node the leaf's ancestor at its level, and the unit no silent router?"""
-    levels, nodes = _unit_tables(spec)
-    visited_TPU = (leaf_TP[..., None] >> (spec.shape.depth - levels)[None, None]) == nodes[None, None]
-    return visited_TPU & _speaking_units(spec)[None, None] if spec.router == "silent" else visited_TPU
-
-
-def _speaking_units(spec: TreeSpec):
-    """bool [U]: every unit but silent routers."""
-    widths = enumerate(spec.shape.widths)
-    return np.concatenate([np.tile(routing.speaks(width, level, spec), 2**level) for level, width in widths])
+    return jnp.where(visited_TPU, on_path, off_path)
 
 
 def _on_path(leaf_TP, level: int, spec: TreeSpec):
@@ -130,9 +133,9 @@ def _on_path(leaf_TP, level: int, spec: TreeSpec):
 
 def _unit_tables(spec: TreeSpec):
     """Level of every unit, and its node's place within the level: int32 [U] each."""
-    shape = spec.shape
-    levels = [np.full(2**level * width, level) for level, width in enumerate(shape.widths)]
-    nodes = [np.repeat(np.arange(2**level), width) for level, width in enumerate(shape.widths)]
+    widths = list(enumerate(spec.output_widths))
+    levels = [np.full(2**level * width, level) for level, width in widths]
+    nodes = [np.repeat(np.arange(2**level), width) for level, width in widths]
     return np.concatenate(levels).astype(np.int32), np.concatenate(nodes).astype(np.int32)
 
 
@@ -140,7 +143,7 @@ def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
     """Gate of every unit's level on the token's own path: float32 [T, P, U]."""
     gate = jnp.ones(leaf_TP.shape, jnp.float32)
     runs = []
-    for level, width in enumerate(spec.shape.widths):
+    for level, width in enumerate(spec.output_widths):
         runs.append(jnp.broadcast_to(gate[..., None], (*gate.shape, 2**level * width)))
         if spec.hash_levels <= level < spec.shape.depth:
             r_TPJ = r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
@@ -186,15 +189,12 @@ def _straight_through_bwd(spec, saved, dh_TPU):
 
 
 def _node_sums(value_TPU, spec: TreeSpec):
-    """Sums over the units of every node, without silent routers: [T, P, nodes of all levels], heap order."""
-    shape = spec.shape
-    if spec.router == "silent":
-        value_TPU = jnp.where(_speaking_units(spec)[None, None], value_TPU, 0.0)
-    if set(shape.widths) == {1}:
+    """Sums over the units of every node: [T, P, nodes of all levels], heap order."""
+    if set(spec.output_widths) == {1}:
         return value_TPU
-    levels = []
-    for level, width in enumerate(shape.widths):
-        run = value_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1]]
+    levels, starts = [], layout_of(spec).outputs.unit_starts
+    for level, width in enumerate(spec.output_widths):
+        run = value_TPU[..., starts[level] : starts[level + 1]]
         levels.append(run.reshape(*run.shape[:-1], 2**level, width).sum(axis=-1))
     return jnp.concatenate(levels, axis=-1)
 

@@ -4,7 +4,7 @@ Of a layer of P trees some nodes are kept, all trees together K_l of level l
 (`PrunedSpec.nodes`), U = sum_l K_l W_l units and R = sum_{l<D} K_l deciding nodes.
 Nodes stand in (level, tree, place in the level) order, so a level is a slice:
 
-    w_in [U,E], b_in [U], w_out [U,E]   rows of the kept nodes, nothing else
+    w_in [U,E], b_in [U], w_out [U,E]   rows of the kept nodes, nothing else (w_out: without silent routers)
     threshold [R], router.w [R,E]       of the kept deciding nodes
     child [R,2]    place of the left and right child in the level below; one
                    place twice where the other child is gone
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError
-from tree_ffn.tree.layout import layout_of
+from tree_ffn.tree.layout import Layout, layout_of
 from tree_ffn.tree.routing import balance_step
 from tree_ffn.tree.shape import TreeShape
 from tree_ffn.tree.spec import PrunedSpec, TreeSpec
@@ -36,7 +36,7 @@ def array_shapes(spec: PrunedSpec, width: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "w_in": (spec.kept_units, width),
         "b_in": (spec.kept_units,),
-        "w_out": (spec.kept_units, width),
+        "w_out": (layout.outputs.unit_starts[-1], width),
         "threshold": (layout.n_deciding,),
         "child": (layout.n_deciding, 2),
         "path": (layout.n_leaves, shape.n_levels),
@@ -78,18 +78,13 @@ def prune(params: dict, spec: TreeSpec, keep_PJ: np.ndarray) -> tuple[PrunedSpec
     kept = [_per_level(keep_PJ, level, np.any) for level in range(shape.n_levels)]
     fields = {**_fields(spec), "leak": 0.0}  # there is nothing left to train off the path
     pruned_spec = PrunedSpec(**fields, nodes=tuple(int(level.sum()) for level in kept))
-    units, nodes = _places(params, spec)
-    unit_rows = [
-        (units[level][kept[level]][:, None] + np.arange(width)[None]).reshape(-1)
-        for level, width in enumerate(shape.widths)
-    ]
-    rows = np.concatenate(unit_rows)
-    deciding = np.concatenate(
-        [np.zeros(0, int), *(nodes[level][kept[level]] for level in range(shape.depth))]
-    )
+    layout, place = layout_of(spec), _places(params, spec)
+    rows, out_rows = (_unit_rows(place, kept, spec, of) for of in (layout, layout.outputs))
+    deciding = _deciding_nodes(place, kept, spec)
     width = params["b_out"].shape[0]
     new = {name: params[name] for name in ("b_out", "shared", "salt") if name in params}
-    new |= {name: params[name].reshape(-1, width)[rows] for name in ("w_in", "w_out")}
+    of_units = {"w_in": rows, "w_out": out_rows}
+    new |= {name: params[name].reshape(-1, width)[at] for name, at in of_units.items()}
     new |= {"b_in": params["b_in"].reshape(-1)[rows], "threshold": params["threshold"].reshape(-1)[deciding]}
     if spec.router == "frozen":
         # A full layer has a threshold for every node, a frozen router for every deciding one.
@@ -159,22 +154,41 @@ def _per_level(per_leaf_PJ: np.ndarray, level: int, reduce) -> np.ndarray:
     return reduce(per_leaf_PJ.reshape(len(per_leaf_PJ), 2**level, -1), axis=-1)
 
 
-def _places(params: dict, spec: TreeSpec) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Per level [P, 2^l]: the first row of each node among all units, and its entry among all nodes."""
-    shape, layout = spec.shape, layout_of(spec)
-    units, nodes = [], []
-    for level, width in enumerate(shape.widths):
-        if isinstance(spec, PrunedSpec):
-            place = np.zeros((shape.n_trees, 2**level), int)
-            place[params["path"][:, 0], params["leaf"] >> (shape.depth - level)] = params["path"][:, level]
-            first_unit = first_node = 0
-        else:
-            place = np.arange(2**level)[None]
-            tree = np.arange(shape.n_trees)[:, None]
-            first_unit, first_node = tree * shape.tree_units, tree * shape.n_nodes
-        units.append(first_unit + layout.unit_starts[level] + place * width)
-        nodes.append(first_node + layout.node_starts[level] + place)
-    return units, nodes
+def _places(params: dict, spec: TreeSpec) -> list[np.ndarray]:
+    """Per level [P, 2^l]: the place of each node, within its tree, or of a pruned layer over all trees."""
+    shape = spec.shape
+    if not isinstance(spec, PrunedSpec):
+        return [np.tile(np.arange(2**level), (shape.n_trees, 1)) for level in range(shape.n_levels)]
+    places = []
+    for level in range(shape.n_levels):
+        place = np.zeros((shape.n_trees, 2**level), int)
+        place[params["path"][:, 0], params["leaf"] >> (shape.depth - level)] = params["path"][:, level]
+        places.append(place)
+    return places
+
+
+def _of_tree(spec: TreeSpec, size: int) -> np.ndarray:
+    """Where every tree begins in an array of `size` entries a tree: [P, 1]; a pruned layer is one forest."""
+    return np.arange(spec.shape.n_trees)[:, None] * (0 if isinstance(spec, PrunedSpec) else size)
+
+
+def _unit_rows(places, kept, spec: TreeSpec, layout: Layout) -> np.ndarray:
+    """Rows of the kept nodes' units, level by level, in arrays that `layout` describes."""
+    rows = [np.zeros(0, int)]
+    for level, width in layout.levels:
+        first = _of_tree(spec, layout.unit_starts[-1]) + layout.unit_starts[level] + places[level] * width
+        rows.append((first[kept[level]][:, None] + np.arange(width)[None]).reshape(-1))
+    return np.concatenate(rows)
+
+
+def _deciding_nodes(places, kept, spec: TreeSpec) -> np.ndarray:
+    """Entries of the kept deciding nodes in arrays of one entry a node."""
+    layout = layout_of(spec)
+    nodes = [
+        (_of_tree(spec, layout.node_starts[-1]) + layout.node_starts[level] + places[level])[kept[level]]
+        for level in range(spec.shape.depth)
+    ]
+    return np.concatenate([np.zeros(0, int), *nodes])
 
 
 def _structure(kept: list[np.ndarray]) -> dict[str, np.ndarray]:

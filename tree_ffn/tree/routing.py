@@ -8,7 +8,6 @@ says only how decisions learn and how a path's units are weighted.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tree_ffn.errors import InputError
 from tree_ffn.tree import usage
@@ -59,41 +58,35 @@ def unit_activation(spec: TreeSpec):
     return activation(spec.activation, spec.negative_slope)
 
 
-def speaks(width: int, level: int, spec: TreeSpec) -> np.ndarray:
-    """Which units of a node add to the output: bool [W]; all but the first of a deciding node if `silent`."""
-    is_silent = spec.router == "silent" and spec.hash_levels <= level < spec.shape.depth
-    return np.arange(width) >= int(is_silent)
-
-
 def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Array:
-    """Weights of a path's units in the output: g[l] * act(z[l, u]), 0 for silent routers.
+    """Weights of a path's units in the output: g[l] * act(z[l, u]), without silent routers.
 
     Args:
-      z: float32 [..., path_units], pre-activations of the visited units, root first.
+      z: float32 [..., path units], pre-activations of the visited units, root first.
       threshold: [..., D] thresholds of the visited deciding nodes.
       spec: the layer.
 
     Returns:
-      float32, the shape of `z`.
+      float32 [..., path units that have rows in w_out].
     """
-    units = unit_activation(spec)(z)
-    if spec.router == "silent":
-        levels = enumerate(spec.shape.widths)
-        speaks_A = np.concatenate([speaks(width, level, spec) for level, width in levels])
-        units = jnp.where(speaks_A, units, 0.0)
-    if spec.routing != "continuous" or spec.shape.depth == 0:
-        return units
-    # One array for all decisions of the path: an exponential a level would be a kernel a level.
-    starts = spec.shape.path_starts[: spec.shape.depth]
-    first_units = jnp.concatenate([z[..., start : start + 1] for start in starts], axis=-1)
-    open_D = openness(first_units - threshold, spec)
-    gates = [jnp.ones_like(z[..., 0])]
-    for level in range(spec.shape.depth):
-        is_hashed = level < spec.hash_levels
-        gates.append(gates[-1] if is_hashed else narrow_gate(gates[-1], open_D[..., level], spec))
-    widths = spec.shape.widths
-    runs = [jnp.broadcast_to(g[..., None], (*g.shape, width)) for g, width in zip(gates, widths)]
-    return jnp.concatenate(runs, axis=-1) * units
+    units, shape = unit_activation(spec)(z), spec.shape
+    if spec.routing != "continuous" or shape.depth == 0:
+        gates = None
+        if spec.router != "silent":
+            return units
+    else:
+        # One array for all decisions of the path: an exponential a level would be a kernel a level.
+        first_units = [z[..., start : start + 1] for start in shape.path_starts[: shape.depth]]
+        open_D = openness(jnp.concatenate(first_units, axis=-1) - threshold, spec)
+        gates = [jnp.ones_like(z[..., 0])]
+        for level in range(shape.depth):
+            is_hashed = level < spec.hash_levels
+            gates.append(gates[-1] if is_hashed else narrow_gate(gates[-1], open_D[..., level], spec))
+    runs = []
+    for level, (end, width) in enumerate(zip(shape.path_starts[1:], spec.output_widths)):
+        run = units[..., end - width : end]
+        runs.append(run if gates is None else gates[level][..., None] * run)
+    return jnp.concatenate(runs, axis=-1)
 
 
 def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:

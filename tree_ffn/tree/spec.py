@@ -127,15 +127,21 @@ class TreeSpec(Leaking):
         return tuple(self.shape.n_trees * 2**level for level in range(self.shape.n_levels))
 
     @property
+    def output_widths(self) -> tuple[int, ...]:
+        """Units of a node, for every level, that add to the output: W_l, or all but a silent router."""
+        silent = range(self.hash_levels, self.shape.depth) if self.router == "silent" else ()
+        return tuple(width - (level in silent) for level, width in enumerate(self.shape.widths))
+
+    @property
     def total_units(self) -> int:
         """F: units that add to the output."""
-        silent = sum(self.level_nodes[self.hash_levels : -1]) if self.router == "silent" else 0
-        return self.stored_units - silent
+        of_levels = (count * width for count, width in zip(self.level_nodes, self.output_widths))
+        return sum(of_levels) + self.shape.shared_width
 
     @property
     def active_units(self) -> int:
         """A: those of them that work for a token."""
-        return self.shape.active_units - (self.n_routers if self.router == "silent" else 0)
+        return self.shape.n_trees * sum(self.output_widths) + self.shape.shared_width
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ def init_params(
       param_dtype: of w_in, b_in, w_out and b_out.
 
     Returns:
-      {w_in [P,U,E], b_in [P,U], w_out [P,U,E], b_out [E], threshold [P,N],
+      {w_in [P,U,E], b_in [P,U], w_out [P,U,E] (without silent routers), b_out [E], threshold [P,N],
       shared: {w_in [S,E], b_in [S], w_out [S,E]} if S > 0,
       router: {w [P,R,E]} under router `frozen`, salt [P] with `hash_levels`}; the last
       two and the thresholds are not trained. Of a PrunedSpec, the arrays of `pruned` with some
@@ -78,7 +78,8 @@ def array_shapes(spec, width) -> dict[str, tuple[int, ...]]:
     if isinstance(spec, PrunedSpec):
         return shapes | pruned.array_shapes(spec, width)
     units = (shape.n_trees, shape.tree_units)
-    shapes |= {"w_in": (*units, width), "b_in": units, "w_out": (*units, width)}
+    shapes |= {"w_in": (*units, width), "b_in": units}
+    shapes["w_out"] = (shape.n_trees, sum(2**l * n for l, n in enumerate(spec.output_widths)), width)
     shapes["threshold"] = (shape.n_trees, shape.n_nodes)
     if spec.router == "frozen":
         shapes["router.w"] = (shape.n_trees, shape.n_deciding, width)
