@@ -107,7 +107,27 @@ def test_text_that_cannot_be_used(options, texts, tmp_path, content, said):
     outcome = call("train", *options, *data, f"--workdir={tmp_path}/run")
     assert outcome.code == 2 and said in outcome.err
     assert re.fullmatch(r"train\.py: [^\n]+\n", outcome.err), outcome.err
-    assert before and files_of(prepared) == before
+    assert before and files_of(prepared) == before and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "data,said",
+    [
+        ("tfds_dir=/nowhere", "/nowhere"),
+        ("tfds_name=no_such_set", "no_such_set"),
+        ("files=/nowhere/*", "/nowhere/*"),
+    ],
+)
+def test_refused_data_leave_no_workdir(monkeypatch, tmp_path, data, said):
+    monkeypatch.chdir(ROOT)
+    cache = f"--config.data.cache_dir={tmp_path}/cache"
+    command = ["--config=configs/smoke.py", "--config.mesh.data=1", f"--config.data.{data}", cache]
+    outcome = call("train", *command, f"--workdir={tmp_path}/runs/a")
+    assert outcome.code == 2 and said in outcome.err, outcome.err
+    assert not (tmp_path / "runs" / "a").exists()
+    (tmp_path / "there").mkdir()
+    assert call("train", *command, f"--workdir={tmp_path}/there").code == 2
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_a_damaged_description_of_prepared_rows(options, texts, tmp_path):
