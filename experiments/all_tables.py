@@ -12,6 +12,7 @@ from experiments.lines import (
     baseline,
     block,
     by_seed,
+    clocked,
     differences,
     groups,
     last_of,
@@ -100,8 +101,8 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
     parts = []
     for name, (key, make) in TABLES.items():
         found = [row for row in measured if row["table"] == name]
-        if mix and key is trained and found:
-            mine = {at: mixed(rows) for at, rows in groups(found, machine).items()}
+        if mix and key in MIXABLE:
+            mine = {at: mixed(rows) for at, rows in groups(found, MIXABLE[key]).items()}
         else:
             mine = groups(found, key)
         if name in LENDERS:
@@ -187,9 +188,12 @@ LENDERS = {"quality_attempts": baselines, "quality_curves": meeting_point}
 # Tables whose lines may have been scored on other texts too: those stand in a table below.
 SCORED_ELSEWHERE = ("t1_small", "quality_attempts", "quality_transfer")
 
+# Of tables that may be mixed: what is a table of its own even so.
+MIXABLE = {trained: machine, clocked: lambda row: row["device"]}
+
 # name: (what makes a table of its own, how it is made), in README's order.
 TABLES = {
-    "quickstart": (trained, quickstart),
+    "quickstart": (clocked, quickstart),
     "cpu_small": (trained, cpu_small),
     "t1_small": (trained, t1_small),
     "quality_attempts": (sized_text, quality_attempts),

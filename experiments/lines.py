@@ -146,6 +146,11 @@ def trained(row: dict) -> tuple:
     return machine(row), setting(row, "train.steps") or 0
 
 
+def clocked(row: dict) -> tuple:
+    """Runs of one length on one device: what `trained` calls alike takes other times."""
+    return row["device"], setting(row, "train.steps") or 0
+
+
 def learning_rate(line: list[dict]) -> str:
     rate = setting(line[0], "optim.lr")
     return "" if rate is None else f"{rate:g}"

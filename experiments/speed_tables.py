@@ -10,6 +10,7 @@ from experiments.lines import (
     baseline,
     block,
     by_seed,
+    clocked,
     groups,
     last_of,
     learning_rate,
@@ -20,7 +21,6 @@ from experiments.lines import (
     setting,
     spread,
     task,
-    trained,
 )  # fmt: skip
 from experiments.page import Table
 from tree_ffn.errors import InputError
@@ -33,8 +33,11 @@ SPEED_COMMON = r"(spec\.(routing|activation|shape\.depth)|cores)$"
 
 
 def trained_on(row: dict) -> tuple:
-    """Runs with one shape of the inputs: `opt_125m_T16384` of `opt_125m_T16384_tree`."""
-    return *trained(row), size_and_kind(row["row"])[0]
+    """Runs of one length on one device, however alike others are, with one shape of the inputs.
+
+    That is `opt_125m_T16384` of `opt_125m_T16384_tree`.
+    """
+    return *clocked(row), size_and_kind(row["row"])[0]
 
 
 def timed(row: dict) -> tuple:
@@ -50,22 +53,33 @@ def speed_layer(rows: list[dict]) -> Table:
     for line in lines.values():
         lines_of([{**row, "row": row["row"].split(".")[0]} for row in line], SPEED_FREE, SPEED_COMMON)
     lines_of(rows, free=".", common=SPEED_COMMON)
-    shown = [name for name in EXECUTIONS if any(speed_name(row)[5] == name for row in rows)]
+    shown = [name for name in EXECUTIONS if any(variant(row) == name for row in rows)]
     cells = []
     for (width, tokens, trees, node, direction, used), line in lines.items():
         figures: dict[str, dict] = {}
         for row in line:
-            figures.setdefault(speed_name(row)[5], {})[row["metric"]] = row["value"]
+            figures.setdefault(variant(row), {})[row["metric"]] = row["value"]
         shape = f"P={trees} W={node}" + ("" if used == "uniform" else f", {used}")
         cells.append([str(width), str(tokens), shape, direction, *speed_cells(figures, shown)])
     device, dtype = timed(rows[0])
     text = (
         f"One layer in {dtype}: milliseconds, and how many times as fast as dense, the fastest of its four "
         "layouts. The fastest execution is bold; the last two columns are about it: which share of its time "
-        f"memory or arithmetic alone would need, and its memory (that of dense). {origin(rows)}"
+        "memory or arithmetic alone would need, and its memory (that of dense). That floor has the bandwidth "
+        "of a copy and counts weights as if tokens shared none, so a share may exceed 100%. "
+        f"{gather_limit(rows)}{origin(rows)}"
     )
     head = ["E", "T", "shape", "pass", "dense", "narrow", *shown, "floor", "MiB (dense)"]
     return block(f"Speed of the layer, {device}, {dtype}", text, head, cells, line[-1], labels=4, lines=lines)
+
+
+def gather_limit(rows: list[dict]) -> str:
+    """Up to how many tokens gather was timed, where other executions were for more."""
+    tokens = {name: max(speed_name(row)[1] for row in line) for name, line in groups(rows, variant).items()}
+    if "gather" not in tokens or tokens["gather"] == max(tokens.values()):
+        return ""
+    most = tokens["gather"]
+    return f"Gather copies weights for every token and is timed up to T = {most:,} (`--gather_limit`). "
 
 
 def speed_name(row: dict) -> tuple:
@@ -76,6 +90,11 @@ def speed_name(row: dict) -> tuple:
             f"results: speed_layer row {row['row']!r} is not known; use d768_T4096_P1_W12_train.grouped etc."
         )
     return *map(int, match.groups()[:3]), *match.groups()[3:]
+
+
+def variant(row: dict) -> str:
+    """`dense`, `narrow` or an execution."""
+    return speed_name(row)[5]
 
 
 def speed_cells(figures: dict[str, dict], shown: list[str]) -> list[str]:

@@ -222,6 +222,19 @@ def test_steps_are_never_mixed(tmp_path):
     assert first[4] == "3.0000 (one seed)"
 
 
+def test_rates_of_cards_that_learn_alike_are_not_averaged(tmp_path):
+    path = tmp_path / "speed_train.jsonl"
+    for table, name in (("speed_train", "opt_125m_T16384_dense"), ("quickstart", "narrow_A16")):
+        for device, rate in (("h100", 100.0), ("h200", 150.0)):
+            figures = {"tokens_per_s": rate, "val_loss": 3.0, "bits_per_byte": 1.5}
+            add(path, name, 0, table, device, figures)
+            add(path, name, 1, table, device, figures)
+    text = render(str(path))
+    assert [row[1] for row in cells(text, "`dense`")] == ["100", "150"]
+    assert [row[4] for row in cells(text, "`narrow_A16`")] == ["100", "150"]
+    assert "h100, h200" not in text
+
+
 def test_quickstart_margin_is_seed_by_seed(tmp_path):
     path = tmp_path / "quickstart.jsonl"
     for seed, tree, narrow in ((0, 2.0, 2.1), (1, 2.2, 2.4), (2, 2.6, 2.5)):
@@ -271,7 +284,7 @@ def test_speed_of_the_layer(tmp_path):
     ]  # fmt: skip
     assert rows[2][4:] == ["123.4", "4.00", "110.0 (1.12x)", "", "**12.00 (10.29x)**", "25.0%", "8 (8)"]
     assert rows[0][4:8] == ["", "", "", "**0.0123 (2.00x)**"]
-    assert "2 CPU cores" in text
+    assert "2 CPU cores" in text and "timed up to T = 1 (`--gather_limit`)" in " ".join(text.split())
     add_time(path, name, "grouped", 1.0, 100.0, depth=3)
     with pytest.raises(InputError, match="spec.shape.depth"):
         render(str(path))

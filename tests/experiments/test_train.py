@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.setup import prepare_data
+from tree_ffn.tree import IMPLEMENTATIONS
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -107,7 +110,27 @@ def test_text_that_cannot_be_used(options, texts, tmp_path, content, said):
     outcome = call("train", *options, *data, f"--workdir={tmp_path}/run")
     assert outcome.code == 2 and said in outcome.err
     assert re.fullmatch(r"train\.py: [^\n]+\n", outcome.err), outcome.err
-    assert before and files_of(prepared) == before
+    assert before and files_of(prepared) == before and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "data,said",
+    [
+        ("tfds_dir=/nowhere", "/nowhere"),
+        ("tfds_name=no_such_set", "no_such_set"),
+        ("files=/nowhere/*", "/nowhere/*"),
+    ],
+)
+def test_refused_data_leave_no_workdir(monkeypatch, tmp_path, data, said):
+    monkeypatch.chdir(ROOT)
+    cache = f"--config.data.cache_dir={tmp_path}/cache"
+    command = ["--config=configs/smoke.py", "--config.mesh.data=1", f"--config.data.{data}", cache]
+    outcome = call("train", *command, f"--workdir={tmp_path}/runs/a")
+    assert outcome.code == 2 and said in outcome.err, outcome.err
+    assert not (tmp_path / "runs" / "a").exists()
+    (tmp_path / "there").mkdir()
+    assert call("train", *command, f"--workdir={tmp_path}/there").code == 2
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_a_damaged_description_of_prepared_rows(options, texts, tmp_path):
@@ -199,6 +222,29 @@ def test_sigterm_saves_exits_0_and_says_how_to_resume(options, tmp_path):
     stopped = re.search(r"stopped by SIGTERM after step (\d+) of 100000; .*run the same command again", err)
     with Checkpoints(str(tmp_path)) as checkpoints:
         assert checkpoints.latest == int(stopped[1])
+
+
+def test_nojit_shows_numbers(options, tmp_path, monkeypatch):
+    # Every operation is compiled alone, once a shape: with few shapes that takes seconds.
+    eight = "model.width model.context train.batch_size ffn.node_width"
+    one = "model.n_layers model.n_heads ffn.n_trees ffn.depth train.steps train.eval_batches"
+    plain = {"ffn.routing": "hard", "ffn.implementation": "masked", "train.probe": False, "optim.clip": 0.0}
+    plain |= dict.fromkeys(eight.split(), 8) | dict.fromkeys(one.split(), 1) | {"optim.warmup": 0}
+    overrides = [f"--config.{name}={value}" for name, value in plain.items()]
+    seen, trees = [], IMPLEMENTATIONS["masked"]
+
+    def look(params, x_TE, *rest):
+        if not isinstance(x_TE, jax.core.Tracer):
+            seen.append(np.asarray(x_TE))
+        return trees(params, x_TE, *rest)
+
+    monkeypatch.setitem(IMPLEMENTATIONS, "masked", look)
+    try:
+        outcome = call("train", *options, *overrides, "--nojit", f"--workdir={tmp_path}")
+    finally:
+        jax.config.update("jax_disable_jit", False)
+    assert outcome.code == 0 and "step 1: validation loss" in outcome.out, outcome.err
+    assert (64, 8) in {x.shape for x in seen} and all(np.isfinite(x).all() for x in seen)
 
 
 @pytest.mark.slow

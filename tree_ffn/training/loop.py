@@ -54,6 +54,7 @@ def train(
     """
     plan = setup.plan_run(config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(workdirs.unmade_if_empty(workdir))
         checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
         plan = derived.with_own_model(plan, checkpoints)
         data = prepare(config, plan.model, log)

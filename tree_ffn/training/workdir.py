@@ -1,8 +1,10 @@
 """The directory of a run: its config, and whether a new config may go on in it."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -49,6 +51,23 @@ def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
         steps = steps_on_disk(checkpoint_directory(workdir))
         check_same_config(workdir, known, resolved(config), steps[-1] if steps else 0)
     return Checkpoints(workdir, keep)
+
+
+@contextlib.contextmanager
+def unmade_if_empty(workdir: str) -> Iterator[None]:
+    """At the end a workdir that was made within and holds nothing goes again.
+
+    It is opened before data are prepared, which takes long, so that one that cannot be written is refused
+    first; data that cannot be used are known only then.
+    """
+    paths = checkpoint_directory(workdir), os.path.abspath(workdir)
+    new = [path for path in paths if not os.path.exists(path)]
+    try:
+        yield
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                os.rmdir(path)
 
 
 def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> None:
