@@ -20,7 +20,7 @@ def probed(request):
     """(model, variables, what probe says of its one run) of two layers of trees, W = 2 in the leaves."""
     routing = {"ffn__routing": request.param}
     if request.param == "silent":
-        routing = {"ffn__routing": "continuous", "ffn__router": "silent"}
+        routing = {"ffn__routing": "continuous", "ffn__gate": "product", "ffn__router": "silent"}
     model = tiny_model(**routing, ffn__node_width=(1, 1, 1, 2))
     variables = Transformer(model).init(jax.random.key(3), jnp.zeros((1, 32), jnp.int32))
     (found,) = jax.jit(functools.partial(probe.probe, model=model))(variables, BATCH)
@@ -69,7 +69,8 @@ def test_gradients_by_node(probed):
             visited = {(2**spec.shape.depth - 1 + leaf + 1 >> up) - 1 for leaf in leaves for up in range(4)}
             for node in range(spec.shape.n_nodes):
                 rows = oracle.rows_of(spec, node)
-                parts = [grads[name][layer, tree, rows].ravel() for name in ("w_in", "b_in", "w_out")]
+                parts = [grads[name][layer, tree, rows].ravel() for name in ("w_in", "b_in")]
+                parts.append(grads["w_out"][layer, tree, oracle.out_rows_of(spec, node)].ravel())
                 norm = np.linalg.norm(np.concatenate(parts))
                 np.testing.assert_allclose(found["gradient"][layer, tree, node], norm, rtol=1e-4, atol=1e-9)
                 assert (norm > 0) == (node in visited)
