@@ -205,8 +205,9 @@ def forward(params, x_TE, spec, leaf_TP=None, token_T=None, leak=0.0) -> Result:
         for p in range(spec.shape.n_trees):
             given = None if leaf_TP is None else int(leaf_TP[t, p])
             sides = () if token_T is None else _sides(params, spec, p, token_T[t])
-            steps = _descend(params, x, spec, p, leaf=given, sides=sides)
-            paths.append([step._replace(gate=leak + (1 - leak) * step.gate) for step in steps])
+            paths.append(_descend(params, x, spec, p, leaf=given, sides=sides))
+        share = sum(steps[-1].gate for steps in paths) if spec.renormalise else 1.0
+        paths = [[s._replace(gate=leak + (1 - leak) * s.gate / share) for s in steps] for steps in paths]
         total = _pre_output(params, x, spec, paths, leak)
         y[t] = params["b_out"] + (total if spec.act_site == "node" else _act(spec, total)[0])
         leaf.append([steps[-1].node - (2**spec.shape.depth - 1) for steps in paths])
@@ -244,6 +245,18 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates, leak):
     return d_r
 
 
+def _gate_gradients(params, x, spec, leaf_P, d_gates):
+    """dL/dg of every tree and level from dL/d(g / sum of the leaves' g), where gates are renormalised."""
+    d_gates = np.array(d_gates)
+    if not spec.renormalise:
+        return d_gates
+    paths = [_descend(params, x, spec, p, leaf=int(leaf)) for p, leaf in enumerate(leaf_P)]
+    gates = np.array([[step.gate for step in steps] for steps in paths])
+    total = gates[:, -1].sum()
+    d_total = -(d_gates * gates).sum() / total**2
+    return d_gates / total + d_total * (np.arange(spec.shape.depth + 1) == spec.shape.depth)
+
+
 def backward(params, x_TE, spec, dy_TE, leaf_TP=None, token_T=None, leak=0.0):
     """Gradients of sum(dy * y): a dict like params (without threshold and router), and dx [T, E]."""
     params, x_TE, dy_TE = to_float64(params), to_float64(x_TE), to_float64(dy_TE)
@@ -257,8 +270,9 @@ def backward(params, x_TE, spec, dy_TE, leaf_TP=None, token_T=None, leak=0.0):
         d_sum = dy
         if spec.act_site == "sum":
             d_sum = dy * _act(spec, _pre_output(params, x, spec, result.paths[t], leak))[1]
+        d_gates, d_units = [], []
         for p, steps in enumerate(result.paths[t]):
-            d_z, d_gates = [], []
+            d_z, d_weights = [], []
             working = steps + _off_path(params, x, spec, p, steps, leak)
             for step in working:
                 value, slope = _node_units(spec, step)
@@ -267,12 +281,15 @@ def backward(params, x_TE, spec, dy_TE, leaf_TP=None, token_T=None, leak=0.0):
                 grads["w_out"][p, out_rows] += step.gate * np.outer(value, d_sum)
                 d_z.append(np.zeros_like(step.z))
                 d_z[-1][is_silent(spec, step.node) :] = step.gate * along * slope
-                d_gates.append(value @ along)
+                d_weights.append(value @ along)
+            d_gates.append(d_weights[: len(steps)])
+            d_units.append((steps, working, d_z))
+        d_gates = _gate_gradients(params, x, spec, result.leaf[t], d_gates)
+        for p, (steps, working, d_z) in enumerate(d_units):
             if spec.router != "frozen":
-                for level, d_r in enumerate(
-                    _decision_gradients(params, x, spec, p, steps, d_sum, d_gates, leak)
-                ):
-                    d_z[level][0] += d_r
+                d_r = _decision_gradients(params, x, spec, p, steps, d_sum, d_gates[p], leak)
+                for level in range(spec.shape.depth + 1):
+                    d_z[level][0] += d_r[level]
             for step, d_step in zip(working, d_z):
                 grads["w_in"][p, step.rows] += np.outer(d_step, x)
                 grads["b_in"][p, step.rows] += d_step

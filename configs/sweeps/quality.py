@@ -51,7 +51,7 @@ def leak(first, share):
 
 
 DENSE_START = leak(1.0, 0.2)
-SUM1 = {"ffn.renormalise": True}  # the chosen experts' gates sum to 1
+SUM1 = {"ffn.renormalise": True}  # a token's gates sum to 1
 FROZEN20, FROZEN50 = {"optim.routers_until": 0.2}, {"optim.routers_until": 0.5}
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
@@ -91,6 +91,9 @@ ROWS = {
     "tree_continuous_P24_D5_experts_leak100_20": {**GATED, **apart(24, 4, 5, 0), **DENSE_START},
     "tree_continuous_P48_D5_experts_leak100_20": {**GATED, **apart(48, 2, 5, 0), **DENSE_START},
     "tree_continuous_P96_D5_experts_leak100_20": {**GATED, **apart(96, 1, 5, 0), **DENSE_START},
+    "tree_continuous_P24_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(24, 4, 5, 0), **DENSE_START},
+    "tree_continuous_P48_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(48, 2, 5, 0), **DENSE_START},
+    "tree_continuous_P96_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(96, 1, 5, 0), **DENSE_START},
     "tree_continuous_P24_D6_experts_leak100_20": {**GATED, **apart(24, 4, 6, 0), **DENSE_START},  # F twice
     "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},  # four times
     "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},

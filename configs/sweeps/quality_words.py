@@ -58,6 +58,8 @@ ROWS = {
     "tree_continuous_P4_D5_experts_leak100_20": {**GATED, **apart(4, 4, 5, 0), **DENSE_START},
     "tree_continuous_P8_D5_experts_leak100_20": {**GATED, **apart(8, 2, 5, 0), **DENSE_START},
     "tree_continuous_P16_D5_experts_leak100_20": {**GATED, **apart(16, 1, 5, 0), **DENSE_START},
+    "tree_continuous_P4_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(4, 4, 5, 0), **DENSE_START},
+    "tree_continuous_P16_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(16, 1, 5, 0), **DENSE_START},
     "tree_straight_P2_W1_hash2_leak100_20": {**RECIPE, "ffn.hash_levels": 2},
     "tree_straight_P2_W1_hash4_leak100_20": {**RECIPE, **HASH4},
     "tree_straight_P2_W1_below_hash_leak100_20": {**RECIPE, "model.layers": "tree,hash_tree"},

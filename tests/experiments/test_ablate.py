@@ -299,10 +299,10 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 60,
+    "quality": 63,
     "curves": 45,
     "transfer": 18,
-    "quality_words": 36,
+    "quality_words": 38,
     "quality_cpu": 41,
 }
 

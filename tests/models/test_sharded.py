@@ -20,6 +20,9 @@ FOUR_TREES = TreeSpec(TreeShape(n_trees=4, depth=2, node_width=2, shared_width=3
 HASHED = dataclasses.replace(FOUR_TREES, hash_levels=2)
 ONE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=(1, 2, 3)), routing="continuous")
 
+SHARED_GATES = dataclasses.replace(
+    FOUR_TREES, routing="continuous", openness="logistic", router="silent", renormalise=True
+)
 PRUNED_TREES = PrunedSpec(FOUR_TREES.shape, routing="continuous", nodes=(4, 6, 9))
 
 CASES = [
@@ -31,6 +34,8 @@ CASES = [
     (HASHED, (1, 8), "grouped", T),  # ids over both axes
     (dataclasses.replace(FOUR_TREES, routing="straight_through"), (1, 4), "masked", T),
     (FOUR_TREES, (8, 1), "masked", T),  # tokens over data alone
+    (SHARED_GATES, (2, 4), "masked", T),  # a token's gates sum to 1: its trees stay together
+    (SHARED_GATES, (1, 4), "grouped", T),
     (ONE_TREE, (4, 2), "grouped", T),  # one tree: tokens over both axes
     (ONE_TREE, (4, 2), "gather", 4),  # 4 tokens split over data only
     (ONE_TREE, (2, 4), "masked", 3),  # 3 tokens split over nothing

@@ -22,6 +22,14 @@ LAYERS = [
     {"routing": "continuous", "P": 2, "D": 3},
     {"routing": "continuous", "D": 2, "W": 3, "openness": "logistic", "gate": "product", "act_site": "sum"},
     {"routing": "continuous", "D": 2, "W": "per_level", "router": "silent", "gate": "product"},
+    {
+        "routing": "continuous",
+        "D": 2,
+        "W": 2,
+        "router": "silent",
+        "openness": "logistic",
+        "renormalise": True,
+    },
 ]
 
 

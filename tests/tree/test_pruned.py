@@ -1,5 +1,7 @@
 """Pruned layers against the float64 oracle of the full trees, which is told the leaves that are left."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,11 +76,10 @@ def kept_nodes(spec, keep_PJ):
     return [(int(p), int(node)) for _, p, node in sorted(alive)]
 
 
-def kept_rows(array, spec, keep_PJ):
-    """Rows of the kept units of [P, U, ...]."""
-    return np.concatenate(
-        [np.asarray(array)[p, oracle.rows_of(spec, n)] for p, n in kept_nodes(spec, keep_PJ)]
-    )
+def kept_rows(name, array, spec, keep_PJ):
+    """Rows of the kept units of w_in or b_in [P, U, ...], or of w_out."""
+    rows_of = oracle.out_rows_of if name == "w_out" else oracle.rows_of
+    return np.concatenate([np.asarray(array)[p, rows_of(spec, n)] for p, n in kept_nodes(spec, keep_PJ)])
 
 
 def check(spec, params, x, dy, keep_PJ, executions=EXECUTIONS):
@@ -87,7 +88,7 @@ def check(spec, params, x, dy, keep_PJ, executions=EXECUTIONS):
     want = oracle.forward(params, x, spec, leaf_TP)
     pruned_spec, pruned = prune(params, spec, keep_PJ)
     for name in ("w_in", "b_in", "w_out"):
-        np.testing.assert_array_equal(pruned[name], kept_rows(params[name], spec, keep_PJ))
+        np.testing.assert_array_equal(pruned[name], kept_rows(name, params[name], spec, keep_PJ))
     pruned, x, dy = cases.on_device((pruned, x, dy))
     hard = spec.routing == "straight_through"
     for execution in executions:
@@ -104,7 +105,7 @@ def check(spec, params, x, dy, keep_PJ, executions=EXECUTIONS):
         assert_near(dx, want_dx, f"{execution} dx")
         assert_near(grads["b_out"], want_grads["b_out"], "b_out")
         for name in ("w_in", "b_in", "w_out"):
-            wanted = kept_rows(want_grads[name], spec, keep_PJ)
+            wanted = kept_rows(name, want_grads[name], spec, keep_PJ)
             assert_near(grads[name], wanted, f"{execution} {name}")
             assert not np.any(np.asarray(grads[name])[wanted == 0]), f"{name} beside the path"
         for name in ("threshold", "router"):
@@ -122,6 +123,15 @@ def test_agrees_with_the_oracle(case, rng):
 @pytest.mark.parametrize("case", PRODUCT, ids=name_of)
 def test_agrees_with_the_oracle_everywhere(case, rng):
     check(*make(**case, rng=rng))
+
+
+@pytest.mark.parametrize("W", [1, "per_level"])
+@pytest.mark.parametrize("gates", [{}, {"openness": "logistic", "renormalise": True}], ids=["plain", "sum1"])
+def test_silent_routers(gates, W, rng):
+    spec, params, x, dy, keep_PJ = make("continuous_product", "some", rng, P=3, D=3, W=W)
+    spec = dataclasses.replace(spec, router="silent", **gates)
+    params, x, dy = cases.grid_case(rng, spec, T=21)
+    check(spec, params, x, dy, keep_PJ)
 
 
 @pytest.mark.parametrize("routing", ["hard", "continuous_min"])

@@ -17,7 +17,7 @@ MODEL_FIELDS = (
 )  # fmt: skip
 TREE_FIELDS = (
     "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
-    "balance", "balance_rate", "balance_floor", "hash_levels", "leak", "leak_share",
+    "balance", "balance_rate", "balance_floor", "hash_levels", "leak", "leak_share", "renormalise",
 )  # fmt: skip
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
 ADDED_FIELDS = (
@@ -115,6 +115,8 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
     with _named("ffn."):
         shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width), ffn.shared_width)
         fields = _present(ffn, TREE_FIELDS)
+        if kind != "tree":  # of moe, or of no layer
+            fields["renormalise"] = False
         if kind == "random_tree":
             fields |= {"routing": "hard", "router": "frozen"}
         elif kind == "hash_tree":

@@ -26,8 +26,9 @@ def sharded_tree_ffn(
 
     - P divisible by the model axis: tokens go over "data", whole trees over
       "model"; each device sums its own trees and one sum over "model" joins them.
-    - Otherwise (few wide trees, or pruned ones, which differ in size): tokens go
-      over both axes and every device gathers the weights, which are sharded for storage only.
+    - Otherwise (few wide trees, pruned ones, which differ in size, or gates with one sum over
+      trees): tokens go over both axes and every device gathers the weights, which are
+      sharded for storage only.
 
     Tokens that an axis does not divide are not split over it. Without a mesh,
     or with one device, this is `tree_ffn`.
@@ -40,7 +41,8 @@ def sharded_tree_ffn(
         return tree_ffn(params, x_TE, spec, implementation, token_T, leak)
     n_tokens, n_trees = x_TE.shape[0], spec.shape.n_trees
     model = axes["model"]
-    by_trees = model > 1 and n_trees % model == 0 and not isinstance(spec, PrunedSpec)
+    together = isinstance(spec, PrunedSpec) or spec.renormalise
+    by_trees = model > 1 and n_trees % model == 0 and not together
     over = ("data",) if by_trees else ("data", "model")
     while over and n_tokens % _size(axes, over):
         over = over[:-1]

@@ -25,6 +25,7 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[
         needs units beside the path; `masked` computes them.
     """
     s_TE, leaf_TP = _trees(spec, params, x_TE, routing.hashed_sides(params, spec, token_T))
+    s_TE = routing.renormalised(s_TE, params, x_TE, leaf_TP, spec)
     return s_TE, grouped.numbered(leaf_TP, params, spec)
 
 

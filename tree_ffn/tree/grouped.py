@@ -26,7 +26,8 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[
         needs units beside the path; `masked` computes them.
     """
     leaf_TP = routing.leaves(params, x_TE, spec, token_T)
-    return block_products(params, x_TE, leaf_TP, spec), numbered(leaf_TP, params, spec)
+    s_TE = block_products(params, x_TE, leaf_TP, spec)
+    return routing.renormalised(s_TE, params, x_TE, leaf_TP, spec), numbered(leaf_TP, params, spec)
 
 
 def block_products(params: dict, x_TE: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:

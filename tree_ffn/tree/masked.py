@@ -150,7 +150,8 @@ def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
             here = _on_path(leaf_TP, level, spec)
             # A masked sum, not a gather: its gradient is a masked copy.
             gate = routing.child_gate(gate, jnp.where(here, r_TPJ, 0.0).sum(axis=-1), spec)
-    return jnp.concatenate(runs, axis=-1)
+    gates_TPU = jnp.concatenate(runs, axis=-1)
+    return gates_TPU / gate.sum(axis=-1)[:, None, None] if spec.renormalise else gates_TPU
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

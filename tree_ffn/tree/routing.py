@@ -96,6 +96,10 @@ def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     route many tokens when only the leaves are wanted. Of a pruned layer, [T, 1, R]
     over its R kept deciding nodes, all trees together.
     """
+    return jax.lax.stop_gradient(_logits(params, x_TE, spec))
+
+
+def _logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     layout = layout_of(spec)
     params = layout.stacked(params)
     if spec.router == "frozen":
@@ -105,8 +109,28 @@ def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
         w_PRE = jnp.take(params["w_in"], routers, axis=1)
         b_PR = jnp.take(params["b_in"], routers, axis=1).astype(jnp.float32)
     logits = jnp.einsum("te,pre->tpr", x_TE, w_PRE.astype(x_TE.dtype), preferred_element_type=jnp.float32)
-    offset_PR = b_PR - params["threshold"][:, : layout.n_deciding].astype(jnp.float32)
-    return jax.lax.stop_gradient(logits + offset_PR[None])
+    threshold_PR = params["threshold"][:, : layout.n_deciding].astype(jnp.float32)
+    return logits + (b_PR - jax.lax.stop_gradient(threshold_PR))[None]
+
+
+def renormalised(
+    s_TE: jax.Array, params: dict, x_TE: jax.Array, place_TP: jax.Array, spec: TreeSpec
+) -> jax.Array:
+    """The sum of trees over that of their leaves' gates, where the layer says so: `TreeSpec.renormalise`.
+
+    Args:
+      s_TE: sum of the trees with gates as they are.
+      params, x_TE, spec: of the layer.
+      place_TP: places in the bottom level that tokens reach, as `leaves` gives them.
+    """
+    if not spec.renormalise:
+        return s_TE
+    layout = layout_of(spec, path_JL=params.get("path"))
+    r_TPR, gate_TP = _logits(params, x_TE, spec), jnp.ones(place_TP.shape, jnp.float32)
+    for level in range(spec.hash_levels, spec.shape.depth):
+        node_TP = layout.node_starts[level] + layout.ancestor(level, place_TP)
+        gate_TP = child_gate(gate_TP, _at(r_TPR, node_TP, spec), spec)
+    return (s_TE.astype(jnp.float32) / gate_TP.sum(axis=-1, keepdims=True)).astype(s_TE.dtype)
 
 
 def walk(r_TPR: jax.Array, spec: TreeSpec, right_TPH: jax.Array | None = None, child=None) -> jax.Array:

@@ -48,6 +48,8 @@ class TreeSpec(Leaking):
       hash_levels: decisions that are not the router's: those of the first so many levels come from a
         fixed hash of the token's id, another one in every tree and layer. Their gates are 1 and their
         nodes' first units are units like any other. With D, the baseline `hash_tree`.
+      renormalise: gates are divided by the sum, over a token's trees, of its leaves' gates, as those of
+        a mixture of experts are by that of the chosen.
       leak, leak_share: what units off the path add in training, and what gates let through at least (see
         `Leaking`).
     """
@@ -66,6 +68,7 @@ class TreeSpec(Leaking):
     balance_floor: float = 0.5
     router: str = "first_unit"
     hash_levels: int = 0
+    renormalise: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,6 +94,11 @@ class TreeSpec(Leaking):
             raise InputError(
                 "routing: 'hard' cannot be used with router 'silent', which would never learn; use "
                 "'straight_through' or 'continuous', or router 'first_unit'."
+            )
+        if self.renormalise and (self.routing, self.openness) != ("continuous", "logistic"):
+            raise InputError(
+                f"renormalise: True cannot be used with routing {self.routing!r} and openness "
+                f"{self.openness!r}; use 'continuous' and 'logistic', whose gates are not all 1 and never 0."
             )
         check_positive_int("hash_levels", self.hash_levels, least=0)
         if self.hash_levels > self.shape.depth:
