@@ -101,7 +101,7 @@ def test_curves_have_a_line_a_point(tmp_path):
     path = tmp_path / "results.jsonl"
 
     def run(row, loss, steps=500, table="quality_curves", **ffn):
-        ffn = {"kind": row.partition("_")[0], "n_trees": 12, "top_k": 1, **FFN, **ffn}
+        ffn = {"kind": row.partition("_")[0], "n_trees": 12, "top_k": 1, "renormalise": False, **FFN, **ffn}
         add(path, row, 0, table=table, of=config(steps=steps, **ffn), loss=loss)
 
     for steps, dense, narrow, tree in ((500, 2.0, 3.0, 2.25), (1000, 1.0, 3.0, 1.5)):
@@ -113,8 +113,8 @@ def test_curves_have_a_line_a_point(tmp_path):
     run("narrow_A48", 4.0, depth=3)
     run("tree_leak", 2.0, routing="straight_through", depth=3, leak=0.5)
     moe = {"n_experts": 32, "expert_width": 48, "depth": 3, "moe_balance": "none", "aux_weight": 0.0}
-    run("moe_leak", 3.0, renormalise=False, **moe, leak=0.5)
-    run("moe", 3.5, renormalise=False, **moe)
+    run("moe_leak", 3.0, **moe, leak=0.5)
+    run("moe", 3.5, **moe)
     text = render(str(path))
     curves = text[text.index("### Curves") :]
     trees = cells(curves, "`tree_straight`")
