@@ -69,24 +69,28 @@ def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Ar
     Returns:
       float32 [..., path units that have rows in w_out].
     """
-    units, shape = unit_activation(spec)(z), spec.shape
-    if spec.routing != "continuous" or shape.depth == 0:
-        gates = None
-        if spec.router != "silent":
-            return units
-    else:
-        # One array for all decisions of the path: an exponential a level would be a kernel a level.
-        first_units = [z[..., start : start + 1] for start in shape.path_starts[: shape.depth]]
-        open_D = openness(jnp.concatenate(first_units, axis=-1) - threshold, spec)
-        gates = [jnp.ones_like(z[..., 0])]
-        for level in range(shape.depth):
-            is_hashed = level < spec.hash_levels
-            gates.append(gates[-1] if is_hashed else narrow_gate(gates[-1], open_D[..., level], spec))
+    units, gated = unit_activation(spec)(z), spec.routing == "continuous" and spec.shape.depth > 0
+    if not gated and spec.router != "silent":
+        return units
+    gates = _path_gates(z, threshold, spec) if gated else None
     runs = []
-    for level, (end, width) in enumerate(zip(shape.path_starts[1:], spec.output_widths)):
+    for level, (end, width) in enumerate(zip(spec.shape.path_starts[1:], spec.output_widths)):
         run = units[..., end - width : end]
         runs.append(run if gates is None else gates[level][..., None] * run)
     return jnp.concatenate(runs, axis=-1)
+
+
+def _path_gates(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> list[jax.Array]:
+    """Gate of every level of a path; z and threshold as `hidden_on_path` takes them."""
+    starts = spec.shape.path_starts[: spec.shape.depth]
+    # One array for all decisions of the path: an exponential a level would be a kernel a level.
+    first_units = jnp.concatenate([z[..., start : start + 1] for start in starts], axis=-1)
+    open_D = openness(first_units - threshold, spec)
+    gates = [jnp.ones_like(z[..., 0])]
+    for level in range(spec.shape.depth):
+        is_hashed = level < spec.hash_levels
+        gates.append(gates[-1] if is_hashed else narrow_gate(gates[-1], open_D[..., level], spec))
+    return gates
 
 
 def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:

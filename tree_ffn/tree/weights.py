@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree import pruned
+from tree_ffn.tree.layout import layout_of
 from tree_ffn.tree.spec import PrunedSpec, TreeSpec
 
 
@@ -79,7 +80,7 @@ def array_shapes(spec, width) -> dict[str, tuple[int, ...]]:
         return shapes | pruned.array_shapes(spec, width)
     units = (shape.n_trees, shape.tree_units)
     shapes |= {"w_in": (*units, width), "b_in": units}
-    shapes["w_out"] = (shape.n_trees, sum(2**l * n for l, n in enumerate(spec.output_widths)), width)
+    shapes["w_out"] = (shape.n_trees, layout_of(spec).outputs.unit_starts[-1], width)
     shapes["threshold"] = (shape.n_trees, shape.n_nodes)
     if spec.router == "frozen":
         shapes["router.w"] = (shape.n_trees, shape.n_deciding, width)
