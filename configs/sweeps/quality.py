@@ -51,6 +51,7 @@ def leak(first, share):
 
 
 DENSE_START = leak(1.0, 0.2)
+EVEN = {"ffn.balance": "sign"}  # thresholds that send half of a node's tokens to each side
 SUM1 = {"ffn.renormalise": True}  # a token's gates sum to 1
 FROZEN20, FROZEN50 = {"optim.routers_until": 0.2}, {"optim.routers_until": 0.5}
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))

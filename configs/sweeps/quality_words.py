@@ -14,6 +14,7 @@ of F = 510 units, but for rows that say otherwise. One learning rate for all, qu
 
 from configs.sweeps.quality import (
     DENSE_START,
+    EVEN,
     FROZEN20,
     FROZEN50,
     GATED,
@@ -60,6 +61,14 @@ ROWS = {
     "tree_continuous_P16_D5_experts_leak100_20": {**GATED, **apart(16, 1, 5, 0), **DENSE_START},
     "tree_continuous_P4_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(4, 4, 5, 0), **DENSE_START},
     "tree_continuous_P16_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(16, 1, 5, 0), **DENSE_START},
+    "tree_continuous_P16_D5_experts_even_leak100_20": {**GATED, **EVEN, **apart(16, 1, 5, 0), **DENSE_START},
+    "tree_continuous_P16_D5_experts_even10_leak100_20": {
+        **GATED, **EVEN, **apart(16, 1, 5, 0), **DENSE_START, "ffn.balance_rate": 1e-2,
+    },
+    "tree_continuous_P4_D5_experts_even_leak100_20": {**GATED, **EVEN, **apart(4, 4, 5, 0), **DENSE_START},
+    "tree_continuous_P16_D5_experts_even_sum1_leak100_20": {
+        **GATED, **EVEN, **SUM1, **apart(16, 1, 5, 0), **DENSE_START,
+    },
     "tree_straight_P2_W1_hash2_leak100_20": {**RECIPE, "ffn.hash_levels": 2},
     "tree_straight_P2_W1_hash4_leak100_20": {**RECIPE, **HASH4},
     "tree_straight_P2_W1_below_hash_leak100_20": {**RECIPE, "model.layers": "tree,hash_tree"},
@@ -70,7 +79,7 @@ ROWS = {
     "tree_straight_P2_W1_leak100_20_frozen50": {**RECIPE, **FROZEN50},
     # Here what stops is a router and nothing else; a tree's first units are most of its A.
     "moe_top1_X32_leak100_20_frozen20": {"kind": "moe", **DENSE_START, **FROZEN20},
-}
+}  # fmt: skip
 
 
 def get_sweep():
