@@ -169,7 +169,8 @@ def table(before: dict, figures: dict) -> str:
 def facts_of(config, start: Restored) -> SimpleNamespace:
     """The config of the results rows: the start is told by how it was converted, not by its place."""
     values = resolved(config)
-    unnamed = {name: value for name, value in values["finetune"].items() if name not in ("start", "teacher")}
     del values["ffn"]  # of no layer: the model is the start's
     values["model"] = spec_to_dict(start.model)
-    return SimpleNamespace(**{**values, "finetune": {**unnamed, "converted": start.meta.get("converted")}})
+    return SimpleNamespace(
+        **{**values, "finetune": {**values["finetune"], "converted": start.meta.get("converted")}}
+    )

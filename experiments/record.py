@@ -30,6 +30,7 @@ KEY = ("table", "row", "metric", "seed", "device", "config_hash")
 DATA_FACTS = (
     "corpus", "sha256", "tokenizer", "tokenizer_sha256", "vocab_size", "row_tokens", "splits", "python",
 )  # fmt: skip
+MODEL_PATHS = ("start", "teacher")  # of `finetune`
 UNITS = {
     "val_loss": "nats/token", "train_loss": "nats/token", "ppl": "1", "bits_per_byte": "bits/byte",
     "gap_closed": "1", "active_share": "1", "dead_leaves": "1", "leaf_entropy": "1",
@@ -159,7 +160,7 @@ def check_row_flag(results: str | None, row: str | None) -> None:
 
 
 def public_config(config, data_meta: dict) -> dict:
-    """Resolved config whose data section says what the data are, not where.
+    """Resolved config that says what the data are, not where, and does not name the models it began with.
 
     Args:
       config: the run's config.
@@ -170,7 +171,8 @@ def public_config(config, data_meta: dict) -> dict:
         key: value for key, value in config["data"].items() if key in ("corpus", "valid_share", "text_field")
     }
     data |= {key: data_meta[key] for key in DATA_FACTS if key in data_meta}
-    return {**config, "data": data}
+    finetune = {name: value for name, value in config.get("finetune", {}).items() if name not in MODEL_PATHS}
+    return {**config, "data": data} | ({"finetune": finetune} if "finetune" in config else {})
 
 
 def config_hash(config) -> str:

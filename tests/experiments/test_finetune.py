@@ -67,7 +67,8 @@ def test_before_during_and_after(runs, tuned):
     assert {"val_loss", "loss_before", "loss_teacher"} <= found.keys()
     assert found["val_loss"]["config"]["finetune"]["converted"]["method"] == "frequency"
     assert "start" not in found["val_loss"]["config"]["finetune"]
-    assert call("evaluate", f"--workdir={to}", "--batch_size=8").code == 0
+    recorded = (f"--results={runs}/scored.jsonl", "--row=scored", "--table=conversion")
+    assert call("evaluate", f"--workdir={to}", "--batch_size=8", *recorded).code == 0
 
 
 def test_resuming_changes_no_bit(texts, runs, tuned):

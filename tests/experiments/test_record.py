@@ -80,6 +80,11 @@ def test_data_are_named_by_content():
     }  # fmt: skip
 
 
+def test_models_that_a_run_began_with_are_not_named_by_their_place():
+    config = {"data": {}, "finetune": {"start": "/x/trees", "teacher": "/x/dense", "kl": 1.0}}
+    assert record.public_config(config, {})["finetune"] == {"kl": 1.0}
+
+
 def test_commands_name_no_directory_of_this_machine():
     command = record.public_command(
         ["/x/experiments/train.py", "--a=/x/y/b.txt,/z/c", "--d=configs/e.py", "/f/g"]
