@@ -4,13 +4,15 @@ Warnings become errors, and slow tests are left out, by `[tool.pytest.ini_option
 """
 
 import functools
+import gc
 import importlib.metadata
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; no accelerator unasked
-# Tests are mostly compilation. XLA of jax 0.10 has an older way to write its loops, which compiles more than
-# twice as fast; jax 0.11 has not, and there, as with XLA_FLAGS= (make test-full), tests run what users run.
+# Tests are mostly compilation, so XLA is told not to optimise, and XLA of jax 0.10 to write its loops in an older
+# way, which compiles more than twice as fast. With XLA_FLAGS= (make test-full) both are left as users have them.
+AS_USERS = os.environ.get("XLA_FLAGS") == ""
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
@@ -25,6 +27,8 @@ def pytest_configure(config):
     del config
     if os.environ["JAX_PLATFORMS"] == "cpu":
         jax.config.update("jax_num_cpu_devices", FAKE_DEVICES)
+    jax.config.update("jax_disable_most_optimizations", not AS_USERS)
+    gc.set_threshold(50_000, 20, 50)  # compiled programs are many and stay; looking through them takes time
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     _parse_absl_flags()
@@ -70,8 +74,8 @@ def room_for_the_next_module():
 def jit_as_users():
     """jax.jit for what is said of bits and last digits: compiled as users' programs are, whatever tests do.
 
-    Neither with older loops (XLA_FLAGS above) nor unoptimised (tests/training/conftest.py): there a product
-    and a sum round twice, and tanh(-6) is not -1.
+    Neither with older loops nor unoptimised, as above: there a product and a sum round twice, and tanh(-6)
+    is not -1.
     """
     older = "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
     name, options = "jax_disable_most_optimizations", {"xla_cpu_use_fusion_emitters": True} if older else None

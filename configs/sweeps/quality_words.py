@@ -65,9 +65,11 @@ ROWS = {
     "tree_continuous_P16_D5_experts_even10_leak100_20": {
         **GATED, **EVEN, **apart(16, 1, 5, 0), **DENSE_START, "ffn.balance_rate": 1e-2,
     },
-    "tree_continuous_P4_D5_experts_even_leak100_20": {**GATED, **EVEN, **apart(4, 4, 5, 0), **DENSE_START},
-    "tree_continuous_P16_D5_experts_even_sum1_leak100_20": {
-        **GATED, **EVEN, **SUM1, **apart(16, 1, 5, 0), **DENSE_START,
+    "tree_continuous_P16_D5_experts_kappa2_leak100_20": {
+        **GATED, **apart(16, 1, 5, 0), **DENSE_START, "ffn.kappa": 2.0,
+    },
+    "tree_continuous_P16_D5_experts_kappa4_leak100_20": {
+        **GATED, **apart(16, 1, 5, 0), **DENSE_START, "ffn.kappa": 4.0,
     },
     "tree_straight_P2_W1_hash2_leak100_20": {**RECIPE, "ffn.hash_levels": 2},
     "tree_straight_P2_W1_hash4_leak100_20": {**RECIPE, **HASH4},

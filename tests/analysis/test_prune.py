@@ -24,6 +24,8 @@ from tree_ffn.training.step import count_usage, empty_usage
 from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec, init_params, prune, tree_ffn
 
 TREES = TreeSpec(TreeShape(n_trees=2, depth=3, node_width=2, shared_width=3), routing="continuous")
+HARD = dataclasses.replace(TREES, routing="hard")
+FROZEN = dataclasses.replace(HARD, router="frozen")
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 16)), jnp.int32)
 
 
@@ -66,15 +68,15 @@ def calibrated(model, variables):
 @pytest.fixture(scope="module")
 def trained():
     """A model whose trees differ, with other kinds between them; executed by gather, layer by layer."""
-    ffns = (TREES, TREES, KINDS["dense"], dataclasses.replace(TREES, routing="hard"), KINDS["moe"])
-    ffns += (dataclasses.replace(TREES, routing="hard", router="frozen"),)
+    ffns = (TREES, TREES, KINDS["dense"], HARD, KINDS["moe"], FROZEN)
     model = model_spec(*ffns, implementation="gather")
     variables = random_variables(model)
     return *unrolled(model, variables), model, variables
 
 
-def test_threshold_0_loses_no_bit_on_the_calibration_tokens(trained, jit_as_users):
-    alone, variables_alone, *_ = trained
+def test_threshold_0_loses_no_bit_on_the_calibration_tokens(jit_as_users):
+    alone = model_spec(TREES, FROZEN, implementation="gather")
+    alone, variables_alone = unrolled(alone, random_variables(alone))
     calibration = calibrated(alone, variables_alone)
     model, variables = prune_model(alone, variables_alone, calibration, 0)
     assert sum(map(total_units, model.ffns)) < sum(map(total_units, alone.ffns))

@@ -302,7 +302,7 @@ N_ROWS = {
     "quality": 63,
     "curves": 45,
     "transfer": 18,
-    "quality_words": 38,
+    "quality_words": 42,
     "quality_cpu": 41,
 }
 

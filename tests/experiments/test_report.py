@@ -189,8 +189,15 @@ def look(page, tmp_path, *options):
 
 
 @browser
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 500])  # Chromium makes no narrower window
+@pytest.mark.parametrize(
+    "width, dark",  # Chromium makes no narrower window than 500
+    [
+        (1280, False),
+        (500, True),
+        pytest.param(1280, True, marks=pytest.mark.slow),
+        pytest.param(500, False, marks=pytest.mark.slow),
+    ],
+)
 def test_in_a_browser(page, tmp_path, dark, width):
     options = [f"--window-size={width},900"]
     seen = look(page, tmp_path, *options, *(["--blink-settings=preferredColorScheme=0"] if dark else []))

@@ -224,6 +224,7 @@ def test_sigterm_saves_exits_0_and_says_how_to_resume(options, tmp_path):
         assert checkpoints.latest == int(stopped[1])
 
 
+@pytest.mark.slow
 def test_nojit_shows_numbers(options, tmp_path, monkeypatch):
     # Every operation is compiled alone, once a shape: with few shapes that takes seconds.
     eight = "model.width model.context train.batch_size ffn.node_width"

@@ -24,7 +24,9 @@ def metrics_of_steps(model):
     return lambda at: run(state._replace(step=jnp.int32(at)))
 
 
-@pytest.mark.parametrize("layers", ["", "tree,dense", "moe,hash"])
+@pytest.mark.parametrize(
+    "layers", [pytest.param("", marks=pytest.mark.slow, id="tree"), "tree,dense", "moe,hash"]
+)
 def test_a_step_trains_what_leaks_by_then(layers):
     model, plain = (tiny_model("tree", model__layers=layers, **more) for more in (LEAKING, PLAIN))
     variables, leaking = start(plain).variables, metrics_of_steps(model)

@@ -133,7 +133,7 @@ def train(mesh, model, accumulation=1, steps=3):
     return losses, jax.device_get(state), jax.device_get(usage)
 
 
-MIXED = ModelSpec(256, 16, 32, 3, 2, (NARROW_TREES, WIDE_TREE, MoESpec(4, 8, top_k=2)))
+MIXED = ModelSpec(256, 16, 32, 2, 2, (NARROW_TREES, MoESpec(4, 8, top_k=2)))
 
 
 @pytest.mark.parametrize(

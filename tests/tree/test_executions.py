@@ -112,8 +112,17 @@ def test_agrees_with_the_oracle_everywhere(case, rng):
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 
-@pytest.mark.parametrize("W", [1, "per_level"])
-@pytest.mark.parametrize("routing", ["straight_through", "continuous_min", "continuous_product"])
+@pytest.mark.parametrize(
+    "routing, W",
+    [
+        ("straight_through", 1),
+        ("continuous_min", "per_level"),
+        ("continuous_product", 1),
+        pytest.param("straight_through", "per_level", marks=pytest.mark.slow),
+        pytest.param("continuous_min", 1, marks=pytest.mark.slow),
+        pytest.param("continuous_product", "per_level", marks=pytest.mark.slow),
+    ],
+)
 def test_silent_routers(routing, W, rng):
     spec = cases.make_spec(routing, P=2, D=2, W=W, S=1, router="silent")
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)

@@ -73,7 +73,11 @@ def test_a_tree_is_hashed_down_to_its_level_and_no_further(rng):
     assert np.any(other.leaf_TP != info.leaf_TP)
 
 
-@pytest.mark.parametrize("fields", [{}, {"hash_levels": 2, "routing": "continuous_min"}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [pytest.param({}, marks=pytest.mark.slow), {"hash_levels": 2, "routing": "continuous_min"}],
+    ids=str,
+)
 def test_a_pruned_hash_tree_loses_nothing_on_the_tokens_it_was_pruned_by(fields, rng):
     spec, params, x, _, token = case(rng, T=20, D=4, W=2, **fields)
     y, info = run(spec, cases.on_device(params), jnp.asarray(x), jnp.asarray(token), "gather")

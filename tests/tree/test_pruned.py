@@ -135,7 +135,7 @@ def test_silent_routers(gates, W, rng):
     check(spec, params, x, dy, keep_PJ)
 
 
-@pytest.mark.parametrize("routing", ["hard", "continuous_min"])
+@pytest.mark.parametrize("routing", [pytest.param("hard", marks=pytest.mark.slow), "continuous_min"])
 def test_many_tokens_few_leaves(routing, rng):
     spec, params, *_, keep_PJ = make(routing, "some", rng, P=3, D=4, W="per_level")
     _, x, dy = cases.grid_case(rng, spec, T=300)
