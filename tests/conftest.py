@@ -10,8 +10,8 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; no accelerator unasked
-# Tests are mostly compilation, so XLA is told not to optimise (below), and XLA of jax 0.10 to write its loops in
-# an older way, which compiles more than twice as fast. With XLA_FLAGS= (make test-full) tests run what users run.
+# Tests are mostly compilation, so XLA is told not to optimise (below), and XLA of jax 0.10 to write its loops
+# in an older way, which compiles more than twice as fast. XLA_FLAGS= (make test-full) runs what users run.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
