@@ -195,7 +195,8 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k (of moe)
     ffn.top_k = 1  # experts a token uses
     ffn.expert_groups = 1  # of moe: groups, each with a softmax of its own and top_k / expert_groups choices
-    ffn.renormalise = False  # of moe and of tree (continuous, logistic): a token's gates sum to 1
+    ffn.renormalise = False  # of moe and of tree (continuous, logistic): a token's gates have norm 1
+    ffn.gate_norm = 1  # which norm: 1, the gates sum to 1; 2, their squares do
     ffn.moe_balance = "bias"  # none | aux | bias
     ffn.aux_weight = 1e-2  # of aux
     return ffn

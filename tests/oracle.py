@@ -196,6 +196,11 @@ def _pre_output(params, x, spec, paths, leak):
     return total
 
 
+def _norm(spec, gates):
+    """What the gates of a token's leaves are divided by."""
+    return sum(gates) if spec.gate_norm == 1 else math.sqrt(sum(g * g for g in gates))
+
+
 def forward(params, x_TE, spec, leaf_TP=None, token_T=None, leak=0.0) -> Result:
     """The layer's output, along the paths to `leaf_TP` or its own, whose hashed sides `token_T` decide."""
     params, x_TE = to_float64(params), to_float64(x_TE)
@@ -206,7 +211,7 @@ def forward(params, x_TE, spec, leaf_TP=None, token_T=None, leak=0.0) -> Result:
             given = None if leaf_TP is None else int(leaf_TP[t, p])
             sides = () if token_T is None else _sides(params, spec, p, token_T[t])
             paths.append(_descend(params, x, spec, p, leaf=given, sides=sides))
-        share = sum(steps[-1].gate for steps in paths) if spec.renormalise else 1.0
+        share = _norm(spec, [steps[-1].gate for steps in paths]) if spec.renormalise else 1.0
         paths = [[s._replace(gate=leak + (1 - leak) * s.gate / share) for s in steps] for steps in paths]
         total = _pre_output(params, x, spec, paths, leak)
         y[t] = params["b_out"] + (total if spec.act_site == "node" else _act(spec, total)[0])
@@ -246,15 +251,16 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates, leak):
 
 
 def _gate_gradients(params, x, spec, leaf_P, d_gates):
-    """dL/dg of every tree and level from dL/d(g / sum of the leaves' g), where gates are renormalised."""
+    """dL/dg of every tree and level from dL/d(g / n), where gates are renormalised: n is that of the leaves' g."""
     d_gates = np.array(d_gates)
     if not spec.renormalise:
         return d_gates
     paths = [_descend(params, x, spec, p, leaf=int(leaf)) for p, leaf in enumerate(leaf_P)]
     gates = np.array([[step.gate for step in steps] for steps in paths])
-    total = gates[:, -1].sum()
-    d_total = -(d_gates * gates).sum() / total**2
-    return d_gates / total + d_total * (np.arange(spec.shape.depth + 1) == spec.shape.depth)
+    norm = _norm(spec, gates[:, -1])
+    d_norm = -(d_gates * gates).sum() / norm**2
+    of_leaf = 1.0 if spec.gate_norm == 1 else gates[:, -1:] / norm  # dn/dg
+    return d_gates / norm + d_norm * of_leaf * (np.arange(spec.shape.depth + 1) == spec.shape.depth)
 
 
 def backward(params, x_TE, spec, dy_TE, leaf_TP=None, token_T=None, leak=0.0):

@@ -53,6 +53,7 @@ def leak(first, share):
 DENSE_START = leak(1.0, 0.2)
 EVEN = {"ffn.balance": "sign"}  # thresholds that send half of a node's tokens to each side
 SUM1 = {"ffn.renormalise": True}  # a token's gates sum to 1
+NORM2 = {**SUM1, "ffn.gate_norm": 2}  # or their squares do
 FROZEN20, FROZEN50 = {"optim.routers_until": 0.2}, {"optim.routers_until": 0.5}
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
@@ -77,6 +78,10 @@ ROWS = {
     "moe_top4_X128_sum1_leak100_20": {"row": "moe_top4_X128", **SUM1, **DENSE_START},
     "moe_top12_X384_sum1_leak100_20": {"row": "moe_top4_X128", **SUM1, **experts(384, 12, 8), **DENSE_START},
     "moe_top24_X768_sum1_leak100_20": {"row": "moe_top4_X128", **SUM1, **experts(768, 24, 4), **DENSE_START},
+    "moe_top4_X128_norm2_leak100_20": {"row": "moe_top4_X128", **NORM2, **DENSE_START},
+    "moe_top12_X384_norm2_leak100_20": {
+        "row": "moe_top4_X128", **NORM2, **experts(384, 12, 8), **DENSE_START,
+    },
     # One choice in each group: as 24 trees of 32 leaves, or 48 of two units, with flat decisions.
     "moe_top24_X768_G24_leak100_20": {"row": "moe_top4_X128", **experts(768, 24, 4, 24), **DENSE_START},
     "moe_top48_X1536_G48_leak100_20": {"row": "moe_top4_X128", **experts(1536, 48, 2, 48), **DENSE_START},
@@ -95,6 +100,15 @@ ROWS = {
     "tree_continuous_P24_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(24, 4, 5, 0), **DENSE_START},
     "tree_continuous_P48_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(48, 2, 5, 0), **DENSE_START},
     "tree_continuous_P96_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(96, 1, 5, 0), **DENSE_START},
+    "tree_continuous_P24_D5_experts_norm2_leak100_20": {
+        **GATED, **NORM2, **apart(24, 4, 5, 0), **DENSE_START,
+    },
+    "tree_continuous_P48_D5_experts_norm2_leak100_20": {
+        **GATED, **NORM2, **apart(48, 2, 5, 0), **DENSE_START,
+    },
+    "tree_continuous_P96_D5_experts_norm2_leak100_20": {
+        **GATED, **NORM2, **apart(96, 1, 5, 0), **DENSE_START,
+    },
     "tree_continuous_P24_D6_experts_leak100_20": {**GATED, **apart(24, 4, 6, 0), **DENSE_START},  # F twice
     "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},  # four times
     "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},

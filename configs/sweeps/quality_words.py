@@ -19,6 +19,7 @@ from configs.sweeps.quality import (
     FROZEN50,
     GATED,
     HASH4,
+    NORM2,
     STRAIGHT,
     SUM1,
     apart,
@@ -61,6 +62,11 @@ ROWS = {
     "tree_continuous_P16_D5_experts_leak100_20": {**GATED, **apart(16, 1, 5, 0), **DENSE_START},
     "tree_continuous_P4_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(4, 4, 5, 0), **DENSE_START},
     "tree_continuous_P16_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(16, 1, 5, 0), **DENSE_START},
+    "moe_top4_X128_norm2_leak100_20": {"kind": "moe", **experts(128, 4, 4), **NORM2, **DENSE_START},
+    "tree_continuous_P4_D5_experts_norm2_leak100_20": {**GATED, **NORM2, **apart(4, 4, 5, 0), **DENSE_START},
+    "tree_continuous_P16_D5_experts_norm2_leak100_20": {
+        **GATED, **NORM2, **apart(16, 1, 5, 0), **DENSE_START,
+    },
     "tree_continuous_P16_D5_experts_even_leak100_20": {**GATED, **EVEN, **apart(16, 1, 5, 0), **DENSE_START},
     "tree_continuous_P16_D5_experts_even10_leak100_20": {
         **GATED, **EVEN, **apart(16, 1, 5, 0), **DENSE_START, "ffn.balance_rate": 1e-2,

@@ -102,10 +102,11 @@ def test_a_tree_without_decisions_is_dense():
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("norm", [None, 1, 2])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_moe_is_its_definition(top_k, renormalise):
-    spec = MoESpec(4, 3, top_k, renormalise, balance="aux", aux_weight=0.5, activation="tanh")
+def test_moe_is_its_definition(top_k, norm):
+    how = {} if norm is None else {"renormalise": True, "gate_norm": norm}
+    spec = MoESpec(4, 3, top_k, balance="aux", aux_weight=0.5, activation="tanh", **how)
     variables = init(spec)
     p = {k: np.asarray(v, np.float64) for k, v in {**variables["params"], **variables["routing"]}.items()}
     x = np.random.default_rng(3).standard_normal((16, E), np.float32)
@@ -118,7 +119,7 @@ def test_moe_is_its_definition(top_k, renormalise):
         chosen = np.argsort(-(gates[t] + p["selection_bias"]))[:top_k]
         assert set(chosen) == set(np.asarray(info.leaf_TP[t]))
         load[chosen] += 1
-        total = gates[t, chosen].sum() if renormalise else 1.0
+        total = np.linalg.norm(gates[t, chosen], norm) if norm else 1.0
         for e in chosen:
             hidden = np.tanh(p["w_in"][e] @ x[t] + p["b_in"][e])
             expected[t] += gates[t, e] / total * (hidden @ p["w_out"][e])

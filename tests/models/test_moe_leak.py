@@ -18,12 +18,13 @@ SPECS = [
     MoESpec(5, 3, activation="tanh", balance="none"),
     MoESpec(5, 3, top_k=2, activation="silu"),
     MoESpec(5, 3, top_k=2, renormalise=True),
+    MoESpec(5, 3, top_k=2, renormalise=True, gate_norm=2),
     MoESpec(5, 3, activation="tanh", balance="none", router="hash"),
 ]
 
 
 def name_of(spec):
-    return f"{spec.router}-{spec.top_k}" + "-renormalised" * spec.renormalise
+    return f"{spec.router}-{spec.top_k}" + f"-norm{spec.gate_norm}" * spec.renormalise
 
 
 def case(rng, spec):
@@ -48,7 +49,7 @@ def chosen_gates(params, x, token, spec):
     p = scores / scores.sum()
     order = np.argsort(-(p + params["selection_bias"]))
     chosen = np.isin(np.arange(spec.n_experts), order[: spec.top_k])
-    return p, chosen, chosen * p / ((chosen * p).sum() if spec.renormalise else 1.0)
+    return p, chosen, chosen * p / (np.linalg.norm(p[chosen], spec.gate_norm) if spec.renormalise else 1.0)
 
 
 def layer_in_float64(params, x_TE, dy_TE, leak, spec):
@@ -76,8 +77,9 @@ def layer_in_float64(params, x_TE, dy_TE, leak, spec):
             dx_TE[t] += dz @ params["w_in"][e]
         if p is not None:
             dp = dq
-            if spec.renormalise:  # q = p / sum of the chosen p
-                dp = chosen * (dq - dq @ q) / p[chosen].sum()
+            if spec.renormalise:  # q = p / n, and dn/dp is 1 or q
+                slope_of_norm = 1.0 if spec.gate_norm == 1 else q
+                dp = chosen * (dq - dq @ q * slope_of_norm) / np.linalg.norm(p[chosen], spec.gate_norm)
             d_logits = p * (dp - dp @ p)
             grads["w_router"] += np.outer(d_logits, x)
             dx_TE[t] += d_logits @ params["w_router"]

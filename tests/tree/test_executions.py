@@ -136,16 +136,18 @@ def test_logistic_openness(routing, rng):
 
 
 @pytest.mark.parametrize(
-    "routing, router, act_site, D",
+    "routing, router, act_site, D, norm",
     [
-        ("continuous_min", "first_unit", "sum", 2),
-        ("continuous_product", "silent", "node", 2),
-        ("continuous_product", "silent", "node", 0),
+        ("continuous_min", "first_unit", "sum", 2, 1),
+        ("continuous_product", "silent", "node", 2, 2),
+        ("continuous_product", "silent", "node", 0, 2),
+        pytest.param("continuous_min", "first_unit", "sum", 2, 2, marks=pytest.mark.slow),
+        pytest.param("continuous_product", "silent", "node", 2, 1, marks=pytest.mark.slow),
     ],
 )
-def test_gates_that_sum_to_one(routing, router, act_site, D, rng):
+def test_gates_of_norm_one(routing, router, act_site, D, norm, rng):
     how = {"openness": "logistic", "renormalise": True, "router": router, "act_site": act_site}
-    spec = cases.make_spec(routing, P=3, D=D, W="per_level", S=1, **how)
+    spec = cases.make_spec(routing, P=3, D=D, W="per_level", S=1, gate_norm=norm, **how)
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 

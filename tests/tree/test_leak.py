@@ -29,6 +29,7 @@ LAYERS = [
         "router": "silent",
         "openness": "logistic",
         "renormalise": True,
+        "gate_norm": 2,
     },
 ]
 

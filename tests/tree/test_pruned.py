@@ -126,7 +126,9 @@ def test_agrees_with_the_oracle_everywhere(case, rng):
 
 
 @pytest.mark.parametrize(
-    "gates, W", [({}, "per_level"), ({"openness": "logistic", "renormalise": True}, 1)], ids=["plain", "sum1"]
+    "gates, W",
+    [({}, "per_level"), ({"openness": "logistic", "renormalise": True, "gate_norm": 2}, 1)],
+    ids=["plain", "norm2"],
 )
 def test_silent_routers(gates, W, rng):
     spec, params, x, dy, keep_PJ = make("continuous_product", "some", rng, P=3, D=3, W=W)

@@ -18,14 +18,16 @@ MODEL_FIELDS = (
 TREE_FIELDS = (
     "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
     "balance", "balance_rate", "balance_floor", "hash_levels", "leak", "leak_share", "renormalise",
+    "gate_norm",
 )  # fmt: skip
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
 ADDED_FIELDS = (
     "router", "openness", "balance_floor", "hash_levels", "unroll", "leak", "leak_share", "expert_groups",
+    "gate_norm",
 )  # fmt: skip
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
-    "leak", "leak_share", "expert_groups",
+    "leak", "leak_share", "expert_groups", "gate_norm",
 )  # fmt: skip
 
 

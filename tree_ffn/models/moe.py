@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.tree import ACTIVATIONS, Info, Leaking, activation
-from tree_ffn.tree.routing import hashed
+from tree_ffn.tree.routing import gate_norm, hashed
+from tree_ffn.tree.spec import GATE_NORMS
 from tree_ffn.tree.usage import leaf_counts
 
 MOE_BALANCES = ("none", "aux", "bias")
@@ -34,8 +35,9 @@ class MoESpec(Leaking):
         every group is a decision among X / G, the flat counterpart of G trees of depth log2(X / G).
       router: `softmax`, learned; or `hash`, one expert by a fixed hash of the token's id, another
         hash in every layer: what routing is worth that neither learns nor looks at the context.
-      renormalise: the chosen gates sum to 1 (with k = 1 the gate is then the
+      renormalise: the chosen gates are divided by their norm (with k = 1 the gate is then the
         constant 1 and the router learns from the balance term alone).
+      gate_norm: which norm: 1, the gates then sum to 1; 2, their squares do.
       balance: `none`; `aux`, the loss of Switch Transformers; or `bias`, added
         to the gates for the choice only and moved against the load.
       balance_rate: step of `bias` per update.
@@ -59,9 +61,11 @@ class MoESpec(Leaking):
     negative_slope: float = 0.01
     router: str = "softmax"
     expert_groups: int = 1
+    gate_norm: int = 1
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice("gate_norm", self.gate_norm, GATE_NORMS)
         check_choice("router", self.router, MOE_ROUTERS)
         for field in ("n_experts", "expert_width", "top_k", "expert_groups"):
             check_positive_int(field, getattr(self, field))
@@ -125,7 +129,7 @@ def moe_ffn(
     """y = b_out + sum over the chosen experts e of g_e * (act(x w_in_e^T + b_in_e) w_out_e).
 
         p = softmax(w_router x),  chosen = the k largest of p + selection_bias
-        g_e = p_e for the chosen (divided by their sum if `renormalise`), else 0
+        g_e = p_e for the chosen (divided by their norm if `renormalise`), else 0
         aux = aux_weight * X / G * sum_e f_e mean(p_e),  f_e the share of choices that fell on e
 
     With G groups softmax, choice (of k / G) and renormalising are those of each group.
@@ -188,7 +192,7 @@ def _softmax_choice(params, x_TE, spec: MoESpec):
     chosen_TX = _choices(chosen_Tk, spec)
     gate_TGX = p_TGX * chosen_TX.reshape(p_TGX.shape)
     if spec.renormalise:
-        gate_TGX = gate_TGX / gate_TGX.sum(axis=-1, keepdims=True)
+        gate_TGX = gate_TGX / gate_norm(gate_TGX, spec.gate_norm)
     aux_loss = jnp.float32(0.0)
     if spec.balance == "aux":
         share_X, p_X = chosen_TX.mean(axis=0) / spec.top_k, p_TGX.mean(axis=0).reshape(X)

@@ -151,7 +151,7 @@ def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
             # A masked sum, not a gather: its gradient is a masked copy.
             gate = routing.child_gate(gate, jnp.where(here, r_TPJ, 0.0).sum(axis=-1), spec)
     gates_TPU = jnp.concatenate(runs, axis=-1)
-    return gates_TPU / gate.sum(axis=-1)[:, None, None] if spec.renormalise else gates_TPU
+    return gates_TPU / routing.gate_norm(gate, spec.gate_norm)[..., None] if spec.renormalise else gates_TPU
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -120,7 +120,7 @@ def _logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
 def renormalised(
     s_TE: jax.Array, params: dict, x_TE: jax.Array, place_TP: jax.Array, spec: TreeSpec
 ) -> jax.Array:
-    """The sum of trees over that of their leaves' gates, where the layer says so: `TreeSpec.renormalise`.
+    """The sum of trees over the norm of their leaves' gates, where the layer says so: `TreeSpec.renormalise`.
 
     Args:
       s_TE: sum of the trees with gates as they are.
@@ -134,7 +134,20 @@ def renormalised(
     for level in range(spec.hash_levels, spec.shape.depth):
         node_TP = layout.node_starts[level] + layout.ancestor(level, place_TP)
         gate_TP = child_gate(gate_TP, _at(r_TPR, node_TP, spec), spec)
-    return (s_TE.astype(jnp.float32) / gate_TP.sum(axis=-1, keepdims=True)).astype(s_TE.dtype)
+    norm_T1 = gate_norm(gate_TP, spec.gate_norm)
+    return (s_TE.astype(jnp.float32) / norm_T1).astype(s_TE.dtype)
+
+
+def gate_norm(gate: jax.Array, order: int) -> jax.Array:
+    """What gates are divided by over their last axis, which stays: their sum, or the root of that of their squares.
+
+    Args:
+      gate: float32 [..., n], all of them positive, or 0 where nothing was chosen.
+      order: 1 or 2.
+    """
+    if order == 1:
+        return gate.sum(axis=-1, keepdims=True)
+    return jnp.sqrt((gate * gate).sum(axis=-1, keepdims=True))
 
 
 def walk(r_TPR: jax.Array, spec: TreeSpec, right_TPH: jax.Array | None = None, child=None) -> jax.Array:

@@ -15,6 +15,7 @@ GATES = ("min", "product")
 OPENNESS = ("exponential", "logistic")
 ACT_SITES = ("node", "sum")
 BALANCES = ("none", "sign")
+GATE_NORMS = (1, 2)
 ROUTERS = ("first_unit", "silent", "frozen")
 
 
@@ -48,8 +49,10 @@ class TreeSpec(Leaking):
       hash_levels: decisions that are not the router's: those of the first so many levels come from a
         fixed hash of the token's id, another one in every tree and layer. Their gates are 1 and their
         nodes' first units are units like any other. With D, the baseline `hash_tree`.
-      renormalise: gates are divided by the sum, over a token's trees, of its leaves' gates, as those of
+      renormalise: gates are divided by the norm, over a token's trees, of its leaves' gates, as those of
         a mixture of experts are by that of the chosen.
+      gate_norm: which norm: 1, leaves' gates then sum to 1 and are about 1 / P each; 2, their squares do, and
+        they are about 1 / sqrt(P): the sum of P trees is then as large as that of one.
       leak, leak_share: what units off the path add in training, and what gates let through at least (see
         `Leaking`).
     """
@@ -69,9 +72,11 @@ class TreeSpec(Leaking):
     router: str = "first_unit"
     hash_levels: int = 0
     renormalise: bool = False
+    gate_norm: int = 1
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice("gate_norm", self.gate_norm, GATE_NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("act_site", self.act_site, ACT_SITES)
         check_choice("routing", self.routing, ROUTINGS)
