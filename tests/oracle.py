@@ -251,7 +251,7 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates, leak):
 
 
 def _gate_gradients(params, x, spec, leaf_P, d_gates):
-    """dL/dg of every tree and level from dL/d(g / n), where gates are renormalised: n is that of the leaves' g."""
+    """dL/dg of every tree and level from dL/d(g / n), n the norm of the leaves' g, where it divides."""
     d_gates = np.array(d_gates)
     if not spec.renormalise:
         return d_gates

@@ -139,11 +139,11 @@ def renormalised(
 
 
 def gate_norm(gate: jax.Array, order: int) -> jax.Array:
-    """What gates are divided by over their last axis, which stays: their sum, or the root of that of their squares.
+    """Norm of gates, which are at least 0, over their last axis, which stays: float32 [..., 1].
 
     Args:
-      gate: float32 [..., n], all of them positive, or 0 where nothing was chosen.
-      order: 1 or 2.
+      gate: float32 [..., n].
+      order: 1, their sum; or 2, the root of the sum of their squares.
     """
     if order == 1:
         return gate.sum(axis=-1, keepdims=True)
