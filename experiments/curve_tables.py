@@ -17,8 +17,10 @@ from experiments.lines import (
 from experiments.page import Table
 from tree_ffn.models.build import ffn_spec
 from tree_ffn.models.ffn import units
+from tree_ffn.models.moe import MoESpec
 from tree_ffn.training.config import namespace
 from tree_ffn.training.leak import leaks
+from tree_ffn.tree import TreeSpec
 
 # Rows of T1, and of the attempts at its protocol, through which the curves go.
 MEETING = {
@@ -58,6 +60,8 @@ def point_of(row: dict) -> Point:
         hashed = getattr(ffn, "hash_levels", 0)
         kind += f"_{ffn.routing.partition('_')[0]}" + (f"_hash{hashed}" if hashed else "")
     spec = ffn_spec(ffn, ffn.kind)
+    if isinstance(spec, (TreeSpec, MoESpec)) and spec.renormalise:
+        kind += f"_norm{spec.gate_norm}"
     if leaks(spec):
         kind += f"_leak{spec.leak:g}"
     train, model = (row["config"][part] for part in ("train", "model"))

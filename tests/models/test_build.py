@@ -36,6 +36,16 @@ def test_kinds_share_the_units_of_the_tree_fields():
     assert build("preset=nano,kind=dense", ffn__width=100).ffns[0] == DenseSpec(100)
 
 
+@pytest.mark.parametrize("norm,said", [(1, "gates that sum to 1"), (2, "gates whose squares sum to 1")])
+def test_gates_may_be_normalised(norm, said):
+    for kind in ("moe", "tree"):
+        spec = build(
+            f"preset=nano,kind={kind}", ffn__renormalise=True, ffn__gate_norm=norm,
+            ffn__routing="continuous", ffn__openness="logistic",
+        )  # fmt: skip
+        assert spec.ffns[0].renormalise and spec.ffns[0].gate_norm == norm and said in describe(spec)[0]
+
+
 def test_what_chooses_hard_may_leak():
     for kind in ("moe", "hash", "random_tree", "hash_tree"):
         spec = build(f"preset=nano,kind={kind}", ffn__leak=0.5, ffn__leak_share=0.2)

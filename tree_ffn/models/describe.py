@@ -10,7 +10,7 @@ from tree_ffn.models.ffn import active_share, active_units, ffn_flops, separate_
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
-from tree_ffn.tree import Leaking, PrunedSpec
+from tree_ffn.tree import Leaking, PrunedSpec, TreeSpec
 
 
 def abstract_variables(spec: ModelSpec) -> dict:
@@ -129,7 +129,7 @@ def _layer_line(ffn: FFNSpec) -> str:
             return f"hash: {experts}, one by the token's id{_leak(ffn)}: {sizes}"
         router = f"the router's {ffn.n_experts} rows are not counted"
         groups = f" in {ffn.expert_groups} groups" if ffn.expert_groups > 1 else ""
-        return f"moe: {experts}, top {ffn.top_k}{groups}{_leak(ffn)}: {sizes}; {router}"
+        return f"moe: {experts}, top {ffn.top_k}{groups}{_norm(ffn)}{_leak(ffn)}: {sizes}; {router}"
     shape = ffn.shape
     hashed = ffn.hash_levels
     kind = "hash_tree" if hashed and hashed == shape.depth else "tree"
@@ -139,7 +139,7 @@ def _layer_line(ffn: FFNSpec) -> str:
         tree += f", {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
     elif hashed:
         tree += f", the first {hashed} decisions by the token's id"
-    tree += _leak(ffn)
+    tree += _norm(ffn) + _leak(ffn)
     if not separate_routers(ffn):
         return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
     products = f"{separate_routers(ffn)} products a token are not counted in A"
@@ -147,6 +147,12 @@ def _layer_line(ffn: FFNSpec) -> str:
         "frozen separate routers" if ffn.router == "frozen" else f"{ffn.routing} routing, silent routers"
     )
     return f"{kind}: {tree}: {sizes}, {routers}, whose {products}"
+
+
+def _norm(ffn: MoESpec | TreeSpec) -> str:
+    if not ffn.renormalise:
+        return ""
+    return ", gates that sum to 1" if ffn.gate_norm == 1 else ", gates whose squares sum to 1"
 
 
 def _leak(ffn: Leaking) -> str:
