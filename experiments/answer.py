@@ -43,7 +43,8 @@ def main() -> None:
     answering.check_fits(head, model)
     answerer = answering.Answering(model, _BATCH_TOKENS.value)
     answers, cold = timed(answerer, questions)
-    answering.write_lines(_TO.value, {"facts": model.facts, "asked": head}, answers, "to")
+    first = {"facts": model.facts, "asked": head, "device": record.device_name()}
+    answering.write_lines(_TO.value, first, answers, "to")
     print(f"{len(answers):,} questions answered in {cold:.1f} s, compiling included: {_TO.value}")
     if _RESULTS.value:
         _, warm = timed(answerer, questions)

@@ -110,13 +110,14 @@ class Answers:
       facts: what a results row says of the model that answered.
       asked: the head of the file of questions (`head_of`).
       known: {key of a question: answer}.
+      device: that answered, if the file says so.
 
     Raises:
       InputError: (in use) there is no answer to something.
     """
 
-    def __init__(self, path: str, facts: dict, asked: dict, known: dict):
-        self._path, self.facts, self.asked, self._known = path, facts, asked, known
+    def __init__(self, path: str, facts: dict, asked: dict, known: dict, device: str | None = None):
+        self._path, self.facts, self.asked, self._known, self.device = path, facts, asked, known, device
 
     @classmethod
     def read(cls, path: str) -> "Answers":
@@ -126,7 +127,8 @@ class Answers:
           InputError: it is no such file.
         """
         head, *rows = read_lines(path, "answers", ("facts", "asked"))
-        return cls(path, head["facts"], head["asked"], {row["key"]: row["answer"] for row in rows})
+        known = {row["key"]: row["answer"] for row in rows}
+        return cls(path, head["facts"], head["asked"], known, head.get("device"))
 
     def likelihoods(self, pairs, quiet=False):
         del quiet

@@ -43,6 +43,9 @@ _N_TREES = flags.DEFINE_integer("n_trees", 1, "P, trees of a layer.")
 _DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
 _NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a node: one number, or one for each level.")
 _SHARED_WIDTH = flags.DEFINE_integer("shared_width", 0, "S, units that are always on.")
+_MAX_SHARE = flags.DEFINE_float(
+    "max_share", 1.0, "Refuse a shape of which more than this share, A / F, works for a token, e.g. 0.05."
+)
 _METHODS = flags.DEFINE_list("methods", None, f"Which ways to place units: {', '.join(METHODS)}; all.")
 _ROUTER = flags.DEFINE_string("router", "separate", f"Where decisions are kept: {' or '.join(ROUTERS)}.")
 _REFITS = flags.DEFINE_integer("refits", 3, "How often output weights are solved for; 0: dense ones stay.")
@@ -101,6 +104,12 @@ def _checked_flags() -> tuple[list[Recipe], int]:
     for flag in (_BATCH_SIZE, _HELD_OUT):
         check_positive_int(f"--{flag.name}", flag.value)
     shape = TreeShape(_N_TREES.value, _DEPTH.value, _widths(_NODE_WIDTH.value), _SHARED_WIDTH.value)
+    if not shape.active_share <= _MAX_SHARE.value:
+        raise InputError(
+            f"--max_share: {_MAX_SHARE.value:g} is not reached by this shape, of whose {shape.total_units:,} "
+            f"units {shape.active_units:,} work for a token ({shape.active_share:.1%}); use a larger "
+            "--depth, or a smaller --node_width or --shared_width."
+        )
     needed = tokens_needed(shape)
     check_positive_int("--tokens", _TOKENS.value, least=0)
     if 0 < _TOKENS.value < needed:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from experiments import demo_scores, finetuning, provenance, record, starts, sweep_runs, tuning
+from experiments import demo_scores, finetuning, provenance, record, run_config, starts, sweep_runs, tuning
 from experiments.converting import Sizes, convert_all, facts_of, row_of
 from experiments.finetune_choice import Settings, choice, config_for
 from tree_ffn.analysis.convert import Recipe, check_convertible
@@ -219,7 +219,7 @@ class Demo:
         config, workdir = self.config_of(run, seed), self.workdir_of(run, seed)
         if not done(workdir):
             fine_tune(workdir, config, run.row, self.results)
-        facts = finetuning.facts_of(config, starts.load(run.start))
+        facts = run_config.finetuned_config(config, starts.load(run.start))
         demo_scores.score(self.scoring, workdir, run.row, self.results, facts)
 
     def untrained(self, seed: int) -> Iterator[tuple[str, str, str]]:

@@ -25,7 +25,7 @@ import json
 
 from absl import flags
 
-from experiments import answering, cli, demo_answers, loaded, questions, record, texts
+from experiments import answering, cli, demo_answers, loaded, questions, record, run_config, texts
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.checkpoint import restore_for_inference
@@ -85,7 +85,8 @@ def main() -> None:
     run = restore_for_inference(_WORKDIR.value, _STEP.value, make_mesh(data=-1, model=1))
     if other:
         found = texts.score(
-            run, other, batch_size=_BATCH_SIZE.value, tokenizer=_TOKENIZER.value,
+            run._replace(config=run_config.config_of(run)), other, batch_size=_BATCH_SIZE.value,
+            tokenizer=_TOKENIZER.value or run.config.data.tokenizer,
             text_field=_TEXT_FIELD.value or "text",
             results=_RESULTS.value, table=_TABLE.value, row=_ROW.value,
         )  # fmt: skip
@@ -101,7 +102,8 @@ def main() -> None:
         write_json(_JSON.value, figures)
     if _RESULTS.value:
         names = {"table": _TABLE.value, "row": _ROW.value}
-        record.append_figures(_RESULTS.value, figures, config=run.config, data_meta=corpus.meta, **names)
+        config = run_config.config_of(run)
+        record.append_figures(_RESULTS.value, figures, config=config, data_meta=corpus.meta, **names)
 
 
 def answer_questions() -> None:
@@ -122,7 +124,8 @@ def answer_questions() -> None:
     if _JSON.value:
         write_json(_JSON.value, {"scores": [score._asdict() for score in scores]})
     if _RESULTS.value:
-        questions.append(_RESULTS.value, scores, model.facts, _ROW.value, _LIMIT.value)
+        device = answerer.device if isinstance(answerer, answering.Answers) else None
+        questions.append(_RESULTS.value, scores, model.facts, _ROW.value, _LIMIT.value, device)
 
 
 def score_models() -> None:

@@ -4,16 +4,14 @@ import functools
 import json
 import math
 import os
-from types import SimpleNamespace
 
 import jax
 
-from experiments import provenance, record, starts
+from experiments import provenance, record, run_config, starts
 from experiments.config_words import check_config
 from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, load_tokenizer, valid_batches
 from tree_ffn.data.questions import prepare_questions
 from tree_ffn.errors import InputError
-from tree_ffn.models import spec_to_dict
 from tree_ffn.training import setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Restored
@@ -67,8 +65,8 @@ def finetune(
     if results:
         losses = {f"loss_{name}": found["loss"] for name, found in before.items()}
         record.append_figures(
-            results, {**figures, **losses}, table="conversion", row=row or "", config=facts_of(config, start),
-            data_meta=data.meta, command=command,
+            results, {**figures, **losses}, table="conversion", row=row or "",
+            config=run_config.finetuned_config(config, start), data_meta=data.meta, command=command,
         )  # fmt: skip
     return before, figures
 
@@ -164,13 +162,3 @@ def table(before: dict, figures: dict) -> str:
     lines = {name: before[name] for name in ("teacher", "before") if name in before} | {"after": figures}
     rows = [f"{name:<10}{found['loss']:>10.4f}{found['ppl']:>12.3f}" for name, found in lines.items()]
     return "\n".join([f"{'':<10}{'loss':>10}{'perplexity':>12}", *rows])
-
-
-def facts_of(config, start: Restored) -> SimpleNamespace:
-    """The config of the results rows: the start is told by how it was converted, not by its place."""
-    values = resolved(config)
-    del values["ffn"]  # of no layer: the model is the start's
-    values["model"] = spec_to_dict(start.model)
-    return SimpleNamespace(
-        **{**values, "finetune": {**values["finetune"], "converted": start.meta.get("converted")}}
-    )

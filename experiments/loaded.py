@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
-from experiments import record, tokenizer_files
+from experiments import record, run_config, tokenizer_files
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models import decode, export
@@ -98,7 +98,7 @@ def load(workdir: str | None, directory: str | None, tokenizer: str | None = Non
 
         run = restore_for_inference(workdir, step)
         spec, variables, name, begins_with = run.model, run.variables, run.config.data.tokenizer, []
-        facts = record.public_config(run.config, run.meta["data"])
+        facts = record.public_config(run_config.config_of(run), run.meta["data"])
     if not (tokenizer or name):
         raise InputError("--tokenizer is missing; the model was imported without one.")
     encoder = load_tokenizer(tokenizer or name)

@@ -108,6 +108,7 @@ def answer(
         check_positive_int("--limit", limit)
     manager = task_manager([task for *_, task in planned], data, cache)
     import lm_eval  # pyright: ignore[reportMissingImports]
+    from jinja2 import TemplateError  # pyright: ignore[reportMissingImports]
 
     from experiments.harness import HarnessModel
 
@@ -121,7 +122,7 @@ def answer(
             )  # fmt: skip
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        except (KeyError, ValueError, ConnectionError, OSError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, OSError, TemplateError) as error:
             raise InputError(f"--tasks: the harness cannot run {name} ({reason(error)}).") from error
         data_sha256 = None if task is None else task_files.data_sha256(task, cache)
         scores += _scores(found, name, shots, task, data_sha256)

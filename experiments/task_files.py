@@ -18,6 +18,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from experiments.task_fields import check_rows, check_templates
 from tree_ffn.data.compressed import read_bytes
 from tree_ffn.data.questions import json_objects
 from tree_ffn.errors import InputError, check_choice, reason
@@ -74,6 +75,7 @@ def read_task(path: str) -> TaskFile:
             raise InputError(
                 f"--tasks: {path}, line {len(lines)}: the file ends without the field {field!r}."
             )
+    check_templates(path, text)
     shots = re.search(r"^metadata:(?:\n .*)*?\n +shots: *(\d+) *$", text, re.MULTILINE)
     if not shots:
         line = fields["metadata"]
@@ -117,6 +119,9 @@ def prepare(tasks: list[TaskFile], data: str, cache: str) -> str:
     """
     # All are looked for before any is written.
     sources = {name: _sources(task, name, data) for task in tasks for name in task.data}
+    for task in tasks:
+        for name in task.data:
+            _check_fields(task, name, sources[name])
     cache = os.path.abspath(cache)
     for name, paths in sources.items():
         made = os.path.join(cache, name)
@@ -172,14 +177,25 @@ def _sources(task: TaskFile, name: str, data: str) -> list[str]:
     return found
 
 
+def _read(path: str) -> str:
+    try:
+        return read_bytes(pathlib.Path(path)).decode("utf-8")
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise InputError(f"--task_data: {path} cannot be read ({reason(error)}).") from None
+
+
+def _check_fields(task: TaskFile, name: str, paths: list[str]) -> None:
+    """Rows that are made here have what they have; those of a file have to have what the task needs."""
+    _, form = _form(name)
+    added = {"label": 0} if form == "labelled" else {}
+    if form in ("", "labelled"):
+        rows = json_objects(_read(paths[0]), paths[0], "--task_data")
+        check_rows(((line, {**row, **added}) for line, row in rows), paths[0], task.name, task.text)
+
+
 def _rows(name: str, paths: list[str]) -> list[dict]:
     """The rows of DATA/`name`."""
-    texts = []
-    for path in paths:
-        try:
-            texts.append(read_bytes(pathlib.Path(path)).decode("utf-8"))
-        except (OSError, UnicodeDecodeError, EOFError) as error:
-            raise InputError(f"--task_data: {path} cannot be read ({reason(error)}).") from None
+    texts = [_read(path) for path in paths]
     _, form = _form(name)
     if form == "questions":
         return _squad_questions(paths[0], texts[0])

@@ -46,7 +46,7 @@ def test_answers_come_back_as_the_model_gives_them(exported, tmp_path):
     assert [one[1] for one in got] == [one[1] for one in want]
     assert [one[0] for one in got] == pytest.approx([one[0] for one in want], abs=1e-4)
     assert answers.texts(requests, stops) == own.texts(requests, stops, quiet=True)
-    assert answers.facts == json.loads(json.dumps(model.facts))
+    assert answers.facts == json.loads(json.dumps(model.facts)) and answers.device == "cpu"
     with pytest.raises(InputError, match="has no answer to a question of this task"):
         answers.texts(requests, [["x"], []])
 
@@ -77,7 +77,7 @@ def test_scores_are_those_of_asking_the_model_itself(exported, tmp_path):
     scores(f"--export={exported}", *results)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     by_file, by_model = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    for key in ("table", "metric", "config_hash"):
+    for key in ("table", "metric", "config_hash", "device"):
         assert [row[key] for row in by_file] == [row[key] for row in by_model]
     # Questions that are answered in another order meet others in their batches.
     values = [row["value"] for row in by_model]

@@ -100,6 +100,7 @@ def test_an_export_with_text_named(texts, run, tmp_path):
         (["--node_width=a"], "--node_width: 'a' is not allowed"),
         (["--node_width=1,2"], "node_width: (1, 2) has 2 widths"),
         (["--n_trees=0"], "n_trees: 0 is not allowed"),
+        (["--max_share=0.05"], "--max_share: 0.05 is not reached by this shape, of whose 14 units 6 work"),
         (["--n_trees=1"], "have room for 7 units, and the dense layer has 14"),
         (["--router=spent"], "have room for 8 units (6 of its units are spent on routers)"),
         (["--depth=5"], "--tokens: 512 is not allowed; depth 5 takes at least 1,024 (32 * 2^5)"),

@@ -69,6 +69,9 @@ def test_before_during_and_after(runs, tuned):
     assert "start" not in found["val_loss"]["config"]["finetune"]
     recorded = (f"--results={runs}/scored.jsonl", "--row=scored", "--table=conversion")
     assert call("evaluate", f"--workdir={to}", "--batch_size=8", *recorded).code == 0
+    config = record.load_results(f"{runs}/scored.jsonl")[0]["config"]  # of the model that it has
+    assert "ffn" not in config and config["finetune"]["converted"]["method"] == "frequency"
+    assert config["model"] == found["val_loss"]["config"]["model"]
 
 
 def test_resuming_changes_no_bit(texts, runs, tuned):

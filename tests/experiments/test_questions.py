@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import questions, record, task_files
+from experiments import questions, record, task_fields, task_files
 from experiments.tasks import functions
 from tests.experiments import make_harness_fixture, questions_data
 from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, named
@@ -397,6 +397,8 @@ GOOD = f"{task_files.TASKS}/arc_easy.yaml"
         ("  shots: 5\n", "", "line 2.: metadata lacks `shots`"),
         ("task: arc_easy", "task: arc easy", "line 1: task must be a name"),
         ("DATA/", "", "line 2: no data_files of the form DATA/"),
+        ("doc_to_choice: choices\n", "", "line 8: multiple_choice needs the field 'doc_to_choice'"),
+        ("{{question}}", "{{question", "line 12: a {{ has no }}"),
     ],
 )
 def test_task_files_that_lack_something(old, new, words, tmp_path):
@@ -406,6 +408,45 @@ def test_task_files_that_lack_something(old, new, words, tmp_path):
     path.write_text(text.replace(old, new))
     with pytest.raises(InputError, match=f"mine.yaml, {words}"):
         task_files.choose(["mine"], str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "task, file, field",
+    [
+        ("arc_easy", "arc_easy/train.jsonl", "choices"),
+        ("arc_easy", "arc_easy/test.jsonl", "gold"),
+        ("boolq", "boolq/validation.jsonl", "question"),
+        ("piqa", "piqa/valid.jsonl", "sol2"),
+        ("openbookqa", "openbookqa/test.jsonl", "question"),
+    ],
+)
+def test_rows_that_lack_a_field(task, file, field, tmp_path):
+    data = questions_data.write(tmp_path / "data")
+    [path] = data.glob(f"{file}*")
+    first, second, *others = questions_data.FILES[file]
+    lacking = {name: value for name, value in second.items() if name != field}
+    rows = [json.dumps(row) for row in (first, lacking, *others)]
+    path.unlink()
+    (data / file).write_text("\n".join(rows))
+    with pytest.raises(InputError, match=f"{file}, line 2: no field '{field}', which {task} needs"):
+        task_files.prepare(task_files.choose([task]), str(data), str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "value, needed",
+    [
+        ('"{{passage}}\\nQ: {{question}}?"', {"passage", "question"}),
+        ('"{{answer|int}}"', {"answer"}),
+        ("\"{{' ' + continuation}}\"", {"continuation"}),
+        ('"{{[sol1, sol2]}}"', {"sol1", "sol2"}),
+        ('"{{question.strip()}} A. {{choices[0]}}"', {"question", "choices"}),
+        ("!function functions.all_answers", set()),
+        ('"{% for x in y %}{{x}}{% endfor %}"', set()),
+    ],
+)
+def test_fields_that_a_template_needs(value, needed):
+    assert task_fields.asked_for(f"doc_to_text: {value}\n") == (needed, set())
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def begin_run(
       source: the run whose config and data it has.
       model, variables: the changed model.
       val_loss: what the best checkpoint is told by.
-      **facts: JSON-like, kept in the checkpoint's `meta`.
+      **facts: JSON-like, kept in the `meta` of all its checkpoints.
 
     Raises:
       InputError: the directory cannot be written.
@@ -68,9 +68,9 @@ def with_own_model(plan: setup.Plan, checkpoints: Checkpoints) -> setup.Plan:
 
 
 def kept_meta(checkpoints: Checkpoints) -> dict:
-    """What later checkpoints of such a run have to say again."""
+    """What later checkpoints of such a run have to say again: its model, and what it was made from."""
     meta = checkpoints.meta() if checkpoints.latest is not None else {}
-    return {"model": meta["model"]} if "model" in meta else {}
+    return {name: value for name, value in meta.items() if name not in ("config", "data", "step")}
 
 
 def _arrays(tree):

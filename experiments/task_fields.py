@@ -1,0 +1,69 @@
+"""What a task file's templates ask of its data: fields that every row has to have.
+
+The harness fills a template's unknown fields with nothing and goes on; a task of another's data would get a
+score that looks like one.
+"""
+
+import re
+from collections.abc import Iterable
+
+from tree_ffn.errors import InputError
+
+TEMPLATE = re.compile(r"^doc_to_(text|target|choice): *(.*?) *$", re.MULTILINE)
+WORDS = frozenset("and or not in is if else true false none True False None range loop".split())
+
+
+def check_templates(path: str, text: str) -> None:
+    """Raises InputError unless braces are closed and a choice among answers says where they are.
+
+    Args:
+      path: of the task file, for messages.
+      text: its content.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        if TEMPLATE.match(line) and line.count("{{") != line.count("}}"):
+            raise InputError(f"--tasks: {path}, line {number}: a {{{{ has no }}}}: {line.strip()!r}.")
+    chosen = re.search(r"^output_type: *multiple_choice *$", text, re.MULTILINE)
+    if chosen and not re.search(r"^doc_to_choice:", text, re.MULTILINE):
+        line = text[: chosen.start()].count("\n") + 1
+        raise InputError(f"--tasks: {path}, line {line}: multiple_choice needs the field 'doc_to_choice'.")
+
+
+def asked_for(text: str) -> tuple[set[str], set[str]]:
+    """Fields that a task's templates need, and words that are fields where the data have them.
+
+    Args:
+      text: of a task file.
+
+    Example:
+      >>> needed, perhaps = asked_for('doc_to_text: "Q: {{q.strip()}}"\\ndoc_to_choice: choices\\n')
+      >>> sorted(needed), sorted(perhaps)
+      (['choices', 'q'], [])
+    """
+    needed, perhaps = set(), set()
+    for part, value in TEMPLATE.findall(text):
+        if value.startswith("!function") or "{%" in value:
+            continue
+        if re.fullmatch(r"[A-Za-z_]\w*", value):
+            (needed if part == "choice" else perhaps).add(value)
+        for expression in re.findall(r"\{\{(.*?)\}\}", value):
+            bare = re.sub(r"'[^']*'|\\?\"[^\"]*\"|\|\s*\w+|\.\s*\w+", " ", expression)
+            needed |= set(re.findall(r"\b[A-Za-z_]\w*", bare)) - WORDS
+    return needed, perhaps
+
+
+def check_rows(rows: Iterable[tuple[int, dict]], path: str, task: str, text: str) -> None:
+    """Raises InputError, which names file, line and field, unless all rows have what the templates need.
+
+    Args:
+      rows: (line, row) of a data file.
+      path: of that file, for messages.
+      task: name of the task.
+      text: of its task file.
+    """
+    needed, perhaps = asked_for(text)
+    for number, row in rows:
+        needed |= perhaps & row.keys()  # what the first has all must have
+        perhaps = set()
+        for field in sorted(needed - row.keys()):
+            raise InputError(f"--task_data: {path}, line {number}: no field {field!r}, which {task} needs.")
