@@ -5,7 +5,17 @@ import hashlib
 import pathlib
 from typing import Any
 
-from experiments import answering, demo_answers, loaded, provenance, questions, record, starts, texts
+from experiments import (
+    answering,
+    demo_answers,
+    loaded,
+    provenance,
+    questions,
+    record,
+    run_config,
+    starts,
+    texts,
+)
 from tree_ffn.training import workdir as workdirs
 
 SHOTS = ["0", "task"]
@@ -50,18 +60,15 @@ def score(scoring: Scoring, workdir: str, row: str, results: str | None, config=
       workdir: of the run.
       row: name of the rows.
       results: file of the rows; None writes none.
-      config: what the rows say of it; by default the run's.
+      config: what the rows say of it; by default `run_config.config_of`.
     """
     if scoring.done(workdir):
         return
     run = starts.load(workdir, "latest")
     if scoring.texts:
         print(f"\n{row}:", flush=True)
-        texts.score(
-            run._replace(config=config or run.config), scoring.texts, tokenizer=run.config.data.tokenizer,
-            results=results, table="conversion", row=row,
-        )  # fmt: skip
-    facts = record.public_config(config or run.config, run.meta["data"])
+        texts.score(run, scoring.texts, results=results, table="conversion", row=row, config=config)
+    facts = record.public_config(config or run_config.config_of(run), run.meta["data"])
     if scoring.tasks:
         ask_here(scoring, workdir, row, results, facts)
     if scoring.asked:

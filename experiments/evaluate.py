@@ -85,8 +85,7 @@ def main() -> None:
     run = restore_for_inference(_WORKDIR.value, _STEP.value, make_mesh(data=-1, model=1))
     if other:
         found = texts.score(
-            run._replace(config=run_config.config_of(run)), other, batch_size=_BATCH_SIZE.value,
-            tokenizer=_TOKENIZER.value or run.config.data.tokenizer,
+            run, other, batch_size=_BATCH_SIZE.value, tokenizer=_TOKENIZER.value,
             text_field=_TEXT_FIELD.value or "text",
             results=_RESULTS.value, table=_TABLE.value, row=_ROW.value,
         )  # fmt: skip

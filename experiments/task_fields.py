@@ -62,8 +62,8 @@ def check_rows(rows: Iterable[tuple[int, dict]], path: str, task: str, text: str
       text: of its task file.
     """
     needed, perhaps = asked_for(text)
+    rows = list(rows)
+    needed |= perhaps.intersection(field for _, row in rows for field in row)  # what one has all must have
     for number, row in rows:
-        needed |= perhaps & row.keys()  # what the first has all must have
-        perhaps = set()
         for field in sorted(needed - row.keys()):
             raise InputError(f"--task_data: {path}, line {number}: no field {field!r}, which {task} needs.")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from experiments import record
+from experiments import record, run_config
 from tree_ffn.data.inputs import matches
 from tree_ffn.data.whole import whole_text
 from tree_ffn.errors import InputError
@@ -44,7 +44,7 @@ def score_at_end(workdir: str, config, texts: dict[str, str], **names) -> None:
 def score(
     run: Restored, texts: dict[str, str], *, batch_size: int = 16, tokenizer: str | None = None,
     text_field: str = "text", results: str | None = None, table: str = "", row: str = "",
-    command: str | None = None,
+    command: str | None = None, config=None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Scores a model on texts, prints a line for each, and appends them to a results file.
 
@@ -57,11 +57,12 @@ def score(
       results: file to append to; None appends nothing.
       table, row: names of the rows.
       command: of the rows; by default this process's own.
+      config: what the rows say of the run; by default `run_config.config_of`.
 
     Returns:
       {name: figures} as `evaluate_whole` returns them.
     """
-    encoder, found = tokenizer_of(run, tokenizer), {}
+    encoder, found, config = tokenizer_of(run, tokenizer), {}, config or run_config.config_of(run)
     for name, files in texts.items():
         text = whole_text(files, encoder, text_field)
         found[name] = figures = evaluate_whole(run, text, batch_size)
@@ -70,7 +71,7 @@ def score(
         print(f"{name}: {said}; {figures['tokens']:,} tokens, {figures['words']:,} words", flush=True)
         if results:
             record.append_text_figures(
-                results, name, shown, table=table, row=row, config=run.config, data_meta=run.meta["data"],
+                results, name, shown, table=table, row=row, config=config, data_meta=run.meta["data"],
                 sha256=text.sha256, command=command,
             )  # fmt: skip
     return found

@@ -26,6 +26,7 @@ from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec, init_params, prune, t
 TREES = TreeSpec(TreeShape(n_trees=2, depth=3, node_width=2, shared_width=3), routing="continuous")
 HARD = dataclasses.replace(TREES, routing="hard")
 FROZEN = dataclasses.replace(HARD, router="frozen")
+LAYERS = (TREES, TREES, KINDS["dense"], HARD, KINDS["moe"], FROZEN)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 16)), jnp.int32)
 
 
@@ -67,15 +68,14 @@ def calibrated(model, variables):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model whose trees differ, with other kinds between them; executed by gather, layer by layer."""
-    ffns = (TREES, TREES, KINDS["dense"], HARD, KINDS["moe"], FROZEN)
-    model = model_spec(*ffns, implementation="gather")
-    variables = random_variables(model)
-    return *unrolled(model, variables), model, variables
+    """A model whose trees differ, with other kinds between them; executed by gather."""
+    model = model_spec(*LAYERS, implementation="gather")
+    return model, random_variables(model)
 
 
-def test_threshold_0_loses_no_bit_on_the_calibration_tokens(jit_as_users):
-    alone = model_spec(TREES, FROZEN, implementation="gather")
+@pytest.mark.parametrize("ffns", [(TREES, FROZEN), pytest.param(LAYERS, marks=pytest.mark.slow)], ids=len)
+def test_threshold_0_loses_no_bit_on_the_calibration_tokens(ffns, jit_as_users):
+    alone = model_spec(*ffns, implementation="gather")
     alone, variables_alone = unrolled(alone, random_variables(alone))
     calibration = calibrated(alone, variables_alone)
     model, variables = prune_model(alone, variables_alone, calibration, 0)
@@ -92,7 +92,7 @@ def test_threshold_0_loses_no_bit_on_the_calibration_tokens(jit_as_users):
 
 def test_runs_are_made_anew(trained):
     """Layers of one run part where they lose different leaves, and layers that lose nothing stay."""
-    *_, model, variables = trained
+    model, variables = trained
     calibration = calibrated(model, variables)
     pruned, new = prune_model(model, variables, calibration, 0)
     assert [length for _, length in model.runs] == [2, 1, 1, 1, 1]
@@ -111,7 +111,7 @@ def test_runs_are_made_anew(trained):
 
 
 def test_masked_is_not_asked_of_pruned_trees(trained):
-    *_, model, variables = trained
+    model, variables = trained
     masked = dataclasses.replace(model, implementation="masked")
     pruned, _ = prune_model(masked, variables, calibrated(model, variables), 0)
     assert pruned.implementation is None
@@ -137,7 +137,7 @@ def test_one_path_is_a_static_dense_layer(spec, static, rng):
 
 def test_static_models(trained):
     """Hard trees of one path become dense, continuous ones stay trees."""
-    *_, model, variables = trained
+    model, variables = trained
     calibration = calibrated(model, variables)
     pruned, new = prune_model(model, variables, calibration, 1)
     static, static_variables = prune_model(model, variables, calibration, 1, static=True)
@@ -151,7 +151,7 @@ def test_static_models(trained):
 
 
 def test_what_cannot_be_pruned(trained):
-    *_, model, variables = trained
+    model, variables = trained
     assert tokens_needed(model) == 8000
     with pytest.raises(InputError, match=r"threshold: 1.5 is not allowed; use a share .* from 0 to 1"):
         prune_model(model, variables, calibrated(model, variables), 1.5)

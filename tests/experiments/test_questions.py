@@ -425,12 +425,12 @@ def test_rows_that_lack_a_field(task, file, field, tmp_path):
     [path] = data.glob(f"{file}*")
     first, second, *others = questions_data.FILES[file]
     lacking = {name: value for name, value in second.items() if name != field}
-    rows = [json.dumps(row) for row in (first, lacking, *others)]
     path.unlink()
-    (data / file).write_text("\n".join(rows))
-    with pytest.raises(InputError, match=f"{file}, line 2: no field '{field}', which {task} needs"):
-        task_files.prepare(task_files.choose([task]), str(data), str(tmp_path / "cache"))
-    assert not (tmp_path / "cache").exists()
+    for line, rows in ((2, (first, lacking, *others)), (1, (lacking, first, *others))):
+        (data / file).write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(InputError, match=f"{file}, line {line}: no field '{field}', which {task} needs"):
+            task_files.prepare(task_files.choose([task]), str(data), str(tmp_path / "cache"))
+        assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """An import holds the model and at most two copies of its largest tensor.
 
-Measured once with a float16 checkpoint of OPT-1.3B's shape in 3 files (2 CPU cores, Python 3.11, jax 0.10.2):
+Measured with a float16 checkpoint of OPT-1.3B's shape in 3 files (results/import_memory.txt; Python 3.11):
 
     python -m tests.models.pretrained_memory --size=1.3b --directory=PATH --param_dtype=keep
 
     param_dtype   model        largest tensor   most allocated   beyond the model   largest resident memory
-    keep          2,631.5 MB   205.9 MB         2,846.7 MB       1.04 copies        2,902.1 MB
-    float32       5,263.0 MB   205.9 MB         5,477.8 MB       1.04 copies        5,530.5 MB
+    keep          2,631.5 MB   205.9 MB         2,846.7 MB       1.04 copies        2,903.0 MB
+    float32       5,263.0 MB   205.9 MB         5,477.8 MB       1.04 copies        5,531.7 MB
 """
 
 import json

@@ -14,7 +14,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import pretrained
 from tree_ffn.models.safetensors_file import MAX_HEADER, read_header, write
 
-N_MUTATIONS = 2_000
+N_MUTATIONS = 3_000
 VALID = {
     "__metadata__": {"format": "pt"},
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},

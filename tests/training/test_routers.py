@@ -88,7 +88,7 @@ def bits(values: dict) -> dict:
 
 
 TREES = {"ffn__routing": "straight_through", "ffn__balance": "sign", "ffn__leak": 1.0, "ffn__leak_share": 0.5}
-MIXED = {**TREES, "model__n_layers": 3, "model__layers": "tree,moe,random_tree", "ffn__shared_width": 3}
+MIXED = {**TREES, "model__n_layers": 4, "model__layers": "tree*2,moe,random_tree", "ffn__shared_width": 3}
 # eps: keys' biases have no gradient but rounding, and Adam would make a whole step of it.
 SHARDED = {"mesh__data": 2, "mesh__model": 2, "optim__eps": 1e-5}
 FINETUNING = lambda plan: compile_finetuning(plan, FinetuneSpec())
