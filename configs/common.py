@@ -197,6 +197,7 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.expert_groups = 1  # of moe: groups, each with a softmax of its own and top_k / expert_groups choices
     ffn.renormalise = False  # of moe and of tree (continuous, logistic): a token's gates have norm 1
     ffn.gate_norm = 1  # which norm: 1, the gates sum to 1; 2, their squares do
+    ffn.beam = 1  # of tree (continuous, logistic, product): nodes of a level that the search for a leaf keeps
     ffn.moe_balance = "bias"  # none | aux | bias
     ffn.aux_weight = 1e-2  # of aux
     return ffn

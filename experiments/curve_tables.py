@@ -62,6 +62,8 @@ def point_of(row: dict) -> Point:
     spec = ffn_spec(ffn, ffn.kind)
     if isinstance(spec, (TreeSpec, MoESpec)) and spec.renormalise:
         kind += f"_norm{spec.gate_norm}"
+    if isinstance(spec, TreeSpec) and spec.beam > 1:
+        kind += f"_beam{spec.beam}"
     if leaks(spec):
         kind += f"_leak{spec.leak:g}"
     train, model = (row["config"][part] for part in ("train", "model"))

@@ -8,6 +8,7 @@ levels, every derivative by hand. What the three executions compute is compared 
     y = b_out + sum_p sum_l g[p,l] sum_u act(z[p,n_l,u]) w_out[p,n_l,u] + shared units
       + leak sum_p sum_n (n not on the path) sum_u act(z[p,n,u]) w_out[p,n,u]
     with a leak, g on the path is leak + (1 - leak) g
+    with a beam, n_l are those above the leaf that `search` finds
 """
 
 import math
@@ -126,14 +127,20 @@ def _visit(params, x, spec, tree, node):
     return rows, z, decider - params["threshold"][tree, node]
 
 
-def _c(spec, r):
+def _c(spec, r, right):
+    """What a decision of logit r lets through where the path goes right, or left."""
+    if spec.beam > 1:
+        return float(_sigmoid(spec.kappa * (r if right else -r)))
     if spec.openness == "logistic":
         return 1 / (1 + math.exp(-spec.kappa * abs(r)))
     return 1 - math.exp(-spec.kappa * abs(r))
 
 
-def _c_slope(spec, r):
+def _c_slope(spec, r, right):
     """dc/dr."""
+    if spec.beam > 1:
+        c = _c(spec, r, right)
+        return spec.kappa * c * (1 - c) * (1 if right else -1)
     e = math.exp(-spec.kappa * abs(r))
     return spec.kappa * e * np.sign(r) / ((1 + e) ** 2 if spec.openness == "logistic" else 1)
 
@@ -143,6 +150,25 @@ def _sides(params, spec, tree, token):
     n = spec.hash_levels
     place = hashed(token, params["salt"][tree], 2**n) if n else 0
     return [bool(place >> (n - 1 - level) & 1) for level in range(n)]
+
+
+def search(params, x, spec, tree, sides=(), is_there=lambda node: True):
+    """The leaf that a beam finds: of every level it keeps the nodes of the largest gates."""
+    kept = [(1.0, 0)]
+    for level in range(spec.shape.depth):
+        found = []
+        for gate, node in kept:
+            r = _visit(params, x, spec, tree, node)[2]
+            for right in (False, True):
+                if level < len(sides):
+                    child_gate = gate if right == sides[level] else None
+                else:
+                    child_gate = gate * _c(spec, r, right)
+                child = 2 * node + 1 + right
+                if child_gate is not None and is_there(child):
+                    found.append((child_gate, child))
+        kept = sorted(found, key=lambda pair: -pair[0])[: spec.beam]
+    return kept[0][1] - (2**spec.shape.depth - 1)
 
 
 def _descend(params, x, spec, tree, node=0, leaf=None, sides=()):
@@ -157,12 +183,12 @@ def _descend(params, x, spec, tree, node=0, leaf=None, sides=()):
         steps.append(Step(node, rows, z, r, gate))
         if level == depth:
             return steps
-        if spec.routing == "continuous":
-            gates.append(_c(spec, r) if level >= spec.hash_levels else 1.0)
         if leaf is not None:
             right = bool(leaf >> (depth - 1 - level) & 1)
         else:
             right = sides[level] if level < len(sides) else bool(r > 0)
+        if spec.routing == "continuous":
+            gates.append(_c(spec, r, right) if level >= spec.hash_levels else 1.0)
         node = 2 * node + 1 + right
         level += 1
 
@@ -210,6 +236,8 @@ def forward(params, x_TE, spec, leaf_TP=None, token_T=None, leak=0.0) -> Result:
         for p in range(spec.shape.n_trees):
             given = None if leaf_TP is None else int(leaf_TP[t, p])
             sides = () if token_T is None else _sides(params, spec, p, token_T[t])
+            if given is None and spec.beam > 1:
+                given = search(params, x, spec, p, sides)
             paths.append(_descend(params, x, spec, p, leaf=given, sides=sides))
         share = _norm(spec, [steps[-1].gate for steps in paths]) if spec.renormalise else 1.0
         paths = [[s._replace(gate=leak + (1 - leak) * s.gate / share) for s in steps] for steps in paths]
@@ -235,7 +263,8 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates, leak):
             e = math.exp(-abs(spec.beta * steps[level].r))
             d_r[level] = (1 - leak) * spec.beta * e / (1 + e) ** 2 * (d_sum @ rise)
     if spec.routing == "continuous":
-        c = [_c(spec, step.r) for step in steps[:depth]]
+        rights = [below.node % 2 == 0 for below in steps[1:]]
+        c = [_c(spec, step.r, right) for step, right in zip(steps, rights)]
         c[: spec.hash_levels] = [1.0] * spec.hash_levels
         d_c = np.zeros(depth)
         for level in range(1, depth + 1):
@@ -246,7 +275,7 @@ def _decision_gradients(params, x, spec, tree, steps, d_sum, d_gates, leak):
                     d_c[j] += d_gates[level] * math.prod(c[:j] + c[j + 1 : level])
         for level in range(spec.hash_levels, depth):
             r = steps[level].r
-            d_r[level] = (1 - leak) * d_c[level] * _c_slope(spec, r)
+            d_r[level] = (1 - leak) * d_c[level] * _c_slope(spec, r, rights[level])
     return d_r
 
 

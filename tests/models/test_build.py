@@ -46,6 +46,17 @@ def test_gates_may_be_normalised(norm, said):
         assert spec.ffns[0].renormalise and spec.ffns[0].gate_norm == norm and said in describe(spec)[0]
 
 
+def test_a_tree_may_search_its_leaf():
+    how = {"ffn__routing": "continuous", "ffn__openness": "logistic", "ffn__gate": "product", "ffn__beam": 2}
+    config = "preset=nano,kind={}"
+    spec = build(config.format("tree"), ffn__router="silent", **how)
+    assert spec.ffns[0].beam == 2 and "a beam of 2" in describe(spec)[0]
+    # One router at the root, two at every other level.
+    assert spec.ffns[0].n_routers == spec.ffns[0].shape.n_trees * (2 * spec.ffns[0].shape.depth - 1)
+    for kind in ("hash_tree", "random_tree", "moe", "narrow"):
+        assert build(config.format(kind), **how) == build(config.format(kind), **{**how, "ffn__beam": 1})
+
+
 def test_what_chooses_hard_may_leak():
     for kind in ("moe", "hash", "random_tree", "hash_tree"):
         spec = build(f"preset=nano,kind={kind}", ffn__leak=0.5, ffn__leak_share=0.2)

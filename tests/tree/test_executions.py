@@ -151,6 +151,31 @@ def test_gates_of_norm_one(routing, router, act_site, D, norm, rng):
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 
+@pytest.mark.parametrize(
+    "beam, D, fields",
+    [
+        (2, 3, {"router": "silent", "W": 1, "renormalise": True, "gate_norm": 2}),
+        (2, 2, {"router": "first_unit", "W": "per_level", "S": 1, "act_site": "sum"}),
+        (4, 3, {"router": "silent", "W": "per_level"}),
+        (3, 0, {}),
+    ],
+    ids=str,
+)
+def test_a_beam(beam, D, fields, rng):
+    """All executions find the leaf that the oracle's search finds, not always the first that is met."""
+    how = {"openness": "logistic", "activation": "gelu", **fields}
+    spec = cases.make_spec("continuous_product", P=3, D=D, beam=beam, **how)
+    params, x, dy = cases.grid_case(rng, spec, T=40)
+    # Off the grid, so that no two gates are equal.
+    params["threshold"] = params["threshold"] + rng.normal(0, 0.01, params["threshold"].shape).astype(
+        np.float32
+    )
+    check(params, x, dy, spec, executions=ALL_FORMS)
+    if D > 1:
+        greedy = oracle.forward(params, x, dataclasses.replace(spec, beam=1)).leaf
+        assert 0.02 < np.mean(greedy != oracle.forward(params, x, spec).leaf) < 0.5
+
+
 def test_frozen_routers(rng):
     spec = cases.make_spec(P=2, D=2, W="per_level", S=1, act_site="sum", router="frozen")
     check(*cases.grid_case(rng, spec), spec)
@@ -213,6 +238,15 @@ def test_nan_goes_left_and_stays_with_its_token(execution, rng):
     np.testing.assert_array_equal(leaf[others], want.leaf[others])
     assert np.all(np.isnan(y[3]))
     assert_near(y[others], want.y[others], "y")
+
+
+def test_nan_goes_left_with_a_beam(rng):
+    spec = cases.make_spec("continuous_product", P=2, D=3, W=2, openness="logistic", beam=2)
+    params, x, _ = cases.grid_case(rng, spec)
+    x[3] = np.nan
+    for execution in ALL_FORMS:
+        _, leaf = cases.run_forward(*cases.on_device((params, x)), spec, execution)
+        np.testing.assert_array_equal(leaf[3], [0, 0])
 
 
 @pytest.mark.parametrize("routing", ["hard", "straight_through"])

@@ -32,6 +32,13 @@ FIRST_HASHED = (
     {"hash_levels": 1, "routing": "continuous_min"},
     {"hash_levels": 2, "routing": "continuous_product", "router": "silent"},
     {"hash_levels": 1, "router": "frozen"},
+    {
+        "hash_levels": 1,
+        "routing": "continuous_product",
+        "openness": "logistic",
+        "router": "silent",
+        "beam": 2,
+    },
 )
 
 

@@ -31,6 +31,14 @@ LAYERS = [
         "renormalise": True,
         "gate_norm": 2,
     },
+    {
+        "routing": "continuous",
+        "D": 3,
+        "router": "silent",
+        "openness": "logistic",
+        "gate": "product",
+        "beam": 2,
+    },
 ]
 
 

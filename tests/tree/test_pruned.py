@@ -51,10 +51,14 @@ def make(routing, keep, rng, **sizes):
 
 
 def leaves_by_hand(params, x, spec, keep_PJ):
-    """The rule itself: a token whose child has no kept leaf below goes to the sibling."""
+    """The rule itself: a token whose child is gone goes to the sibling; a beam keeps of what is there."""
     depth, leaf_TP = spec.shape.depth, np.zeros((len(x), spec.shape.n_trees), np.int32)
     params, x = oracle.to_float64(params), oracle.to_float64(x)
     for t, p in np.ndindex(leaf_TP.shape):
+        if spec.beam > 1:
+            there = {node for tree, node in kept_nodes(spec, keep_PJ) if tree == p}
+            leaf_TP[t, p] = oracle.search(params, x[t], spec, p, is_there=there.__contains__)
+            continue
         node = 0
         for level in range(depth):
             child = 2 * node + 1 + int(oracle._visit(params, x[t], spec, p, node)[2] > 0)
@@ -127,13 +131,20 @@ def test_agrees_with_the_oracle_everywhere(case, rng):
 
 @pytest.mark.parametrize(
     "gates, W",
-    [({}, "per_level"), ({"openness": "logistic", "renormalise": True, "gate_norm": 2}, 1)],
-    ids=["plain", "norm2"],
+    [
+        ({}, "per_level"),
+        ({"openness": "logistic", "renormalise": True, "gate_norm": 2}, 1),
+        ({"openness": "logistic", "renormalise": True, "gate_norm": 2, "beam": 2}, 1),
+    ],
+    ids=["plain", "norm2", "beam"],
 )
 def test_silent_routers(gates, W, rng):
     spec, params, x, dy, keep_PJ = make("continuous_product", "some", rng, P=3, D=3, W=W)
     spec = dataclasses.replace(spec, router="silent", **gates)
     params, x, dy = cases.grid_case(rng, spec, T=21)
+    if spec.beam > 1:  # off the grid, so that no two gates are equal
+        noise = rng.normal(0, 0.01, params["threshold"].shape).astype(np.float32)
+        params["threshold"] = params["threshold"] + noise
     check(spec, params, x, dy, keep_PJ)
 
 

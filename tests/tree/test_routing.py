@@ -146,6 +146,8 @@ def test_nothing_to_balance(fields, rng):
         ({"leak": 1.5}, "leak: 1.5 .*from 0 to 1"),
         ({"leak_share": 0.0}, "leak_share: 0.0 .*above 0, at most 1"),
         ({"gate_norm": 3}, "gate_norm: 3 .*1, 2"),
+        ({"beam": 0}, "beam: 0"),
+        ({"beam": 2}, "beam: 2 cannot be used with routing 'hard', openness 'exponential'"),
         (
             {"renormalise": True},
             "renormalise: True .*'hard' and openness 'exponential'.*'continuous' and 'logistic'",

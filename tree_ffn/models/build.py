@@ -18,12 +18,12 @@ MODEL_FIELDS = (
 TREE_FIELDS = (
     "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
     "balance", "balance_rate", "balance_floor", "hash_levels", "leak", "leak_share", "renormalise",
-    "gate_norm",
+    "gate_norm", "beam",
 )  # fmt: skip
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
 ADDED_FIELDS = (
     "router", "openness", "balance_floor", "hash_levels", "unroll", "leak", "leak_share", "expert_groups",
-    "gate_norm",
+    "gate_norm", "beam",
 )  # fmt: skip
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
@@ -117,8 +117,8 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
     with _named("ffn."):
         shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width), ffn.shared_width)
         fields = _present(ffn, TREE_FIELDS)
-        if kind != "tree":  # of moe, or of no layer
-            fields["renormalise"] = False
+        if kind != "tree":  # gates of moe, or of no layer; and no decisions to search
+            fields |= {"renormalise": False, "beam": 1}
         if kind == "random_tree":
             fields |= {"routing": "hard", "router": "frozen"}
         elif kind == "hash_tree":

@@ -139,7 +139,7 @@ def _layer_line(ffn: FFNSpec) -> str:
         tree += f", {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
     elif hashed:
         tree += f", the first {hashed} decisions by the token's id"
-    tree += _norm(ffn) + _leak(ffn)
+    tree += (f", a beam of {ffn.beam}" if ffn.beam > 1 else "") + _norm(ffn) + _leak(ffn)
     if not separate_routers(ffn):
         return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
     products = f"{separate_routers(ffn)} products a token are not counted in A"

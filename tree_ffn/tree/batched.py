@@ -11,7 +11,7 @@ scattered.
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree.blocks import Blocks, Weights, path_threshold
+from tree_ffn.tree.blocks import Blocks, Weights, path_sides, path_threshold
 from tree_ffn.tree.layout import Layout
 from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
@@ -119,7 +119,9 @@ def _backward_tree(
 def _hidden(z_MBA, tree: Weights, blocks: Blocks, layout: Layout):
     threshold_MD = path_threshold(tree.threshold, blocks.leaf_M, layout)
     threshold_MBD = jnp.broadcast_to(threshold_MD[:, None], (*z_MBA.shape[:2], layout.spec.shape.depth))
-    return hidden_on_path(z_MBA, threshold_MBD, layout.spec)
+    right_MD = path_sides(blocks.leaf_M, layout)
+    right_MBD = None if right_MD is None else jnp.broadcast_to(right_MD[:, None], threshold_MBD.shape)
+    return hidden_on_path(z_MBA, threshold_MBD, layout.spec, right_MBD)
 
 
 def _block_rows(rows_TE, blocks: Blocks, size: int):

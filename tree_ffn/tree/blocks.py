@@ -18,7 +18,7 @@ class Weights(NamedTuple):
     """What block products need of a layer; [P, ...], or one tree of it without the P.
 
     Pruned trees come as one tree, a forest, whose `path` says what stands above
-    its leaves; full trees have None there.
+    its leaves and whose `leaf` which they were; full trees have None there.
     """
 
     w_in: jax.Array
@@ -26,10 +26,11 @@ class Weights(NamedTuple):
     w_out: jax.Array
     threshold: jax.Array
     path: jax.Array | None = None
+    leaf: jax.Array | None = None
 
     def layout(self, spec: TreeSpec) -> Layout:
         """Where the units of these weights stand, as stacked [P, ...]."""
-        return layout_of(spec, path_JL=None if self.path is None else self.path[0])
+        return layout_of(spec, {} if self.path is None else jax.tree.map(lambda a: a[0], self._asdict()))
 
 
 class Blocks(NamedTuple):
@@ -121,3 +122,8 @@ def path_threshold(threshold_N: jax.Array, leaf: jax.Array, layout: Layout) -> j
     if not nodes:
         return jnp.zeros((*leaf.shape, 0), jnp.float32)
     return threshold_N[jnp.stack(nodes, axis=-1)].astype(jnp.float32)
+
+
+def path_sides(leaf: jax.Array, layout: Layout) -> jax.Array | None:
+    """Whether the paths to `leaf` (any shape) go right, bool [..., D]: where gates ask, else None."""
+    return None if layout.spec.beam == 1 else layout.sides(leaf)

@@ -24,16 +24,18 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[
       InputError: under differentiation with `straight_through` routing, which
         needs units beside the path; `masked` computes them.
     """
-    s_TE, leaf_TP = _trees(spec, params, x_TE, routing.hashed_sides(params, spec, token_T))
-    s_TE = routing.renormalised(s_TE, params, x_TE, leaf_TP, spec)
+    right_TPH = routing.hashed_sides(params, spec, token_T)
+    if spec.beam > 1:
+        right_TPH = _searched_sides(params, x_TE, spec, right_TPH)
+    s_TE, leaf_TP = _trees(spec, params, x_TE, right_TPH)
     return s_TE, grouped.numbered(leaf_TP, params, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPH: jax.Array | None):
-    """Sum of the trees, and the leaf's place in the bottom level; what no hash decides is decided here."""
+    """Sum of the trees, and the leaf's place in the bottom level; sides not given are decided here."""
     shape, dtype = spec.shape, x_TE.dtype
-    layout = layout_of(spec, params.get("child"))
+    layout = layout_of(spec, params)
     outputs, params = layout.outputs, layout.stacked(params)
     position = layout.roots(x_TE.shape[0])
     gate = jnp.ones(position.shape, jnp.float32)
@@ -50,13 +52,17 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPH: jax.Array |
             h_TPW = (gate[..., None] * act(z_TPW[..., width - n_out :])).astype(dtype)
             s_TE += jnp.einsum("tpw,tpwe->te", h_TPW, w_out_TPWE, preferred_element_type=jnp.float32)
         if level < shape.depth:
-            if right_TPH is not None and level < spec.hash_levels:
+            # The compiler drops it where a hash decides.
+            r_TP = _decide(params, x_TE, z_TPW, layout.node_starts[level] + position, spec)
+            if right_TPH is not None and level < right_TPH.shape[-1]:
                 right_TP = right_TPH[..., level]
             else:
-                r_TP = _decide(params, x_TE, z_TPW, layout.node_starts[level] + position, spec)
-                gate = routing.child_gate(gate, r_TP, spec)
                 right_TP = r_TP > 0
+            if level >= spec.hash_levels:
+                gate = routing.child_gate(gate, routing.towards(r_TP, right_TP, spec), spec)
             position = layout.child(level, position, right_TP)
+    if spec.renormalise:
+        s_TE /= routing.gate_norm(gate, spec.gate_norm)
     return s_TE.astype(dtype), position
 
 
@@ -68,11 +74,27 @@ def _trees_fwd(spec, params, x_TE, right_TPH):
 
 def _trees_bwd(spec, saved, cotangents):
     params, x_TE, leaf_TP = saved
-    _, vjp = jax.vjp(lambda p, x: grouped.block_products(p, x, leaf_TP, spec), params, x_TE)
+    _, vjp = jax.vjp(lambda p, x: grouped.along(p, x, leaf_TP, spec), params, x_TE)
     return *vjp(cotangents[0]), None
 
 
 _trees.defvjp(_trees_fwd, _trees_bwd)
+
+
+def _searched_sides(params, x_TE, spec: TreeSpec, right_TPH):
+    """The way to the leaf that a beam finds, right where true: bool [T, P, D]. Routers are read as asked."""
+    layout, stacked = layout_of(spec, params), jax.lax.stop_gradient(layout_of(spec).stacked(params))
+    x_TE = jax.lax.stop_gradient(x_TE)
+
+    def logits(level, place_TP):
+        start_TP = layout.unit_starts[level] + place_TP * layout.widths[level]
+        w_TPE = _rows(stacked["w_in"], start_TP, 1)[:, :, 0].astype(x_TE.dtype)
+        b_TP = _rows(stacked["b_in"], start_TP, 1)[..., 0].astype(jnp.float32)
+        z_TP = jnp.einsum("te,tpe->tp", x_TE, w_TPE, preferred_element_type=jnp.float32) + b_TP
+        return _decide(stacked, x_TE, z_TP[..., None], layout.node_starts[level] + place_TP, spec)
+
+    place_TP = routing.search(logits, layout, x_TE.shape[0], right_TPH)
+    return layout.sides(place_TP)
 
 
 def _decide(params, x_TE, z_TPW, node_TP, spec):

@@ -26,16 +26,19 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[
         needs units beside the path; `masked` computes them.
     """
     leaf_TP = routing.leaves(params, x_TE, spec, token_T)
-    s_TE = block_products(params, x_TE, leaf_TP, spec)
-    return routing.renormalised(s_TE, params, x_TE, leaf_TP, spec), numbered(leaf_TP, params, spec)
+    return along(params, x_TE, leaf_TP, spec), numbered(leaf_TP, params, spec)
 
 
-def block_products(params: dict, x_TE: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:
+def along(params: dict, x_TE: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:
     """The same sum for tokens whose leaves (places in the bottom level) are known: s_TE in x's dtype.
 
     Differentiable in x and in w_in, b_in and w_out; each gradient touches the
     visited units alone, and none goes through the leaves.
     """
+    return routing.renormalised(_blocks(params, x_TE, leaf_TP, spec), params, x_TE, leaf_TP, spec)
+
+
+def _blocks(params, x_TE, leaf_TP, spec):
     arrays = layout_of(spec).stacked({name: params[name] for name in Weights._fields if name in params})
     return _block_products(spec, Weights(**arrays), x_TE, leaf_TP)
 

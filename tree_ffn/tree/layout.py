@@ -6,6 +6,8 @@ node is named by its level and its place in it.
 """
 
 import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -83,9 +85,23 @@ class Layout:
         """Place, in the level below, of the right or left child of nodes of a level."""
         return 2 * place + right.astype(jnp.int32)
 
+    def only_right(self, level: int, place: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Where nodes of a level have one child left, and whether it is the right one; None: all have two."""
+        del level, place
+        return None
+
     def ancestor(self, level: int, leaf: jax.Array) -> jax.Array:
         """Place of the node of a level that is above (or is) each leaf."""
         return leaf >> (self.spec.shape.depth - level)
+
+    def goes_right(self, level: int, leaf: jax.Array) -> jax.Array:
+        """Whether the path to each leaf goes right from its node of a level: bool."""
+        return (leaf >> (self.spec.shape.depth - 1 - level)) & 1 == 1
+
+    def sides(self, leaf: jax.Array) -> jax.Array:
+        """`goes_right` at every level, root first: bool [..., D]."""
+        sides = [self.goes_right(level, leaf)[..., None] for level in range(self.spec.shape.depth)]
+        return jnp.concatenate([jnp.zeros((*leaf.shape, 0), bool), *sides], axis=-1)
 
     def per_leaf(self, level: int, rows_N: jax.Array) -> jax.Array:
         """Rows of a level's nodes -> the row of each leaf's ancestor: [leaves, ...]."""
@@ -104,12 +120,20 @@ class PrunedLayout(Layout):
       child_R2: int32, places of the left and right child of every deciding
         node in the level below; the same one twice where the other is gone.
       path_JL: int32, places of the nodes above every kept leaf, root first.
+      leaf_J: int32, the number that every kept leaf has in its full tree.
     """
 
-    def __init__(self, spec: PrunedSpec, child_R2: jax.Array | None = None, path_JL: jax.Array | None = None):
+    def __init__(
+        self,
+        spec: PrunedSpec,
+        child_R2: jax.Array | None = None,
+        path_JL: jax.Array | None = None,
+        leaf_J: jax.Array | None = None,
+    ):
         super().__init__(spec, spec.nodes)
         self._child_R2: Any = child_R2
         self._path_JL: Any = path_JL
+        self._leaf_J: Any = leaf_J
 
     def stacked(self, params: dict) -> dict:
         return jax.tree.map(lambda array: array[None], params)
@@ -123,8 +147,19 @@ class PrunedLayout(Layout):
         node = self.node_starts[level] + place
         return jnp.take(self._child_R2.reshape(-1), 2 * node + right.astype(jnp.int32), mode="clip")
 
+    def only_right(self, level: int, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+        right_J = super().goes_right(level, self._leaf_J).astype(jnp.int32)
+        right_N = jax.ops.segment_max(right_J, self._path_JL[:, level], self.nodes[level])
+        start = self.node_starts[level]
+        child_N2 = self._child_R2[start : start + self.nodes[level]]
+        is_only_N = child_N2[:, 0] == child_N2[:, 1]
+        return jnp.take(is_only_N, place, mode="clip"), jnp.take(right_N == 1, place, mode="clip")
+
     def ancestor(self, level: int, leaf: jax.Array) -> jax.Array:
         return jnp.take(self._path_JL[:, level], leaf, mode="clip")
+
+    def goes_right(self, level: int, leaf: jax.Array) -> jax.Array:
+        return super().goes_right(level, jnp.take(self._leaf_J, leaf, mode="clip"))
 
     def per_leaf(self, level: int, rows_N: jax.Array) -> jax.Array:
         return jnp.take(rows_N, self._path_JL[:, level], axis=0, mode="clip")
@@ -134,6 +169,8 @@ class PrunedLayout(Layout):
         return jax.ops.segment_sum(rows_J, place_J, self.nodes[level], indices_are_sorted=True)
 
 
-def layout_of(spec: TreeSpec, child_R2: jax.Array | None = None, path_JL: jax.Array | None = None) -> Layout:
-    """The layout of a layer; the arrays are read of a pruned one, and only by the methods that need them."""
-    return PrunedLayout(spec, child_R2, path_JL) if isinstance(spec, PrunedSpec) else Layout(spec)
+def layout_of(spec: TreeSpec, params: Mapping[str, Any] = MappingProxyType({})) -> Layout:
+    """The layout of a layer; of a pruned one `params` has the structure, which not all methods need."""
+    if isinstance(spec, PrunedSpec):
+        return PrunedLayout(spec, *(params.get(name) for name in ("child", "path", "leaf")))
+    return Layout(spec)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree.blocks import Blocks, Weights, path_of_leaves, path_threshold
+from tree_ffn.tree.blocks import Blocks, Weights, path_of_leaves, path_sides, path_threshold
 from tree_ffn.tree.layout import Layout
 from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
@@ -77,7 +77,7 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
     work, layout = _work_list(blocks_P, size), weights.layout(spec)
     z_RA = _into_units(_sorted_rows(x_TE, work), weights.w_in, work, layout)
     z_RA += _bias(weights, blocks_P, work, layout)
-    h_RA = hidden_on_path(z_RA, _thresholds(weights, blocks_P, work, layout), spec).astype(x_TE.dtype)
+    h_RA = hidden_on_path(z_RA, *_decisions(weights, blocks_P, work, layout)).astype(x_TE.dtype)
     return _sum_of_trees(_out_of_units(h_RA, weights.w_out, work, layout.outputs), blocks_P), z_RA
 
 
@@ -87,8 +87,8 @@ def backward(weights: Weights, x_TE, ds_TE, z_RA, blocks_P: Blocks, size: int, s
     work, layout = _work_list(blocks_P, size), weights.layout(spec)
     x_RE, ds_RE = _sorted_rows(x_TE, work), _sorted_rows(ds_TE, work)
     dh_RA = _into_units(ds_RE, weights.w_out, work, layout.outputs)
-    thresholds = _thresholds(weights, blocks_P, work, layout)
-    h_RA, vjp = jax.vjp(lambda z_RA: hidden_on_path(z_RA, thresholds, spec), z_RA)
+    decisions = _decisions(weights, blocks_P, work, layout)
+    h_RA, vjp = jax.vjp(lambda z_RA: hidden_on_path(z_RA, *decisions), z_RA)
     (dz_RA,) = vjp(dh_RA)
     db_in_PU = _sum_by_node(dz_RA, blocks_P, layout)
     h_RA, dz_RA = h_RA.astype(dtype), dz_RA.astype(dtype)
@@ -196,12 +196,14 @@ def _sum_by_node(dz_RA, blocks_P: Blocks, layout: Layout):
     return jax.vmap(of_tree)(dz_PTA, blocks_P.leaf_T)
 
 
-def _thresholds(weights: Weights, blocks_P: Blocks, work: _Work, layout: Layout):
-    """Thresholds on every row's path: float32 [R, D]."""
+def _decisions(weights: Weights, blocks_P: Blocks, work: _Work, layout: Layout):
+    """What `hidden_on_path` takes beside z: thresholds on every row's path [R, D], the layer, sides."""
     of_tree = lambda threshold_N, leaf_T: path_threshold(threshold_N, leaf_T, layout)
     threshold_PTD = jax.vmap(of_tree)(weights.threshold, blocks_P.leaf_T)
     threshold_RD = threshold_PTD.reshape(blocks_P.leaf_T.size, layout.spec.shape.depth)
-    return jnp.pad(threshold_RD, ((0, work.size), (0, 0)))
+    # Rows beyond the last token's take the way to leaf 0; none reads them.
+    right_RD = path_sides(jnp.pad(blocks_P.leaf_T.reshape(-1), (0, work.size)), layout)
+    return jnp.pad(threshold_RD, ((0, work.size), (0, 0))), layout.spec, right_RD
 
 
 def _runs(i, work: _Work, layout: Layout):

@@ -149,7 +149,9 @@ def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
             r_TPJ = r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
             here = _on_path(leaf_TP, level, spec)
             # A masked sum, not a gather: its gradient is a masked copy.
-            gate = routing.child_gate(gate, jnp.where(here, r_TPJ, 0.0).sum(axis=-1), spec)
+            r_TP = jnp.where(here, r_TPJ, 0.0).sum(axis=-1)
+            right_TP = layout_of(spec).goes_right(level, leaf_TP)
+            gate = routing.child_gate(gate, routing.towards(r_TP, right_TP, spec), spec)
     gates_TPU = jnp.concatenate(runs, axis=-1)
     return gates_TPU / routing.gate_norm(gate, spec.gate_norm)[..., None] if spec.renormalise else gates_TPU
 

@@ -13,7 +13,8 @@ Nodes stand in (level, tree, place in the level) order, so a level is a slice:
     leaf [K_D]     number, 0 .. 2^D - 1, that each kept leaf has in its full tree
 
 The last three are int32 and no optimizer touches them. A node with one child
-keeps its units and, under continuous routing, its gate; its decision is constant.
+keeps its units and, under continuous routing, its gate (with a beam, that of the
+child's own side); its decision is constant.
 """
 
 import jax
@@ -51,7 +52,8 @@ def prune(params: dict, spec: TreeSpec, keep_PJ: np.ndarray) -> tuple[PrunedSpec
     """The same layer with the named leaves and the nodes above them, stored without the others.
 
     A token that reaches a node with one child left goes to that child. Tokens
-    whose leaf is kept in every tree keep their output.
+    whose leaf is kept in every tree keep their output; with a beam, unless the
+    search now finds a likelier leaf, where a removed node took a place in it.
 
     Args:
       params: of a layer of trees, pruned already or not; NumPy arrays or jax's.

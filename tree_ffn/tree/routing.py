@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError
 from tree_ffn.tree import usage
 from tree_ffn.tree.activations import absolute, activation
-from tree_ffn.tree.layout import layout_of
+from tree_ffn.tree.layout import Layout, layout_of
 from tree_ffn.tree.spec import PrunedSpec, TreeSpec
 
 
@@ -31,7 +31,7 @@ def child_gate(gate: jax.Array, r: jax.Array, spec: TreeSpec) -> jax.Array:
 
     Args:
       gate: the node's own gate, any shape.
-      r: its decision logit, the same shape.
+      r: its decision logit, the same shape; with a beam, `towards` the child.
       spec: `routing`, `gate` and `kappa` are read; other routings keep the gate.
     """
     if spec.routing != "continuous":
@@ -40,10 +40,20 @@ def child_gate(gate: jax.Array, r: jax.Array, spec: TreeSpec) -> jax.Array:
 
 
 def openness(r: jax.Array, spec: TreeSpec) -> jax.Array:
-    """c(|r|): how far a decision is from flipping, up to 1: 1 - exp(-kappa |r|), or the logistic function."""
+    """c(|r|): how far a decision is from flipping, up to 1: 1 - exp(-kappa |r|), or the logistic function.
+
+    With a beam it is c(r): a token may take the less likely side.
+    """
+    if spec.beam > 1:
+        return jax.nn.sigmoid(spec.kappa * r)
     if spec.openness == "logistic":
         return jax.nn.sigmoid(spec.kappa * absolute(r))
     return -jnp.expm1(-spec.kappa * absolute(r))
+
+
+def towards(r: jax.Array, right: jax.Array, spec: TreeSpec) -> jax.Array:
+    """What `openness` takes: r itself; with a beam r where a path goes right, and -r where it goes left."""
+    return r if spec.beam == 1 else jnp.where(right, r, -r)
 
 
 def narrow_gate(gate: jax.Array, own: jax.Array, spec: TreeSpec) -> jax.Array:
@@ -58,13 +68,16 @@ def unit_activation(spec: TreeSpec):
     return activation(spec.activation, spec.negative_slope)
 
 
-def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Array:
+def hidden_on_path(
+    z: jax.Array, threshold: jax.Array, spec: TreeSpec, right: jax.Array | None = None
+) -> jax.Array:
     """Weights of a path's units in the output: g[l] * act(z[l, u]), without silent routers.
 
     Args:
       z: float32 [..., path units], pre-activations of the visited units, root first.
       threshold: [..., D] thresholds of the visited deciding nodes.
       spec: the layer.
+      right: bool [..., D], where the path goes right; only a beam's gates need it.
 
     Returns:
       float32 [..., path units that have rows in w_out].
@@ -72,7 +85,7 @@ def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Ar
     units, gated = unit_activation(spec)(z), spec.routing == "continuous" and spec.shape.depth > 0
     if not gated and spec.router != "silent":
         return units
-    gates = _path_gates(z, threshold, spec) if gated else None
+    gates = _path_gates(z, threshold, spec, right) if gated else None
     runs = []
     for level, (end, width) in enumerate(zip(spec.shape.path_starts[1:], spec.output_widths)):
         run = units[..., end - width : end]
@@ -80,12 +93,12 @@ def hidden_on_path(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> jax.Ar
     return jnp.concatenate(runs, axis=-1)
 
 
-def _path_gates(z: jax.Array, threshold: jax.Array, spec: TreeSpec) -> list[jax.Array]:
-    """Gate of every level of a path; z and threshold as `hidden_on_path` takes them."""
+def _path_gates(z: jax.Array, threshold: jax.Array, spec: TreeSpec, right) -> list[jax.Array]:
+    """Gate of every level of a path; z, threshold and right as `hidden_on_path` takes them."""
     starts = spec.shape.path_starts[: spec.shape.depth]
     # One array for all decisions of the path: an exponential a level would be a kernel a level.
     first_units = jnp.concatenate([z[..., start : start + 1] for start in starts], axis=-1)
-    open_D = openness(first_units - threshold, spec)
+    open_D = openness(towards(first_units - threshold, right, spec), spec)
     gates = [jnp.ones_like(z[..., 0])]
     for level in range(spec.shape.depth):
         is_hashed = level < spec.hash_levels
@@ -129,11 +142,12 @@ def renormalised(
     """
     if not spec.renormalise:
         return s_TE
-    layout = layout_of(spec, path_JL=params.get("path"))
+    layout = layout_of(spec, params)
     r_TPR, gate_TP = _logits(params, x_TE, spec), jnp.ones(place_TP.shape, jnp.float32)
     for level in range(spec.hash_levels, spec.shape.depth):
         node_TP = layout.node_starts[level] + layout.ancestor(level, place_TP)
-        gate_TP = child_gate(gate_TP, _at(r_TPR, node_TP, spec), spec)
+        r_TP = towards(_at(r_TPR, node_TP, spec), layout.goes_right(level, place_TP), spec)
+        gate_TP = child_gate(gate_TP, r_TP, spec)
     norm_T1 = gate_norm(gate_TP, spec.gate_norm)
     return (s_TE.astype(jnp.float32) / norm_T1).astype(s_TE.dtype)
 
@@ -150,16 +164,21 @@ def gate_norm(gate: jax.Array, order: int) -> jax.Array:
     return jnp.sqrt((gate * gate).sum(axis=-1, keepdims=True))
 
 
-def walk(r_TPR: jax.Array, spec: TreeSpec, right_TPH: jax.Array | None = None, child=None) -> jax.Array:
+def walk(
+    r_TPR: jax.Array, spec: TreeSpec, right_TPH: jax.Array | None = None, layout: Layout | None = None
+) -> jax.Array:
     """Places in the bottom level that tokens reach: int32 [T, P], of a pruned layer over all its trees.
 
     Args:
       r_TPR: decision logits, as `decision_logits` gives them.
       spec: the layer.
       right_TPH: the hashed sides of the first `hash_levels`.
-      child: the children of a pruned layer's nodes.
+      layout: of a pruned layer, with its structure.
     """
-    layout = layout_of(spec, child)
+    layout = layout or layout_of(spec)
+    if spec.beam > 1:
+        logits = lambda level, place_TP: _at(r_TPR, layout.node_starts[level] + place_TP, spec)
+        return search(logits, layout, r_TPR.shape[0], right_TPH)
     place_TP = layout.roots(r_TPR.shape[0])
     for level in range(spec.shape.depth):
         if right_TPH is not None and level < spec.hash_levels:
@@ -168,6 +187,57 @@ def walk(r_TPR: jax.Array, spec: TreeSpec, right_TPH: jax.Array | None = None, c
             right_TP = _at(r_TPR, layout.node_starts[level] + place_TP, spec) > 0
         place_TP = layout.child(level, place_TP, right_TP)
     return place_TP
+
+
+def search(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = None) -> jax.Array:
+    """The leaf of the largest gate that a beam finds: its place in the bottom level, int32 [T, P].
+
+    Of every level the `beam` nodes of the largest gates are kept, of equal ones those further left:
+
+        g(child) = g(node) c(r) on the right, g(node) c(-r) on the left,    c the logistic function of kappa r
+
+    It differs from going down node by node where a token would turn away from the likelier leaf early. Where
+    a pruned node has one child left, that is all there is to find below it, by its own side's gate.
+
+    Args:
+      logits: (level, places int32 [T, P]) -> decision logits float32 [T, P].
+      layout: of the layer.
+      n_tokens: T.
+      right_TPH: the hashed sides of the first `hash_levels`, which all go.
+    """
+    spec, roots_TP = layout.spec, layout.roots(n_tokens)
+    kept = [(jnp.ones(roots_TP.shape, jnp.float32), roots_TP)]
+    for level in range(spec.shape.depth):
+        if right_TPH is not None and level < spec.hash_levels:
+            kept = [(gate, layout.child(level, place, right_TPH[..., level])) for gate, place in kept]
+            continue
+        found = []
+        for gate, place in kept:
+            r_TP, only = logits(level, place), layout.only_right(level, place)
+            for right in (False, True):
+                right_TP = jnp.full(place.shape, right)
+                child_gate_TP = child_gate(gate, towards(r_TP, right_TP, spec), spec)
+                if only is not None:
+                    is_only, is_right = only
+                    child_gate_TP = jnp.where(is_only & (is_right != right), -1.0, child_gate_TP)
+                found.append((child_gate_TP, layout.child(level, place, right_TP)))
+        kept = _largest(found, spec.beam)
+    return _largest(kept, 1)[0][1]
+
+
+def _largest(pairs: list, n: int) -> list:
+    """The n (gate, place) of the largest gates, largest first, elementwise: n passes of a bubble sort.
+
+    All is elementwise, so that it becomes one kernel; `lax.top_k` of a few numbers a row is none.
+    """
+    pairs = list(pairs)
+    for first in range(min(n, len(pairs))):
+        for i in range(len(pairs) - 1, first, -1):
+            (gate, place), (other_gate, other_place) = pairs[i - 1], pairs[i]
+            swap = other_gate > gate
+            pairs[i - 1] = jnp.where(swap, other_gate, gate), jnp.where(swap, other_place, place)
+            pairs[i] = jnp.where(swap, gate, other_gate), jnp.where(swap, place, other_place)
+    return pairs[:n]
 
 
 def _at(r_TPR, node_TP, spec: TreeSpec):
@@ -219,7 +289,7 @@ def leaves(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T: jax.Array | N
     """
     right_TPH = hashed_sides(params, spec, token_T)
     # Hashed paths ask no router; the compiler drops the product that none reads.
-    return walk(decision_logits(params, x_TE, spec), spec, right_TPH, params.get("child"))
+    return walk(decision_logits(params, x_TE, spec), spec, right_TPH, layout_of(spec, params))
 
 
 def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:

@@ -53,6 +53,9 @@ class TreeSpec(Leaking):
         a mixture of experts are by that of the chosen.
       gate_norm: which norm: 1, leaves' gates then sum to 1 and are about 1 / P each; 2, their squares do, and
         they are about 1 / sqrt(P): the sum of P trees is then as large as that of one.
+      beam: how many nodes of a level the search for a token's leaf keeps. 1 decides node by node; more
+        keep those of the largest gates (then products of probabilities), and the token goes to the leaf
+        of the largest gate among those that are found. 2^(D-1) finds the best of all.
       leak, leak_share: what units off the path add in training, and what gates let through at least (see
         `Leaking`).
     """
@@ -73,6 +76,7 @@ class TreeSpec(Leaking):
     hash_levels: int = 0
     renormalise: bool = False
     gate_norm: int = 1
+    beam: int = 1
 
     def __post_init__(self):
         super().__post_init__()
@@ -105,6 +109,13 @@ class TreeSpec(Leaking):
                 f"renormalise: True cannot be used with routing {self.routing!r} and openness "
                 f"{self.openness!r}; use 'continuous' and 'logistic', whose gates are not all 1 and never 0."
             )
+        check_positive_int("beam", self.beam)
+        how = (self.routing, self.openness, self.gate)
+        if self.beam > 1 and how != ("continuous", "logistic", "product"):
+            raise InputError(
+                f"beam: {self.beam} cannot be used with routing {how[0]!r}, openness {how[1]!r} and gate "
+                f"{how[2]!r}; use 1, or 'continuous', 'logistic' and 'product': gates are then probabilities."
+            )
         check_positive_int("hash_levels", self.hash_levels, least=0)
         if self.hash_levels > self.shape.depth:
             raise InputError(
@@ -126,8 +137,12 @@ class TreeSpec(Leaking):
     @property
     def n_routers(self) -> int:
         """Products of E numbers a token, beside those of units, by which a token finds its paths."""
-        asks = self.router in ("silent", "frozen")
-        return self.shape.n_trees * (self.shape.depth - self.hash_levels) if asks else 0
+        if self.beam == 1 and self.router == "first_unit":
+            return 0
+        asked = sum(min(2**level, self.beam) for level in range(self.shape.depth - self.hash_levels))
+        # First units that a path visits are units, and count as such.
+        on_path = 0 if self.router in ("silent", "frozen") else self.shape.depth - self.hash_levels
+        return self.shape.n_trees * (asked - on_path)
 
     @property
     def stored_units(self) -> int:
