@@ -4,8 +4,8 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
     python -m experiments.train --config=configs/quickstart.py:kind=narrow --workdir=runs/narrow
 
-A tree layer is `PATHS` of configs/recipe.py: F = 510 units, of which A = 16 (3.1 %) work for a token.
-`narrow` is dense with 16, `dense` with 510.
+A tree layer is `EXPERTS` of configs/recipe.py: F = 512 units, A = 16 of which (3.1 %) work for a token; with
+`layer=paths` its `PATHS`, F = 510. `narrow` is dense with A units, `dense` with F.
 """
 
 from configs import common, recipe
@@ -13,18 +13,20 @@ from configs import common, recipe
 # Tree and narrow: the best of 3e-3, 6e-3 and 12e-3, and of 0.05 and 0.15 for the scale of the output weights,
 # by the mean of three seeds each (configs/sweeps/quickstart.py). Other kinds were not tuned at this length.
 LR, W_OUT = 6e-3, 0.15
+LAYERS = {"experts": recipe.EXPERTS, "paths": recipe.PATHS}
 
 
 def get_config(arg=None):
-    """Arguments: kind (of the feed-forward layers), steps, seed."""
-    arg = common.parse_arg(arg, kind="tree", steps=1000, seed=0)
+    """Arguments: kind (of the feed-forward layers), layer (of configs/recipe.py), steps, seed."""
+    arg = common.parse_arg(arg, kind="tree", layer="experts", steps=1000, seed=0)
+    common.check_known(arg, layer=LAYERS)
     config = common.base_config()
     config.seed = arg.seed
 
     model = config.model
     model.n_layers, model.width, model.n_heads, model.context = 2, 128, 4, 128
 
-    recipe.set_layer(config, arg.kind, recipe.PATHS)
+    recipe.set_layer(config, arg.kind, LAYERS[arg.layer])
     model.init.w_out = W_OUT
 
     config.data.format = "memory"  # 11 MB: a NumPy file opens at once

@@ -33,7 +33,8 @@ def get_config(arg=None):
     """Arguments: row (one of ROWS), length (full or tune), seed."""
     arg = common.parse_arg(arg, row="tree_hard_P2_W1", length="full", seed=0)
     common.check_known(arg, row=ROWS, length=STEPS)
-    config = quickstart.get_config(f"kind={ROWS[arg.row]['kind']},steps={STEPS[arg.length]},seed={arg.seed}")
+    kind = ROWS[arg.row]["kind"]
+    config = quickstart.get_config(f"kind={kind},layer=paths,steps={STEPS[arg.length]},seed={arg.seed}")
     config.model.init.w_out = 0.05  # one scale for all rows
     # Every row's best of 3e-3, 6e-3, 12e-3 and, as that was an edge, 1.5e-3 (results/t1_cpu_tuning.jsonl).
     config.optim.lr = 3e-3

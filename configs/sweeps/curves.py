@@ -12,11 +12,11 @@ learning rate that was best for all kinds at 15 M tokens.
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, GATED, STRAIGHT, apart, experts
+from configs.sweeps.quality import DENSE_START, GATED, NORM2, STRAIGHT, SUM1, apart, experts
 
 LENGTHS = {"15M": "tune", "30M": "half", "120M": "double"}
-# A share of 2^-D: depth, and the width of a leaf with which 24 trees (12 of the deepest) have 3,072 units.
-SHARES = {8: 1, 6: 2, 4: 8, 2: 32}
+# Depths of trees over single units: a share of 2^-D.
+DEPTHS = (8, 6, 4, 2)
 
 PATHS = {"row": "tree_straight_P12_W1", **DENSE_START}
 KINDS = {
@@ -24,12 +24,12 @@ KINDS = {
     "narrow": {"row": "narrow_A96"},
     "moe_top1": {"row": "moe_top1_X32"},
     "moe_top1_leak": {"row": "moe_top1_X32", **DENSE_START},
-    "moe_top4_leak": {"row": "moe_top4_X128", **DENSE_START},
+    "moe_top4_sum1_leak": {"row": "moe_top4_X128", **SUM1, **DENSE_START},
     "hash_leak": {"row": "moe_top1_X32", "ffn.kind": "hash", **DENSE_START},
     "hash_tree_leak": {"ffn.kind": "hash_tree", **PATHS},
     "tree_straight_leak": {**STRAIGHT, **PATHS},
     # The recipe (configs/recipe.py).
-    "tree_experts_leak": {**PATHS, **GATED, **apart(24, 4, 5, 0)},
+    "tree_experts_norm2_leak": {**PATHS, **GATED, **NORM2, **apart(96, 1, 5, 0)},
 }
 
 
@@ -40,23 +40,22 @@ def tokens():
 
 def units():
     """Mixtures of twice and four times dense's units, A = 96."""
-    return {f"moe_top4_leak_X{n}": {**KINDS["moe_top4_leak"], **experts(n, 4, 24)} for n in (256, 512)}
+    mixture = KINDS["moe_top4_sum1_leak"]
+    return {f"moe_top4_sum1_leak_X{n}": {**mixture, **experts(n, 4, 24)} for n in (256, 512)}
 
 
 def shares():
     """A from 0.4 % to 25 % of F = 3,072; each with the narrow layer of its own A."""
     rows = {}
-    for depth, leaf_width in SHARES.items():
-        n_trees = 3072 // (leaf_width * 2**depth)
-        active = n_trees * leaf_width
+    for depth in DEPTHS:
+        active = 3072 // 2**depth
+        trees, mixture = apart(active, 1, depth, 0), experts(4 * 2**depth, 4, active // 4)
         rows |= {
-            f"narrow_A{active}": {**KINDS["narrow"], **apart(n_trees, leaf_width, depth, 0)},
+            f"narrow_A{active}": {**KINDS["narrow"], **trees},
             f"hash_leak_A{active}": {**KINDS["hash_leak"], **experts(2**depth, 1, active)},
-            f"moe_top4_leak_A{active}": {**KINDS["moe_top4_leak"], **experts(4 * 2**depth, 4, active // 4)},
-            f"tree_experts_leak_A{active}": {
-                **KINDS["tree_experts_leak"], **apart(n_trees, leaf_width, depth, 0),
-            },
-        }  # fmt: skip
+            f"moe_top4_sum1_leak_A{active}": {**KINDS["moe_top4_sum1_leak"], **mixture},
+            f"tree_experts_norm2_leak_A{active}": {**KINDS["tree_experts_norm2_leak"], **trees},
+        }
     return rows
 
 

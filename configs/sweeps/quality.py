@@ -54,6 +54,7 @@ DENSE_START = leak(1.0, 0.2)
 EVEN = {"ffn.balance": "sign"}  # thresholds that send half of a node's tokens to each side
 SUM1 = {"ffn.renormalise": True}  # a token's gates sum to 1
 NORM2 = {**SUM1, "ffn.gate_norm": 2}  # or their squares do
+BEAM2 = {"ffn.beam": 2}
 FROZEN20, FROZEN50 = {"optim.routers_until": 0.2}, {"optim.routers_until": 0.5}
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
@@ -109,8 +110,24 @@ ROWS = {
     "tree_continuous_P96_D5_experts_norm2_leak100_20": {
         **GATED, **NORM2, **apart(96, 1, 5, 0), **DENSE_START,
     },
-    "tree_continuous_P24_D6_experts_leak100_20": {**GATED, **apart(24, 4, 6, 0), **DENSE_START},  # F twice
-    "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},  # four times
+    # The token goes to the likelier of the leaves that a search of two nodes a level finds.
+    "tree_continuous_P24_D5_experts_norm2_beam2_leak100_20": {
+        **GATED, **NORM2, **BEAM2, **apart(24, 4, 5, 0), **DENSE_START,
+    },
+    "tree_continuous_P48_D5_experts_norm2_beam2_leak100_20": {
+        **GATED, **NORM2, **BEAM2, **apart(48, 2, 5, 0), **DENSE_START,
+    },
+    "tree_continuous_P96_D5_experts_norm2_beam2_leak100_20": {
+        **GATED, **NORM2, **BEAM2, **apart(96, 1, 5, 0), **DENSE_START,
+    },
+    # F twice and four times dense's.
+    "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},
+    "tree_continuous_P96_D6_experts_norm2_leak100_20": {
+        **GATED, **NORM2, **apart(96, 1, 6, 0), **DENSE_START,
+    },
+    "tree_continuous_P96_D7_experts_norm2_leak100_20": {
+        **GATED, **NORM2, **apart(96, 1, 7, 0), **DENSE_START,
+    },
     "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},
     "random_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "random_tree", **DENSE_START},
     "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **leak(1.0, 0.1)},

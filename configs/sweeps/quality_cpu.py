@@ -40,9 +40,10 @@ LEAKS = (
     (40, 90),
 )
 
-# The paper's layer, from which the recipe of configs/quickstart.py differs.
+# The paper's layer, from which the recipe differs.
 PLAIN = {
-    "optim.lr": 3e-3, "model.init.w_out": 0.05, "ffn.routing": "hard", "ffn.leak": 0.0, "ffn.leak_share": 0.3,
+    "layer": "paths", "optim.lr": 3e-3, "model.init.w_out": 0.05,
+    "ffn.routing": "hard", "ffn.leak": 0.0, "ffn.leak_share": 0.3,
 }  # fmt: skip
 
 ROWS = {

@@ -6,12 +6,12 @@
     python -m experiments.ablate --sweep=configs/sweeps/transfer.py:width=768 ...    # T1's width: other text
 
 Steps, batches and rates are those of configs/t1_small.py, text and tokenizer as for it. A layer of width E
-has about F = 4 E units, of which A = E / 8 work for a token: E / 32 trees that find experts, or E / 64 of
-single units, as in configs/recipe.py.
+has about F = 4 E units, of which A = E / 8 work for a token: E / 8 trees that find single units, or E / 64
+of the paper's shape, as in configs/recipe.py.
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, GATED, STRAIGHT, apart
+from configs.sweeps.quality import DENSE_START, GATED, NORM2, STRAIGHT, SUM1, apart
 
 WIDTHS = (512, 1024)
 KINDS = {
@@ -22,8 +22,8 @@ KINDS = {
     "hash_leak100_20": {"row": "moe_top1_X32", "ffn.kind": "hash", **DENSE_START},
     "hash_tree_leak100_20": {"row": "tree_straight_P12_W1", "ffn.kind": "hash_tree", **DENSE_START},
     "tree_straight_leak100_20": {"row": "tree_straight_P12_W1", **STRAIGHT, **DENSE_START},
-    "moe_top4_leak100_20": {"row": "moe_top4_X128", **DENSE_START},
-    "tree_experts_leak100_20": {"row": "tree_straight_P12_W1", **GATED, **DENSE_START},
+    "moe_top4_sum1_leak100_20": {"row": "moe_top4_X128", **SUM1, **DENSE_START},
+    "tree_experts_norm2_leak100_20": {"row": "tree_straight_P12_W1", **GATED, **NORM2, **DENSE_START},
 }
 
 
@@ -31,7 +31,7 @@ def sized(kind, width):
     """What a model of one width has in place of T1's."""
     model, n = {"model.width": width, "model.n_heads": width // 64}, width // 64
     if kind.startswith("tree_experts"):
-        return {**model, **apart(2 * n, 4, 5, 0)}
+        return {**model, **apart(8 * n, 1, 5, 0)}
     paths = {"ffn.n_trees": n, "ffn.node_width": (1,), "ffn.depth": 7}
     return {**model, **paths, "ffn.expert_width": 8 * n // (4 if kind.startswith("moe_top4") else 1)}
 
