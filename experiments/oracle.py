@@ -5,7 +5,7 @@
 
 On a sample of held-out rows, the leaves of one layer are moved to where the loss is lower, round by round;
 the other layers decide for themselves. The loss knows the next token, which no router does: compare with a
-model whose decisions are random. Layers that are no trees with hard paths are left out.
+model whose decisions are random. Layers that are no whole trees are left out.
 """
 
 import jax
@@ -44,7 +44,8 @@ def main() -> None:
     judged = [layer for layer, ffn in enumerate(run.model.ffns) if can_move(ffn)]
     if not judged:
         raise InputError(
-            f"--workdir: {_WORKDIR.value} has no layer of trees with hard paths; name one that has."
+            f"--workdir: {_WORKDIR.value} has no layer of whole trees with the activation at the nodes; "
+            "name a run that has."
         )
     rows_BC = jnp.asarray(next(iter(valid_batches(text.valid, _ROWS.value, 1))))
     print(f"{_ROWS.value * run.model.context:,} held-out tokens, nats a token; leaves moved")

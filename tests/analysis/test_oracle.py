@@ -40,9 +40,15 @@ def own_loss(spec, variables, rows):
 TREES = TreeSpec(TreeShape(n_trees=2, depth=2, node_width=2, shared_width=3), routing="straight_through")
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_the_loss_begins_as_the_models_own_and_never_rises(rng, layer):
-    spec, variables = model_of(TREES, TREES)
+GATED = TreeSpec(
+    TreeShape(n_trees=4, depth=2, node_width=(1, 2, 3)), routing="continuous", openness="logistic",
+    gate="product", router="silent", renormalise=True, gate_norm=2, beam=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("ffn, layer", [(TREES, 0), (TREES, 1), (GATED, 0)])
+def test_the_loss_begins_as_the_models_own_and_never_rises(rng, ffn, layer):
+    spec, variables = model_of(ffn, ffn)
     rows = rows_of(rng, 4, 6)
     found = oracle.better_leaves(spec, variables, rows, layer, rounds=6)
     assert found.losses[0] == pytest.approx(own_loss(spec, variables, rows), rel=1e-5)
@@ -76,7 +82,6 @@ def test_one_token_ends_where_trying_all_leaves_ends(rng):
         (TREES, 2, 1, "layer: 2 is not allowed; the model has layers 0 to 0"),
         (TREES, 0, 0, "rounds"),
         (DenseSpec(8), 0, 1, "layer: 0 is not allowed; leaves are moved"),
-        (TreeSpec(TreeShape(1, 2), routing="continuous"), 0, 1, "hard or straight_through"),
         (TreeSpec(TreeShape(1, 2), act_site="sum"), 0, 1, "activation at the nodes"),
     ],
 )

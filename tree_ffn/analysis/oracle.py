@@ -3,11 +3,13 @@
 The layer's input, and so what every unit would do, stays as it is; only leaves move. With g[t] the gradient
 of the summed loss by the layer's output for token t, a path is to first order worth
 
-    v[t, p, j] = sum_{units u on path j of tree p} act(z[t, p, u]) <w_out[p, u], g[t]>
+    v[t, p, j] = sum_{units u on path j of tree p} a[t, p, l(u)] act(z[t, p, u]) <w_out[p, u], g[t]>
 
-and a round moves a token in the one tree where v falls most, for those tokens of which that is most: all, a
-half, a quarter, ... or none, whichever gives the lowest loss. So the loss never rises, and what is found is
-less than what the best leaves would give.
+with a the gate of the model's own path at each level l (1 but under continuous routing), which stays: what is
+asked is where a token should have gone, not how much should have come of it. And a round moves a token in the
+one tree where v falls most, for those tokens of which that is most: all, a half, a quarter, ... or none,
+whichever gives the lowest loss. So the loss never rises, and what is found is less than what the best leaves
+would give.
 
 The loss knows the next token and no router does: it falls even where no decision was wrong. It bounds what
 routing can lose, and does not say what it loses; a model whose decisions are random says how to read it.
@@ -50,7 +52,7 @@ class _Layer(NamedTuple):
     """One layer on some tokens: what does not change when leaves move, and its own leaves.
 
     Attributes:
-      h_TPU: act(z) of every unit, on the path or not.
+      h_TPU: a act(z) of every unit, on the path or not.
       w_out_PUE: its weights.
       beside_TE: what the layer adds beside its trees.
       leaf_TP: where tokens go.
@@ -63,8 +65,8 @@ class _Layer(NamedTuple):
 
 
 def can_move(ffn: FFNSpec) -> TypeGuard[TreeSpec]:
-    """Whether a layer is of whole trees with hard paths, whose units add up as they are."""
-    return can_probe(ffn) and ffn.act_site == "node" and ffn.routing != "continuous"
+    """Whether a layer is of whole trees whose units add up as they are."""
+    return can_probe(ffn) and ffn.act_site == "node"
 
 
 def better_leaves(model: ModelSpec, variables: dict, rows_BC: jax.Array, layer: int, rounds: int) -> Oracle:
@@ -77,16 +79,15 @@ def better_leaves(model: ModelSpec, variables: dict, rows_BC: jax.Array, layer: 
       rounds: of moves; a token moves in one tree a round.
 
     Raises:
-      InputError: there is no such layer, or it is not of whole trees with hard paths and the activation at
-        the nodes.
+      InputError: there is no such layer, or it is not of whole trees with the activation at the nodes.
     """
     check_positive_int("rounds", rounds)
     if not 0 <= layer < model.n_layers:
         raise InputError(f"layer: {layer} is not allowed; the model has layers 0 to {model.n_layers - 1}.")
     if not can_move(model.ffns[layer]):
         raise InputError(
-            f"layer: {layer} is not allowed; leaves are moved in layers of whole trees with hard or "
-            "straight_through routing and the activation at the nodes."
+            f"layer: {layer} is not allowed; leaves are moved in layers of whole trees with the activation "
+            "at the nodes."
         )
     model, variables = unrolled(model, variables)
     here = _seen(variables, rows_BC, model=model, layer=layer)
@@ -110,8 +111,7 @@ def _seen(variables, rows_BC, *, model: ModelSpec, layer: int) -> _Layer:
         lambda leaf: leaf[0], {**variables["params"][run]["ffn"], **variables["routing"][run]["ffn"]}
     )
     x_TE = x_BCE[0].reshape(-1, model.width)
-    # With all of it leaking, a unit off the path is as one on it.
-    h_TPU, _ = masked.hidden(params, x_TE, spec, tokens_BC[0].reshape(-1), jnp.float32(1.0))
+    h_TPU, _ = masked.everywhere(params, x_TE, spec, tokens_BC[0].reshape(-1))
     beside_TE = finish(params, x_TE, jnp.zeros_like(x_TE), spec)
     return _Layer(h_TPU, params["w_out"].astype(jnp.float32), beside_TE, infos[layer].leaf_TP[0])
 

@@ -59,19 +59,42 @@ def hidden(
     Returns:
       h_TPU float32, a column for each row of w_out; leaf_TP int32.
     """
+    z_TPU, r_TPR, leaf_TP = _decided(params, x_TE, spec, token_T)
+    # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
+    path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
+    return path_units(z_TPU, r_TPR, leaf_TP, spec, leak), leaf_TP
+
+
+def everywhere(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[jax.Array, jax.Array]:
+    """What every unit would add to the sum before w_out if a token's path led there: g act(z).
+
+    The gate is that which the token's own path has at the unit's level: what is asked is where else the
+    token might have gone, not how sure it was.
+
+    Args:
+      params, x_TE, spec, token_T: as `trees` takes them.
+
+    Returns:
+      h_TPU float32, a column for each row of w_out; leaf_TP int32, the tokens' own.
+    """
+    z_TPU, r_TPR, leaf_TP = _decided(params, x_TE, spec, token_T)
+    h_TPU = routing.unit_activation(spec)(_without_silent(z_TPU, spec))
+    if spec.routing == "continuous":
+        h_TPU = _gates_of_units(r_TPR, leaf_TP, spec) * h_TPU
+    return h_TPU, leaf_TP
+
+
+def _decided(params, x_TE, spec: TreeSpec, token_T):
+    """Pre-activations of all units [T, P, U], decision logits [T, P, R] (None of frozen routers), leaves."""
     shape = params["w_in"].shape  # [P, U, E]
     z_TF = float32_product(x_TE, params["w_in"].astype(x_TE.dtype).reshape(-1, shape[2]))
     z_TPU = z_TF.reshape(x_TE.shape[0], *shape[:2]) + params["b_in"].astype(jnp.float32)[None]
     if spec.router == "frozen":
-        r_TPR, leaf_TP = None, routing.leaves(params, x_TE, spec, token_T)
-    else:
-        threshold_PR = params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
-        r_TPR = _first_units(z_TPU, spec) - jax.lax.stop_gradient(threshold_PR)[None]
-        right_TPH = routing.hashed_sides(params, spec, token_T)
-        leaf_TP = routing.walk(jax.lax.stop_gradient(r_TPR), spec, right_TPH)
-    # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
-    path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
-    return path_units(z_TPU, r_TPR, leaf_TP, spec, leak), leaf_TP
+        return z_TPU, None, routing.leaves(params, x_TE, spec, token_T)
+    threshold_PR = params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
+    r_TPR = _first_units(z_TPU, spec) - jax.lax.stop_gradient(threshold_PR)[None]
+    right_TPH = routing.hashed_sides(params, spec, token_T)
+    return z_TPU, r_TPR, routing.walk(jax.lax.stop_gradient(r_TPR), spec, right_TPH)
 
 
 def _first_units(z_TPU, spec: TreeSpec):
