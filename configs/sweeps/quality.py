@@ -86,6 +86,12 @@ ROWS = {
     # One choice in each group: as 24 trees of 32 leaves, or 48 of two units, with flat decisions.
     "moe_top24_X768_G24_leak100_20": {"row": "moe_top4_X128", **experts(768, 24, 4, 24), **DENSE_START},
     "moe_top48_X1536_G48_leak100_20": {"row": "moe_top4_X128", **experts(1536, 48, 2, 48), **DENSE_START},
+    "moe_top24_X768_G24_norm2_leak100_20": {
+        "row": "moe_top4_X128", **NORM2, **experts(768, 24, 4, 24), **DENSE_START,
+    },
+    "moe_top96_X3072_G96_norm2_leak100_20": {
+        "row": "moe_top4_X128", **NORM2, **experts(3072, 96, 1, 96), **DENSE_START,
+    },
     # Gates that weigh: with units that decide, with routers apart, and as experts found by decisions.
     "tree_continuous_P12_W1_gated_leak100_20": {**GATED, **MANY, **DENSE_START},
     "tree_continuous_P12_W1_apart_gated_leak100_20": {**GATED, **apart(12, 1, 7), **DENSE_START},

@@ -54,6 +54,9 @@ ROWS = {
     "moe_top16_X512_sum1_leak100_20": {"kind": "moe", **experts(512, 16, 1), **SUM1, **DENSE_START},
     "moe_top8_X256_G8_leak100_20": {"kind": "moe", **experts(256, 8, 2, 8), **DENSE_START},
     "moe_top16_X512_G16_leak100_20": {"kind": "moe", **experts(512, 16, 1, 16), **DENSE_START},
+    "moe_top16_X512_G16_norm2_leak100_20": {
+        "kind": "moe", **NORM2, **experts(512, 16, 1, 16), **DENSE_START,
+    },
     "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20": {
         **GATED, **NORM2, **BEAM2, **apart(16, 1, 5, 0), **DENSE_START,
     },

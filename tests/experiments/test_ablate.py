@@ -299,10 +299,10 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 72,
+    "quality": 74,
     "curves": 45,
     "transfer": 18,
-    "quality_words": 46,
+    "quality_words": 47,
     "quality_cpu": 41,
 }
 

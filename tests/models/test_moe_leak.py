@@ -19,12 +19,16 @@ SPECS = [
     MoESpec(5, 3, top_k=2, activation="silu"),
     MoESpec(5, 3, top_k=2, renormalise=True),
     MoESpec(5, 3, top_k=2, renormalise=True, gate_norm=2),
+    MoESpec(6, 3, top_k=2, expert_groups=2),
+    MoESpec(6, 3, top_k=4, expert_groups=2, renormalise=True),
+    MoESpec(6, 3, top_k=2, expert_groups=2, renormalise=True, gate_norm=2),
     MoESpec(5, 3, activation="tanh", balance="none", router="hash"),
 ]
 
 
 def name_of(spec):
-    return f"{spec.router}-{spec.top_k}" + f"-norm{spec.gate_norm}" * spec.renormalise
+    groups = f"-groups{spec.expert_groups}" if spec.expert_groups > 1 else ""
+    return f"{spec.router}-{spec.top_k}{groups}" + f"-norm{spec.gate_norm}" * spec.renormalise
 
 
 def case(rng, spec):
@@ -41,14 +45,16 @@ def case(rng, spec):
 
 
 def chosen_gates(params, x, token, spec):
-    """For one token: softmax, which experts are chosen, and their gates without a leak."""
+    """For one token: each group's softmax, which experts are chosen, and their gates without a leak."""
     if spec.router == "hash":
         chosen = np.arange(spec.n_experts) == oracle.hashed(token, 7, spec.n_experts)
         return None, chosen, chosen * 1.0
+    groups = np.split(np.arange(spec.n_experts), spec.expert_groups)
     scores = np.exp(params["w_router"] @ x)
-    p = scores / scores.sum()
-    order = np.argsort(-(p + params["selection_bias"]))
-    chosen = np.isin(np.arange(spec.n_experts), order[: spec.top_k])
+    p = np.concatenate([scores[group] / scores[group].sum() for group in groups])
+    preferred = p + params["selection_bias"]
+    best = [group[np.argsort(-preferred[group])][: spec.top_k // spec.expert_groups] for group in groups]
+    chosen = np.isin(np.arange(spec.n_experts), best)
     return p, chosen, chosen * p / (np.linalg.norm(p[chosen], spec.gate_norm) if spec.renormalise else 1.0)
 
 
@@ -80,7 +86,10 @@ def layer_in_float64(params, x_TE, dy_TE, leak, spec):
             if spec.renormalise:  # q = p / n, and dn/dp is 1 or q
                 slope_of_norm = 1.0 if spec.gate_norm == 1 else q
                 dp = chosen * (dq - dq @ q * slope_of_norm) / np.linalg.norm(p[chosen], spec.gate_norm)
-            d_logits = p * (dp - dp @ p)
+            of_group = np.repeat(
+                (dp * p).reshape(spec.expert_groups, -1).sum(axis=1), len(p) // spec.expert_groups
+            )
+            d_logits = p * (dp - of_group)
             grads["w_router"] += np.outer(d_logits, x)
             dx_TE[t] += d_logits @ params["w_router"]
     return y_TE, chosen_T, grads, dx_TE

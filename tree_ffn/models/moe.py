@@ -35,8 +35,8 @@ class MoESpec(Leaking):
         every group is a decision among X / G, the flat counterpart of G trees of depth log2(X / G).
       router: `softmax`, learned; or `hash`, one expert by a fixed hash of the token's id, another
         hash in every layer: what routing is worth that neither learns nor looks at the context.
-      renormalise: the chosen gates are divided by their norm (with k = 1 the gate is then the
-        constant 1 and the router learns from the balance term alone).
+      renormalise: a token's chosen gates, of all groups, are divided by their norm (with k = 1 the gate is
+        then the constant 1 and the router learns from the balance term alone).
       gate_norm: which norm: 1, the gates then sum to 1; 2, their squares do.
       balance: `none`; `aux`, the loss of Switch Transformers; or `bias`, added
         to the gates for the choice only and moved against the load.
@@ -132,7 +132,7 @@ def moe_ffn(
         g_e = p_e for the chosen (divided by their norm if `renormalise`), else 0
         aux = aux_weight * X / G * sum_e f_e mean(p_e),  f_e the share of choices that fell on e
 
-    With G groups softmax, choice (of k / G) and renormalising are those of each group.
+    With G groups softmax and choice (of k / G) are those of each group, and the norm is of all k gates.
 
     Under router `hash` the one chosen expert is `hashed(token, salt, X)` and its gate is 1. With a leak,
     which only training has, the sum is over all experts and
@@ -190,14 +190,14 @@ def _softmax_choice(params, x_TE, spec: MoESpec):
     _, chosen_TGk = jax.lax.top_k(score_TGX, spec.top_k // G)
     chosen_Tk = (chosen_TGk + jnp.arange(0, X, X // G)[None, :, None]).reshape(T, spec.top_k)
     chosen_TX = _choices(chosen_Tk, spec)
-    gate_TGX = p_TGX * chosen_TX.reshape(p_TGX.shape)
+    gate_TX = p_TGX.reshape(T, X) * chosen_TX
     if spec.renormalise:
-        gate_TGX = gate_TGX / gate_norm(gate_TGX, spec.gate_norm)
+        gate_TX = gate_TX / gate_norm(gate_TX, spec.gate_norm)
     aux_loss = jnp.float32(0.0)
     if spec.balance == "aux":
         share_X, p_X = chosen_TX.mean(axis=0) / spec.top_k, p_TGX.mean(axis=0).reshape(X)
         aux_loss = spec.aux_weight * X / G * jnp.sum(share_X * p_X)
-    return chosen_Tk.astype(jnp.int32), gate_TGX.reshape(T, X), aux_loss
+    return chosen_Tk.astype(jnp.int32), gate_TX, aux_loss
 
 
 def _weighed_experts(params, x_TE, gate_TX, spec: MoESpec):
