@@ -221,8 +221,12 @@ def search(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = 
                     is_only, is_right = only
                     child_gate_TP = jnp.where(is_only & (is_right != right), -1.0, child_gate_TP)
                 found.append((child_gate_TP, layout.child(level, place, right_TP)))
-        kept = _largest(found, spec.beam)
-    return _largest(kept, 1)[0][1]
+        kept = _largest(found, spec.beam) if level + 1 < spec.shape.depth else found
+    # Of the last level the best alone is wanted, and by a gather: it ends what XLA would otherwise compute
+    # again for every unit that asks whether it is on the path.
+    gate_TPK, place_TPK = (jnp.stack(values, axis=-1) for values in zip(*kept))
+    best_TP1 = gate_TPK.argmax(axis=-1, keepdims=True)
+    return jnp.take_along_axis(place_TPK, best_TP1, axis=-1, mode="clip")[..., 0]
 
 
 def _largest(pairs: list, n: int) -> list:
