@@ -4,11 +4,17 @@
         --results=results/tuning/quickstart_1000.jsonl
 
 18 runs a kind, of seeds that the quickstart does not report; results/tuning/README.md has what was found.
+`--sweep=...:layer=experts` takes the other layer of configs/recipe.py.
 """
 
+from configs import common
+from configs.quickstart import LAYERS
 
-def get_sweep():
-    """The sweep as plain data."""
+
+def get_sweep(arg=None):
+    """The sweep as plain data. Argument: layer (of configs/quickstart.py)."""
+    arg = common.parse_arg(arg, layer="paths")
+    common.check_known(arg, layer=LAYERS)
     return {
         "config": "configs/quickstart.py",
         "table": "quickstart",
@@ -16,7 +22,7 @@ def get_sweep():
             {
                 "name": kind + "_lr{lr}_out{w_out}",
                 "over": {"optim.lr": [3e-3, 6e-3, 1.2e-2], "model.init.w_out": [0.05, 0.15]},
-                "set": {"kind": kind},
+                "set": {"kind": kind, "layer": arg.layer},
                 "seeds": [10, 11, 12],
             }
             for kind in ("narrow", "tree")
