@@ -134,7 +134,12 @@ ROWS = {
     "tree_continuous_P96_D7_experts_norm2_leak100_20": {
         **GATED, **NORM2, **apart(96, 1, 7, 0), **DENSE_START,
     },
+    # Without the dense start.
+    "moe_top4_X128_sum1": {"row": "moe_top4_X128", **SUM1},
     "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},
+    "tree_continuous_P96_D5_experts_norm2": {
+        "row": "tree_straight_P12_W1", **GATED, **NORM2, **apart(96, 1, 5, 0),
+    },
     "random_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "random_tree", **DENSE_START},
     "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **leak(1.0, 0.1)},
     "tree_straight_P12_W1_leak100_40": {**STRAIGHT, **MANY, **leak(1.0, 0.4)},

@@ -12,6 +12,7 @@ knows most there is to know; on words the order of the kinds is nearer to that o
 of F = 510 units, but for rows that say otherwise. One learning rate for all, quality_cpu.py's.
 """
 
+from configs import common
 from configs.sweeps.quality import (
     BEAM2,
     DENSE_START,
@@ -97,10 +98,12 @@ ROWS = {
 }  # fmt: skip
 
 
-def get_sweep():
-    """The sweep as plain data."""
+def get_sweep(arg=None):
+    """The sweep as plain data. Argument: seeds."""
+    arg = common.parse_arg(arg, seeds=1)
     return {
         "config": "configs/quickstart.py",
         "table": "quality_attempts",
+        "seeds": list(range(arg.seeds)),
         "rows": {name: {"set": {**PLAIN, **row}} for name, row in ROWS.items()},
     }
