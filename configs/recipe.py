@@ -49,14 +49,12 @@ def set_layer(config, kind="tree", layer=None):
     if layer is None:
         layer = PATHS if kind in ("hash_tree", "random_tree") else EXPERTS
     ffn = config.ffn
-    for key, value in {**layer, **DENSE_START}.items():
+    mixture = MIXTURE if kind == "moe" and layer is EXPERTS else {}
+    for key, value in {**layer, **DENSE_START, **mixture}.items():
         ffn[key] = value
     across = 8 if layer is EXPERTS else 64
     ffn.n_trees = common.follow(1, lambda width: max(1, width // across), config.model.get_ref("width"))
     ffn.kind = kind
-    if kind == "moe" and layer is EXPERTS:
-        for key, value in MIXTURE.items():
-            ffn[key] = value
 
 
 def get_config(arg=None):

@@ -9,8 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 import configs
-from configs import common, default
+from configs import common, default, recipe
 from configs.presets import PRESETS
+from tree_ffn.models import MoESpec, active_units
 from tree_ffn.models.build import KINDS, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables
 
@@ -42,6 +43,19 @@ def test_configs_import_ml_collections_and_each_other_only(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind_is_an_argument(kind):
     assert default.get_config(f"kind={kind}").ffn.kind == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kinds_of_the_recipe_have_its_units(kind):
+    config = recipe.get_config(f"kind={kind}")
+    config.model.width = 768
+    ffn = model_spec_from_config(config, 257).ffns[0]
+    assert active_units(ffn) == (96 if kind != "dense" else 3072)
+    if isinstance(ffn, MoESpec) and ffn.router == "softmax":
+        # The gate of one chosen expert would be 1, and its router learn nothing.
+        assert (ffn.top_k, ffn.n_experts, ffn.renormalise, ffn.gate_norm) == (4, 128, True, 1)
+    if kind == "tree":
+        assert (ffn.n_routers, ffn.renormalise, ffn.gate_norm) == (480, True, 2)
 
 
 def test_sizes_follow_the_preset_until_they_are_set():
