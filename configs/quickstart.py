@@ -4,21 +4,22 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
     python -m experiments.train --config=configs/quickstart.py:kind=narrow --workdir=runs/narrow
 
-A tree layer is `PATHS` of configs/recipe.py: F = 510 units, A = 16 of which (3.1 %) work for a token; with
-`layer=experts` its `EXPERTS`, F = 512. `narrow` is dense with A units, `dense` with F.
+A tree layer is configs/recipe.py's `EXPERTS`: F = 512 units, A = 16 of which (3.1 %) work for a token; with
+`layer=paths` its `PATHS`, F = 510. `narrow` is dense with A units, `dense` with F.
 """
 
 from configs import common, recipe
 
-# `paths` and narrow: the best of 3e-3, 6e-3 and 12e-3, and of 0.05 and 0.15 for the scale of the output
-# weights, by the mean of three seeds each (configs/sweeps/quickstart.py). The others were not tuned.
-LR, W_OUT = 6e-3, 0.15
+# The best of 3e-3, 6e-3 and 12e-3, and of 0.05 and 0.15 for the scale of the output weights, by the mean of
+# three seeds each (configs/sweeps/quickstart.py): experts 6e-3 and 0.05, paths and narrow 6e-3 and 0.15. The
+# others were not tuned.
+LR, W_OUT, W_OUT_EXPERTS = 6e-3, 0.15, 0.05
 LAYERS = {"experts": recipe.EXPERTS, "paths": recipe.PATHS}
 
 
 def get_config(arg=None):
     """Arguments: kind (of the feed-forward layers), layer (of configs/recipe.py), steps, seed."""
-    arg = common.parse_arg(arg, kind="tree", layer="paths", steps=1000, seed=0)
+    arg = common.parse_arg(arg, kind="tree", layer="experts", steps=1000, seed=0)
     common.check_known(arg, layer=LAYERS)
     config = common.base_config()
     config.seed = arg.seed
@@ -27,7 +28,7 @@ def get_config(arg=None):
     model.n_layers, model.width, model.n_heads, model.context = 2, 128, 4, 128
 
     recipe.set_layer(config, arg.kind, LAYERS[arg.layer])
-    model.init.w_out = W_OUT
+    model.init.w_out = W_OUT_EXPERTS if (arg.kind, arg.layer) == ("tree", "experts") else W_OUT
 
     config.data.format = "memory"  # 11 MB: a NumPy file opens at once
 

@@ -50,7 +50,10 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.tree import TreeShape
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/quickstart.py:kind=dense", "The dense model and its training.", lock_config=True
+    "config",
+    "configs/quickstart.py:kind=dense,layer=paths",
+    "The dense model and its training.",
+    lock_config=True,
 )
 _DENSE = flags.DEFINE_string("dense", None, "Workdir of a dense run, instead of training one for each seed.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/convert_demo", "Where the runs go, one directory each.")

@@ -51,7 +51,7 @@ def main() -> None:
     print("timing a training step of the two executions of the tree layer ...", flush=True)
     timed = {name: executed_by(configs["tree"], name) for name in TIMED}
     step_ms = {name: time_step(config, data) for name, config in timed.items()}
-    trains = [name for name in TIMED if timed[name].ffn.routing == configs["tree"].ffn.routing]
+    trains = [name for name in TIMED if trains_as(timed[name], configs["tree"])]
     configs["tree"].ffn.implementation = min(trains, key=lambda name: step_ms[name])
 
     figures = {kind: [] for kind in KINDS}
@@ -102,12 +102,19 @@ def workdir(kind: str, seed: int) -> str:
 
 
 def executed_by(config, implementation: str):
-    """The config under one execution; grouped cannot train the recipe, so there it times plain `hard`."""
+    """The config under one execution; grouped trains no leak and no straight-through, and times the rest."""
     config = config.copy_and_resolve_references()
     config.ffn.implementation = implementation
-    if implementation == "grouped" and config.ffn.routing == "straight_through":
-        config.ffn.routing, config.ffn.leak = "hard", 0.0
+    if implementation == "grouped":
+        config.ffn.leak = 0.0
+        if config.ffn.routing == "straight_through":
+            config.ffn.routing = "hard"
     return config
+
+
+def trains_as(timed, config) -> bool:
+    """Whether the config that was timed is the one that is asked for."""
+    return (timed.ffn.routing, timed.ffn.leak) == (config.ffn.routing, config.ffn.leak)
 
 
 def time_step(config, data, n_steps: int = 12) -> float:
@@ -147,13 +154,16 @@ def record_times(timed: dict, data_meta: dict, step_ms: dict) -> None:
 
 
 def row_name(kind: str, config) -> str:
-    """`tree_straight_P2_W1_leak100_20`, `tree_continuous_P1_W2` or `narrow_A16`."""
+    """`tree_continuous_P16_D5_experts_norm2_leak100_20`, `tree_straight_P2_W1_leak100_20` or `narrow_A16`."""
     ffn = config.ffn
     if kind == "narrow":
         return f"narrow_A{active_units(setup.plan_run(config).model.ffns[0])}"
-    width = ffn.node_width if isinstance(ffn.node_width, int) else "x".join(map(str, ffn.node_width))
     leak = f"_leak{100 * ffn.leak:.0f}_{100 * ffn.leak_share:.0f}" if ffn.leak else ""
-    return f"tree_{ffn.routing.split('_')[0]}_P{ffn.n_trees}_W{width}{leak}"
+    name = f"tree_{ffn.routing.split('_')[0]}_P{ffn.n_trees}"
+    if ffn.router == "silent":
+        return f"{name}_D{ffn.depth}_experts{f'_norm{ffn.gate_norm}' if ffn.renormalise else ''}{leak}"
+    width = ffn.node_width if isinstance(ffn.node_width, int) else "x".join(map(str, ffn.node_width))
+    return f"{name}_W{width}{leak}"
 
 
 def table(model, data_meta: dict, configs: dict, figures: dict, timed: dict, step_ms: dict) -> str:
@@ -161,7 +171,8 @@ def table(model, data_meta: dict, configs: dict, figures: dict, timed: dict, ste
     config = configs["tree"]
     total, active = total_units(model.ffns[0]), active_units(model.ffns[0])
     share = {"tree": f"{active} of {total} ({100 * active / total:.1f} %)", "narrow": f"{active} of {active}"}
-    note = {name: "" if c.ffn.routing == config.ffn.routing else " (hard)" for name, c in timed.items()}
+    note = {name: "" if trains_as(c, config) else " (hard)" if c.ffn.routing == "hard" else " (no leak)"
+            for name, c in timed.items()}  # fmt: skip
     steps = {"tree": ", ".join(f"{ms:.0f} {name}{note[name]}" for name, ms in step_ms.items())}
     head = ("", "bits per byte", "active units", "tokens/s", "ms a step")
     rows = [head]
@@ -229,7 +240,7 @@ def next_commands(tree: str) -> str:
         "Next:",
         f"  {python} -m experiments.generate --workdir={tree} --prompt='class Tree:' --temperature=0.8",
         f"  {python} -m experiments.train {config}:kind=dense --workdir=runs/dense",
-        f"  {python} -m experiments.train {config} --config.ffn.routing=hard --workdir=runs/hard",
+        f"  {python} -m experiments.train {config}:layer=paths --workdir=runs/paths",
     ))  # fmt: skip
 
 

@@ -134,6 +134,19 @@ ROWS = {
     "tree_continuous_P96_D7_experts_norm2_leak100_20": {
         **GATED, **NORM2, **apart(96, 1, 7, 0), **DENSE_START,
     },
+    "moe_top12_X768_norm2_leak100_20": {
+        "row": "moe_top4_X128", **NORM2, **experts(768, 12, 8), **DENSE_START,
+    },
+    "moe_top12_X1536_norm2_leak100_20": {
+        "row": "moe_top4_X128", **NORM2, **experts(1536, 12, 8), **DENSE_START,
+    },
+    # Routers that stop.
+    "tree_continuous_P96_D5_experts_norm2_leak100_20_frozen20": {
+        **GATED, **NORM2, **apart(96, 1, 5, 0), **DENSE_START, **FROZEN20,
+    },
+    "tree_continuous_P96_D5_experts_norm2_leak100_20_frozen50": {
+        **GATED, **NORM2, **apart(96, 1, 5, 0), **DENSE_START, **FROZEN50,
+    },
     # Without the dense start.
     "moe_top4_X128_sum1": {"row": "moe_top4_X128", **SUM1},
     "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},

@@ -31,7 +31,8 @@ from configs.sweeps.quality import (
 from configs.sweeps.quality_cpu import PLAIN, THIN
 
 LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
-RECIPE = {**STRAIGHT, **DENSE_START}
+PATHS = {**STRAIGHT, **DENSE_START}
+EXPERTS = {**GATED, **NORM2, **DENSE_START}
 APART = {**GATED, **apart(2, 1, 7), **DENSE_START}
 
 ROWS = {
@@ -42,12 +43,12 @@ ROWS = {
     "hash_X32_leak100_20": {"kind": "hash", **DENSE_START},
     "hash_tree_P2_W1_leak100_20": {"kind": "hash_tree", **DENSE_START},
     "tree_straight_P2_W1": STRAIGHT,
-    "tree_straight_P2_W1_leak100_20": RECIPE,
+    "tree_straight_P2_W1_leak100_20": PATHS,
     "tree_straight_P2_W1_leak100_10": {**STRAIGHT, **leak(1.0, 0.1)},
     "tree_straight_P2_W1_leak100_40": {**STRAIGHT, **leak(1.0, 0.4)},
-    "tree_straight_P1_D5_thin_leak100_20": {**RECIPE, **THIN},
+    "tree_straight_P1_D5_thin_leak100_20": {**PATHS, **THIN},
     "hash_tree_P2_D9_leak100_20": {"kind": "hash_tree", **DENSE_START, **LARGE},
-    "tree_straight_P2_D9_leak100_20": {**RECIPE, **LARGE},
+    "tree_straight_P2_D9_leak100_20": {**PATHS, **LARGE},
     "random_tree_P2_W1_leak100_20": {"kind": "random_tree", **DENSE_START},
     "moe_top4_X128_leak100_20": {"kind": "moe", **experts(128, 4, 4), **DENSE_START},
     "moe_top16_X512_leak100_20": {"kind": "moe", **experts(512, 16, 1), **DENSE_START},
@@ -59,7 +60,17 @@ ROWS = {
         "kind": "moe", **NORM2, **experts(512, 16, 1, 16), **DENSE_START,
     },
     "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20": {
-        **GATED, **NORM2, **BEAM2, **apart(16, 1, 5, 0), **DENSE_START,
+        **EXPERTS, **BEAM2, **apart(16, 1, 5, 0),
+    },
+    # Four times dense's F at A = 16: trees two levels deeper, mixtures of four times the experts.
+    "tree_continuous_P16_D7_experts_norm2_leak100_20": {**EXPERTS, **apart(16, 1, 7, 0)},
+    "moe_top4_X512_sum1_leak100_20": {"kind": "moe", **experts(512, 4, 4), **SUM1, **DENSE_START},
+    "moe_top8_X1024_norm2_leak100_20": {"kind": "moe", **experts(1024, 8, 2), **NORM2, **DENSE_START},
+    "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen20": {
+        **EXPERTS, **apart(16, 1, 5, 0), **FROZEN20,
+    },
+    "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen50": {
+        **EXPERTS, **apart(16, 1, 5, 0), **FROZEN50,
     },
     "tree_continuous_P2_W1_leak100_20": {"ffn.routing": "continuous", **DENSE_START},
     "tree_continuous_P2_W1_gated_leak100_20": {**GATED, **DENSE_START},
@@ -71,10 +82,8 @@ ROWS = {
     "tree_continuous_P4_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(4, 4, 5, 0), **DENSE_START},
     "tree_continuous_P16_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(16, 1, 5, 0), **DENSE_START},
     "moe_top4_X128_norm2_leak100_20": {"kind": "moe", **experts(128, 4, 4), **NORM2, **DENSE_START},
-    "tree_continuous_P4_D5_experts_norm2_leak100_20": {**GATED, **NORM2, **apart(4, 4, 5, 0), **DENSE_START},
-    "tree_continuous_P16_D5_experts_norm2_leak100_20": {
-        **GATED, **NORM2, **apart(16, 1, 5, 0), **DENSE_START,
-    },
+    "tree_continuous_P4_D5_experts_norm2_leak100_20": {**EXPERTS, **apart(4, 4, 5, 0)},
+    "tree_continuous_P16_D5_experts_norm2_leak100_20": {**EXPERTS, **apart(16, 1, 5, 0)},
     "tree_continuous_P16_D5_experts_even_leak100_20": {**GATED, **EVEN, **apart(16, 1, 5, 0), **DENSE_START},
     "tree_continuous_P16_D5_experts_even10_leak100_20": {
         **GATED, **EVEN, **apart(16, 1, 5, 0), **DENSE_START, "ffn.balance_rate": 1e-2,
@@ -85,14 +94,14 @@ ROWS = {
     "tree_continuous_P16_D5_experts_kappa4_leak100_20": {
         **GATED, **apart(16, 1, 5, 0), **DENSE_START, "ffn.kappa": 4.0,
     },
-    "tree_straight_P2_W1_hash2_leak100_20": {**RECIPE, "ffn.hash_levels": 2},
-    "tree_straight_P2_W1_hash4_leak100_20": {**RECIPE, **HASH4},
-    "tree_straight_P2_W1_below_hash_leak100_20": {**RECIPE, "model.layers": "tree,hash_tree"},
-    "tree_straight_P2_W1_above_hash_leak100_20": {**RECIPE, "model.layers": "hash_tree,tree"},
-    "tree_straight_P2_W1_leak100_20_beta4": {**RECIPE, "ffn.beta": 4.0},
-    "tree_straight_P2_W1_leak100_20_beta025": {**RECIPE, "ffn.beta": 0.25},
-    "tree_straight_P2_W1_leak100_20_frozen20": {**RECIPE, **FROZEN20},
-    "tree_straight_P2_W1_leak100_20_frozen50": {**RECIPE, **FROZEN50},
+    "tree_straight_P2_W1_hash2_leak100_20": {**PATHS, "ffn.hash_levels": 2},
+    "tree_straight_P2_W1_hash4_leak100_20": {**PATHS, **HASH4},
+    "tree_straight_P2_W1_below_hash_leak100_20": {**PATHS, "model.layers": "tree,hash_tree"},
+    "tree_straight_P2_W1_above_hash_leak100_20": {**PATHS, "model.layers": "hash_tree,tree"},
+    "tree_straight_P2_W1_leak100_20_beta4": {**PATHS, "ffn.beta": 4.0},
+    "tree_straight_P2_W1_leak100_20_beta025": {**PATHS, "ffn.beta": 0.25},
+    "tree_straight_P2_W1_leak100_20_frozen20": {**PATHS, **FROZEN20},
+    "tree_straight_P2_W1_leak100_20_frozen50": {**PATHS, **FROZEN50},
     # Here what stops is a router and nothing else; a tree's first units are most of its A.
     "moe_top1_X32_leak100_20_frozen20": {"kind": "moe", **DENSE_START, **FROZEN20},
 }  # fmt: skip

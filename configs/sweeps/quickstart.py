@@ -1,10 +1,10 @@
 """What the quickstart's rates were chosen by: rates and scales of the output weights, alike for both kinds.
 
     python -m experiments.ablate --sweep=configs/sweeps/quickstart.py --workdir=runs/tuning \\
-        --results=results/tuning/quickstart_1000.jsonl
+        --results=results/tuning/quickstart_experts.jsonl
 
 18 runs a kind, of seeds that the quickstart does not report; results/tuning/README.md has what was found.
-`--sweep=...:layer=experts` takes the other layer of configs/recipe.py.
+`--sweep=...:layer=paths` takes the other layer of configs/recipe.py.
 """
 
 from configs import common
@@ -13,7 +13,7 @@ from configs.quickstart import LAYERS
 
 def get_sweep(arg=None):
     """The sweep as plain data. Argument: layer (of configs/quickstart.py)."""
-    arg = common.parse_arg(arg, layer="paths")
+    arg = common.parse_arg(arg, layer="experts")
     common.check_known(arg, layer=LAYERS)
     return {
         "config": "configs/quickstart.py",

@@ -299,10 +299,10 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 76,
+    "quality": 80,
     "curves": 45,
     "transfer": 18,
-    "quality_words": 47,
+    "quality_words": 52,
     "quality_cpu": 41,
 }
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.tree import ACTIVATIONS, Info, Leaking, activation
-from tree_ffn.tree.routing import gate_norm, hashed
+from tree_ffn.tree.gates import gate_norm
+from tree_ffn.tree.routing import hashed
 from tree_ffn.tree.spec import GATE_NORMS
 from tree_ffn.tree.usage import leaf_counts
 

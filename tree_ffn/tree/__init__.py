@@ -7,9 +7,9 @@ execution is one more entry of `IMPLEMENTATIONS`.
 
 from tree_ffn.tree.activations import ACTIVATIONS, activation
 from tree_ffn.tree.apply import IMPLEMENTATIONS, pick_implementation, tree_ffn
+from tree_ffn.tree.balancing import balance_by_counts, balance_update
 from tree_ffn.tree.leaking import Leaking
 from tree_ffn.tree.pruned import prune
-from tree_ffn.tree.routing import balance_by_counts, balance_update
 from tree_ffn.tree.shape import TreeShape
 from tree_ffn.tree.spec import Info, PrunedSpec, TreeSpec
 from tree_ffn.tree.weights import init_params

@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree import grouped, routing
+from tree_ffn.tree import gates, grouped, routing
 from tree_ffn.tree.layout import layout_of
 from tree_ffn.tree.spec import TreeSpec
 
@@ -39,7 +39,7 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPH: jax.Array |
     outputs, params = layout.outputs, layout.stacked(params)
     position = layout.roots(x_TE.shape[0])
     gate = jnp.ones(position.shape, jnp.float32)
-    act = routing.unit_activation(spec)
+    act = gates.unit_activation(spec)
     s_TE = jnp.zeros(x_TE.shape, jnp.float32)
     for level, width in enumerate(shape.widths):
         start_TP = layout.unit_starts[level] + position * width
@@ -59,10 +59,10 @@ def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPH: jax.Array |
             else:
                 right_TP = r_TP > 0
             if level >= spec.hash_levels:
-                gate = routing.child_gate(gate, routing.towards(r_TP, right_TP, spec), spec)
+                gate = gates.child_gate(gate, gates.towards(r_TP, right_TP, spec), spec)
             position = layout.child(level, position, right_TP)
     if spec.renormalise:
-        s_TE /= routing.gate_norm(gate, spec.gate_norm)
+        s_TE /= gates.gate_norm(gate, spec.gate_norm)
     return s_TE.astype(dtype), position
 
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree.blocks import Blocks, Weights, path_of_leaves, path_sides, path_threshold
+from tree_ffn.tree.gates import hidden_on_path
 from tree_ffn.tree.layout import Layout
-from tree_ffn.tree.routing import hidden_on_path
 from tree_ffn.tree.spec import TreeSpec
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.tree import routing
+from tree_ffn.tree import gates, routing
 from tree_ffn.tree.layout import layout_of
 from tree_ffn.tree.products import float32_product
 from tree_ffn.tree.spec import TreeSpec
@@ -78,7 +78,7 @@ def everywhere(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> t
       h_TPU float32, a column for each row of w_out; leaf_TP int32, the tokens' own.
     """
     z_TPU, r_TPR, leaf_TP = _decided(params, x_TE, spec, token_T)
-    h_TPU = routing.unit_activation(spec)(_without_silent(z_TPU, spec))
+    h_TPU = gates.unit_activation(spec)(_without_silent(z_TPU, spec))
     if spec.routing == "continuous":
         h_TPU = _gates_of_units(r_TPR, leaf_TP, spec) * h_TPU
     return h_TPU, leaf_TP
@@ -112,9 +112,9 @@ def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec, leak) -> jax.Array:
     z_TPU = _without_silent(z_TPU, spec)
     if spec.routing == "straight_through":
         return _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec)
-    units = routing.unit_activation(spec)(z_TPU)
-    gates = _gates_of_units(r_TPR, leaf_TP, spec) if spec.routing == "continuous" else None
-    return _weighted(units, leaf_TP, leak, spec, gates)
+    units = gates.unit_activation(spec)(z_TPU)
+    gates_TPU = _gates_of_units(r_TPR, leaf_TP, spec) if spec.routing == "continuous" else None
+    return _weighted(units, leaf_TP, leak, spec, gates_TPU)
 
 
 def _without_silent(z_TPU, spec: TreeSpec):
@@ -174,9 +174,9 @@ def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
             # A masked sum, not a gather: its gradient is a masked copy.
             r_TP = jnp.where(here, r_TPJ, 0.0).sum(axis=-1)
             right_TP = layout_of(spec).goes_right(level, leaf_TP)
-            gate = routing.child_gate(gate, routing.towards(r_TP, right_TP, spec), spec)
+            gate = gates.child_gate(gate, gates.towards(r_TP, right_TP, spec), spec)
     gates_TPU = jnp.concatenate(runs, axis=-1)
-    return gates_TPU / routing.gate_norm(gate, spec.gate_norm)[..., None] if spec.renormalise else gates_TPU
+    return gates_TPU / gates.gate_norm(gate, spec.gate_norm)[..., None] if spec.renormalise else gates_TPU
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -191,7 +191,7 @@ def _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec: TreeSpec):
     times 1 - leak: so much more a unit adds on the path than off it.
     """
     del r_TPR
-    return _weighted(routing.unit_activation(spec)(z_TPU), leaf_TP, leak, spec)
+    return _weighted(gates.unit_activation(spec)(z_TPU), leaf_TP, leak, spec)
 
 
 def _straight_through_fwd(z_TPU, r_TPR, leaf_TP, leak, spec):
@@ -200,7 +200,7 @@ def _straight_through_fwd(z_TPU, r_TPR, leaf_TP, leak, spec):
 
 def _straight_through_bwd(spec, saved, dh_TPU):
     z_TPU, r_TPR, leaf_TP, leak = saved
-    units, vjp = jax.vjp(routing.unit_activation(spec), z_TPU)
+    units, vjp = jax.vjp(gates.unit_activation(spec), z_TPU)
     worth_TPN = _node_sums(dh_TPU * units, spec)
     dr_TPD = _decision_gradients(worth_TPN, r_TPR, leaf_TP, spec)
     if leak is not None:

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError
+from tree_ffn.tree.balancing import balance_step
 from tree_ffn.tree.layout import Layout, layout_of
-from tree_ffn.tree.routing import balance_step
 from tree_ffn.tree.shape import TreeShape
 from tree_ffn.tree.spec import PrunedSpec, TreeSpec
 from tree_ffn.tree.usage import leaf_counts

@@ -1,17 +1,16 @@
-"""Decisions, paths and gates: how a token finds its way down a tree.
+"""Decisions and paths: how a token finds its way down a tree.
 
 The decision logit of node n is r[n] = z[n, 0] - threshold[n], the pre-activation
 of the node's first unit against a threshold that no optimizer touches. A token
 goes right where r > 0; ties and NaN go left. The path is always hard; `routing`
-says only how decisions learn and how a path's units are weighted.
+says only how decisions learn and how a path's units are weighted (`gates`).
 """
 
 import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
-from tree_ffn.tree import usage
-from tree_ffn.tree.activations import absolute, activation
+from tree_ffn.tree.gates import child_gate, gate_norm, towards
 from tree_ffn.tree.layout import Layout, layout_of
 from tree_ffn.tree.spec import PrunedSpec, TreeSpec
 
@@ -20,90 +19,6 @@ def surrogate_slope(r: jax.Array, beta: float) -> jax.Array:
     """Derivative that straight-through routing gives a decision: beta s'(beta r), s the logistic function."""
     s = jax.nn.sigmoid(beta * r)
     return beta * s * (1 - s)
-
-
-def child_gate(gate: jax.Array, r: jax.Array, spec: TreeSpec) -> jax.Array:
-    """Gate of a node's children: g[0] = 1, g[l+1] = min(g[l], c(|r[l]|)), or the product.
-
-    c(a) = 1 - exp(-kappa a) vanishes where the decision flips, so the output is
-    a continuous function of the input although the path is hard. At equal gates
-    the one nearest the root keeps the gradient; d|r|/dr is 0 at r = 0.
-
-    Args:
-      gate: the node's own gate, any shape.
-      r: its decision logit, the same shape; with a beam, `towards` the child.
-      spec: `routing`, `gate` and `kappa` are read; other routings keep the gate.
-    """
-    if spec.routing != "continuous":
-        return gate
-    return narrow_gate(gate, openness(r, spec), spec)
-
-
-def openness(r: jax.Array, spec: TreeSpec) -> jax.Array:
-    """c(|r|): how far a decision is from flipping, up to 1: 1 - exp(-kappa |r|), or the logistic function.
-
-    With a beam it is c(r): a token may take the less likely side.
-    """
-    if spec.beam > 1:
-        return jax.nn.sigmoid(spec.kappa * r)
-    if spec.openness == "logistic":
-        return jax.nn.sigmoid(spec.kappa * absolute(r))
-    return -jnp.expm1(-spec.kappa * absolute(r))
-
-
-def towards(r: jax.Array, right: jax.Array, spec: TreeSpec) -> jax.Array:
-    """What `openness` takes: r itself; with a beam r where a path goes right, and -r where it goes left."""
-    return r if spec.beam == 1 else jnp.where(right, r, -r)
-
-
-def narrow_gate(gate: jax.Array, own: jax.Array, spec: TreeSpec) -> jax.Array:
-    """The gate below a decision of openness `own`: the minimum of the two, or their product."""
-    return gate * own if spec.gate == "product" else jnp.where(own < gate, own, gate)
-
-
-def unit_activation(spec: TreeSpec):
-    """What a unit's pre-activation becomes: act at site `node`, itself at site `sum`."""
-    if spec.act_site == "sum":
-        return lambda z: z
-    return activation(spec.activation, spec.negative_slope)
-
-
-def hidden_on_path(
-    z: jax.Array, threshold: jax.Array, spec: TreeSpec, right: jax.Array | None = None
-) -> jax.Array:
-    """Weights of a path's units in the output: g[l] * act(z[l, u]), without silent routers.
-
-    Args:
-      z: float32 [..., path units], pre-activations of the visited units, root first.
-      threshold: [..., D] thresholds of the visited deciding nodes.
-      spec: the layer.
-      right: bool [..., D], where the path goes right; only a beam's gates need it.
-
-    Returns:
-      float32 [..., path units that have rows in w_out].
-    """
-    units, gated = unit_activation(spec)(z), spec.routing == "continuous" and spec.shape.depth > 0
-    if not gated and spec.router != "silent":
-        return units
-    gates = _path_gates(z, threshold, spec, right) if gated else None
-    runs = []
-    for level, (end, width) in enumerate(zip(spec.shape.path_starts[1:], spec.output_widths)):
-        run = units[..., end - width : end]
-        runs.append(run if gates is None else gates[level][..., None] * run)
-    return jnp.concatenate(runs, axis=-1)
-
-
-def _path_gates(z: jax.Array, threshold: jax.Array, spec: TreeSpec, right) -> list[jax.Array]:
-    """Gate of every level of a path; z, threshold and right as `hidden_on_path` takes them."""
-    starts = spec.shape.path_starts[: spec.shape.depth]
-    # One array for all decisions of the path: an exponential a level would be a kernel a level.
-    first_units = jnp.concatenate([z[..., start : start + 1] for start in starts], axis=-1)
-    open_D = openness(towards(first_units - threshold, right, spec), spec)
-    gates = [jnp.ones_like(z[..., 0])]
-    for level in range(spec.shape.depth):
-        is_hashed = level < spec.hash_levels
-        gates.append(gates[-1] if is_hashed else narrow_gate(gates[-1], open_D[..., level], spec))
-    return gates
 
 
 def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
@@ -150,18 +65,6 @@ def renormalised(
         gate_TP = child_gate(gate_TP, r_TP, spec)
     norm_T1 = gate_norm(gate_TP, spec.gate_norm)
     return (s_TE.astype(jnp.float32) / norm_T1).astype(s_TE.dtype)
-
-
-def gate_norm(gate: jax.Array, order: int) -> jax.Array:
-    """Norm of gates, which are at least 0, over their last axis, which stays: float32 [..., 1].
-
-    Args:
-      gate: float32 [..., n].
-      order: 1, their sum; or 2, the root of the sum of their squares.
-    """
-    if order == 1:
-        return gate.sum(axis=-1, keepdims=True)
-    return jnp.sqrt((gate * gate).sum(axis=-1, keepdims=True))
 
 
 def walk(
@@ -294,41 +197,3 @@ def leaves(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T: jax.Array | N
     right_TPH = hashed_sides(params, spec, token_T)
     # Hashed paths ask no router; the compiler drops the product that none reads.
     return walk(decision_logits(params, x_TE, spec), spec, right_TPH, layout_of(spec, params))
-
-
-def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:
-    """Thresholds after one step of sign balancing.
-
-        threshold += balance_rate * sign(visits right - visits left)
-                     where min(visits right, visits left) < balance_floor (visits right + visits left)
-
-    A node that sends most tokens right gets a higher threshold, so fewer go
-    right next time. Nodes of the bottom level decide nothing and stay.
-
-    Args:
-      threshold_PN: thresholds in heap order.
-      leaf_TP: int32 leaves of the step's tokens.
-      spec: `balance`, `balance_rate` and `balance_floor` are read; `none` changes nothing.
-
-    Source: the bias rule of auxiliary-loss-free balancing (arXiv 2408.15664),
-    applied to the two children of a node.
-    """
-    counts = usage.leaf_counts(leaf_TP, spec.shape.n_leaves)
-    return balance_by_counts(threshold_PN, counts, spec)
-
-
-def balance_by_counts(threshold_PN: jax.Array, counts_PJ: jax.Array, spec: TreeSpec) -> jax.Array:
-    """`balance_update` from leaf counts int32 [P, 2^D] (of several micro-batches, say)."""
-    if spec.balance == "none" or spec.shape.depth == 0:
-        return threshold_PN
-    visits_PN = usage.node_counts(counts_PJ)
-    step = balance_step(visits_PN[:, 1::2], visits_PN[:, 2::2], spec).astype(threshold_PN.dtype)
-    return threshold_PN.at[:, : spec.shape.n_deciding].add(step)
-
-
-def balance_step(left: jax.Array, right: jax.Array, spec: TreeSpec) -> jax.Array:
-    """What sign balancing adds to the thresholds of nodes with these visits of their children: float32."""
-    # In float32: their sum times 1/2 is exact up to 2^24 visits.
-    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    is_lean = jnp.minimum(left, right) < spec.balance_floor * (left + right)
-    return jnp.where(is_lean, spec.balance_rate * jnp.sign(right - left), 0.0)
