@@ -18,17 +18,23 @@ LAYERS = {"experts": recipe.EXPERTS, "paths": recipe.PATHS}
 
 
 def get_config(arg=None):
-    """Arguments: kind (of the feed-forward layers), layer (of configs/recipe.py), steps, seed."""
-    arg = common.parse_arg(arg, kind="tree", layer="experts", steps=1000, seed=0)
-    common.check_known(arg, layer=LAYERS)
+    """Arguments: kind (of the feed-forward layers), layer (of LAYERS; or the recipe's), steps, seed."""
+    arg = common.parse_arg(arg, kind="tree", layer="", steps=1000, seed=0)
+    if arg.layer:
+        common.check_known(arg, layer=LAYERS)
+    if arg.layer == "experts" and arg.kind in recipe.UNLEARNED:
+        raise ValueError(
+            f"config argument: layer=experts cannot be used with kind={arg.kind}, "
+            "whose decisions are not learned; use layer=paths."
+        )
     config = common.base_config()
     config.seed = arg.seed
 
     model = config.model
     model.n_layers, model.width, model.n_heads, model.context = 2, 128, 4, 128
 
-    recipe.set_layer(config, arg.kind, LAYERS[arg.layer])
-    model.init.w_out = W_OUT_EXPERTS if (arg.kind, arg.layer) == ("tree", "experts") else W_OUT
+    recipe.set_layer(config, arg.kind, LAYERS.get(arg.layer))
+    model.init.w_out = W_OUT_EXPERTS if arg.kind == "tree" and arg.layer != "paths" else W_OUT
 
     config.data.format = "memory"  # 11 MB: a NumPy file opens at once
 

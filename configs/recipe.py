@@ -38,6 +38,8 @@ EXPERTS = {
 # The mixture to compare with: the best of top-1 and top-4 from the same start.
 MIXTURE = {"n_experts": 128, "top_k": 4, "renormalise": True, "gate_norm": 1}
 PATHS = {"routing": "straight_through", "depth": 7, "node_width": (1,)}
+# Kinds of trees whose decisions are not learned: they have `PATHS`, since `EXPERTS` has routers to learn.
+UNLEARNED = ("hash_tree", "random_tree")
 
 
 def set_layer(config, kind="tree", layer=None):
@@ -46,10 +48,10 @@ def set_layer(config, kind="tree", layer=None):
     Args:
       config: of configs/common.py.
       kind: of the layers.
-      layer: EXPERTS or PATHS; None: PATHS for trees whose decisions are not learned, EXPERTS for the others.
+      layer: EXPERTS or PATHS; None: PATHS for UNLEARNED kinds, EXPERTS for the others.
     """
     if layer is None:
-        layer = PATHS if kind in ("hash_tree", "random_tree") else EXPERTS
+        layer = PATHS if kind in UNLEARNED else EXPERTS
     ffn = config.ffn
     mixture = MIXTURE if kind == "moe" and layer is EXPERTS else {}
     for key, value in {**layer, **DENSE_START, **mixture}.items():

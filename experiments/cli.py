@@ -7,6 +7,7 @@ wrong (one sentence on stderr says what), 130 stopped by Ctrl-C.
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -86,6 +87,9 @@ def _fail(error: Exception, code: int):
     if isinstance(error, OSError) and "config file" in text:
         # ml_collections says it in many lines, of which the last one counts.
         text = f"--config: {text.strip().splitlines()[-1]}"
+    elif "Error whilst parsing config file" in text:
+        # Here it adds a traceback to what the file said, which ends it as `ValueError: ...`.
+        text = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)[-1]
     text = " ".join(text.split()) or type(error).__name__
     program = os.path.basename(sys.argv[0])
     print(f"{program}: {text}", file=sys.stderr, flush=True)

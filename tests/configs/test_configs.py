@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import configs
-from configs import common, default, recipe
+from configs import common, default, quickstart, recipe
 from configs.presets import PRESETS
 from tree_ffn.models import MoESpec, active_units
 from tree_ffn.models.build import KINDS, model_spec_from_config
@@ -43,6 +43,20 @@ def test_configs_import_ml_collections_and_each_other_only(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind_is_an_argument(kind):
     assert default.get_config(f"kind={kind}").ffn.kind == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layer", ["", *quickstart.LAYERS])
+def test_the_quickstart_has_all_kinds(kind, layer):
+    arguments = f"kind={kind},layer={layer}"
+    if layer == "experts" and kind in recipe.UNLEARNED:
+        with pytest.raises(
+            ValueError, match=f"^config argument: layer=experts .* kind={kind}, .*layer=paths"
+        ):
+            quickstart.get_config(arguments)
+        return
+    ffn = model_spec_from_config(quickstart.get_config(arguments), 257).ffns[0]
+    assert active_units(ffn) == (16 if kind != "dense" else 510 if layer == "paths" else 512)
 
 
 @pytest.mark.parametrize("kind", KINDS)

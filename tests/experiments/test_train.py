@@ -77,6 +77,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, arguments, sai
     outcome = call("train", *arguments)
     assert outcome.code == 2 and outcome.out == ""
     assert said in outcome.err and re.fullmatch(r"train\.py: [^\n]+\n", outcome.err), outcome.err
+    assert "Traceback" not in outcome.err
     assert not (ROOT / "x").exists()
 
 
