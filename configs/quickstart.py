@@ -33,8 +33,9 @@ def get_config(arg=None):
     model = config.model
     model.n_layers, model.width, model.n_heads, model.context = 2, 128, 4, 128
 
-    recipe.set_layer(config, arg.kind, LAYERS.get(arg.layer))
-    model.init.w_out = W_OUT_EXPERTS if arg.kind == "tree" and arg.layer != "paths" else W_OUT
+    layer = LAYERS[arg.layer] if arg.layer else recipe.layer_of(arg.kind)
+    recipe.set_layer(config, arg.kind, layer)
+    model.init.w_out = W_OUT_EXPERTS if arg.kind == "tree" and layer is recipe.EXPERTS else W_OUT
 
     config.data.format = "memory"  # 11 MB: a NumPy file opens at once
 

@@ -42,16 +42,20 @@ PATHS = {"routing": "straight_through", "depth": 7, "node_width": (1,)}
 UNLEARNED = ("hash_tree", "random_tree")
 
 
+def layer_of(kind):
+    """The layer that a kind of feed-forward layers is given, or has the units of."""
+    return PATHS if kind in UNLEARNED else EXPERTS
+
+
 def set_layer(config, kind="tree", layer=None):
     """Makes a config's feed-forward layers the recommended ones, or of another kind with their F and A.
 
     Args:
       config: of configs/common.py.
       kind: of the layers.
-      layer: EXPERTS or PATHS; None: PATHS for UNLEARNED kinds, EXPERTS for the others.
+      layer: EXPERTS or PATHS; None: that of the kind, `layer_of`.
     """
-    if layer is None:
-        layer = PATHS if kind in UNLEARNED else EXPERTS
+    layer = layer or layer_of(kind)
     ffn = config.ffn
     mixture = MIXTURE if kind == "moe" and layer is EXPERTS else {}
     for key, value in {**layer, **DENSE_START, **mixture}.items():

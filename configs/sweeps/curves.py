@@ -12,7 +12,7 @@ learning rate that was best for all kinds at 15 M tokens.
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, GATED, NORM2, STRAIGHT, SUM1, apart, experts
+from configs.sweeps.quality import DENSE_START, EXPERTS, STRAIGHT, SUM1, apart, experts
 
 LENGTHS = {"15M": "tune", "30M": "half", "120M": "double"}
 # Depths of trees over single units: a share of 2^-D.
@@ -29,7 +29,7 @@ KINDS = {
     "hash_tree_leak": {"ffn.kind": "hash_tree", **PATHS},
     "tree_straight_leak": {**STRAIGHT, **PATHS},
     # The recipe (configs/recipe.py).
-    "tree_experts_norm2_leak": {**PATHS, **GATED, **NORM2, **apart(96, 1, 5, 0)},
+    "tree_experts_norm2_leak": {**PATHS, **EXPERTS, **apart(96, 1, 5, 0)},
 }
 
 

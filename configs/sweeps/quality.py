@@ -54,6 +54,7 @@ DENSE_START = leak(1.0, 0.2)
 EVEN = {"ffn.balance": "sign"}  # thresholds that send half of a node's tokens to each side
 SUM1 = {"ffn.renormalise": True}  # a token's gates sum to 1
 NORM2 = {**SUM1, "ffn.gate_norm": 2}  # or their squares do
+EXPERTS = {**GATED, **NORM2, **DENSE_START}  # with `apart`, the recipe
 BEAM2 = {"ffn.beam": 2}
 FROZEN20, FROZEN50 = {"optim.routers_until": 0.2}, {"optim.routers_until": 0.5}
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
@@ -107,33 +108,17 @@ ROWS = {
     "tree_continuous_P24_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(24, 4, 5, 0), **DENSE_START},
     "tree_continuous_P48_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(48, 2, 5, 0), **DENSE_START},
     "tree_continuous_P96_D5_experts_sum1_leak100_20": {**GATED, **SUM1, **apart(96, 1, 5, 0), **DENSE_START},
-    "tree_continuous_P24_D5_experts_norm2_leak100_20": {
-        **GATED, **NORM2, **apart(24, 4, 5, 0), **DENSE_START,
-    },
-    "tree_continuous_P48_D5_experts_norm2_leak100_20": {
-        **GATED, **NORM2, **apart(48, 2, 5, 0), **DENSE_START,
-    },
-    "tree_continuous_P96_D5_experts_norm2_leak100_20": {
-        **GATED, **NORM2, **apart(96, 1, 5, 0), **DENSE_START,
-    },
+    "tree_continuous_P24_D5_experts_norm2_leak100_20": {**EXPERTS, **apart(24, 4, 5, 0)},
+    "tree_continuous_P48_D5_experts_norm2_leak100_20": {**EXPERTS, **apart(48, 2, 5, 0)},
+    "tree_continuous_P96_D5_experts_norm2_leak100_20": {**EXPERTS, **apart(96, 1, 5, 0)},
     # The token goes to the likelier of the leaves that a search of two nodes a level finds.
-    "tree_continuous_P24_D5_experts_norm2_beam2_leak100_20": {
-        **GATED, **NORM2, **BEAM2, **apart(24, 4, 5, 0), **DENSE_START,
-    },
-    "tree_continuous_P48_D5_experts_norm2_beam2_leak100_20": {
-        **GATED, **NORM2, **BEAM2, **apart(48, 2, 5, 0), **DENSE_START,
-    },
-    "tree_continuous_P96_D5_experts_norm2_beam2_leak100_20": {
-        **GATED, **NORM2, **BEAM2, **apart(96, 1, 5, 0), **DENSE_START,
-    },
+    "tree_continuous_P24_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(24, 4, 5, 0)},
+    "tree_continuous_P48_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(48, 2, 5, 0)},
+    "tree_continuous_P96_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(96, 1, 5, 0)},
     # F twice and four times dense's.
     "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},
-    "tree_continuous_P96_D6_experts_norm2_leak100_20": {
-        **GATED, **NORM2, **apart(96, 1, 6, 0), **DENSE_START,
-    },
-    "tree_continuous_P96_D7_experts_norm2_leak100_20": {
-        **GATED, **NORM2, **apart(96, 1, 7, 0), **DENSE_START,
-    },
+    "tree_continuous_P96_D6_experts_norm2_leak100_20": {**EXPERTS, **apart(96, 1, 6, 0)},
+    "tree_continuous_P96_D7_experts_norm2_leak100_20": {**EXPERTS, **apart(96, 1, 7, 0)},
     "moe_top12_X768_norm2_leak100_20": {
         "row": "moe_top4_X128", **NORM2, **experts(768, 12, 8), **DENSE_START,
     },
@@ -141,12 +126,8 @@ ROWS = {
         "row": "moe_top4_X128", **NORM2, **experts(1536, 12, 8), **DENSE_START,
     },
     # Routers that stop.
-    "tree_continuous_P96_D5_experts_norm2_leak100_20_frozen20": {
-        **GATED, **NORM2, **apart(96, 1, 5, 0), **DENSE_START, **FROZEN20,
-    },
-    "tree_continuous_P96_D5_experts_norm2_leak100_20_frozen50": {
-        **GATED, **NORM2, **apart(96, 1, 5, 0), **DENSE_START, **FROZEN50,
-    },
+    "tree_continuous_P96_D5_experts_norm2_leak100_20_frozen20": {**EXPERTS, **apart(96, 1, 5, 0), **FROZEN20},
+    "tree_continuous_P96_D5_experts_norm2_leak100_20_frozen50": {**EXPERTS, **apart(96, 1, 5, 0), **FROZEN50},
     # Without the dense start.
     "moe_top4_X128_sum1": {"row": "moe_top4_X128", **SUM1},
     "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},

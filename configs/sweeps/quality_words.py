@@ -17,6 +17,7 @@ from configs.sweeps.quality import (
     BEAM2,
     DENSE_START,
     EVEN,
+    EXPERTS,
     FROZEN20,
     FROZEN50,
     GATED,
@@ -32,7 +33,6 @@ from configs.sweeps.quality_cpu import PLAIN, THIN
 
 LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
 PATHS = {**STRAIGHT, **DENSE_START}
-EXPERTS = {**GATED, **NORM2, **DENSE_START}
 APART = {**GATED, **apart(2, 1, 7), **DENSE_START}
 
 ROWS = {
@@ -59,19 +59,13 @@ ROWS = {
     "moe_top16_X512_G16_norm2_leak100_20": {
         "kind": "moe", **NORM2, **experts(512, 16, 1, 16), **DENSE_START,
     },
-    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20": {
-        **EXPERTS, **BEAM2, **apart(16, 1, 5, 0),
-    },
+    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(16, 1, 5, 0)},
     # Four times dense's F at A = 16: trees two levels deeper, mixtures of four times the experts.
     "tree_continuous_P16_D7_experts_norm2_leak100_20": {**EXPERTS, **apart(16, 1, 7, 0)},
     "moe_top4_X512_sum1_leak100_20": {"kind": "moe", **experts(512, 4, 4), **SUM1, **DENSE_START},
     "moe_top8_X1024_norm2_leak100_20": {"kind": "moe", **experts(1024, 8, 2), **NORM2, **DENSE_START},
-    "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen20": {
-        **EXPERTS, **apart(16, 1, 5, 0), **FROZEN20,
-    },
-    "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen50": {
-        **EXPERTS, **apart(16, 1, 5, 0), **FROZEN50,
-    },
+    "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen20": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN20},
+    "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen50": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN50},
     "tree_continuous_P2_W1_leak100_20": {"ffn.routing": "continuous", **DENSE_START},
     "tree_continuous_P2_W1_gated_leak100_20": {**GATED, **DENSE_START},
     "tree_continuous_P2_W1_apart_gated_leak100_20": APART,

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from configs import quickstart
 from tests.experiments.programs import alone, call
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -56,6 +57,23 @@ def test_figures_become_rows(output):
     for kind in ("tree_continuous_P2_W1", "narrow_A8"):
         assert sum(f'"row": "{kind}", "metric": "bits_per_byte"' in row for row in rows) == 2
     assert sum('"metric": "time_ms"' in row for row in rows) == 2
+
+
+@pytest.mark.parametrize(
+    "layer,name,grouped",
+    [
+        ("experts", "tree_continuous_P16_D5_experts_norm2_leak100_20", ("continuous", 0.0)),
+        ("paths", "tree_straight_P2_W1_leak100_20", ("hard", 0.0)),
+    ],
+)
+def test_a_layer_that_grouped_cannot_train_is_timed_by_it_and_trained_by_masked(layer, name, grouped):
+    config = quickstart.get_config(f"layer={layer}")
+    with alone("quickstart"):
+        program = importlib.import_module("experiments.quickstart")
+    assert program.row_name("tree", config) == name
+    timed = {execution: program.executed_by(config, execution) for execution in program.TIMED}
+    assert (timed["grouped"].ffn.routing, timed["grouped"].ffn.leak) == grouped
+    assert not program.trains_as(timed["grouped"], config) and program.trains_as(timed["masked"], config)
 
 
 def test_the_verdict_is_honest():
