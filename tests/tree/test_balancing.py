@@ -6,6 +6,7 @@ import pytest
 
 from tests.tree import cases
 from tree_ffn.tree import TreeShape, TreeSpec, balance_update, balancing, routing
+from tree_ffn.tree.layout import layout_of
 
 
 def balanced(threshold, leaf, rate, depth):
@@ -35,9 +36,10 @@ def test_balance_evens_out_a_skewed_router(rng):
     """The sign of the rule: a bias that sends most tokens right is undone."""
     spec = cases.make_spec(P=1, D=1, W=1, balance="sign", balance_rate=0.05)
     z = jnp.asarray(rng.normal(1.5, 1.0, (500, 1, 1)), jnp.float32)
-    threshold = jnp.zeros((1, 3))
+    layout, threshold = layout_of(spec), jnp.zeros((1, 3))
     for _ in range(60):
-        threshold = balance_update(threshold, routing.walk(z - threshold[None, :, :1], spec), spec)
+        logits = routing.gathered(z - threshold[None, :, :1], layout)
+        threshold = balance_update(threshold, routing.walk(logits, layout, 500), spec)
     assert abs(float(threshold[0, 0]) - float(jnp.median(z))) < 0.1
 
 

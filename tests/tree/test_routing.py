@@ -1,5 +1,7 @@
 """Decisions and the straight-through surrogate against NumPy; specs that cannot be."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 from tests import oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
-from tree_ffn.tree import TreeShape, TreeSpec, routing
+from tree_ffn.tree import TreeShape, TreeSpec, masked, routing
+from tree_ffn.tree.layout import layout_of
 
 
-def test_walk(rng):
+@pytest.mark.parametrize("how", ["gathered", "masked"])
+def test_walk(rng, how):
     """Ties and NaN go left."""
     r = rng.normal(size=(40, 2, 7)).astype(np.float32)
     r[rng.random(r.shape) < 0.2] = 0.0
@@ -23,7 +27,12 @@ def test_walk(rng):
             for _ in range(3):
                 n = 2 * n + 2 if r[t, p, n] > 0 else 2 * n + 1
             want[t, p] = n - 7
-    leaf = routing.walk(jnp.asarray(r), TreeSpec(TreeShape(r.shape[1], 3)))
+    layout = layout_of(TreeSpec(TreeShape(r.shape[1], 3)))
+    logits = {
+        "gathered": routing.gathered(jnp.asarray(r), layout),
+        "masked": functools.partial(masked._logits_at, jnp.asarray(r)),
+    }
+    leaf = routing.walk(logits[how], layout, r.shape[0])
     assert leaf.dtype == jnp.int32
     np.testing.assert_array_equal(leaf, want)
 

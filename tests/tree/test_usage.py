@@ -25,7 +25,7 @@ def node_visits(counts):
     return visits
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("depth", [0, 1, 3, 7, 8])
 def test_counts(depth, rng):
     leaf = rng.integers(0, 2**depth, (50, 3), np.int32)
     counts = usage.leaf_counts(jnp.asarray(leaf), 2**depth)

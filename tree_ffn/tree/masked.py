@@ -60,6 +60,8 @@ def hidden(
       h_TPU float32, a column for each row of w_out; leaf_TP int32.
     """
     z_TPU, r_TPR, leaf_TP = _decided(params, x_TE, spec, token_T)
+    if spec.routing == "continuous":
+        r_TPR = _along_path(r_TPR, leaf_TP, spec.shape.depth)
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
     path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
     return path_units(z_TPU, r_TPR, leaf_TP, spec, leak), leaf_TP
@@ -78,58 +80,109 @@ def everywhere(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> t
       h_TPU float32, a column for each row of w_out; leaf_TP int32, the tokens' own.
     """
     z_TPU, r_TPR, leaf_TP = _decided(params, x_TE, spec, token_T)
-    h_TPU = gates.unit_activation(spec)(_without_silent(z_TPU, spec))
+    h_TPU = gates.unit_activation(spec)(z_TPU)
     if spec.routing == "continuous":
-        h_TPU = _gates_of_units(r_TPR, leaf_TP, spec) * h_TPU
+        r_TPD = _along_path(r_TPR, leaf_TP, spec.shape.depth)
+        h_TPU = _gates_of_units(r_TPD, leaf_TP, spec) * h_TPU
     return h_TPU, leaf_TP
 
 
 def _decided(params, x_TE, spec: TreeSpec, token_T):
-    """Pre-activations of all units [T, P, U], decision logits [T, P, R] (None of frozen routers), leaves."""
-    shape = params["w_in"].shape  # [P, U, E]
-    z_TF = float32_product(x_TE, params["w_in"].astype(x_TE.dtype).reshape(-1, shape[2]))
-    z_TPU = z_TF.reshape(x_TE.shape[0], *shape[:2]) + params["b_in"].astype(jnp.float32)[None]
+    """Pre-activations of the units with rows in w_out [T, P, U], decision logits [T, P, R], leaves [T, P].
+
+    Frozen routers' logits are None. Silent routers have a product of their own: to take weights apart costs
+    little, to take activations apart much.
+    """
+    weights = params["w_in"], params["b_in"]
+    is_silent = spec.router == "silent"
+    z_TPU = _pre_activations(x_TE, *(_without_silent(w, spec) if is_silent else w for w in weights))
     if spec.router == "frozen":
         return z_TPU, None, routing.leaves(params, x_TE, spec, token_T)
+    if is_silent:
+        r_TPR = _pre_activations(x_TE, *(_first_units(w, spec, axis=1) for w in weights))
+    else:
+        r_TPR = _first_units(z_TPU, spec, axis=2)
     threshold_PR = params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
-    r_TPR = _first_units(z_TPU, spec) - jax.lax.stop_gradient(threshold_PR)[None]
+    r_TPR = r_TPR - jax.lax.stop_gradient(threshold_PR)[None]
+    logits = functools.partial(_logits_at, jax.lax.stop_gradient(r_TPR))
     right_TPH = routing.hashed_sides(params, spec, token_T)
-    return z_TPU, r_TPR, routing.walk(jax.lax.stop_gradient(r_TPR), spec, right_TPH)
+    return z_TPU, r_TPR, routing.walk(logits, layout_of(spec), x_TE.shape[0], right_TPH)
 
 
-def _first_units(z_TPU, spec: TreeSpec):
-    """Pre-activations of the deciding nodes' first units, in heap order: [T, P, R]."""
+def _pre_activations(x_TE, w_PUE, b_PU):
+    """x w + b: float32 [T, P, U]."""
+    (n_tokens, width), dtype = x_TE.shape, x_TE.dtype
+    z_TF = float32_product(x_TE, w_PUE.astype(dtype).reshape(b_PU.size, width))
+    return z_TF.reshape(n_tokens, *b_PU.shape) + b_PU.astype(jnp.float32)[None]
+
+
+def _first_units(array, spec: TreeSpec, axis: int):
+    """Of an array with an entry for every unit, those of the deciding nodes' first, in heap order."""
     shape = spec.shape
     levels = [
-        z_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1] : width]
+        jax.lax.slice_in_dim(array, shape.level_starts[level], shape.level_starts[level + 1], width, axis)
         for level, width in enumerate(shape.widths[:-1])
     ]
-    return jnp.concatenate(levels, axis=-1) if levels else z_TPU[..., :0]
+    return jnp.concatenate(levels, axis) if levels else jax.lax.slice_in_dim(array, 0, 0, axis=axis)
+
+
+def _without_silent(w_PU, spec: TreeSpec):
+    """Of weights [P, all units, ...], those of the units that add to the output: [P, rows of w_out, ...]."""
+    shape, runs = spec.shape, []
+    for level, (width, n_out) in enumerate(zip(shape.widths, spec.output_widths)):
+        run = w_PU[:, shape.level_starts[level] : shape.level_starts[level + 1]]
+        nodes = run.reshape(run.shape[0], 2**level, width, *run.shape[2:])[:, :, width - n_out :]
+        runs.append(nodes.reshape(run.shape[0], -1, *run.shape[2:]))
+    return jnp.concatenate(runs, axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _along_path(r_TPR, leaf_TP, depth: int):
+    """Decision logits of the nodes above each leaf, root first: [T, P, D].
+
+    Backward the path is found anew from its leaf, so that nothing of R entries is kept.
+    """
+    levels = [_logits_at(r_TPR, level, leaf_TP >> (depth - level))[..., None] for level in range(depth)]
+    return jnp.concatenate([r_TPR[..., :0], *levels], axis=-1)
+
+
+def _logits_at(r_TPR, level: int, place_TP):
+    """Logits of one node of a level for every token and tree: [T, P]."""
+    r_TPJ = r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
+    # A masked sum, not a gather: the logits were just computed, and a GPU reads them in order faster.
+    return jnp.where(_is_node(place_TP, level), r_TPJ, 0.0).sum(axis=-1)
+
+
+def _along_path_fwd(r_TPR, leaf_TP, depth):
+    return _along_path(r_TPR, leaf_TP, depth), leaf_TP
+
+
+def _along_path_bwd(depth, leaf_TP, dr_TPD):
+    return _onto_path(dr_TPD, leaf_TP, depth), None
+
+
+_along_path.defvjp(_along_path_fwd, _along_path_bwd)
+
+
+def _onto_path(value_TPD, leaf_TP, depth: int):
+    """Values of the nodes above each leaf, put where these nodes are; elsewhere 0: [T, P, R]."""
+    levels = [
+        jnp.where(_is_node(leaf_TP >> (depth - level), level), value_TPD[..., level, None], 0.0)
+        for level in range(depth)
+    ]
+    return jnp.concatenate([value_TPD[..., :0], *levels], axis=-1)
 
 
 def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec, leak) -> jax.Array:
-    """g * act(z) of the units on the path; elsewhere 0 (also where a unit is not finite), or what leaks."""
-    z_TPU = _without_silent(z_TPU, spec)
+    """g * act(z) of the units on the path; elsewhere 0 (also where a unit is not finite), or what leaks.
+
+    Continuous routing needs the logits of the path alone, [T, P, D].
+    """
     if spec.routing == "straight_through":
         return _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec)
     units = gates.unit_activation(spec)(z_TPU)
     gates_TPU = _gates_of_units(r_TPR, leaf_TP, spec) if spec.routing == "continuous" else None
     return _weighted(units, leaf_TP, leak, spec, gates_TPU)
-
-
-def _without_silent(z_TPU, spec: TreeSpec):
-    """The units that add to the output: [T, P, rows of w_out]; below, U counts these alone."""
-    if spec.router != "silent":
-        return z_TPU
-    shape, runs = spec.shape, []
-    for level, (width, n_out) in enumerate(zip(shape.widths, spec.output_widths)):
-        run = z_TPU[..., shape.level_starts[level] : shape.level_starts[level + 1]]
-        if n_out == width:
-            runs.append(run)
-        elif n_out:
-            nodes = run.reshape(*run.shape[:-1], 2**level, width)[..., width - n_out :]
-            runs.append(nodes.reshape(*run.shape[:-1], -1))
-    return jnp.concatenate(runs, axis=-1)
 
 
 def _weighted(units_TPU, leaf_TP, leak, spec: TreeSpec, gates_TPU=None):
@@ -148,10 +201,9 @@ def _weighted(units_TPU, leaf_TP, leak, spec: TreeSpec, gates_TPU=None):
     return jnp.where(visited_TPU, on_path, off_path)
 
 
-def _on_path(leaf_TP, level: int, spec: TreeSpec):
-    """bool [T, P, 2^l]: which node of a level is the leaf's ancestor?"""
-    nodes = np.arange(2**level, dtype=np.int32)
-    return (leaf_TP >> (spec.shape.depth - level))[..., None] == nodes[None, None]
+def _is_node(place_TP, level: int):
+    """bool [T, P, 2^l]: which node of a level is it?"""
+    return place_TP[..., None] == np.arange(2**level, dtype=np.int32)[None, None]
 
 
 def _unit_tables(spec: TreeSpec):
@@ -162,19 +214,15 @@ def _unit_tables(spec: TreeSpec):
     return np.concatenate(levels).astype(np.int32), np.concatenate(nodes).astype(np.int32)
 
 
-def _gates_of_units(r_TPR, leaf_TP, spec: TreeSpec):
+def _gates_of_units(r_TPD, leaf_TP, spec: TreeSpec):
     """Gate of every unit's level on the token's own path: float32 [T, P, U]."""
     gate = jnp.ones(leaf_TP.shape, jnp.float32)
     runs = []
     for level, width in enumerate(spec.output_widths):
         runs.append(jnp.broadcast_to(gate[..., None], (*gate.shape, 2**level * width)))
         if spec.hash_levels <= level < spec.shape.depth:
-            r_TPJ = r_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
-            here = _on_path(leaf_TP, level, spec)
-            # A masked sum, not a gather: its gradient is a masked copy.
-            r_TP = jnp.where(here, r_TPJ, 0.0).sum(axis=-1)
             right_TP = layout_of(spec).goes_right(level, leaf_TP)
-            gate = gates.child_gate(gate, gates.towards(r_TP, right_TP, spec), spec)
+            gate = gates.child_gate(gate, gates.towards(r_TPD[..., level], right_TP, spec), spec)
     gates_TPU = jnp.concatenate(runs, axis=-1)
     return gates_TPU / gates.gate_norm(gate, spec.gate_norm)[..., None] if spec.renormalise else gates_TPU
 
@@ -205,11 +253,7 @@ def _straight_through_bwd(spec, saved, dh_TPU):
     dr_TPD = _decision_gradients(worth_TPN, r_TPR, leaf_TP, spec)
     if leak is not None:
         dr_TPD = (1 - leak) * dr_TPD
-    dr_levels = [
-        jnp.where(_on_path(leaf_TP, level, spec), dr_TPD[..., level, None], 0.0)
-        for level in range(spec.shape.depth)
-    ]
-    dr_TPR = jnp.concatenate(dr_levels, axis=-1) if dr_levels else jnp.zeros_like(r_TPR)
+    dr_TPR = _onto_path(dr_TPD, leaf_TP, spec.shape.depth)
     (dz_TPU,) = vjp(_weighted(dh_TPU, leaf_TP, leak, spec))
     return dz_TPU, dr_TPR, None, None
 

@@ -67,27 +67,28 @@ def renormalised(
     return (s_TE.astype(jnp.float32) / norm_T1).astype(s_TE.dtype)
 
 
-def walk(
-    r_TPR: jax.Array, spec: TreeSpec, right_TPH: jax.Array | None = None, layout: Layout | None = None
-) -> jax.Array:
+def gathered(r_TPR: jax.Array, layout: Layout):
+    """The (level, places) -> decision logits that `walk` asks for, out of those of all deciding nodes."""
+    return lambda level, place_TP: _at(r_TPR, layout.node_starts[level] + place_TP, layout.spec)
+
+
+def walk(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = None) -> jax.Array:
     """Places in the bottom level that tokens reach: int32 [T, P], of a pruned layer over all its trees.
 
     Args:
-      r_TPR: decision logits, as `decision_logits` gives them.
-      spec: the layer.
-      right_TPH: the hashed sides of the first `hash_levels`.
-      layout: of a pruned layer, with its structure.
+      logits: (level, places int32 [T, P]) -> decision logits float32 [T, P], e.g. `gathered`.
+      layout: of the layer; of a pruned one, with its structure.
+      n_tokens: T.
+      right_TPH: the hashed sides of the first `hash_levels`, which read no logits.
     """
-    layout = layout or layout_of(spec)
-    if spec.beam > 1:
-        logits = lambda level, place_TP: _at(r_TPR, layout.node_starts[level] + place_TP, spec)
-        return search(logits, layout, r_TPR.shape[0], right_TPH)
-    place_TP = layout.roots(r_TPR.shape[0])
-    for level in range(spec.shape.depth):
-        if right_TPH is not None and level < spec.hash_levels:
+    if layout.spec.beam > 1:
+        return search(logits, layout, n_tokens, right_TPH)
+    place_TP = layout.roots(n_tokens)
+    for level in range(layout.spec.shape.depth):
+        if right_TPH is not None and level < layout.spec.hash_levels:
             right_TP = right_TPH[..., level]
         else:
-            right_TP = _at(r_TPR, layout.node_starts[level] + place_TP, spec) > 0
+            right_TP = logits(level, place_TP) > 0
         place_TP = layout.child(level, place_TP, right_TP)
     return place_TP
 
@@ -102,11 +103,7 @@ def search(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = 
     It differs from going down node by node where a token would turn away from the likelier leaf early. Where
     a pruned node has one child left, that is all there is to find below it, by its own side's gate.
 
-    Args:
-      logits: (level, places int32 [T, P]) -> decision logits float32 [T, P].
-      layout: of the layer.
-      n_tokens: T.
-      right_TPH: the hashed sides of the first `hash_levels`, which all go.
+    Args: those of `walk`.
     """
     spec, roots_TP = layout.spec, layout.roots(n_tokens)
     kept = [(jnp.ones(roots_TP.shape, jnp.float32), roots_TP)]
@@ -196,4 +193,5 @@ def leaves(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T: jax.Array | N
     """
     right_TPH = hashed_sides(params, spec, token_T)
     # Hashed paths ask no router; the compiler drops the product that none reads.
-    return walk(decision_logits(params, x_TE, spec), spec, right_TPH, layout_of(spec, params))
+    layout = layout_of(spec, params)
+    return walk(gathered(decision_logits(params, x_TE, spec), layout), layout, x_TE.shape[0], right_TPH)

@@ -17,8 +17,10 @@ def leaf_counts(leaf_TP: jax.Array, n_leaves: int) -> jax.Array:
       >>> leaf_counts(jnp.array([[0], [3], [3]]), 4).tolist()
       [[1, 0, 0, 2]]
     """
-    # A histogram as a product of two one-hot matrices, of quotient and remainder: a scatter-add
-    # meets the same bins again and again, one after the other. Exact up to 2^24 tokens.
+    # A scatter-add meets the same bins again and again, one after the other.
+    if n_leaves <= 64:  # every bin asks every token: cheap in one pass over the leaves, as a GPU makes of it
+        return (leaf_TP[..., None] == jnp.arange(n_leaves)[None, None]).sum(axis=0, dtype=jnp.int32)
+    # A product of two one-hot matrices, of quotient and remainder. Exact up to 2^24 tokens.
     radix = math.isqrt(n_leaves - 1) + 1
     digits = ((leaf_TP // radix, -(-n_leaves // radix)), (leaf_TP % radix, radix))
     high, low = ((digit[..., None] == jnp.arange(n)[None, None]).astype(jnp.float32) for digit, n in digits)
