@@ -111,6 +111,7 @@ ROWS = {
     "tree_continuous_P24_D5_experts_norm2_leak100_20": {**EXPERTS, **apart(24, 4, 5, 0)},
     "tree_continuous_P48_D5_experts_norm2_leak100_20": {**EXPERTS, **apart(48, 2, 5, 0)},
     "tree_continuous_P96_D5_experts_norm2_leak100_20": {**EXPERTS, **apart(96, 1, 5, 0)},
+    "tree_continuous_P96_D5_experts_norm2_leak50_20": {**EXPERTS, **apart(96, 1, 5, 0), **leak(0.5, 0.2)},
     # The token goes to the likelier of the leaves that a search of two nodes a level finds.
     "tree_continuous_P24_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(24, 4, 5, 0)},
     "tree_continuous_P48_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(48, 2, 5, 0)},

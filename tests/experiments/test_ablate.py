@@ -299,7 +299,7 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 80,
+    "quality": 81,
     "curves": 45,
     "transfer": 18,
     "quality_words": 52,
