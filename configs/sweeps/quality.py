@@ -61,7 +61,15 @@ MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
 THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
 
+def plain(n_units):
+    """A dense layer of so many units."""
+    return {"ffn.kind": "narrow", **_trees(n_units, (1,), depth=0)}
+
+
 ROWS = {
+    # As many products a token as the recipe's, routers and all: without a beam, and with one of two.
+    "plain_A336": plain(336),
+    "plain_A528": plain(528),
     "moe_top1_X32_leak100_20": {"row": "moe_top1_X32", **DENSE_START},
     "hash_X32": {"row": "moe_top1_X32", "ffn.kind": "hash"},
     "hash_X32_leak100_20": {"row": "moe_top1_X32", "ffn.kind": "hash", **DENSE_START},

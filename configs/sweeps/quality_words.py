@@ -28,6 +28,7 @@ from configs.sweeps.quality import (
     apart,
     experts,
     leak,
+    plain,
 )  # fmt: skip
 from configs.sweeps.quality_cpu import PLAIN, THIN
 
@@ -38,6 +39,8 @@ APART = {**GATED, **apart(2, 1, 7), **DENSE_START}
 ROWS = {
     "dense": {"kind": "dense"},
     "narrow_A16": {"kind": "narrow"},
+    "plain_A56": {"kind": "narrow", **plain(56)},  # as many products as 16 trees over single units
+    "plain_A88": {"kind": "narrow", **plain(88)},  # with a beam of two
     "moe_top1_X32": {"kind": "moe"},
     "moe_top1_X32_leak100_20": {"kind": "moe", **DENSE_START},
     "hash_X32_leak100_20": {"kind": "hash", **DENSE_START},

@@ -299,10 +299,10 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 81,
+    "quality": 83,
     "curves": 45,
     "transfer": 18,
-    "quality_words": 52,
+    "quality_words": 54,
     "quality_cpu": 41,
 }
 
