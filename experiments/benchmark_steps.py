@@ -1,8 +1,10 @@
 """Times whole training steps of several configs against each other, and what counting visits costs.
 
-    python -m experiments.benchmark_steps --run=configs/t1_small.py:row=dense \
-        --run=configs/t1_small.py:row=tree_hard_P1_W12 --vocab=50257
+    python -m experiments.benchmark_steps --vocab=50257 --run=configs/t1_small.py:row=dense \\
+        --run=configs/t1_small.py:row=tree_hard_P1_W12
     python -m experiments.benchmark_steps --run=configs/quickstart.py --results=results/speed_steps.jsonl
+    python -m experiments.benchmark_steps --vocab=50257 --run=configs/t1_small.py:row=dense \\
+        --run=configs/sweeps/quality.py#moe_top4_X128_sum1_leak100_20      # a row of a sweep
 
 Every config is compiled as training compiles it. Batches are of random tokens whose frequencies fall as those
 of words do (Zipf): no text is read. The configs take turns, ratios are of medians in one run, to the first
@@ -20,7 +22,9 @@ from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training import sharding
 from tree_ffn.training.metrics import active_share
 
-_RUNS = flags.DEFINE_multi_string("run", [], "A config, FILE:key=value,...; the first is what ratios are to.")
+_RUNS = flags.DEFINE_multi_string(
+    "run", [], "A config, FILE:key=value,..., or a row of a sweep, FILE#ROW; ratios are to the first."
+)
 _VOCAB = flags.DEFINE_integer("vocab", 257, "Size of the vocabulary, e.g. 50257.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Time to spend on every config.")
 _RESULTS = flags.DEFINE_string("results", None, "Append rows of table speed_steps to this file.")
@@ -54,10 +58,9 @@ def main() -> None:
 
 def write(name: str, steps: Steps, figures: dict[str, float]) -> None:
     """One row of table `speed_steps` for every figure; the row is called as the config's argument says."""
-    path, _, argument = name.partition(":")
-    row = "_".join(
-        [os.path.splitext(os.path.basename(path))[0], *filter(None, [argument.replace("row=", "")])]
-    )
+    path, _, argument = name.replace("#", ":").partition(":")
+    argument = argument.replace("row=", "").replace(":", "_")
+    row = "_".join([os.path.splitext(os.path.basename(path))[0], *filter(None, [argument])])
     config = record.resolved(steps.config)
     config["data"] = {"corpus": "random", "vocab_size": steps.model.vocab_size}
     for metric, value in figures.items():

@@ -9,23 +9,30 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.config_words import config_of
-from tree_ffn.errors import InputError
+from experiments.config_words import config_of, words_of
+from experiments.sweep import read_sweep
+from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.training import optimizer, sharding, step
 from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
 
 
 def load_config(name: str) -> ConfigDict:
-    """The config of FILE:argument.
+    """The config of FILE:argument, or of a row of a sweep, SWEEP:argument#ROW.
 
     Raises:
-      InputError: there is no such file, or it does not know the argument.
+      InputError: there is no such file or row, or it does not know the argument.
     """
-    path = name.partition(":")[0]
+    file, is_row, row = name.partition("#")
+    path = file.partition(":")[0]
     if not (path.endswith(".py") and os.path.isfile(path)):
         raise InputError(f"--run: {path!r} is no config file; use e.g. configs/quickstart.py.")
-    return config_of([f"--run={name}"], flag="run")
+    if not is_row:
+        return config_of([f"--run={name}"], flag="run")
+    data = read_sweep(file)
+    check_choice(f"--run: row of {file}", row, tuple(data.get("rows", ())))
+    values = data.get("set", {}) | data["rows"][row].get("set", {})
+    return config_of(words_of(data["config"], values))
 
 
 class Steps:

@@ -1,5 +1,7 @@
 """Times of whole steps: what is compared, what is counted, what is refused."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,13 @@ from experiments.record import load_results
 from experiments.step_times import Steps, load_config, measure
 from tests.experiments.programs import call
 from tree_ffn.training.sharding import make_mesh
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+SWEEP = """
+def get_sweep():
+    row = {"set": {"kind": "tree", "ffn.node_width": (2,)}}
+    return {"config": "configs/smoke.py", "table": "t4_small", "set": {"seed": 3}, "rows": {"wide": row}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +51,25 @@ def test_figures_are_of_medians_in_turns(steps):
 
 def test_the_program(tmp_path):
     results = tmp_path / "rows.jsonl"
-    runs = [f"--run=configs/smoke.py:kind={kind}" for kind in ("dense", "tree")]
+    sweep = tmp_path / "sweep.py"
+    sweep.write_text(SWEEP)
+    runs = [f"--run=configs/smoke.py:kind={kind}" for kind in ("dense", "tree")] + [f"--run={sweep}#wide"]
     outcome = call("benchmark_steps", *runs, "--seconds=0", f"--results={results}")
     assert outcome.code == 0, outcome.err
     rows = {(row["row"], row["metric"]): row["value"] for row in load_results(str(results))}
     assert rows["smoke_kinddense", "ratio_to_first"] == 1.0
     ratio = rows["smoke_kinddense", "time_ms"] / rows["smoke_kindtree", "time_ms"]
     assert rows["smoke_kindtree", "ratio_to_first"] == pytest.approx(ratio)
+    assert ("sweep_wide", "time_ms") in rows
     assert ("smoke_kindtree", "counting") in rows and ("smoke_kinddense", "counting") not in rows
+
+
+def test_a_row_of_a_sweep_is_a_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = tmp_path / "sweep.py"
+    sweep.write_text(SWEEP)
+    config = load_config(f"{sweep}#wide")
+    assert (config.ffn.kind, config.ffn.node_width, config.seed) == ("tree", (2,), 3)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +78,7 @@ def test_the_program(tmp_path):
         ([], "--run is missing"),
         (["--run=configs/absent.py"], "'configs/absent.py' is no config file"),
         (["--run=README.md"], "'README.md' is no config file"),
+        (["--run=configs/sweeps/curves.py#dense_15"], "use one of"),
         (["--run=configs/smoke.py:kin=dense"], "'kin=dense' is not known"),
         (["--run=configs/smoke.py", "--vocab=1"], "--vocab: 1 is not allowed"),
     ],
