@@ -11,8 +11,8 @@ A tree layer is configs/recipe.py's `EXPERTS`: F = 512 units, A = 16 of which (3
 from configs import common, recipe
 
 # The best of 3e-3, 6e-3 and 12e-3, and of 0.05 and 0.15 for the scale of the output weights, by the mean of
-# three seeds each (configs/sweeps/quickstart.py): experts 6e-3 and 0.05, paths and narrow 6e-3 and 0.15. The
-# others were not tuned.
+# three seeds each (configs/sweeps/quickstart.py): experts 6e-3 and 0.05, when they had no beam, paths and
+# narrow 6e-3 and 0.15. The others were not tuned.
 LR, W_OUT, W_OUT_EXPERTS = 6e-3, 0.15, 0.05
 LAYERS = {"experts": recipe.EXPERTS, "paths": recipe.PATHS}
 

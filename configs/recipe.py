@@ -8,24 +8,25 @@
 `EXPERTS`: E / 8 trees of depth 5. A deciding node is a router and no unit; the units are in the leaves, one
 each: F = 4 E, A / F = 1 / 32. A token's units weigh the product of the probabilities of its decisions
 (`routing=continuous`, `openness=logistic`, `gate=product`), so that decisions learn, over the root of the sum
-of the squares of these (`renormalise`, `gate_norm=2`). The routers' 5 E / 8 products a token are not in A;
-stored they are half as many numbers as the units. E / 16 or E / 32 trees, with leaves of two or four units,
-halve or quarter both, and close less. `--config.ffn.depth=6` doubles F at the same A, for one more router a
-tree.
+of the squares of these (`renormalise`, `gate_norm=2`). Its leaf is the likeliest that a search finds which
+keeps two nodes of every level (`beam=2`). The routers' 9 E / 8 products a token are not in A; stored they are
+half as many numbers as the units. `--config.ffn.beam=1` goes down node by node, for 5 E / 8 products; E / 16
+or E / 32 trees, with leaves of two or four units, halve or quarter them and what is stored. Each closes less.
+`--config.ffn.depth=6` doubles F at the same A, for one more router a tree, two with the beam.
 
 The dense start: for the first fifth of the training units off the path add a share of what they are, from all
 of it down to nothing (`ffn.leak`, `ffn.leak_share`): decisions are learned while the units below them already
 are. After that, and whenever the model is used, a token has its paths and nothing else.
 
-Evidence (docs/quality.md; T1-small, 60 M tokens, three seeds): it closes 0.91 +- 0.01 of the gap between
-narrow and dense, E / 16 trees over leaves of two 0.88 +- 0.02; without the norm E / 32 over leaves of four
-0.83 +- 0.03, and these without the dense start 0.36 (one seed). Of twice dense's units, at the same A, depth
-6 closes 0.97, depth 7 of four times 0.96 (one seed each), where four times the experts close 0.83. From the
-same start mixtures of experts close 0.69 +- 0.03 (top-1) and 0.76 +- 0.03 (top-4; 0.90 +- 0.04 where the
-chosen gates sum to 1), hashed experts 0.76 +- 0.03, and `PATHS` 0.72 +- 0.04: the paper's shape, E / 64 trees
-of depth 7 with one unit a node, its decisions straight-through. With these taken by a hash of the token's id
-(`kind=hash_tree`) it is 0.83 +- 0.04, but behind on text unlike that of training. The paper's hard rule
-without the start closes 0.24 +- 0.04.
+Evidence (docs/quality.md; T1-small, 60 M tokens, three seeds): it closes 0.95 +- 0.03 of the gap between
+narrow and dense, and 0.91 +- 0.01 without the beam. All that follows is without: E / 16 trees over leaves of
+two close 0.88 +- 0.02; without the norm E / 32 over leaves of four 0.83 +- 0.03, and these without the dense
+start 0.36 (one seed). Of twice dense's units, at the same A, depth 6 closes 0.97 +- 0.01, depth 7 of four
+times 0.96 (one seed). From the same start mixtures of experts close 0.69 +- 0.03 (top-1) and 0.76 +- 0.03
+(top-4; 0.90 +- 0.04 where the chosen gates sum to 1), hashed experts 0.76 +- 0.03, and `PATHS` 0.72 +- 0.04:
+the paper's shape, E / 64 trees of depth 7 with one unit a node, its decisions straight-through. With these
+taken by a hash of the token's id (`kind=hash_tree`) it is 0.83 +- 0.04, but behind on text unlike that of
+training. The paper's hard rule without the start closes 0.24 +- 0.04.
 """
 
 from configs import common
@@ -33,7 +34,7 @@ from configs import common
 DENSE_START = {"leak": 1.0, "leak_share": 0.2}
 EXPERTS = {
     "routing": "continuous", "openness": "logistic", "gate": "product", "router": "silent",
-    "renormalise": True, "gate_norm": 2, "depth": 5, "node_width": (1,),
+    "renormalise": True, "gate_norm": 2, "beam": 2, "depth": 5, "node_width": (1,),
 }  # fmt: skip
 # The mixture to compare with: the best of top-1 and top-4 from the same start.
 MIXTURE = {"n_experts": 128, "top_k": 4, "renormalise": True, "gate_norm": 1}

@@ -154,14 +154,16 @@ def record_times(timed: dict, data_meta: dict, step_ms: dict) -> None:
 
 
 def row_name(kind: str, config) -> str:
-    """`tree_continuous_P16_D5_experts_norm2_leak100_20`, `tree_straight_P2_W1_leak100_20` or `narrow_A16`."""
+    """`tree_continuous_P16_D5_experts_norm2_beam2_leak100_20`, `tree_straight_P2_W1` or `narrow_A16`."""
     ffn = config.ffn
     if kind == "narrow":
         return f"narrow_A{active_units(setup.plan_run(config).model.ffns[0])}"
     leak = f"_leak{100 * ffn.leak:.0f}_{100 * ffn.leak_share:.0f}" if ffn.leak else ""
     name = f"tree_{ffn.routing.split('_')[0]}_P{ffn.n_trees}"
     if ffn.router == "silent":
-        return f"{name}_D{ffn.depth}_experts{f'_norm{ffn.gate_norm}' if ffn.renormalise else ''}{leak}"
+        norm = f"_norm{ffn.gate_norm}" if ffn.renormalise else ""
+        beam = f"_beam{ffn.beam}" if ffn.beam > 1 else ""
+        return f"{name}_D{ffn.depth}_experts{norm}{beam}{leak}"
     width = ffn.node_width if isinstance(ffn.node_width, int) else "x".join(map(str, ffn.node_width))
     return f"{name}_W{width}{leak}"
 

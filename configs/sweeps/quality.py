@@ -61,6 +61,7 @@ MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
 THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
 
+
 def plain(n_units):
     """A dense layer of so many units."""
     return {"ffn.kind": "narrow", **_trees(n_units, (1,), depth=0)}

@@ -69,7 +69,7 @@ def test_the_kinds_of_the_recipe_have_its_units(kind):
         # The gate of one chosen expert would be 1, and its router learn nothing.
         assert (ffn.top_k, ffn.n_experts, ffn.renormalise, ffn.gate_norm) == (4, 128, True, 1)
     if kind == "tree":
-        assert (ffn.n_routers, ffn.renormalise, ffn.gate_norm) == (480, True, 2)
+        assert (ffn.n_routers, ffn.renormalise, ffn.gate_norm, ffn.beam) == (864, True, 2, 2)
 
 
 def test_sizes_follow_the_preset_until_they_are_set():

@@ -62,7 +62,7 @@ def test_figures_become_rows(output):
 @pytest.mark.parametrize(
     "layer,name,grouped",
     [
-        ("experts", "tree_continuous_P16_D5_experts_norm2_leak100_20", ("continuous", 0.0)),
+        ("experts", "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20", ("continuous", 0.0)),
         ("paths", "tree_straight_P2_W1_leak100_20", ("hard", 0.0)),
     ],
 )
