@@ -6,13 +6,13 @@
     python -m experiments.ablate --sweep=configs/sweeps/curves.py:axis=tokens ...   # one of tokens, F, share
 
 Text and tokenizer as for configs/t1_small.py. The point where the curves meet, 60 M tokens with A = 96 of
-about 3,072 units, is made of rows of configs/sweeps/t1_small.py and quality.py, and so are trees of larger F;
-the table takes them from there. 120 M tokens are the 44 M of the text 2.7 times over. All rows have the
-learning rate that was best for all kinds at 15 M tokens.
+about 3,072 units, is made of rows of configs/sweeps/t1_small.py and quality.py, and so are trees of larger F
+without a beam; the table takes them from there. 120 M tokens are the 44 M of the text 2.7 times over. All rows
+have the learning rate that was best for all kinds at 15 M tokens.
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, EXPERTS, STRAIGHT, SUM1, apart, experts
+from configs.sweeps.quality import BEAM2, DENSE_START, EXPERTS, STRAIGHT, SUM1, apart, experts
 
 LENGTHS = {"15M": "tune", "30M": "half", "120M": "double"}
 # Depths of trees over single units: a share of 2^-D.
@@ -28,7 +28,8 @@ KINDS = {
     "hash_leak": {"row": "moe_top1_X32", "ffn.kind": "hash", **DENSE_START},
     "hash_tree_leak": {"ffn.kind": "hash_tree", **PATHS},
     "tree_straight_leak": {**STRAIGHT, **PATHS},
-    # The recipe (configs/recipe.py).
+    # The recipe (configs/recipe.py), and without its beam.
+    "tree_experts_norm2_beam2_leak": {**PATHS, **EXPERTS, **BEAM2, **apart(96, 1, 5, 0)},
     "tree_experts_norm2_leak": {**PATHS, **EXPERTS, **apart(96, 1, 5, 0)},
 }
 
@@ -39,9 +40,10 @@ def tokens():
 
 
 def units():
-    """Mixtures of twice and four times dense's units, A = 96."""
-    mixture = KINDS["moe_top4_sum1_leak"]
-    return {f"moe_top4_sum1_leak_X{n}": {**mixture, **experts(n, 4, 24)} for n in (256, 512)}
+    """Mixtures and the recipe's trees of twice and four times dense's units, A = 96."""
+    mixture, trees = KINDS["moe_top4_sum1_leak"], KINDS["tree_experts_norm2_beam2_leak"]
+    rows = {f"moe_top4_sum1_leak_X{n}": {**mixture, **experts(n, 4, 24)} for n in (256, 512)}
+    return rows | {f"tree_experts_norm2_beam2_leak_D{d}": {**trees, **apart(96, 1, d, 0)} for d in (6, 7)}
 
 
 def shares():
@@ -54,6 +56,7 @@ def shares():
             f"narrow_A{active}": {**KINDS["narrow"], **trees},
             f"hash_leak_A{active}": {**KINDS["hash_leak"], **experts(2**depth, 1, active)},
             f"moe_top4_sum1_leak_A{active}": {**KINDS["moe_top4_sum1_leak"], **mixture},
+            f"tree_experts_norm2_beam2_leak_A{active}": {**KINDS["tree_experts_norm2_beam2_leak"], **trees},
             f"tree_experts_norm2_leak_A{active}": {**KINDS["tree_experts_norm2_leak"], **trees},
         }
     return rows

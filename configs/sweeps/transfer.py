@@ -11,7 +11,7 @@ of the paper's shape, as in configs/recipe.py.
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, EXPERTS, STRAIGHT, SUM1, apart
+from configs.sweeps.quality import BEAM2, DENSE_START, EXPERTS, STRAIGHT, SUM1, apart
 
 WIDTHS = (512, 1024)
 KINDS = {
@@ -23,6 +23,7 @@ KINDS = {
     "hash_tree_leak100_20": {"row": "tree_straight_P12_W1", "ffn.kind": "hash_tree", **DENSE_START},
     "tree_straight_leak100_20": {"row": "tree_straight_P12_W1", **STRAIGHT, **DENSE_START},
     "moe_top4_sum1_leak100_20": {"row": "moe_top4_X128", **SUM1, **DENSE_START},
+    "tree_experts_norm2_beam2_leak100_20": {"row": "tree_straight_P12_W1", **EXPERTS, **BEAM2},
     "tree_experts_norm2_leak100_20": {"row": "tree_straight_P12_W1", **EXPERTS},
 }
 

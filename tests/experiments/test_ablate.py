@@ -300,8 +300,8 @@ N_ROWS = {
     "t4_small": 32,
     "quickstart": 12,
     "quality": 83,
-    "curves": 45,
-    "transfer": 18,
+    "curves": 54,
+    "transfer": 20,
     "quality_words": 54,
     "quality_cpu": 41,
 }
