@@ -7,8 +7,8 @@
 
 Text and tokenizer as for configs/t1_small.py. The point where the curves meet, 60 M tokens with A = 96 of
 about 3,072 units, is made of rows of configs/sweeps/t1_small.py and quality.py, and so are trees of larger F
-without a beam; the table takes them from there. 120 M tokens are the 44 M of the text 2.7 times over. All rows
-have the learning rate that was best for all kinds at 15 M tokens.
+without a beam; the table takes them from there. 120 M tokens are the 44 M of the text 2.7 times over. All
+rows have the learning rate that was best for all kinds at 15 M tokens.
 """
 
 from configs import common

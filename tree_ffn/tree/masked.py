@@ -1,12 +1,14 @@
 """Masked execution: every unit is computed, then all but the path is masked.
 
-Two plain matrix products over the P * U units of all trees. It costs as much
-as the dense layer, is the reference of the other executions, trains every
-routing, and is meant for training many narrow trees on an accelerator.
+Two plain matrix products over the P * U units of all trees, and one for silent
+routers. It costs as much as the dense layer, is the reference of the other
+executions, trains every routing, and is meant for training many narrow trees on
+an accelerator.
 
 What is not a matrix product is elementwise: a unit is visited where its node is
 the ancestor, at its level, of the token's leaf, which one shift and one
-comparison per unit say. No level is sliced out of the activations or put back.
+comparison per unit say. No level is sliced out of the units' activations or put
+back, and of continuous routing's logits only those of the path are kept.
 """
 
 import functools
@@ -60,11 +62,10 @@ def hidden(
       h_TPU float32, a column for each row of w_out; leaf_TP int32.
     """
     z_TPU, r_TPR, leaf_TP = _decided(params, x_TE, spec, token_T)
-    if spec.routing == "continuous":
-        r_TPR = _along_path(r_TPR, leaf_TP, spec.shape.depth)
+    r = _along_path(r_TPR, leaf_TP, spec.shape.depth) if spec.routing == "continuous" else r_TPR
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
     path_units = jax.checkpoint(_path_units, static_argnums=(3,), prevent_cse=False)
-    return path_units(z_TPU, r_TPR, leaf_TP, spec, leak), leaf_TP
+    return path_units(z_TPU, r, leaf_TP, spec, leak), leaf_TP
 
 
 def everywhere(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[jax.Array, jax.Array]:
@@ -173,15 +174,15 @@ def _onto_path(value_TPD, leaf_TP, depth: int):
     return jnp.concatenate([value_TPD[..., :0], *levels], axis=-1)
 
 
-def _path_units(z_TPU, r_TPR, leaf_TP, spec: TreeSpec, leak) -> jax.Array:
+def _path_units(z_TPU, r, leaf_TP, spec: TreeSpec, leak) -> jax.Array:
     """g * act(z) of the units on the path; elsewhere 0 (also where a unit is not finite), or what leaks.
 
-    Continuous routing needs the logits of the path alone, [T, P, D].
+    Of decision logits, straight-through routing needs all, r [T, P, R], continuous the path's, r [T, P, D].
     """
     if spec.routing == "straight_through":
-        return _straight_through(z_TPU, r_TPR, leaf_TP, leak, spec)
+        return _straight_through(z_TPU, r, leaf_TP, leak, spec)
     units = gates.unit_activation(spec)(z_TPU)
-    gates_TPU = _gates_of_units(r_TPR, leaf_TP, spec) if spec.routing == "continuous" else None
+    gates_TPU = _gates_of_units(r, leaf_TP, spec) if spec.routing == "continuous" else None
     return _weighted(units, leaf_TP, leak, spec, gates_TPU)
 
 
