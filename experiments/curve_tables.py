@@ -36,6 +36,11 @@ MEETING = {
         "tree_continuous_P24_D5_experts_leak100_20",
         "tree_continuous_P24_D6_experts_leak100_20",
         "tree_continuous_P24_D7_experts_leak100_20",
+        "moe_top4_X128_sum1_leak100_20",
+        "tree_continuous_P96_D5_experts_norm2_leak100_20",
+        "tree_continuous_P96_D6_experts_norm2_leak100_20",
+        "tree_continuous_P96_D7_experts_norm2_leak100_20",
+        "tree_continuous_P96_D5_experts_norm2_beam2_leak100_20",
     ),
 }
 
@@ -65,7 +70,7 @@ def point_of(row: dict) -> Point:
     if isinstance(spec, TreeSpec) and spec.beam > 1:
         kind += f"_beam{spec.beam}"
     if leaks(spec):
-        kind += f"_leak{spec.leak:g}"
+        kind += f"_leak{100 * spec.leak:.0f}_{100 * spec.leak_share:.0f}"
     train, model = (row["config"][part] for part in ("train", "model"))
     seen = train["steps"] * train["batch_size"] * model["context"]
     total, active = units(spec)

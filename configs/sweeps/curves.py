@@ -12,7 +12,7 @@ rows have the learning rate that was best for all kinds at 15 M tokens.
 """
 
 from configs import common
-from configs.sweeps.quality import BEAM2, DENSE_START, EXPERTS, STRAIGHT, SUM1, apart, experts
+from configs.sweeps.quality import BEAM2, DENSE_START, EXPERTS, SHORT, STRAIGHT, SUM1, apart, experts
 
 LENGTHS = {"15M": "tune", "30M": "half", "120M": "double"}
 # Depths of trees over single units: a share of 2^-D.
@@ -35,8 +35,10 @@ KINDS = {
 
 
 def tokens():
-    """Every kind for other lengths than T1's."""
-    return {f"{kind}_{m}": {**how, "length": of} for m, of in LENGTHS.items() for kind, how in KINDS.items()}
+    """Every kind for other lengths than T1's; at twice its length also with T1's steps of a start."""
+    rows = {f"{kind}_{m}": {**how, "length": of} for m, of in LENGTHS.items() for kind, how in KINDS.items()}
+    short = ("moe_top4_sum1_leak", "tree_experts_norm2_beam2_leak")
+    return rows | {f"{kind}10_120M": {**KINDS[kind], **SHORT, "length": "double"} for kind in short}
 
 
 def units():

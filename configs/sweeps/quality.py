@@ -50,7 +50,7 @@ def leak(first, share):
     return {"ffn.leak": first, "ffn.leak_share": share}
 
 
-DENSE_START = leak(1.0, 0.2)
+DENSE_START, SHORT = leak(1.0, 0.2), leak(1.0, 0.1)
 EVEN = {"ffn.balance": "sign"}  # thresholds that send half of a node's tokens to each side
 SUM1 = {"ffn.renormalise": True}  # a token's gates sum to 1
 NORM2 = {**SUM1, "ffn.gate_norm": 2}  # or their squares do
@@ -125,6 +125,11 @@ ROWS = {
     "tree_continuous_P24_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(24, 4, 5, 0)},
     "tree_continuous_P48_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(48, 2, 5, 0)},
     "tree_continuous_P96_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(96, 1, 5, 0)},
+    # A start of half the length.
+    "tree_continuous_P96_D5_experts_norm2_beam2_leak100_10": {
+        **EXPERTS, **BEAM2, **apart(96, 1, 5, 0), **SHORT,
+    },
+    "moe_top4_X128_sum1_leak100_10": {"row": "moe_top4_X128", **SUM1, **SHORT},
     # F twice and four times dense's.
     "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},
     "tree_continuous_P96_D6_experts_norm2_leak100_20": {**EXPERTS, **apart(96, 1, 6, 0)},
@@ -145,7 +150,7 @@ ROWS = {
         "row": "tree_straight_P12_W1", **GATED, **NORM2, **apart(96, 1, 5, 0),
     },
     "random_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "random_tree", **DENSE_START},
-    "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **leak(1.0, 0.1)},
+    "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **SHORT},
     "tree_straight_P12_W1_leak100_40": {**STRAIGHT, **MANY, **leak(1.0, 0.4)},
     "tree_straight_P12_W1_leak100_20_frozen20": {**STRAIGHT, **MANY, **DENSE_START, **FROZEN20},
     "tree_straight_P12_W1_leak100_20_frozen50": {**STRAIGHT, **MANY, **DENSE_START, **FROZEN50},

@@ -123,8 +123,8 @@ def test_curves_have_a_line_a_point(tmp_path):
         ["1 M", "96", "3,060", "3.1%", "0.750 (one seed)", "1"],
         ["2 M", "96", "3,060", "3.1%", "0.750 (one seed)", "1"],
     ]
-    assert cells(curves, "`tree_straight_leak0.5`")[0][6] == "1.000 (one seed)"
-    for kind, gap in (("moe_top1", "0.250"), ("moe_top1_leak0.5", "0.500")):
+    assert cells(curves, "`tree_straight_leak50_30`")[0][6] == "1.000 (one seed)"
+    for kind, gap in (("moe_top1", "0.250"), ("moe_top1_leak50_30", "0.500")):
         assert [row[6] for row in cells(curves, f"`{kind}`")] == [f"{gap} (one seed)"]
     assert [row[6] for row in cells(curves, "`narrow`")] == ["0", "0", "0"]
 

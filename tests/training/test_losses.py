@@ -58,12 +58,12 @@ def test_rows_beyond_the_vocabulary_weigh_nothing():
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_unrolling_the_layers_changes_nothing(remat):
+def test_unrolling_the_layers_changes_nothing(remat, jit_as_users):
     batch, results = random_batch(), []
     grad = jax.jit(jax.value_and_grad(loss_of), static_argnames="model")
     for unroll in (1, 12):
         model = tiny_model("tree", model__unroll=unroll, model__remat=remat)
-        variables = Transformer(model).init(jax.random.key(0), batch[:, :-1])
+        variables = jit_as_users(Transformer(model).init)(jax.random.key(0), batch[:, :-1])
         results.append((variables, grad(variables["params"], variables, batch, model=model)))
     (looped, expected), (unrolled, got) = results
     jax.tree.map(np.testing.assert_array_equal, looped, unrolled)  # the same parameters, stacked alike
