@@ -73,6 +73,12 @@ class Layout:
         units = [start + width * np.arange(count, dtype=np.int32) for count, start, width in levels]
         return np.concatenate([np.zeros(0, np.int32), *units])
 
+    def first_units(self, array: jax.Array, axis: int) -> jax.Array:
+        """`router_units` of an array with an entry for every unit along `axis`, by slices of its levels."""
+        levels = zip(self.unit_starts, self.unit_starts[1:], self.spec.shape.widths[:-1])
+        runs = [jax.lax.slice_in_dim(array, start, end, width, axis) for start, end, width in levels]
+        return jnp.concatenate([jax.lax.slice_in_dim(array, 0, 0, axis=axis), *runs], axis)
+
     def stacked(self, params: dict) -> dict:
         """The arrays of the trees as [P, ...]; a pruned layer's, which are one forest, as [1, ...]."""
         return params

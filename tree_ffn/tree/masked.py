@@ -19,7 +19,7 @@ import numpy as np
 
 from tree_ffn.tree import gates, routing
 from tree_ffn.tree.layout import layout_of
-from tree_ffn.tree.products import float32_product
+from tree_ffn.tree.products import pre_activations
 from tree_ffn.tree.spec import TreeSpec
 
 
@@ -94,37 +94,18 @@ def _decided(params, x_TE, spec: TreeSpec, token_T):
     Frozen routers' logits are None. Silent routers have a product of their own: to take weights apart costs
     little, to take activations apart much.
     """
-    weights = params["w_in"], params["b_in"]
-    is_silent = spec.router == "silent"
-    z_TPU = _pre_activations(x_TE, *(_without_silent(w, spec) if is_silent else w for w in weights))
-    if spec.router == "frozen":
-        return z_TPU, None, routing.leaves(params, x_TE, spec, token_T)
-    if is_silent:
-        r_TPR = _pre_activations(x_TE, *(_first_units(w, spec, axis=1) for w in weights))
+    w_PUE, b_PU, layout = params["w_in"], params["b_in"], layout_of(spec)
+    if spec.router == "silent":
+        z_TPU = pre_activations(x_TE, _without_silent(w_PUE, spec), _without_silent(b_PU, spec))
+        r_TPR = routing.logits_of(params, x_TE, spec)
     else:
-        r_TPR = _first_units(z_TPU, spec, axis=2)
-    threshold_PR = params["threshold"][:, : spec.shape.n_deciding].astype(jnp.float32)
-    r_TPR = r_TPR - jax.lax.stop_gradient(threshold_PR)[None]
+        z_TPU = pre_activations(x_TE, w_PUE, b_PU)
+        if spec.router == "frozen":
+            return z_TPU, None, routing.leaves(params, x_TE, spec, token_T)
+        r_TPR = routing.above_threshold(layout.first_units(z_TPU, axis=2), params, layout)
     logits = functools.partial(_logits_at, jax.lax.stop_gradient(r_TPR))
     right_TPH = routing.hashed_sides(params, spec, token_T)
-    return z_TPU, r_TPR, routing.walk(logits, layout_of(spec), x_TE.shape[0], right_TPH)
-
-
-def _pre_activations(x_TE, w_PUE, b_PU):
-    """x w + b: float32 [T, P, U]."""
-    (n_tokens, width), dtype = x_TE.shape, x_TE.dtype
-    z_TF = float32_product(x_TE, w_PUE.astype(dtype).reshape(b_PU.size, width))
-    return z_TF.reshape(n_tokens, *b_PU.shape) + b_PU.astype(jnp.float32)[None]
-
-
-def _first_units(array, spec: TreeSpec, axis: int):
-    """Of an array with an entry for every unit, those of the deciding nodes' first, in heap order."""
-    shape = spec.shape
-    levels = [
-        jax.lax.slice_in_dim(array, shape.level_starts[level], shape.level_starts[level + 1], width, axis)
-        for level, width in enumerate(shape.widths[:-1])
-    ]
-    return jnp.concatenate(levels, axis) if levels else jax.lax.slice_in_dim(array, 0, 0, axis=axis)
+    return z_TPU, r_TPR, routing.walk(logits, layout, x_TE.shape[0], right_TPH)
 
 
 def _without_silent(w_PU, spec: TreeSpec):

@@ -36,3 +36,15 @@ def _backward(saved, d_TF):
 
 
 float32_product.defvjp(_forward, _backward)
+
+
+def pre_activations(x_TE: jax.Array, w_PUE: jax.Array, b_PU: jax.Array) -> jax.Array:
+    """z = x w + b of units in P groups: float32 [T, P, U], by one `float32_product`.
+
+    Args:
+      x_TE: tokens.
+      w_PUE, b_PU: of the units, any floating dtype.
+    """
+    w_FE = w_PUE.astype(x_TE.dtype).reshape(b_PU.size, x_TE.shape[1])
+    z_TPU = float32_product(x_TE, w_FE).reshape(x_TE.shape[0], *b_PU.shape)
+    return z_TPU + b_PU.astype(jnp.float32)[None]

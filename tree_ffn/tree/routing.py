@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError
 from tree_ffn.tree.gates import child_gate, gate_norm, towards
 from tree_ffn.tree.layout import Layout, layout_of
+from tree_ffn.tree.products import pre_activations
 from tree_ffn.tree.spec import PrunedSpec, TreeSpec
 
 
@@ -28,21 +29,25 @@ def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     route many tokens when only the leaves are wanted. Of a pruned layer, [T, 1, R]
     over its R kept deciding nodes, all trees together.
     """
-    return jax.lax.stop_gradient(_logits(params, x_TE, spec))
+    return jax.lax.stop_gradient(logits_of(params, x_TE, spec))
 
 
-def _logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
+def logits_of(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
+    """`decision_logits` with a gradient to routers and tokens; thresholds have none."""
     layout = layout_of(spec)
     params = layout.stacked(params)
     if spec.router == "frozen":
-        w_PRE, b_PR = params["router"]["w"], 0.0
+        w_PRE = params["router"]["w"]
+        b_PR = jnp.zeros(w_PRE.shape[:2], jnp.float32)
     else:
-        routers = jnp.asarray(layout.router_units())
-        w_PRE = jnp.take(params["w_in"], routers, axis=1)
-        b_PR = jnp.take(params["b_in"], routers, axis=1).astype(jnp.float32)
-    logits = jnp.einsum("te,pre->tpr", x_TE, w_PRE.astype(x_TE.dtype), preferred_element_type=jnp.float32)
+        w_PRE, b_PR = (layout.first_units(params[name], axis=1) for name in ("w_in", "b_in"))
+    return above_threshold(pre_activations(x_TE, w_PRE, b_PR), params, layout)
+
+
+def above_threshold(z_TPR: jax.Array, params: dict, layout: Layout) -> jax.Array:
+    """Decision logits r = z - threshold of the deciding nodes' first units, [T, P, R]."""
     threshold_PR = params["threshold"][:, : layout.n_deciding].astype(jnp.float32)
-    return logits + (b_PR - jax.lax.stop_gradient(threshold_PR))[None]
+    return z_TPR - jax.lax.stop_gradient(threshold_PR)[None]
 
 
 def renormalised(
@@ -58,18 +63,25 @@ def renormalised(
     if not spec.renormalise:
         return s_TE
     layout = layout_of(spec, params)
-    r_TPR, gate_TP = _logits(params, x_TE, spec), jnp.ones(place_TP.shape, jnp.float32)
+    logits, gate_TP = gathered(logits_of(params, x_TE, spec), layout), jnp.ones(place_TP.shape, jnp.float32)
     for level in range(spec.hash_levels, spec.shape.depth):
-        node_TP = layout.node_starts[level] + layout.ancestor(level, place_TP)
-        r_TP = towards(_at(r_TPR, node_TP, spec), layout.goes_right(level, place_TP), spec)
-        gate_TP = child_gate(gate_TP, r_TP, spec)
+        r_TP = logits(level, layout.ancestor(level, place_TP))
+        gate_TP = child_gate(gate_TP, towards(r_TP, layout.goes_right(level, place_TP), spec), spec)
     norm_T1 = gate_norm(gate_TP, spec.gate_norm)
     return (s_TE.astype(jnp.float32) / norm_T1).astype(s_TE.dtype)
 
 
 def gathered(r_TPR: jax.Array, layout: Layout):
     """The (level, places) -> decision logits that `walk` asks for, out of those of all deciding nodes."""
-    return lambda level, place_TP: _at(r_TPR, layout.node_starts[level] + place_TP, layout.spec)
+
+    def logits(level: int, place_TP: jax.Array) -> jax.Array:
+        node_TP = layout.node_starts[level] + place_TP
+        # mode="clip": nodes are in range by construction, and clip costs no compare.
+        if isinstance(layout.spec, PrunedSpec):
+            return jnp.take_along_axis(r_TPR[:, 0], node_TP, axis=-1, mode="clip")
+        return jnp.take_along_axis(r_TPR, node_TP[..., None], axis=-1, mode="clip")[..., 0]
+
+    return logits
 
 
 def walk(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = None) -> jax.Array:
@@ -142,13 +154,6 @@ def _largest(pairs: list, n: int) -> list:
             pairs[i - 1] = jnp.where(swap, other_gate, gate), jnp.where(swap, other_place, place)
             pairs[i] = jnp.where(swap, gate, other_gate), jnp.where(swap, place, other_place)
     return pairs[:n]
-
-
-def _at(r_TPR, node_TP, spec: TreeSpec):
-    # mode="clip": nodes are in range by construction, and clip costs no compare.
-    if isinstance(spec, PrunedSpec):
-        return jnp.take_along_axis(r_TPR[:, 0], node_TP, axis=-1, mode="clip")
-    return jnp.take_along_axis(r_TPR, node_TP[..., None], axis=-1, mode="clip")[..., 0]
 
 
 def hashed(token_T: jax.Array, salt: jax.Array, n: int) -> jax.Array:
