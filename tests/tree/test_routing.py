@@ -10,7 +10,7 @@ import pytest
 from tests import oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
-from tree_ffn.tree import TreeShape, TreeSpec, masked, routing
+from tree_ffn.tree import TreeShape, TreeSpec, on_path, routing
 from tree_ffn.tree.layout import layout_of
 
 
@@ -30,7 +30,7 @@ def test_walk(rng, how):
     layout = layout_of(TreeSpec(TreeShape(r.shape[1], 3)))
     logits = {
         "gathered": routing.gathered(jnp.asarray(r), layout),
-        "masked": functools.partial(masked._logits_at, jnp.asarray(r)),
+        "masked": functools.partial(on_path.logits_at, jnp.asarray(r)),
     }
     leaf = routing.walk(logits[how], layout, r.shape[0])
     assert leaf.dtype == jnp.int32
