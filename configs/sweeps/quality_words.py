@@ -33,6 +33,7 @@ from configs.sweeps.quality import (
 from configs.sweeps.quality_cpu import PLAIN, THIN
 
 LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
+RELU2 = {"ffn.activation": "relu2"}
 PATHS = {**STRAIGHT, **DENSE_START}
 APART = {**GATED, **apart(2, 1, 7), **DENSE_START}
 
@@ -63,12 +64,23 @@ ROWS = {
         "kind": "moe", **NORM2, **experts(512, 16, 1, 16), **DENSE_START,
     },
     "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(16, 1, 5, 0)},
+    # Twice dense's F at A = 16: trees one level deeper.
+    "tree_continuous_P16_D6_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(16, 1, 6, 0)},
     # Four times dense's F at A = 16: trees two levels deeper, mixtures of four times the experts.
     "tree_continuous_P16_D7_experts_norm2_leak100_20": {**EXPERTS, **apart(16, 1, 7, 0)},
     "moe_top4_X512_sum1_leak100_20": {"kind": "moe", **experts(512, 4, 4), **SUM1, **DENSE_START},
     "moe_top8_X1024_norm2_leak100_20": {"kind": "moe", **experts(1024, 8, 2), **NORM2, **DENSE_START},
     "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen20": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN20},
     "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen50": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN50},
+    # Units of another activation, in every kind.
+    "dense_relu2": {"kind": "dense", **RELU2},
+    "narrow_A16_relu2": {"kind": "narrow", **RELU2},
+    "moe_top4_X128_sum1_relu2_leak100_20": {
+        "kind": "moe", **experts(128, 4, 4), **SUM1, **DENSE_START, **RELU2,
+    },
+    "tree_continuous_P16_D5_experts_norm2_beam2_relu2_leak100_20": {
+        **EXPERTS, **BEAM2, **apart(16, 1, 5, 0), **RELU2,
+    },
     "tree_continuous_P2_W1_leak100_20": {"ffn.routing": "continuous", **DENSE_START},
     "tree_continuous_P2_W1_gated_leak100_20": {**GATED, **DENSE_START},
     "tree_continuous_P2_W1_apart_gated_leak100_20": APART,

@@ -302,7 +302,7 @@ N_ROWS = {
     "quality": 85,
     "curves": 56,
     "transfer": 20,
-    "quality_words": 54,
+    "quality_words": 59,
     "quality_cpu": 41,
 }
 
