@@ -58,19 +58,6 @@ from experiments.speed_tables import (
 from tree_ffn.errors import InputError
 
 
-def make_tables(pattern: str, mix: bool = False) -> list[Table]:
-    """All tables that results files have rows for, in README's order.
-
-    Args:
-      pattern: glob of results files; those later by name are the later ones.
-      mix: let rows that differ in text, steps or size stand in one table, which then says so.
-
-    Raises:
-      InputError: a file has no rows, a line of it is no row, or the rows of a table do not belong together.
-    """
-    return tables_of(*read_rows(pattern), mix)
-
-
 def read_rows(pattern: str) -> tuple[list[dict], list[dict]]:
     """(measured, tuning): rows of results files; *_tuning.jsonl hold the runs that chose learning rates.
 
@@ -93,7 +80,7 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
     Args:
       measured: rows of runs and timings.
       tuning: rows that learning rates were chosen by: they make the grids and nothing else.
-      mix: as `make_tables` says.
+      mix: let rows that differ in text, steps or size stand in one table, which then says so.
 
     Raises:
       InputError: the rows of a table do not belong together.

@@ -52,6 +52,7 @@ DYNAMICS = (
 # metric, heading, form.
 OTHER_TEXTS = (
     ("novels", "novels", (("bits_per_byte", "bits per byte", ".4f"),)),
+    ("wikipedia", "Wikipedia", (("bits_per_byte", "bits per byte", ".4f"),)),
     ("wikitext2", "WikiText-2", (("nats_per_word", "nats a word", ".4f"), ("word_ppl", "perplexity", ".1f"))),
     ("wikitext2_joined", "WikiText-2 joined", (("bits_per_byte", "bits per byte", ".4f"),)),
 )

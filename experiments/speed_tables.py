@@ -151,9 +151,9 @@ def speed_train(rows: list[dict]) -> Table:
 
 
 def stepped(row: dict) -> tuple:
-    """Steps of one device and one size of model and batch."""
+    """Steps of one run: of one commit, device, and size of model and batch."""
     keys = ("model.width", "model.n_layers", "model.context", "train.batch_size", "data.vocab_size")
-    return row["device"], *(setting(row, key) or 0 for key in keys)
+    return row["device"], row["commit"], *(setting(row, key) or 0 for key in keys)
 
 
 def speed_steps(rows: list[dict]) -> Table:
@@ -167,7 +167,7 @@ def speed_steps(rows: list[dict]) -> Table:
             f"`{name}`", milliseconds(figures.get("time_ms")), f"{figures.get('tokens_per_s', 0):,.0f}",
             f"{figures.get('ratio_to_first', 0):.2f}", counting,
         ])  # fmt: skip
-    device, width, n_layers, context, batch_size, vocab_size = stepped(rows[0])
+    device, _, width, n_layers, context, batch_size, vocab_size = stepped(rows[0])
     text = (
         f"Whole training steps, no text read: {n_layers} layers of width {width}, {batch_size} sequences of "
         f"{context} random tokens of {vocab_size:,}. Speed is to the config that was named first; counting "

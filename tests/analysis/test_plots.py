@@ -39,6 +39,28 @@ def test_values_that_are_not_finite_leave_gaps():
     assert parsed(plots.line_chart("t", [Series("", [], [])], "x", "y")) is not None
 
 
+def test_measured_points_have_bars_within_the_frame():
+    lines = [Series("a", [1, 10, 100], [1.0, 3.0, 2.0], [0.0, 1.5, 0.0], colour=3), Series("b", [1], [0.5])]
+    figure = parsed(plots.line_chart("t", lines, "x", "y", measured=True))
+    circles = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in figure.iter(f"{SVG}circle")]
+    assert len(circles) == 4
+    assert circles[1][0] == pytest.approx((circles[0][0] + circles[2][0]) / 2, abs=0.1)  # powers of ten
+    bars = [path.attrib["d"] for path in figure.iter(f"{SVG}path")]
+    low, height = (float(v) for v in bars[1].partition(",")[2].split("v"))
+    assert low + height / 2 == pytest.approx(circles[1][1], abs=0.1)
+    unit = (circles[0][1] - circles[2][1]) / (2.0 - 1.0)
+    assert abs(height) == pytest.approx(2 * 1.5 * unit, abs=0.2)
+    assert min(low, low + height) >= axes.TOP and max(low, low + height) <= axes.HEIGHT - axes.BOTTOM
+    assert [line.attrib["stroke"] for line in figure.iter(f"{SVG}polyline")] == ["var(--c3)", "var(--c1)"]
+
+
+def test_a_figure_of_its_own_brings_its_colours():
+    figure = ElementTree.fromstring(axes.alone(axes.figure("a & b", "<g/>")))
+    title, style, ground, body = figure
+    assert (title.text, body.tag) == ("a & b", f"{SVG}g")
+    assert "--ground" in style.text and ground.attrib["fill"] == "var(--ground)"
+
+
 @pytest.mark.parametrize("low,high", [(0, 1), (130, 610), (1.97, 2.9), (0, 37_000), (-3, 3), (1e-5, 9e-5)])
 def test_ticks_are_few_round_and_inside(low, high):
     found = axes.ticks(low, high)

@@ -140,6 +140,19 @@ def figure(title: str, body: str) -> str:
     return f"{head}<title>{said}</title>{body}</svg>"
 
 
+def alone(svg: str) -> str:
+    """A figure as a file of its own: it brings its colours and its ground, so it reads on any page.
+
+    Example:
+      >>> alone(figure("none", "")).count("xmlns")
+      1
+    """
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}"'
+    ground = f'<style>{STYLE}</style><rect width="{WIDTH}" height="{HEIGHT}" rx="6" fill="var(--ground)"/>'
+    head, title, body = svg.partition("</title>")
+    return f"{head.replace('<svg', f'<svg {size}', 1)}{title}{ground}{body}\n"
+
+
 def spread_out(ends: list[tuple[float, str, str]], apart: float, low: float, high: float) -> list[tuple]:
     """Labels moved up and down until they stand `apart`, in their order; as near as that allows.
 

@@ -18,16 +18,26 @@ from tree_ffn.analysis.axes import BOTTOM, HEIGHT, LEFT, LIGHT, RIGHT, TOP, WIDT
 
 
 class Series(NamedTuple):
-    """A line of a chart."""
+    """A line of a chart.
+
+    Attributes:
+      label: its name.
+      x, y: its points.
+      error: half heights of the bars at its points; empty for none.
+      colour: a number; None is the line's place in the chart.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    error: Sequence[float] = ()
+    colour: int | None = None
 
 
 def line_chart(
-    title: str, series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False
-) -> str:
+    title: str, series: Sequence[Series], x_label: str, y_label: str, *, zero: bool = False,
+    measured: bool = False,
+) -> str:  # fmt: skip
     """Lines, each with its name at its right end.
 
     Args:
@@ -35,23 +45,34 @@ def line_chart(
       series: at least one; values that are not finite leave gaps.
       x_label, y_label: names of the axes with units.
       zero: the vertical axis begins at 0.
+      measured: few points, each measured by itself: they are drawn, with their bars, and the horizontal axis
+        is logarithmic.
 
     Example:
       >>> "polyline" in line_chart("loss", [Series("a", [0, 1], [3.0, 2.0])], "step", "nats a token")
       True
     """
     xs, ys = (np.concatenate([np.asarray(values, float) for values in group]) for group in _columns(series))
-    axes = Axes(xs, ys, x_label, y_label, zero=zero)
+    bars = [
+        np.add(one.y, np.multiply(sign, one.error)) for one in series if len(one.error) for sign in (-1, 1)
+    ]
+    ys = np.concatenate([ys, *bars])
+    axes = Axes(xs, ys, x_label, y_label, zero=zero, log_x=measured, beside=(14.0, 14.0))
     parts, ends = [axes.frame()], []
-    for i, one in enumerate(series):
+    for place, one in enumerate(series):
+        i = place if one.colour is None else one.colour
         colour = f"var(--c{i % len(LIGHT)})"
         dash = f' stroke-dasharray="{6 - i // len(LIGHT)} 3"' if i >= len(LIGHT) else ""
         runs = _finite_runs(one)
         for run in runs:
             places = " ".join(f"{axes.px(x):.1f},{axes.py(y):.1f}" for x, y in run)
             parts.append(f'<polyline class="line" stroke="{colour}"{dash} points="{places}"/>')
-            if len(run) == 1:
-                parts.append(dot(axes.px(run[0][0]), axes.py(run[0][1]), colour, radius=2.5))
+            if measured or len(run) == 1:
+                parts += [dot(axes.px(x), axes.py(y), colour, radius=2.5) for x, y in run]
+        for x, y, error in zip(one.x, one.y, one.error):
+            half = axes.py(y - error) - axes.py(y)
+            bar = f"M{axes.px(x):.1f},{axes.py(y) - half:.1f}v{2 * half:.1f}"
+            parts.append(f'<path class="line" stroke="{colour}" d="{bar}"/>')
         if runs:
             ends.append((axes.py(runs[-1][-1][1]), one.label, colour))
     for y, label, colour in spread_out(ends, 13, TOP + 4, HEIGHT - BOTTOM + 4):
