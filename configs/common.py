@@ -189,7 +189,6 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.beta = 1.0  # of straight_through: slope of the surrogate
     ffn.balance = "none"  # none | sign
     ffn.balance_rate = 1e-3  # of sign, and of the experts' bias
-    ffn.balance_floor = 0.5  # of sign: only where a child has less than this share of the visits; 0.5: always
     ffn.implementation = "auto"  # auto | masked | gather | grouped
     ffn.n_experts = 32  # X, of moe and hash
     ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k (of moe)

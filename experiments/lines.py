@@ -30,6 +30,9 @@ COMMON = (
     r"|model\.(context|width))$"
 )
 
+# Keys that configs no longer have, and their first values: rows that have these are like rows without.
+REMOVED = {"ffn.balance_floor": 0.5}
+
 # Cards of one chip with other memories: what a run learns on them is the same, how long it takes is not.
 ALIKE = {"h100": "Hopper GPU", "h200": "Hopper GPU"}
 
@@ -100,7 +103,8 @@ def differences(configs: list[dict], binding: str = COMMON) -> dict[str, tuple]:
 def telling_differences(one: dict, other: dict) -> dict[str, tuple]:
     """{key: values} in which two recorded configs differ.
 
-    A key that came into the configs after a row was recorded counts there as having its first value.
+    A key that came into the configs after a row was recorded counts there as having its first value, and so
+    does one that has left them since.
     """
     first = _first_values()
     added = lambda old, new, key: old is None and key in first and new == first[key]
@@ -113,7 +117,7 @@ def telling_differences(one: dict, other: dict) -> dict[str, tuple]:
 
 @functools.cache
 def _first_values() -> dict:
-    return flat(resolved(common.base_config()))
+    return flat(resolved(common.base_config())) | REMOVED
 
 
 def check_same(name: str, rows: list[dict], binding: str = rf"(?!{NO_MATTER})") -> None:

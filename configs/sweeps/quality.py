@@ -40,11 +40,6 @@ def experts(n_experts, top_k, width, groups=1):
     return sizes | ({"ffn.expert_groups": groups} if groups > 1 else {})
 
 
-def floor(share, rate):
-    """Sign balancing of nodes one of whose children has less than this share of the visits."""
-    return {"ffn.balance": "sign", "ffn.balance_floor": share, "ffn.balance_rate": rate}
-
-
 def leak(first, share):
     """Units not in use add so much of themselves at first, and nothing after `share` of the training."""
     return {"ffn.leak": first, "ffn.leak_share": share}
@@ -157,8 +152,6 @@ ROWS = {
     "tree_straight_P1_D5_thin_leak100_20": {**STRAIGHT, **THIN, **DENSE_START},
     "tree_straight_P9_D9_S6_leak100_20": {**STRAIGHT, **LARGE, **DENSE_START},
     "hash_tree_P9_D9_S6_leak100_20": {"ffn.kind": "hash_tree", **LARGE, **DENSE_START},
-    "tree_straight_P12_W1_floor5": {**STRAIGHT, **MANY, **floor(0.05, 1e-3)},
-    "tree_straight_P12_W1_floor20": {**STRAIGHT, **MANY, **floor(0.2, 1e-3)},
     "tree_straight_P3_W4": {**STRAIGHT, **FEW},
     "tree_straight_P3_W4_silent": {**STRAIGHT, **FEW, **SILENT},
     "tree_straight_P1_W12": {**STRAIGHT, **ONE},
@@ -168,12 +161,8 @@ ROWS = {
     "tree_straight_P3_D5_thin_silent": {**STRAIGHT, **THREE_THIN, **SILENT},
     "tree_straight_P5_D8_S51": {**STRAIGHT, **_trees(5, (1,), depth=8, shared=51)},
     "tree_straight_P9_D9_S6": {**STRAIGHT, **LARGE},
-    "tree_continuous_P12_W1_floor5": {**CONTINUOUS, **MANY, **floor(0.05, 1e-3)},
-    "tree_continuous_P12_W1_floor20": {**CONTINUOUS, **MANY, **floor(0.2, 1e-3)},
     "tree_continuous_P12_W1_logistic": {**CONTINUOUS, **MANY, **LOGISTIC},
     "tree_continuous_P12_W1_logistic_product": {**CONTINUOUS, **MANY, **LOGISTIC, **PRODUCT},
-    "tree_continuous_P1_W12_floor5": {**CONTINUOUS, **ONE, **floor(0.05, 1e-3)},
-    "tree_continuous_P1_W12_floor20": {**CONTINUOUS, **ONE, **floor(0.2, 1e-2)},
     "tree_continuous_P1_W12_silent": {**CONTINUOUS, **ONE, **SILENT},
     "tree_continuous_P1_W12_logistic": {**CONTINUOUS, **ONE, **LOGISTIC},
     "tree_continuous_P1_D5_thin_silent_logistic_product": {

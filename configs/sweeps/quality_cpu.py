@@ -19,7 +19,6 @@ from configs.sweeps.quality import (
     SILENT,
     STRAIGHT,
     apart,
-    floor,
     leak,
 )  # fmt: skip
 
@@ -69,15 +68,11 @@ ROWS = {
         f"tree_straight_P2_W1_leak{first}_{share}": {**STRAIGHT, **leak(first / 100, share / 100)}
         for first, share in LEAKS
     },
-    "tree_straight_P2_W1_floor5": {**STRAIGHT, **floor(0.05, 1e-2)},
-    "tree_straight_P2_W1_floor20": {**STRAIGHT, **floor(0.2, 1e-2)},
     "tree_straight_P1_W2": {**STRAIGHT, **WIDE},
     "tree_straight_P1_W2_silent": {**STRAIGHT, **WIDE, **SILENT},
     "tree_straight_P1_D5_thin": {**STRAIGHT, **THIN},
     "tree_straight_P1_D5_thin_silent": {**STRAIGHT, **THIN, **SILENT},
     "tree_continuous_P1_W2": {**CONTINUOUS, **WIDE},
-    "tree_continuous_P1_W2_floor5": {**CONTINUOUS, **WIDE, **floor(0.05, 1e-2)},
-    "tree_continuous_P1_W2_floor20": {**CONTINUOUS, **WIDE, **floor(0.2, 1e-2)},
     "tree_continuous_P1_W2_silent": {**CONTINUOUS, **WIDE, **SILENT},
     "tree_continuous_P1_W2_logistic": {**CONTINUOUS, **WIDE, **LOGISTIC},
     "tree_continuous_P1_W2_logistic_product": {**CONTINUOUS, **WIDE, **LOGISTIC, **PRODUCT},

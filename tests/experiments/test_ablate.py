@@ -299,11 +299,11 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 85,
+    "quality": 79,
     "curves": 56,
     "transfer": 20,
     "quality_words": 59,
-    "quality_cpu": 41,
+    "quality_cpu": 37,
 }
 
 

@@ -141,14 +141,19 @@ def test_lengths_and_devices_are_tables_of_their_own(small):
     assert "Device `h100, h200`" in text
 
 
-def test_keys_newer_than_a_row_count_as_their_first_value(small):
+def test_keys_newer_or_older_than_a_row_count_as_their_first_value(small):
     newer = config()
     newer["ffn"] |= {"leak": 0.0, "leak_share": 0.3}
     add(small, "dense", 2, of=newer, loss=2.2)
     assert cells(render(str(small)), "`dense`")[0][-1] == "3"
 
+    older = config()
+    older["ffn"] |= {"balance_floor": 0.5}  # a key that is no more
+    add(small, "dense", 3, of=older, loss=2.2)
+    assert cells(render(str(small)), "`dense`")[0][-1] == "4"
+
     newer["ffn"]["leak"] = 0.5
-    add(small, "dense", 3, of=newer, loss=2.2)
+    add(small, "dense", 4, of=newer, loss=2.2)
     with pytest.raises(InputError, match=r"dense: ffn\.leak is both None and 0\.5"):
         render(str(small))
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.tree import cases
-from tree_ffn.tree import TreeShape, TreeSpec, balance_update, balancing, routing
+from tree_ffn.tree import TreeShape, TreeSpec, balance_update, routing
 from tree_ffn.tree.layout import layout_of
 
 
@@ -41,17 +41,6 @@ def test_balance_evens_out_a_skewed_router(rng):
         logits = routing.gathered(z - threshold[None, :, :1], layout)
         threshold = balance_update(threshold, routing.walk(logits, layout, 500), spec)
     assert abs(float(threshold[0, 0]) - float(jnp.median(z))) < 0.1
-
-
-def test_balance_floor_spares_what_lives():
-    """Visits of the children of four nodes: 0 + 9, 3 + 7, 2 + 8 and 4 + 4, under a floor of a fifth."""
-    left, right = jnp.array([0, 7, 2, 4]), jnp.array([9, 3, 8, 4])
-    step = lambda floor: balancing.balance_step(
-        left, right, TreeSpec(TreeShape(1, 1), balance_rate=0.5, balance_floor=floor)
-    )
-    np.testing.assert_array_equal(step(0.2), [0.5, 0, 0, 0])
-    np.testing.assert_array_equal(step(0.25), [0.5, 0, 0.5, 0])
-    np.testing.assert_array_equal(step(0.5), [0.5, -0.5, 0.5, 0])
 
 
 @pytest.mark.parametrize("fields", [{"balance": "none"}, {"balance": "sign", "D": 0}])

@@ -76,8 +76,6 @@ def test_decision_logits_carry_no_gradient(rng):
         ({"hash_levels": 1, "routing": "continuous"}, "routing: 'continuous' .*hash_levels 1.*hard"),
         ({"hash_levels": 1, "balance": "sign"}, "balance: 'sign' .*hash_levels 1.*none"),
         ({"openness": "linear"}, "openness: 'linear' .*exponential, logistic"),
-        ({"balance_floor": 0.6}, "balance_floor: 0.6 .*above 0, at most 0.5"),
-        ({"balance_floor": 0.0}, "balance_floor: 0.0"),
         ({"leak": 1.5}, "leak: 1.5 .*from 0 to 1"),
         ({"leak_share": 0.0}, "leak_share: 0.0 .*above 0, at most 1"),
         ({"gate_norm": 3}, "gate_norm: 3 .*1, 2"),

@@ -17,12 +17,12 @@ MODEL_FIELDS = (
 )  # fmt: skip
 TREE_FIELDS = (
     "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
-    "balance", "balance_rate", "balance_floor", "hash_levels", "leak", "leak_share", "renormalise",
+    "balance", "balance_rate", "hash_levels", "leak", "leak_share", "renormalise",
     "gate_norm", "beam",
 )  # fmt: skip
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
 ADDED_FIELDS = (
-    "router", "openness", "balance_floor", "hash_levels", "unroll", "leak", "leak_share", "expert_groups",
+    "router", "openness", "hash_levels", "unroll", "leak", "leak_share", "expert_groups",
     "gate_norm", "beam",
 )  # fmt: skip
 MOE_FIELDS = (

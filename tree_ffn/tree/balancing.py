@@ -11,7 +11,6 @@ def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) 
     """Thresholds after one step of sign balancing.
 
         threshold += balance_rate * sign(visits right - visits left)
-                     where min(visits right, visits left) < balance_floor (visits right + visits left)
 
     A node that sends most tokens right gets a higher threshold, so fewer go
     right next time. Nodes of the bottom level decide nothing and stay.
@@ -19,7 +18,7 @@ def balance_update(threshold_PN: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) 
     Args:
       threshold_PN: thresholds in heap order.
       leaf_TP: int32 leaves of the step's tokens.
-      spec: `balance`, `balance_rate` and `balance_floor` are read; `none` changes nothing.
+      spec: `balance` and `balance_rate` are read; `none` changes nothing.
 
     Source: the bias rule of auxiliary-loss-free balancing (arXiv 2408.15664),
     applied to the two children of a node.
@@ -39,7 +38,4 @@ def balance_by_counts(threshold_PN: jax.Array, counts_PJ: jax.Array, spec: TreeS
 
 def balance_step(left: jax.Array, right: jax.Array, spec: TreeSpec) -> jax.Array:
     """What sign balancing adds to the thresholds of nodes with these visits of their children: float32."""
-    # In float32: their sum times 1/2 is exact up to 2^24 visits.
-    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    is_lean = jnp.minimum(left, right) < spec.balance_floor * (left + right)
-    return jnp.where(is_lean, spec.balance_rate * jnp.sign(right - left), 0.0)
+    return spec.balance_rate * jnp.sign(right - left).astype(jnp.float32)

@@ -128,7 +128,7 @@ def balance_update(routing: dict, leaf_TP: jax.Array, spec: PrunedSpec) -> jax.A
     Args:
       routing: `threshold` and the structure of the layer.
       leaf_TP: int32 leaves of the step's tokens.
-      spec: `balance_rate` and `balance_floor` are read.
+      spec: `balance_rate` is read.
     """
     path_JL, leaf_J, threshold_R = routing["path"], routing["leaf"], routing["threshold"]
     if spec.shape.depth == 0:

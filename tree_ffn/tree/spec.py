@@ -40,8 +40,6 @@ class TreeSpec(Leaking):
       beta: of `straight_through`: slope of the sigmoid surrogate.
       balance: `none`, or `sign`: thresholds follow the sign of the visit skew.
       balance_rate: step of that rule.
-      balance_floor: that rule acts at nodes only whose less visited child has less than
-        this share of the node's visits: 0.5 balances all, 0.05 only what is dying.
       router: what decides at a node: its `first_unit` (the layer itself); the first unit,
         `silent`, which then adds nothing to the output and learns from decisions alone (W counts its row;
         F and A, which are of units that add, do not); or a separate `frozen` vector that no optimizer
@@ -71,7 +69,6 @@ class TreeSpec(Leaking):
     beta: float = 1.0
     balance: str = "none"
     balance_rate: float = 1e-3
-    balance_floor: float = 0.5
     router: str = "first_unit"
     hash_levels: int = 0
     renormalise: bool = False
@@ -94,10 +91,6 @@ class TreeSpec(Leaking):
         if not self.balance_rate >= 0:
             raise InputError(
                 f"balance_rate: {self.balance_rate!r} is not allowed; use a number of at least 0."
-            )
-        if not 0 < self.balance_floor <= 0.5:
-            raise InputError(
-                f"balance_floor: {self.balance_floor!r} is not allowed; use a number above 0, at most 0.5."
             )
         if self.router == "silent" and self.routing == "hard":
             raise InputError(
