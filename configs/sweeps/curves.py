@@ -35,10 +35,13 @@ KINDS = {
 
 
 def tokens():
-    """Every kind for other lengths than T1's; at twice its length also with T1's steps of a start."""
+    """Every kind for other lengths than T1's; at twice its length also twice F, and T1's steps of a start."""
     rows = {f"{kind}_{m}": {**how, "length": of} for m, of in LENGTHS.items() for kind, how in KINDS.items()}
     short = ("moe_top4_sum1_leak", "tree_experts_norm2_beam2_leak")
-    return rows | {f"{kind}10_120M": {**KINDS[kind], **SHORT, "length": "double"} for kind in short}
+    rows |= {f"{kind}10_120M": {**KINDS[kind], **SHORT, "length": "double"} for kind in short}
+    twice = {**KINDS["tree_experts_norm2_beam2_leak"], **apart(96, 1, 6, 0), "length": "double"}
+    start = {"": {}, "10": SHORT}
+    return rows | {f"tree_experts_norm2_beam2_leak{s}_D6_120M": {**twice, **how} for s, how in start.items()}
 
 
 def units():

@@ -129,6 +129,9 @@ ROWS = {
     "tree_continuous_P24_D7_experts_leak100_20": {**GATED, **apart(24, 4, 7, 0), **DENSE_START},
     "tree_continuous_P96_D6_experts_norm2_leak100_20": {**EXPERTS, **apart(96, 1, 6, 0)},
     "tree_continuous_P96_D7_experts_norm2_leak100_20": {**EXPERTS, **apart(96, 1, 7, 0)},
+    # Fewer of them at work.
+    "tree_continuous_P48_D7_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(48, 1, 7, 0)},
+    "tree_continuous_P24_D8_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(24, 1, 8, 0)},
     "moe_top12_X768_norm2_leak100_20": {
         "row": "moe_top4_X128", **NORM2, **experts(768, 12, 8), **DENSE_START,
     },
