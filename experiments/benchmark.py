@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark layer                        # the whole table
     python -m experiments.benchmark layer --widths=768 --tokens=1,4096 --shapes=wide
+    python -m experiments.benchmark layer --shapes=recipe      # the layer of configs/recipe.py
     python -m experiments.benchmark layer --results=results/speed_layer.jsonl
 
 How it is measured. Every variant is compiled as a chain of layers with weights
@@ -26,13 +27,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from configs.recipe import EXPERTS
 from experiments import cli, record
 from tree_ffn.errors import InputError, check_choice
+from tree_ffn.models.ffn import ffn_flops
 from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec, activation, init_params, tree_ffn
-from tree_ffn.tree.shape import flops_per_token
 
 SUITES = ("layer",)
-SHAPES = ("wide", "narrow", "thin_routers")
+SHAPES = ("wide", "narrow", "thin_routers", "recipe")
 PASSES = ("forward", "train")
 
 FLAGS = flags.FLAGS
@@ -41,8 +43,8 @@ flags.DEFINE_list("tokens", ["1", "16", "256", "4096"], "Token counts T.")
 flags.DEFINE_list("shapes", ["wide", "narrow"], f"Tree shapes with A = E / 8: {', '.join(SHAPES)}.")
 flags.DEFINE_list("passes", list(PASSES), "forward, train (forward and backward), or both.")
 flags.DEFINE_list("executions", ["masked", "gather", "grouped"], "Executions of the trees to time.")
-flags.DEFINE_integer("depth", 7, "Depth D of the trees.")
-flags.DEFINE_string("routing", "continuous", "Routing of the trees.")
+flags.DEFINE_integer("depth", 7, "Depth D of the trees; the recipe has its own.")
+flags.DEFINE_string("routing", "continuous", "Routing of the trees; the recipe has its own.")
 flags.DEFINE_string("activation", "gelu", "Activation of the trees and of the dense layers.")
 flags.DEFINE_enum("usage", "uniform", ["uniform", "skewed", "one_leaf"], "Which leaves the tokens reach.")
 flags.DEFINE_string("dtype", "", "float32 or bfloat16; default: bfloat16 on accelerators, float32 on CPUs.")
@@ -70,7 +72,7 @@ class Case:
 
     def layers(self) -> int:
         """Length of the chain: enough for 128 MiB of dense weights, at most 32 layers."""
-        layer_bytes = 2 * self.spec.shape.total_units * self.width * jnp.dtype(self.dtype).itemsize
+        layer_bytes = 2 * self.spec.total_units * self.width * jnp.dtype(self.dtype).itemsize
         most = 32 if self.n_tokens <= 16 else 4 if self.n_tokens <= 256 else 1
         return max(1, min(most, 2**27 // layer_bytes))
 
@@ -85,10 +87,13 @@ class Variant:
 
 
 def tree_spec(shape_name: str, width: int, depth: int, routing: str, act: str) -> TreeSpec:
-    """Trees with A = E / 8 at D = 7: one wide tree, many narrow ones, or routers above wide leaves."""
+    """Trees: A = E / 8 at D = 7, one wide, many narrow, or routers above wide leaves; or the recipe's."""
     check_choice("--shapes", shape_name, SHAPES)
     if width % 64:
         raise InputError(f"--widths: {width} is not allowed; use a multiple of 64.")
+    if shape_name == "recipe":
+        gates = {name: value for name, value in EXPERTS.items() if name not in ("depth", "node_width")}
+        return TreeSpec(TreeShape(width // 8, EXPERTS["depth"], 1), activation=act, **gates)
     shape = {
         "wide": lambda: TreeShape(1, depth, width // 64),
         "narrow": lambda: TreeShape(width // 64, depth, 1),
@@ -270,16 +275,19 @@ def ceilings(dtype: str) -> tuple[float, float]:
 
 
 def floor_seconds(case: Case) -> float:
-    """Least time: bytes of the active weights and tokens, or operations of the active units."""
+    """Least time: bytes of the active weights and tokens, or operations of the active units, and routers."""
     bandwidth, rate = ceilings(case.dtype)
-    shape, item = case.spec.shape, jnp.dtype(case.dtype).itemsize
-    touched = min(shape.total_units, case.n_tokens * shape.active_units)
-    forward_bytes = item * case.width * (2 * touched + 2 * case.n_tokens)
-    forward_ops = case.n_tokens * flops_per_token(shape, case.width)
+    spec, item = case.spec, jnp.dtype(case.dtype).itemsize
+    units = min(spec.total_units, case.n_tokens * spec.active_units)
+    routers = min(spec.stored_units - spec.total_units, case.n_tokens * spec.n_routers)
+    forward_bytes = item * case.width * (2 * units + routers + 2 * case.n_tokens)
+    forward_ops = case.n_tokens * ffn_flops(spec, case.width)
     if case.direction == "forward":
         return max(forward_bytes / bandwidth, forward_ops / rate)
     # Backward: reads weights and both cotangents again, writes all weight gradients.
-    train_bytes = 2 * forward_bytes + item * case.width * (2 * shape.total_units + 2 * case.n_tokens)
+    train_bytes = 2 * forward_bytes + item * case.width * (
+        spec.total_units + spec.stored_units + 2 * case.n_tokens
+    )
     return max(train_bytes / bandwidth, 3 * forward_ops / rate)
 
 
@@ -289,10 +297,9 @@ def run_case(case: Case, executions: list[str], usage: str, seconds: float, seed
     if case.n_tokens > FLAGS.gather_limit:
         executions = [e for e in executions if e != "gather"]
     check_outputs(case, executions, usage, key)
-    shape = case.spec.shape
     timed = [
-        fastest(case, dense_variants(case, shape.total_units, "dense"), key),
-        fastest(case, dense_variants(case, shape.active_units, "narrow"), key),
+        fastest(case, dense_variants(case, case.spec.total_units, "dense"), key),
+        fastest(case, dense_variants(case, case.spec.active_units, "narrow"), key),
     ]
     timed += [Timed(case, tree_variant(case, e, usage), key) for e in executions]
     time_all(case, timed, seconds, key)
@@ -311,7 +318,7 @@ def run_case(case: Case, executions: list[str], usage: str, seconds: float, seed
 
 
 def print_case(case: Case, rows: dict[str, dict]) -> None:
-    print(f"\n{case.name}  ({case.dtype}, A/F {100 * case.spec.shape.active_share:.1f} %)")
+    print(f"\n{case.name}  ({case.dtype}, A/F {case.spec.active_units / case.spec.total_units:.1%})")
     print(f"  {'layer':<16}{'ms':>11}{'x dense':>9}{'x narrow':>10}{'of floor':>10}{'MiB':>9}")
     for name, row in rows.items():
         floor = f"{100 * row['floor_share']:.1f} %" if "[" not in name else ""

@@ -73,8 +73,8 @@ ROWS = {
     "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen20": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN20},
     "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen50": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN50},
     # Units of another activation, in every kind.
-    "dense_relu2": {"kind": "dense", **RELU2},
-    "narrow_A16_relu2": {"kind": "narrow", **RELU2},
+    "relu2_dense": {"kind": "dense", **RELU2},
+    "relu2_narrow_A16": {"kind": "narrow", **RELU2},
     "moe_top4_X128_sum1_relu2_leak100_20": {
         "kind": "moe", **experts(128, 4, 4), **SUM1, **DENSE_START, **RELU2,
     },

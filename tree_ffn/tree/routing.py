@@ -94,7 +94,7 @@ def walk(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = No
       right_TPH: the hashed sides of the first `hash_levels`, which read no logits.
     """
     if layout.spec.beam > 1:
-        return search(logits, layout, n_tokens, right_TPH)
+        return search(logits, layout, n_tokens, right_TPH)[0]
     place_TP = layout.roots(n_tokens)
     for level in range(layout.spec.shape.depth):
         if right_TPH is not None and level < layout.spec.hash_levels:
@@ -105,8 +105,10 @@ def walk(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = No
     return place_TP
 
 
-def search(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = None) -> jax.Array:
-    """The leaf of the largest gate that a beam finds: its place in the bottom level, int32 [T, P].
+def search(
+    logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The leaf of the largest gate that a beam finds: its place in the bottom level, int32, and gate: [T, P].
 
     Of every level the `beam` nodes of the largest gates are kept, of equal ones those further left:
 
@@ -138,7 +140,8 @@ def search(logits, layout: Layout, n_tokens: int, right_TPH: jax.Array | None = 
     # again for every unit that asks whether it is on the path.
     gate_TPK, place_TPK = (jnp.stack(values, axis=-1) for values in zip(*kept))
     best_TP1 = gate_TPK.argmax(axis=-1, keepdims=True)
-    return jnp.take_along_axis(place_TPK, best_TP1, axis=-1, mode="clip")[..., 0]
+    best = lambda value_TPK: jnp.take_along_axis(value_TPK, best_TP1, axis=-1, mode="clip")[..., 0]
+    return best(place_TPK), best(gate_TPK)
 
 
 def _largest(pairs: list, n: int) -> list:
