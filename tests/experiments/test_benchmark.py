@@ -15,8 +15,8 @@ def benchmark():
         yield importlib.import_module("experiments.benchmark")
 
 
-def case_of(benchmark, direction: str, n_tokens: int = 32):
-    spec = benchmark.tree_spec("wide", 64, 5, "continuous", "gelu")
+def case_of(benchmark, direction: str, n_tokens: int = 32, shape: str = "wide"):
+    spec = benchmark.tree_spec(shape, 64, 5, "continuous", "gelu")
     return benchmark.Case(64, n_tokens, spec, direction, "float32")
 
 
@@ -51,3 +51,16 @@ def test_an_execution_that_computes_something_else_is_not_timed(benchmark, monke
     monkeypatch.setitem(IMPLEMENTATIONS, "grouped", wrong)
     with pytest.raises(RuntimeError, match="grouped differs from masked"):
         benchmark.check_outputs(case_of(benchmark, "forward"), ["grouped"], "uniform", jax.random.key(0))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 32])
+def test_the_recipe_is_timed_as_it_is_used(benchmark, monkeypatch, n_tokens):
+    """Its F and A are of units, and what it has to read and multiply is of routers too."""
+    monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e30))
+    case = case_of(benchmark, "forward", n_tokens, "recipe")
+    assert (case.spec.total_units, case.spec.active_units) == (256, 8)
+    benchmark.check_outputs(case, ["gather", "grouped"], "uniform", jax.random.key(0))
+    units, routers = min(256, 8 * n_tokens), min(8 * 31, 8 * 9 * n_tokens)
+    assert benchmark.floor_seconds(case) == 4 * 64 * (2 * units + routers + 2 * n_tokens) / 1e10
+    monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e30, 1e10))
+    assert benchmark.floor_seconds(case) == n_tokens * 2 * 64 * (2 * 8 + 8 * 9) / 1e10
