@@ -18,7 +18,7 @@ DEV_STAMP := $(VENV)/.dev-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
 FAST_TESTS ?= tests/tree tests/models
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full test-fast lint clean venv venv-dev
+.PHONY: help quickstart test test-full test-fast lint kernels clean venv venv-dev
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-fast: $(DEV_STAMP) ## run the tests of the layer and the models only
 lint: $(DEV_STAMP) ## ruff and pyright
 	$(PY) -m ruff check .
 	$(PY) -m pyright --pythonpath $(PY)
+
+kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU: trees of few tokens get faster (optional)
+	$(PY) -m tree_ffn.tree.kernels
 
 clean: ## remove the environment and every cache made here (runs/ stays)
 	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .jax_cache *.egg-info build dist

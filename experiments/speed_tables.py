@@ -41,8 +41,9 @@ def trained_on(row: dict) -> tuple:
 
 
 def timed(row: dict) -> tuple:
-    """Timings of one device, one number format, and trees whose routers are units or not."""
-    return row["device"], row["config"].get("dtype", "float32"), setting(row, "spec.router") == "silent"
+    """Timings of one device and number format, of the recipe's layer or others, with the C++ part or not."""
+    recipe, compiled = setting(row, "spec.router") == "silent", bool(setting(row, "kernels"))
+    return row["device"], row["config"].get("dtype", "float32"), recipe, compiled
 
 
 def speed_layer(rows: list[dict]) -> Table:
@@ -61,8 +62,9 @@ def speed_layer(rows: list[dict]) -> Table:
             figures.setdefault(variant(row), {})[row["metric"]] = row["value"]
         shape = f"P={trees} W={node}" + ("" if used == "uniform" else f", {used}")
         cells.append([str(width), str(tokens), shape, direction, *speed_cells(figures, shown)])
-    device, dtype, recipe = timed(rows[0])
+    device, dtype, recipe, compiled = timed(rows[0])
     what = "the recipe's layer" if recipe else "the layer"
+    where = f"{device}, {dtype}" + (", after `make kernels`" if compiled else "")
     text = (
         f"One layer in {dtype}: milliseconds, and how many times as fast as dense, the fastest of its four "
         "layouts. The fastest execution is bold; the last two columns are about it: which share of its time "
@@ -71,7 +73,7 @@ def speed_layer(rows: list[dict]) -> Table:
         f"{gather_limit(rows)}{origin(rows)}"
     )
     head = ["E", "T", "shape", "pass", "dense", "narrow", *shown, "floor", "MiB (dense)"]
-    return block(f"Speed of {what}, {device}, {dtype}", text, head, cells, line[-1], labels=4, lines=lines)
+    return block(f"Speed of {what}, {where}", text, head, cells, line[-1], labels=4, lines=lines)
 
 
 def gather_limit(rows: list[dict]) -> str:

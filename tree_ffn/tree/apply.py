@@ -78,7 +78,7 @@ def finish(params: dict, x_TE: jax.Array, s_TE: jax.Array, spec: TreeSpec) -> ja
     return s_TE + params["b_out"].astype(x_TE.dtype)[None]
 
 
-def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
+def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str, in_place: bool = False) -> str:
     """The execution that was fastest where layers of this kind were measured.
 
     The rule follows results/speed_layer.jsonl (experiments/benchmark.py): forward
@@ -92,12 +92,13 @@ def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str) -> str:
       spec: the layer.
       n_tokens: T.
       backend: `cpu`, `gpu` or `tpu`.
+      in_place: a CPU reads rows where they lie (`gather.in_place`): then gather is for up to 256 tokens.
     """
-    shape = spec.shape
+    shape, few = spec.shape, 256 if in_place else 16
     if isinstance(spec, PrunedSpec):  # not measured; there is no masked execution of it
-        return "gather" if n_tokens <= (16 if backend == "cpu" else 8) else "grouped"
+        return "gather" if n_tokens <= (few if backend == "cpu" else 8) else "grouped"
     if backend == "cpu":
-        if n_tokens <= 16:
+        if n_tokens <= few:
             return "gather"
         return "grouped" if n_tokens >= 512 and shape.n_trees <= 16 else "masked"
     if backend == "gpu" and n_tokens <= 8:
@@ -116,7 +117,8 @@ def sum_of_trees(
     if implementation is not None:
         check_implementation(spec, implementation)
         return IMPLEMENTATIONS[implementation](params, x_TE, spec, token_T)
-    chosen = pick_implementation(spec, x_TE.shape[0], jax.default_backend())
+    in_place = gather.in_place(x_TE, params["w_in"])
+    chosen = pick_implementation(spec, x_TE.shape[0], jax.default_backend(), in_place)
     if spec.routing == "straight_through" and chosen != "masked" and not isinstance(spec, PrunedSpec):
         return _masked_backward(spec, chosen, params, x_TE, token_T)
     return IMPLEMENTATIONS[chosen](params, x_TE, spec, token_T)

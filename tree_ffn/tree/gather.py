@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree import gates, grouped, routing
+from tree_ffn.tree import gates, grouped, kernels, routing
 from tree_ffn.tree.layout import Layout, layout_of
 from tree_ffn.tree.spec import TreeSpec
 
@@ -82,7 +82,8 @@ def _searched(params, x_TE, layout: Layout, right_TPH) -> tuple[jax.Array, jax.A
     """The leaf that a beam finds, and its gate: [T, P] each.
 
     Few tokens read the routers that they ask. Many would read most of them many times: a product of all
-    routers costs less from about twice as many askings as routers on (in trials on a CPU).
+    routers costs less from about twice as many askings as routers on, or 32 times where rows are read where
+    they lie (in trials on a CPU).
     """
     spec, n_tokens = layout.spec, x_TE.shape[0]
     stacked = layout.stacked(params)
@@ -91,7 +92,8 @@ def _searched(params, x_TE, layout: Layout, right_TPH) -> tuple[jax.Array, jax.A
         z_TPW = _pre_activations(stacked, x_TE, layout, level, place_TP, width=1)
         return _decide(stacked, x_TE, z_TPW, layout.node_starts[level] + place_TP, spec)
 
-    if n_tokens * spec.n_routers > 2 * sum(spec.level_nodes[:-1]):
+    worth = 32 if in_place(x_TE, stacked["w_in"]) else 2
+    if n_tokens * spec.n_routers > worth * sum(spec.level_nodes[:-1]):
         asked = routing.gathered(routing.logits_of(params, x_TE, spec), layout)
     return routing.search(asked, layout, n_tokens, right_TPH)
 
@@ -100,17 +102,45 @@ def _pre_activations(params, x_TE, layout: Layout, level: int, place_TP, width: 
     """z of the first `width` units (all) of a node for every token and tree: float32 [T, P, W]."""
     start_TP = layout.unit_starts[level] + place_TP * layout.widths[level]
     width = width or layout.widths[level]
-    w_TPWE = _rows(params["w_in"], start_TP, width).astype(x_TE.dtype)
     b_TPW = _rows(params["b_in"], start_TP, width).astype(jnp.float32)
-    return jnp.einsum("te,tpwe->tpw", x_TE, w_TPWE, preferred_element_type=jnp.float32) + b_TPW
+    return _dots(x_TE, params["w_in"], start_TP, width) + b_TPW
 
 
 def _added(params, z_TPW, layout: Layout, level: int, place_TP, gate_TP, dtype):
     """What the units of these nodes add to the sum, by products in `dtype`: float32 [T, E]."""
     act, n_out = gates.unit_activation(layout.spec), layout.outputs.widths[level]
-    w_TPWE = _rows(params["w_out"], layout.outputs.unit_starts[level] + place_TP * n_out, n_out).astype(dtype)
     h_TPW = (gate_TP[..., None] * act(z_TPW[..., layout.widths[level] - n_out :])).astype(dtype)
-    return jnp.einsum("tpw,tpwe->te", h_TPW, w_TPWE, preferred_element_type=jnp.float32)
+    return _sums(h_TPW, params["w_out"], layout.outputs.unit_starts[level] + place_TP * n_out)
+
+
+def _dots(x_TE, rows_PUE, start_TP, width: int):
+    """Products of each token with runs of rows: float32 [T, P, width]. See `kernels.dots`."""
+
+    def by_xla(x_TE, rows_PUE, start_TP):
+        w_TPWE = _rows(rows_PUE, start_TP, width).astype(x_TE.dtype)
+        return jnp.einsum("te,tpwe->tpw", x_TE, w_TPWE, preferred_element_type=jnp.float32)
+
+    if not in_place(x_TE, rows_PUE):
+        return by_xla(x_TE, rows_PUE, start_TP)
+    where_they_lie = functools.partial(kernels.dots, width=width)
+    return jax.lax.platform_dependent(x_TE, rows_PUE, start_TP, cpu=where_they_lie, default=by_xla)
+
+
+def _sums(h_TPW, rows_PUE, start_TP):
+    """Sums of runs of rows by weights of each token: float32 [T, E]. See `kernels.sums`."""
+
+    def by_xla(h_TPW, rows_PUE, start_TP):
+        w_TPWE = _rows(rows_PUE, start_TP, h_TPW.shape[-1]).astype(h_TPW.dtype)
+        return jnp.einsum("tpw,tpwe->te", h_TPW, w_TPWE, preferred_element_type=jnp.float32)
+
+    if not in_place(h_TPW, rows_PUE):
+        return by_xla(h_TPW, rows_PUE, start_TP)
+    return jax.lax.platform_dependent(h_TPW, rows_PUE, start_TP, cpu=kernels.sums, default=by_xla)
+
+
+def in_place(*arrays) -> bool:
+    """Whether a CPU may read rows where they lie."""
+    return kernels.is_loaded() and all(array.dtype == jnp.float32 for array in arrays)
 
 
 def _normed(s_TE, gate_TP, spec: TreeSpec):

@@ -1,0 +1,19 @@
+"""Builds the C++ part for this machine's CPU: python -m tree_ffn.tree.kernels."""
+
+import sys
+
+from tree_ffn.errors import InputError
+from tree_ffn.tree import kernels
+
+
+def main() -> int:
+    try:
+        print(f"{kernels.build()} is built; the gather execution uses it on this machine's CPU.")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
