@@ -150,6 +150,12 @@ def test_a_compiler_that_fails_or_is_not_there_is_named(not_built, monkeypatch):
     assert not list(pathlib.Path(not_built).iterdir())
 
 
+def test_a_directory_that_is_not_there_is_named(not_built, monkeypatch):
+    monkeypatch.setenv("TREE_FFN_KERNELS", str(not_built / "none"))
+    with pytest.raises(InputError, match="none cannot be written .*TREE_FFN_KERNELS"):
+        kernels.build("g++")
+
+
 def test_a_library_that_cannot_be_loaded_is_named(not_built):
     kernels.library().write_text("no library")
     kernels.load_once.cache_clear()

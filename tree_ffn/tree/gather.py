@@ -139,8 +139,9 @@ def _sums(h_TPW, rows_PUE, start_TP):
 
 
 def in_place(*arrays) -> bool:
-    """Whether a CPU may read rows where they lie."""
-    return kernels.is_loaded() and all(array.dtype == jnp.float32 for array in arrays)
+    """Whether this machine's CPU, if that is what it computes on, reads rows where they lie."""
+    on_cpu = jax.default_backend() == "cpu" and kernels.is_loaded()
+    return on_cpu and all(array.dtype == jnp.float32 for array in arrays)
 
 
 def _normed(s_TE, gate_TP, spec: TreeSpec):

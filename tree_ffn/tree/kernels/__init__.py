@@ -17,6 +17,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -55,7 +56,7 @@ def build(compiler: str | None = None) -> pathlib.Path:
       compiler: of C++17 with GCC's flags; by default $CXX, or the first of g++ and clang++ that is there.
 
     Raises:
-      InputError: there is no compiler, or it fails.
+      InputError: there is no compiler, it fails, or the directory cannot be written.
     """
     to = library()
     if to.exists():
@@ -66,20 +67,30 @@ def build(compiler: str | None = None) -> pathlib.Path:
             "kernels: no C++ compiler was found; install g++ (on Debian or Ubuntu the package g++), or name "
             "one by CXX=."
         )
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-        made = os.path.join(folder, to.name)
-        command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", made]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise InputError(
-                f"kernels: {compiler} cannot be run ({error.strerror}); name a C++ compiler by CXX=."
-            ) from error
-        if done.returncode:
-            said = done.stderr.strip().splitlines()[:1]
-            raise InputError(f"kernels: {compiler} failed ({''.join(said)}); name another compiler by CXX=.")
-        os.replace(made, to)  # whole or not at all, whoever else builds it
+    try:
+        with tempfile.TemporaryDirectory(dir=to.parent) as folder:
+            made = os.path.join(folder, to.name)
+            _compile(shlex.split(compiler), made)
+            os.replace(made, to)  # whole or not at all, whoever else builds it
+    except OSError as error:
+        raise InputError(
+            f"kernels: {to.parent} cannot be written ({error.strerror}); name another directory by "
+            "TREE_FFN_KERNELS, here and where the layer is used."
+        ) from error
     return to
+
+
+def _compile(compiler: list[str], made: str) -> None:
+    command = [*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", made]
+    named = "name a C++ compiler by CXX="
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise InputError(f"kernels: {compiler[0]} cannot be run ({error.strerror}); {named}.") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        said = next((line for line in lines if "error" in line), "".join(lines[:1]))
+        raise InputError(f"kernels: {compiler[0]} failed ({said}); {named}.")
 
 
 @functools.cache
