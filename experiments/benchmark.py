@@ -31,7 +31,7 @@ from configs.recipe import EXPERTS
 from experiments import cli, record
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.ffn import ffn_flops
-from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec, activation, init_params, kernels, tree_ffn
+from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec, activation, gather, init_params, tree_ffn
 
 SUITES = ("layer",)
 SHAPES = ("wide", "narrow", "thin_routers", "recipe")
@@ -335,7 +335,7 @@ def layer_suite() -> None:
     bandwidth, rate = ceilings(cases[0].dtype)
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
-        print(f"The C++ part is {'in use' if kernels.is_loaded() else 'not built (make kernels)'}.")
+        print(f"The C++ part is {'' if gather.in_place(cases[0].dtype) else 'not '}in use (make kernels).")
     print(f"{kind}: copy {bandwidth / 1e9:.1f} GB/s, {cases[0].dtype} product {rate / 1e9:.0f} GFLOP/s")
     for case in cases:
         rows = run_case(case, FLAGS.executions, FLAGS.usage, FLAGS.seconds, FLAGS.seed)
@@ -386,7 +386,7 @@ def write_rows(case: Case, rows: dict[str, dict]) -> None:
             "direction": case.direction,
             "usage": FLAGS.usage,
             "spec": dataclasses.asdict(case.spec),
-            "kernels": jax.default_backend() == "cpu" and kernels.is_loaded(),
+            "kernels": gather.in_place(case.dtype),
             "cores": len(os.sched_getaffinity(0)),
             "copy_gb_per_s": bandwidth / 1e9,
             "product_gflop_per_s": rate / 1e9,

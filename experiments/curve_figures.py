@@ -6,12 +6,11 @@ Drawn is the validation loss less the dense layer's of as many tokens, a mean ov
 is better. Bars are standard deviations over seeds; most points have one.
 """
 
-import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 from experiments.curve_tables import Point, meeting_point, point_of, trained_text
-from experiments.lines import by_seed, groups, paired
+from experiments.lines import by_seed, groups, middle, paired
 from tree_ffn.analysis.axes import alone
 from tree_ffn.analysis.plots import Series, line_chart
 
@@ -114,8 +113,3 @@ def belongs(point: Point, curve: Curve, here: Point) -> bool:
     """Whether a point differs from `here` in the curve's x alone, but for what shapes do not allow."""
     fields = set(curve.fixed) - {EXCUSED.get(point.kind)}
     return all(abs(getattr(point, name) / getattr(here, name) - 1) <= 0.05 for name in fields)
-
-
-def middle(values: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation; 0 of one value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

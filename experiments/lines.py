@@ -197,6 +197,16 @@ def gap_closed(lines: dict[str, list[dict]], line: list[dict], metric: str = "va
     return paired(lambda x, n, d: (n - x) / (n - d), x, narrow, dense)
 
 
+def middle(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; of one value the latter is 0.
+
+    Example:
+      >>> middle([1.0, 3.0])[0], middle([2.0])
+      (2.0, (2.0, 0.0))
+    """
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def spread(values: Iterable[float], form: str = ".4f") -> str:
     """Mean and standard deviation; a single value says so.
 

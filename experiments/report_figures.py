@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.lines import by_seed, differences, groups, not_comparable, rank, setting
+from experiments.lines import by_seed, differences, groups, middle, not_comparable, rank, setting
 from tree_ffn.analysis import dynamics
 from tree_ffn.analysis.plots import Series, heat_map, line_chart
 from tree_ffn.analysis.scatter import Point, marker, scatter
@@ -216,7 +216,7 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
         losses = list(by_seed(line, "val_loss").values())
         if not losses:
             continue
-        spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+        loss, spread = middle(losses)
         config = next(row["config"] for row in line if row["metric"] == "val_loss")
         model = model_spec_from_config(namespace(config), config["data"]["vocab_size"])
         layers = [units(ffn) for ffn in model.ffns]
@@ -229,7 +229,7 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
         ]:
             places["time"] = 1e3 * statistics.fmean(seconds)
         for kind, x in places.items():
-            found[kind].append(Point(name, x, statistics.fmean(losses), spread, rank(name)))
+            found[kind].append(Point(name, x, loss, spread, rank(name)))
     # The numbers of the points are the same in every figure: one that lacks some is not drawn.
     return {kind: points for kind, points in found.items() if len(points) == len(found["active"])}
 

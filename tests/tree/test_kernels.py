@@ -32,18 +32,19 @@ def library(tmp_path_factory):
 @pytest.fixture
 def built(library, monkeypatch):
     """Programs that are compiled now read rows where they lie; those before and after do not."""
-    monkeypatch.setenv("TREE_FFN_KERNELS", str(library))
-    forget()
-    yield
-    monkeypatch.undo()
-    forget()
+    yield from looked_for_in(library, monkeypatch)
 
 
 @pytest.fixture
 def not_built(tmp_path, monkeypatch):
-    monkeypatch.setenv("TREE_FFN_KERNELS", str(tmp_path))
+    """The directory where it is looked for, an empty one."""
+    yield from looked_for_in(tmp_path, monkeypatch)
+
+
+def looked_for_in(directory, monkeypatch):
+    monkeypatch.setenv("TREE_FFN_KERNELS", str(directory))
     forget()
-    yield tmp_path
+    yield directory
     monkeypatch.undo()
     forget()
 
@@ -123,17 +124,14 @@ def test_a_machine_without_it_has_xla(not_built):
 
 
 def test_bfloat16_is_left_to_xla(built):
-    assert gather.in_place(jnp.ones(1), jnp.ones(1))
-    assert not gather.in_place(jnp.ones(1, jnp.bfloat16), jnp.ones(1))
+    assert gather.in_place(jnp.float32, jnp.float32)
+    assert not gather.in_place(jnp.bfloat16, jnp.float32)
 
 
-def test_more_tokens_are_for_gather(built):
+def test_more_tokens_are_for_gather():
     spec = cases.make_spec(P=2, D=2)
-    assert [pick_implementation(spec, T, "cpu", in_place=True) for T in (17, 256, 257)] == [
-        "gather",
-        "gather",
-        "masked",
-    ]
+    chosen = [pick_implementation(spec, T, "cpu", in_place=True) for T in (17, 256, 257)]
+    assert chosen == ["gather", "gather", "masked"]
     assert pick_implementation(spec, 17, "cpu") == "masked"
 
 
@@ -157,7 +155,7 @@ def test_a_directory_that_is_not_there_is_named(not_built, monkeypatch):
 
 
 def test_a_library_that_cannot_be_loaded_is_named(not_built):
-    kernels.library().write_text("no library")
+    kernels.shared_object().write_text("no library")
     kernels.load_once.cache_clear()
     with pytest.raises(InputError, match="remove it, or build it again"):
         kernels.is_loaded()

@@ -117,7 +117,7 @@ def sum_of_trees(
     if implementation is not None:
         check_implementation(spec, implementation)
         return IMPLEMENTATIONS[implementation](params, x_TE, spec, token_T)
-    in_place = gather.in_place(x_TE, params["w_in"])
+    in_place = gather.in_place(x_TE.dtype, params["w_in"].dtype)
     chosen = pick_implementation(spec, x_TE.shape[0], jax.default_backend(), in_place)
     if spec.routing == "straight_through" and chosen != "masked" and not isinstance(spec, PrunedSpec):
         return _masked_backward(spec, chosen, params, x_TE, token_T)

@@ -33,11 +33,10 @@ def trees(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T=None) -> tuple[
 def _trees(spec: TreeSpec, params: dict, x_TE: jax.Array, right_TPH: jax.Array | None):
     """Sum of the trees, and the leaf's place in the bottom level; sides not given are decided here."""
     layout = layout_of(spec, params)
+    stored, params = params, layout.stacked(params)
     if spec.beam > 1:
         # Else the gather of the leaf's rows would compute the search again for every number that it copies.
-        leaf_TP, gate_TP = jax.lax.optimization_barrier(_searched(params, x_TE, layout, right_TPH))
-    params = layout.stacked(params)
-    if spec.beam > 1:
+        leaf_TP, gate_TP = jax.lax.optimization_barrier(_searched(stored, x_TE, layout, right_TPH))
         if not any(layout.outputs.widths[:-1]):  # the search has read all routers that the leaf's units need
             z_TPW = _pre_activations(params, x_TE, layout, spec.shape.depth, leaf_TP)
             s_TE = _added(params, z_TPW, layout, spec.shape.depth, leaf_TP, gate_TP, x_TE.dtype)
@@ -92,7 +91,7 @@ def _searched(params, x_TE, layout: Layout, right_TPH) -> tuple[jax.Array, jax.A
         z_TPW = _pre_activations(stacked, x_TE, layout, level, place_TP, width=1)
         return _decide(stacked, x_TE, z_TPW, layout.node_starts[level] + place_TP, spec)
 
-    worth = 32 if in_place(x_TE, stacked["w_in"]) else 2
+    worth = 32 if in_place(x_TE.dtype, stacked["w_in"].dtype) else 2
     if n_tokens * spec.n_routers > worth * sum(spec.level_nodes[:-1]):
         asked = routing.gathered(routing.logits_of(params, x_TE, spec), layout)
     return routing.search(asked, layout, n_tokens, right_TPH)
@@ -120,10 +119,7 @@ def _dots(x_TE, rows_PUE, start_TP, width: int):
         w_TPWE = _rows(rows_PUE, start_TP, width).astype(x_TE.dtype)
         return jnp.einsum("te,tpwe->tpw", x_TE, w_TPWE, preferred_element_type=jnp.float32)
 
-    if not in_place(x_TE, rows_PUE):
-        return by_xla(x_TE, rows_PUE, start_TP)
-    where_they_lie = functools.partial(kernels.dots, width=width)
-    return jax.lax.platform_dependent(x_TE, rows_PUE, start_TP, cpu=where_they_lie, default=by_xla)
+    return _read(functools.partial(kernels.dots, width=width), by_xla, x_TE, rows_PUE, start_TP)
 
 
 def _sums(h_TPW, rows_PUE, start_TP):
@@ -133,15 +129,20 @@ def _sums(h_TPW, rows_PUE, start_TP):
         w_TPWE = _rows(rows_PUE, start_TP, h_TPW.shape[-1]).astype(h_TPW.dtype)
         return jnp.einsum("tpw,tpwe->te", h_TPW, w_TPWE, preferred_element_type=jnp.float32)
 
-    if not in_place(h_TPW, rows_PUE):
-        return by_xla(h_TPW, rows_PUE, start_TP)
-    return jax.lax.platform_dependent(h_TPW, rows_PUE, start_TP, cpu=kernels.sums, default=by_xla)
+    return _read(kernels.sums, by_xla, h_TPW, rows_PUE, start_TP)
 
 
-def in_place(*arrays) -> bool:
-    """Whether this machine's CPU, if that is what it computes on, reads rows where they lie."""
+def _read(kernel, by_xla, numbers, rows_PUE, start_TP):
+    """What a kernel makes of numbers and runs of rows where it may run, else XLA."""
+    if not in_place(numbers.dtype, rows_PUE.dtype):
+        return by_xla(numbers, rows_PUE, start_TP)
+    return jax.lax.platform_dependent(numbers, rows_PUE, start_TP, cpu=kernel, default=by_xla)
+
+
+def in_place(*dtypes) -> bool:
+    """Whether rows and numbers of these dtypes are read where they lie: on a CPU, after `make kernels`."""
     on_cpu = jax.default_backend() == "cpu" and kernels.is_loaded()
-    return on_cpu and all(array.dtype == jnp.float32 for array in arrays)
+    return on_cpu and all(jnp.dtype(dtype) == jnp.float32 for dtype in dtypes)
 
 
 def _normed(s_TE, gate_TP, spec: TreeSpec):

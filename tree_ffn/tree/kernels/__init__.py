@@ -32,7 +32,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 TARGETS = {"dots": "TreeFfnDots", "sums": "TreeFfnSums"}
 
 
-def library() -> pathlib.Path:
+def shared_object() -> pathlib.Path:
     """Where the library of this source, jax and processor is, built or not."""
     made_from = [SOURCE.read_text(encoding="utf-8"), jax.__version__, processor(), *FLAGS]
     name = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
@@ -58,7 +58,7 @@ def build(compiler: str | None = None) -> pathlib.Path:
     Raises:
       InputError: there is no compiler, it fails, or the directory cannot be written.
     """
-    to = library()
+    to = shared_object()
     if to.exists():
         return to
     compiler = compiler or os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -100,7 +100,7 @@ def is_loaded() -> bool:
     Raises:
       InputError: it is there and cannot be loaded.
     """
-    if not library().exists():
+    if not shared_object().exists():
         return False
     load_once()
     return True
@@ -110,10 +110,10 @@ def is_loaded() -> bool:
 def load_once() -> None:
     """Makes the functions known to XLA, once in a process."""
     try:
-        functions = ctypes.cdll.LoadLibrary(str(library()))
+        functions = ctypes.cdll.LoadLibrary(str(shared_object()))
     except OSError as error:
         raise InputError(
-            f"kernels: {library()} cannot be loaded ({error}); remove it, or build it again."
+            f"kernels: {shared_object()} cannot be loaded ({error}); remove it, or build it again."
         ) from error
     for name, symbol in TARGETS.items():
         function = jax.ffi.pycapsule(getattr(functions, symbol))
