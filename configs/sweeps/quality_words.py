@@ -36,6 +36,7 @@ LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
 RELU2 = {"ffn.activation": "relu2"}
 PATHS = {**STRAIGHT, **DENSE_START}
 APART = {**GATED, **apart(2, 1, 7), **DENSE_START}
+RECIPE = {**EXPERTS, **BEAM2, **apart(16, 1, 5, 0)}
 
 ROWS = {
     "dense": {"kind": "dense"},
@@ -63,24 +64,39 @@ ROWS = {
     "moe_top16_X512_G16_norm2_leak100_20": {
         "kind": "moe", **NORM2, **experts(512, 16, 1, 16), **DENSE_START,
     },
-    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(16, 1, 5, 0)},
+    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20": RECIPE,
     # Twice dense's F at A = 16: trees one level deeper.
-    "tree_continuous_P16_D6_experts_norm2_beam2_leak100_20": {**EXPERTS, **BEAM2, **apart(16, 1, 6, 0)},
+    "tree_continuous_P16_D6_experts_norm2_beam2_leak100_20": {**RECIPE, **apart(16, 1, 6, 0)},
     # Four times dense's F at A = 16: trees two levels deeper, mixtures of four times the experts.
     "tree_continuous_P16_D7_experts_norm2_leak100_20": {**EXPERTS, **apart(16, 1, 7, 0)},
     "moe_top4_X512_sum1_leak100_20": {"kind": "moe", **experts(512, 4, 4), **SUM1, **DENSE_START},
     "moe_top8_X1024_norm2_leak100_20": {"kind": "moe", **experts(1024, 8, 2), **NORM2, **DENSE_START},
     "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen20": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN20},
     "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen50": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN50},
+    # Without the dense start.
+    "moe_top4_X128_sum1": {"kind": "moe", **experts(128, 4, 4), **SUM1},
+    "tree_continuous_P16_D5_experts_norm2_beam2": {**RECIPE, "ffn.leak": 0.0},
+    # Trees in one of the two layers, a dense one of as many units at work in the other.
+    "tree_continuous_P16_D5_experts_norm2_beam2_below_narrow_leak100_20": {
+        **RECIPE, "model.layers": "tree,narrow",
+    },
+    "tree_continuous_P16_D5_experts_norm2_beam2_above_narrow_leak100_20": {
+        **RECIPE, "model.layers": "narrow,tree",
+    },
+    # Another warm-up, and a longer memory of squared gradients.
+    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20_warmup30": {**RECIPE, "optim.warmup": 300},
+    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20_b2_99": {**RECIPE, "optim.b2": 0.99},
+    # A quarter of the units at work.
+    "plain_A128": {"kind": "narrow", **plain(128)},
+    "moe_top4_X16_sum1_leak100_20": {"kind": "moe", **experts(16, 4, 32), **SUM1, **DENSE_START},
+    "tree_continuous_P128_D2_experts_norm2_beam2_leak100_20": {**RECIPE, **apart(128, 1, 2, 0)},
     # Units of another activation, in every kind.
     "relu2_dense": {"kind": "dense", **RELU2},
     "relu2_narrow_A16": {"kind": "narrow", **RELU2},
     "moe_top4_X128_sum1_relu2_leak100_20": {
         "kind": "moe", **experts(128, 4, 4), **SUM1, **DENSE_START, **RELU2,
     },
-    "tree_continuous_P16_D5_experts_norm2_beam2_relu2_leak100_20": {
-        **EXPERTS, **BEAM2, **apart(16, 1, 5, 0), **RELU2,
-    },
+    "tree_continuous_P16_D5_experts_norm2_beam2_relu2_leak100_20": {**RECIPE, **RELU2},
     "tree_continuous_P2_W1_leak100_20": {"ffn.routing": "continuous", **DENSE_START},
     "tree_continuous_P2_W1_gated_leak100_20": {**GATED, **DENSE_START},
     "tree_continuous_P2_W1_apart_gated_leak100_20": APART,
