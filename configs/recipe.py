@@ -20,13 +20,13 @@ are. After that, and whenever the model is used, a token has its paths and nothi
 
 Evidence (docs/quality.md; T1-small, 60 M tokens, three seeds): it closes 0.95 +- 0.03 of the gap between
 narrow and dense, and 0.91 +- 0.01 without the beam; at depth 6, with twice dense's units and the same A,
-1.00 +- 0.04 (without the beam 0.97 +- 0.01; depth 7, four times, 0.96, one seed). A start of half the
+1.00 +- 0.03 (without the beam 0.97 +- 0.01; depth 7, four times, 0.96, one seed). A start of half the
 length closes 0.93 +- 0.05. At 120 M tokens it closes 0.75, at depth 6 0.85 (one seed). All that follows is
 without the beam: E / 16 trees over leaves of two close 0.88 +- 0.02; without the norm E / 32 over leaves of
 four 0.83 +- 0.03, and these without the dense start 0.36 (one seed). From the same start mixtures of
-experts close 0.69 +- 0.03 (top-1) and 0.76 +- 0.03 (top-4; 0.90 +- 0.04 where the chosen gates sum to 1,
+experts close 0.69 +- 0.02 (top-1) and 0.76 +- 0.03 (top-4; 0.90 +- 0.04 where the chosen gates sum to 1,
 0.91 +- 0.02 for top-12 of 384 in gates of unit length, 0.92 +- 0.05 for top-12 of 768, of depth 6's F),
-hashed experts 0.76 +- 0.03, and `PATHS` 0.72 +- 0.04: the paper's shape, E / 64 trees of depth 7 with one
+hashed experts 0.76 +- 0.03, and `PATHS` 0.72 +- 0.03: the paper's shape, E / 64 trees of depth 7 with one
 unit a node, its decisions straight-through. With these taken by a hash of the token's id (`kind=hash_tree`)
 it is 0.83 +- 0.04, but behind on text unlike that of training. The paper's hard rule without the start
 closes 0.24 +- 0.04.

@@ -83,6 +83,12 @@ ROWS = {
     "tree_continuous_P16_D5_experts_norm2_beam2_above_narrow_leak100_20": {
         **RECIPE, "model.layers": "narrow,tree",
     },
+    # The same with all units in store in the first layer, and what the dense layer is worth there and above.
+    "tree_continuous_P16_D6_experts_norm2_beam2_below_narrow_leak100_20": {
+        **RECIPE, **apart(16, 1, 6, 0), "model.layers": "tree,narrow",
+    },
+    "plain_dense_below_narrow": {"model.layers": "dense,narrow"},
+    "plain_dense_above_narrow": {"model.layers": "narrow,dense"},
     # Another warm-up, and a longer memory of squared gradients.
     "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20_warmup30": {**RECIPE, "optim.warmup": 300},
     "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20_b2_99": {**RECIPE, "optim.b2": 0.99},
