@@ -34,6 +34,7 @@ from configs.sweeps.quality_cpu import PLAIN, THIN
 
 LARGE = {"ffn.depth": 9}  # F = 2,046, four times dense's, and A = 20
 RELU2 = {"ffn.activation": "relu2"}
+B2_99, B2_999 = {"optim.b2": 0.99}, {"optim.b2": 0.999}
 PATHS = {**STRAIGHT, **DENSE_START}
 APART = {**GATED, **apart(2, 1, 7), **DENSE_START}
 RECIPE = {**EXPERTS, **BEAM2, **apart(16, 1, 5, 0)}
@@ -89,9 +90,20 @@ ROWS = {
     },
     "plain_dense_below_narrow": {"model.layers": "dense,narrow"},
     "plain_dense_above_narrow": {"model.layers": "narrow,dense"},
-    # Another warm-up, and a longer memory of squared gradients.
+    # Another warm-up, and a longer memory of squared gradients, in every kind.
     "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20_warmup30": {**RECIPE, "optim.warmup": 300},
-    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20_b2_99": {**RECIPE, "optim.b2": 0.99},
+    "b2_99_dense": {"kind": "dense", **B2_99},
+    "b2_99_narrow_A16": {"kind": "narrow", **B2_99},
+    "moe_top4_X128_sum1_leak100_20_b2_99": {
+        "kind": "moe", **experts(128, 4, 4), **SUM1, **DENSE_START, **B2_99,
+    },
+    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20_b2_99": {**RECIPE, **B2_99},
+    "b2_999_dense": {"kind": "dense", **B2_999},
+    "b2_999_narrow_A16": {"kind": "narrow", **B2_999},
+    "moe_top4_X128_sum1_leak100_20_b2_999": {
+        "kind": "moe", **experts(128, 4, 4), **SUM1, **DENSE_START, **B2_999,
+    },
+    "tree_continuous_P16_D5_experts_norm2_beam2_leak100_20_b2_999": {**RECIPE, **B2_999},
     # A quarter of the units at work.
     "plain_A128": {"kind": "narrow", **plain(128)},
     "moe_top4_X16_sum1_leak100_20": {"kind": "moe", **experts(16, 4, 32), **SUM1, **DENSE_START},

@@ -302,7 +302,7 @@ N_ROWS = {
     "quality": 81,
     "curves": 58,
     "transfer": 20,
-    "quality_words": 71,
+    "quality_words": 78,
     "quality_cpu": 37,
 }
 
