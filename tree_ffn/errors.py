@@ -1,5 +1,8 @@
 """The one exception that means: the input is wrong, not the program."""
 
+import math
+from typing import Any
+
 
 class InputError(ValueError):
     """A value from outside (config, flag, file, argument) that cannot be used.
@@ -27,6 +30,15 @@ def check_positive_int(field: str, value: object, *, least: int = 1) -> None:
     """Raises InputError unless `value` is an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{field}: {value!r} is not allowed; use a whole number of at least {least}.")
+
+
+def check_number(field: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
+    """Raises InputError unless `value` is a finite number, of at least `least`, or above `above`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if number and (least is None or value >= least) and (above is None or value > above):
+        return
+    rule = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
+    raise InputError(f"{field}: {value!r} is not allowed; use a number{rule}.")
 
 
 def reason(error: BaseException) -> str:

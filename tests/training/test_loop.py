@@ -149,6 +149,29 @@ def test_sigterm_saves_and_the_run_goes_on(texts, finished, tmp_path):
     assert any(line.startswith("resumed at step") for line in log)
 
 
+def test_a_stop_in_the_last_step_leaves_its_validation_to_the_next_start(texts, finished, tmp_path):
+    def stop_at_5(line):  # what is said of a step is said in the next
+        if line.startswith("step 5/6"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="after step 6 of 6"):
+        quiet(tiny_config(texts, train__log_every=1), tmp_path, stop_at_5)
+    for _ in range(2):  # the second time nothing is left to do
+        assert quiet(tiny_config(texts), tmp_path)["loss"] == finished[1]["loss"]
+    assert [line["split"] for line in lines(tmp_path) if line["step"] == 6].count("valid") == 1
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        assert checkpoints.latest == 6 and checkpoints.is_scored(6)
+
+
+def test_without_its_config_file_a_run_is_known_by_its_checkpoint(texts, finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "config.json").unlink()
+    with pytest.raises(InputError, match="optim.lr .*0.5 here"):
+        quiet(tiny_config(texts, optim__lr=0.5), workdir)
+    assert quiet(tiny_config(texts), workdir)["loss"] == finished[1]["loss"]
+
+
 def test_a_second_ctrl_c_quits_at_once():
     # A shell's background job starts with SIGINT ignored; a terminal's does not, and this is about terminals.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

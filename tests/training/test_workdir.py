@@ -56,6 +56,15 @@ def test_a_lengthened_run_may_not_have_stopped_its_routers_too_early(texts):
         check(texts, 4, known, train__steps=12)
 
 
+def test_a_lengthened_run_may_not_have_leaked_otherwise(texts):
+    known = {"optim__schedule": "constant", "ffn__leak": 1.0, "ffn__leak_share": 0.5}
+    check(texts, 1, known, train__steps=12)  # the first step leaks wholly, however many follow
+    for step in (2, 6):
+        with pytest.raises(InputError, match=r"train.steps \(6 there, 12 here\)"):
+            check(texts, step, known, train__steps=12)
+    check(texts, 6, known | {"ffn__kind": "dense"}, train__steps=12)  # what has no paths leaks nothing
+
+
 def test_before_the_first_step_how_it_trains_is_open(texts):
     check(texts, step=0, optim__lr=0.5, optim__warmup=1, train__steps=12, train__batch_size=16)
     with pytest.raises(InputError, match=r"keys differ: ffn.depth \(3 there, 2 here\)"):

@@ -69,6 +69,35 @@ def test_tokens_must_be_a_matrix(rng):
         tree_ffn(params, x[None], spec)
 
 
+def test_tokens_must_be_floats(rng):
+    spec = cases.make_spec()
+    params, x, _ = cases.on_device(cases.grid_case(rng, spec))
+    with pytest.raises(InputError, match="x: dtype int32 .*float32 or bfloat16"):
+        tree_ffn(params, x.astype(jnp.int32), spec)
+
+
+@pytest.mark.parametrize(
+    "ids", [np.zeros(1, np.int32), np.zeros((13, 1), np.int32), np.zeros(13, np.float32)]
+)
+def test_a_hash_needs_an_id_for_every_token(ids, rng):
+    spec = cases.make_spec(D=2, hash_levels=2)
+    params, x, _ = cases.on_device(cases.grid_case(rng, spec))
+    with pytest.raises(InputError, match=r"token_T: shape .* of the 13 tokens, int32 \[13\]"):
+        tree_ffn(params, x, spec, token_T=jnp.asarray(ids))
+
+
+@pytest.mark.parametrize("execution", [None, *IMPLEMENTATIONS])
+@pytest.mark.parametrize("routing", ["hard", "continuous_product"])
+def test_no_token_is_no_output(routing, execution, rng):
+    spec = cases.make_spec(routing, P=2, D=2, S=1)
+    params, x, _ = cases.on_device(cases.grid_case(rng, spec))
+    run = lambda params, x: tree_ffn(params, x, spec, execution)
+    (y, info), vjp = jax.vjp(run, params, x[:0], has_aux=False)
+    assert y.shape == (0, x.shape[1]) and info.leaf_TP.shape == (0, 2)
+    dy = (y, info._replace(leaf_TP=np.zeros((0, 2), jax.dtypes.float0)))
+    assert not any(np.any(g) for g in jax.tree.leaves(vjp(dy)) if g.dtype != jax.dtypes.float0)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("P, W", [(1, 32), (32, 1)])
 def test_every_choice_is_an_execution(P, W, backend):

@@ -24,6 +24,24 @@ def test_slope_of_a_gate_is_0_at_the_boundary(routing_name):
     assert jax.grad(lambda r: gates.child_gate(jnp.float32(1.0), r, spec))(0.0) == 0.0
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_norm_of_gates(order, rng):
+    gate = rng.uniform(size=(5, 7)).astype(np.float32)
+    want = np.linalg.norm(np.float64(gate), ord=order, axis=-1, keepdims=True)
+    np.testing.assert_allclose(gates.gate_norm(jnp.asarray(gate), order), want, rtol=1e-6)
+    slope = jax.grad(lambda gate: gates.gate_norm(gate, order).sum())(jnp.asarray(gate))
+    np.testing.assert_allclose(slope, np.ones_like(gate) if order == 1 else gate / want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_gates_that_underflow_have_a_norm(order):
+    unit = lambda gate: gate / gates.gate_norm(gate, order)
+    small, none = jnp.full((1, 4), 1e-30, jnp.float32), jnp.zeros((1, 4), jnp.float32)
+    np.testing.assert_allclose(unit(small), np.full((1, 4), 0.25 if order == 1 else 0.5), rtol=1e-6)
+    assert not np.any(unit(none))
+    assert np.all(np.isfinite(jax.grad(lambda gate: gates.gate_norm(gate, order).sum())(none)))
+
+
 def test_at_equal_gates_the_ancestor_keeps_the_gradient():
     spec = cases.make_spec("continuous_min")
     chain = lambda r: gates.child_gate(gates.child_gate(jnp.float32(1.0), r[0], spec), r[1], spec)

@@ -74,6 +74,15 @@ def test_a_leak_of_nothing_is_the_layer(rng):
         assert_near(got, want, "gradient", 1e-6)
 
 
+def test_a_leak_that_has_ended_is_none_of_units_that_overflow_either(rng):
+    spec = cases.make_spec(P=1, D=1, activation="relu2")
+    params, x, _ = cases.on_device(cases.random_case(rng, spec))
+    params["b_in"] = params["b_in"].at[0, 1].set(1e20)  # the left leaf's, whose square is no number
+    y, info = tree_ffn(params, x, spec, "masked", leak=jnp.float32(0))
+    went_right = np.asarray(info.leaf_TP[:, 0] == 1)
+    assert np.any(went_right) and np.all(np.isfinite(y[went_right]))
+
+
 def test_what_leaks_wholly_is_dense(rng):
     spec = cases.make_spec(P=2, D=3, W=2, activation="relu")
     params, x, _ = cases.random_case(rng, spec)

@@ -27,8 +27,9 @@ def init_cache(spec: ModelSpec, batch: int, room: int) -> Cache:
 def for_decoding(spec: ModelSpec, variables: dict) -> tuple[ModelSpec, dict]:
     """Spec and variables in the form that decodes fastest; the scores stay the same.
 
-    Layers are unrolled, and matrices are stored in the dtype they are used in:
-    neither a slice of a stack nor a cast is then made at every token.
+    Layers are unrolled, and their matrices are stored in the dtype they are used in:
+    neither a slice of a stack nor a cast of them is then made at every token. The
+    embedding, which is also the output head, stays as it is and is cast for the scores.
     """
     spec, variables = unrolled(spec, variables)
 

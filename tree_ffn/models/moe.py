@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.tree import ACTIVATIONS, Info, Leaking, activation
 from tree_ffn.tree.gates import gate_norm
-from tree_ffn.tree.routing import hashed
+from tree_ffn.tree.routing import check_ids, hashed
 from tree_ffn.tree.spec import GATE_NORMS
 from tree_ffn.tree.usage import leaf_counts
 
@@ -155,7 +155,7 @@ def moe_ffn(
       y_TE of x's dtype, and Info(chosen experts int32 [T, k], aux).
 
     Raises:
-      InputError: router `hash` without ids.
+      InputError: router `hash` without an id for every token.
 
     Source: Switch Transformers (arXiv 2101.03961, eq. 4-6) for gate and
     auxiliary loss; Wang et al. 2024 (arXiv 2408.15664) for the selection bias;
@@ -164,6 +164,7 @@ def moe_ffn(
     if spec.router == "hash":
         if token_T is None:
             raise InputError("token_T: is missing; router 'hash' chooses by the ids of the tokens.")
+        check_ids(token_T, len(x_TE))
         chosen_Tk = hashed(token_T, params["salt"], spec.n_experts)[:, None]
         gate_TX, aux_loss = _choices(chosen_Tk, spec), jnp.float32(0.0)
     else:
@@ -195,7 +196,7 @@ def _softmax_choice(params, x_TE, spec: MoESpec):
     if spec.renormalise:
         gate_TX = gate_TX / gate_norm(gate_TX, spec.gate_norm)
     aux_loss = jnp.float32(0.0)
-    if spec.balance == "aux":
+    if spec.balance == "aux" and T:
         share_X, p_X = chosen_TX.mean(axis=0) / spec.top_k, p_TGX.mean(axis=0).reshape(X)
         aux_loss = spec.aux_weight * X / G * jnp.sum(share_X * p_X)
     return chosen_Tk.astype(jnp.int32), gate_TX, aux_loss

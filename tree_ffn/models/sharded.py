@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 
 from tree_ffn.tree import Info, PrunedSpec, TreeSpec, tree_ffn
-from tree_ffn.tree.apply import finish, sum_of_trees
+from tree_ffn.tree.apply import check_fit, finish, sum_of_trees
 from tree_ffn.tree.pruned import STRUCTURE
 
 # Leaves of the trees; their first axis is P, but not in a pruned layer.
@@ -39,6 +39,7 @@ def sharded_tree_ffn(
     axes = _mesh_axes()
     if axes["data"] * axes["model"] == 1:
         return tree_ffn(params, x_TE, spec, implementation, token_T, leak)
+    check_fit(params, x_TE, spec, token_T)
     n_tokens, n_trees = x_TE.shape[0], spec.shape.n_trees
     model = axes["model"]
     together = isinstance(spec, PrunedSpec) or spec.renormalise

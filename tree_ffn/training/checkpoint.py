@@ -82,6 +82,10 @@ class Checkpoints:
         """The last of `steps`."""
         return self.steps[-1] if self.steps else None
 
+    def is_scored(self, step: int) -> bool:
+        """Whether the checkpoint of a step has its validation loss."""
+        return any(checkpoint.step == step and checkpoint.metrics for checkpoint in self._orbax.checkpoints)
+
     @property
     def best(self) -> int | None:
         """The step with the lowest validation loss; the latest where none was measured."""
@@ -90,6 +94,8 @@ class Checkpoints:
 
     def save(self, state: TrainState, meta: dict, val_loss: float | None = None) -> None:
         """Starts to save `state`; `wait` or the next save says whether it arrived.
+
+        A step that is saved already is not saved again, but with a `val_loss` that it lacks.
 
         Args:
           state: it may be donated as soon as this returns.
@@ -100,7 +106,7 @@ class Checkpoints:
           InputError: the disk is full or cannot be written. Earlier checkpoints stay whole.
         """
         step = int(state.step)
-        if step in self.steps:
+        if step in self.steps and (val_loss is None or self.is_scored(step)):
             return
         items = {
             "model": state.variables,
@@ -110,7 +116,7 @@ class Checkpoints:
         metrics = None if val_loss is None else {"val_loss": float(val_loss)}
         self._guard(
             lambda: self._orbax.save_checkpointables_async(
-                step, items, metrics=metrics, custom_metadata=meta, force=True
+                step, items, metrics=metrics, custom_metadata=meta, force=True, overwrite=step in self.steps
             )
         )
 

@@ -132,7 +132,12 @@ class Run:
                 if save:
                     self.checkpoints.save(self.state, self._meta, val_loss=figures["loss"])
         self.checkpoints.wait()
-        figures = figures or self.validate(report, write=False)  # nothing was left to do
+        if not figures:  # nothing was left to do, but for what a stop in the last step left out
+            scored = self.checkpoints.is_scored(self.step)
+            figures = self.validate(report, write=not scored)
+            if not scored:
+                self.checkpoints.save(self.state, self._meta, val_loss=figures["loss"])
+                self.checkpoints.wait()
         return report.summary | figures | {"step": self.step}
 
     def _rows(self):

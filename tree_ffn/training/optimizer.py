@@ -1,6 +1,7 @@
 """AdamW with a warm-up, a schedule, clipping, and weight decay by parameter name."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -61,7 +62,7 @@ class OptimSpec:
                 f"optim.warmup: {self.warmup} is not allowed; use at most train.steps = {self.steps}."
             )
         for field, good, rule in (
-            ("lr", self.lr > 0, "a number above 0"),
+            ("lr", 0 < self.lr < math.inf, "a number above 0"),
             ("eps", self.eps > 0, "a number above 0"),
             ("b1", 0 <= self.b1 < 1, "a number of at least 0 and below 1"),
             ("b2", 0 <= self.b2 < 1, "a number of at least 0 and below 1"),
@@ -94,6 +95,8 @@ def learning_rate(spec: OptimSpec) -> optax.Schedule:
         cosine               lr (f + (1 - f) (1 + cos(pi (i - w) / (n - w))) / 2)
         wsd, last d steps    lr (f + (1 - f) (n - i) / d),  d = decay_share n
         otherwise            lr
+
+    Where wsd's last d steps begin within the warm-up, both shares are taken.
 
     Source: cosine, Loshchilov & Hutter 2017 (arXiv 1608.03983); wsd, Hu et al.
     2024, MiniCPM (arXiv 2404.06395), with a linear end.

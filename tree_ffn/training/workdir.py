@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from tree_ffn.errors import InputError
+from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.config import differing_keys, namespace, resolved
 from tree_ffn.training.disk import checkpoint_directory, replacing, steps_on_disk, writing
+from tree_ffn.training.leak import leaks
 from tree_ffn.training.optimizer import learning_rate
 from tree_ffn.training.setup import optim_spec
 
@@ -25,8 +27,8 @@ MAY_DIFFER = (
     r"^data\.(files|valid_files|tfds_dir|cache_dir|format|workers)$",
 )
 
-# These may change too, if every step already made stays as it was: its learning rate, and whether routers
-# learned in it.
+# These may change too, if every step already made stays as it was: its learning rate, whether routers learned
+# in it, and what leaked.
 SCHEDULE_KEYS = {"train.steps", "optim.schedule", "optim.final_share", "optim.decay_share"}
 
 # And before the first step, as in a run that begins with a pruned model, how it trains is still open.
@@ -45,10 +47,13 @@ def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
       InputError: the workdir holds a run of another config (the message lists
         the keys that differ), or cannot be read or written.
     """
+    # Before orbax opens it for writing, which removes what another process has not finished saving.
+    steps = steps_on_disk(checkpoint_directory(workdir))
     known = read_json(workdir, "config.json")
+    if known is None and steps:  # a checkpoint says it too
+        with Checkpoints(workdir) as checkpoints:
+            known = checkpoints.meta(steps[-1])["config"]
     if known is not None:
-        # Before orbax opens it for writing, which removes what another process has not finished saving.
-        steps = steps_on_disk(checkpoint_directory(workdir))
         check_same_config(workdir, known, resolved(config), steps[-1] if steps else 0)
     return Checkpoints(workdir, keep)
 
@@ -77,7 +82,7 @@ def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> Non
       workdir: for the message.
       known: resolved config of the run so far.
       wanted: resolved config to go on with.
-      step: finished steps; the learning rates of both are compared over them.
+      step: finished steps, over which both are compared (`same_past`).
     """
     changed = {
         key: values
@@ -96,11 +101,22 @@ def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> Non
 
 
 def same_past(known: dict, wanted: dict, step: int) -> bool:
-    """Whether the first `step` steps are alike: their learning rates, and those in which routers learn."""
+    """Whether the first `step` steps are alike: learning rates, what leaks, and whether routers learn."""
     made = np.arange(step, dtype=np.float32)
     old, new = (optim_spec(namespace(config)) for config in (known, wanted))
     learned = [step if spec.router_steps is None else min(step, spec.router_steps) for spec in (old, new)]
-    return learned[0] == learned[1] and np.array_equal(learning_rate(old)(made), learning_rate(new)(made))
+    return (
+        learned[0] == learned[1]
+        and np.array_equal(learning_rate(old)(made), learning_rate(new)(made))
+        and np.array_equal(_leaked(known, made), _leaked(wanted, made))
+    )
+
+
+def _leaked(config: dict, made: np.ndarray) -> np.ndarray:
+    """What leaked in each of the steps made, of the layers that leak: [layers, steps]."""
+    model = model_spec_from_config(namespace(config), vocab_size=2)  # of any vocabulary
+    done = made / np.float32(config["train"]["steps"])
+    return np.array([ffn.leak_at(done) for ffn in model.ffns if leaks(ffn)])
 
 
 def check_same_data(workdir: str, known: dict, meta: dict) -> None:

@@ -1,6 +1,7 @@
 """The one public function of the layer."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree import gather, grouped, masked
 from tree_ffn.tree.activations import activation
+from tree_ffn.tree.routing import check_ids
 from tree_ffn.tree.spec import Info, PrunedSpec, TreeSpec
 from tree_ffn.tree.weights import array_shapes
 
@@ -48,8 +50,8 @@ def tree_ffn(
       y_TE in x's dtype, and Info(leaf_TP, aux_loss=0).
 
     Raises:
-      InputError: an unknown implementation, one without a leak where there is one, or weights that do
-        not fit the spec.
+      InputError: an unknown implementation, one without a leak where there is one, or tokens, ids or
+        weights that do not fit the spec.
 
     Example:
       >>> from tree_ffn.tree import TreeShape, TreeSpec, init_params
@@ -63,7 +65,7 @@ def tree_ffn(
     arXiv 2604.08565; hard routing with exact GELU, W = 1 and b_out = 0 is the
     layer of UltraFastBERT, arXiv 2311.10770.
     """
-    _check_fit(params, x_TE, spec)
+    check_fit(params, x_TE, spec, token_T)
     s_TE, leaf_TP = sum_of_trees(params, x_TE, spec, implementation, token_T, leak)
     return finish(params, x_TE, s_TE, spec), Info(leaf_TP, jnp.zeros((), jnp.float32))
 
@@ -112,10 +114,13 @@ def sum_of_trees(
 ):
     """(s_TE, leaf_TP): what the trees add up to, before `finish`; some trees give a part of the sum."""
     if leak is not None:
-        check_leaks(implementation)
+        check_leaks(spec, implementation)
         return masked.trees(params, x_TE, spec, token_T, leak)
     if implementation is not None:
         check_implementation(spec, implementation)
+    if not len(x_TE):  # what is blocked, sorted or reshaped needs a token
+        return x_TE, jnp.zeros((0, spec.shape.n_trees), jnp.int32)
+    if implementation is not None:
         return IMPLEMENTATIONS[implementation](params, x_TE, spec, token_T)
     in_place = gather.in_place(x_TE.dtype, params["w_in"].dtype)
     chosen = pick_implementation(spec, x_TE.shape[0], jax.default_backend(), in_place)
@@ -134,8 +139,10 @@ def check_implementation(spec: TreeSpec, implementation: str) -> None:
         )
 
 
-def check_leaks(implementation: str | None) -> None:
-    """Raises InputError unless an execution computes units off the path."""
+def check_leaks(spec: TreeSpec, implementation: str | None) -> None:
+    """Raises InputError unless a layer has units off the path, and its execution computes them."""
+    if isinstance(spec, PrunedSpec):
+        raise InputError("leak: a pruned layer has none; leave it out.")
     if implementation not in (None, "masked"):
         raise InputError(
             f"implementation: {implementation!r} computes no unit off the path, and so none that leaks; use "
@@ -173,11 +180,16 @@ def _shared(shared, x_TE, spec):
     return jnp.einsum("ts,se->te", z_TS, shared["w_out"].astype(x_TE.dtype))
 
 
-def _check_fit(params, x_TE, spec):
+def check_fit(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T: jax.Array | None = None) -> None:
+    """Raises InputError unless tokens, the ids that `hash_levels` read, and weights are those of a layer."""
     if x_TE.ndim != 2:
         raise InputError(f"x: shape {x_TE.shape} is not allowed; use [tokens, width].")
+    if not jnp.issubdtype(x_TE.dtype, jnp.floating):
+        raise InputError(f"x: dtype {x_TE.dtype} is not allowed; use float32 or bfloat16.")
+    if spec.hash_levels and token_T is not None:
+        check_ids(token_T, len(x_TE))
     for name, wanted in array_shapes(spec, x_TE.shape[1]).items():
-        found = params
+        found: Any = params
         for part in name.split("."):
             found = found.get(part) if found is not None else None
         if found is None:

@@ -96,12 +96,18 @@ def _path_gates(z: jax.Array, threshold: jax.Array, spec: TreeSpec, right) -> li
 
 
 def gate_norm(gate: jax.Array, order: int) -> jax.Array:
-    """Norm of gates, which are at least 0, over their last axis, which stays: float32 [..., 1].
+    """Norm of gates, which are at least 0, over their last axis, which stays: float32 [..., 1], above 0.
+
+    Of gates that are all 0, which only underflow makes, it is a number so small that 0 divided by it is 0.
 
     Args:
       gate: float32 [..., n].
       order: 1, their sum; or 2, the root of the sum of their squares.
     """
+    least = 2 * jnp.finfo(gate.dtype).tiny  # its half is a number still
     if order == 1:
-        return gate.sum(axis=-1, keepdims=True)
-    return jnp.sqrt((gate * gate).sum(axis=-1, keepdims=True))
+        return jnp.maximum(gate.sum(axis=-1, keepdims=True), least)
+    # Over the largest first: squares underflow long before gates do. Their sum is then at least 1, or 0.
+    largest = jnp.maximum(jax.lax.stop_gradient(gate.max(axis=-1, keepdims=True)), least)
+    squares = jnp.square(gate / largest).sum(axis=-1, keepdims=True)
+    return largest * jnp.sqrt(jnp.maximum(squares, 0.5))

@@ -59,7 +59,8 @@ def weighted(units_TPU, leaf_TP, leak, spec: TreeSpec, gates_TPU=None):
     on_path = units_TPU if gates_TPU is None else gates_TPU * units_TPU
     if leak is None:
         return jnp.where(visited_TPU, on_path, 0.0)
-    off_path = leak * units_TPU
+    # A leak that has ended is none, also of a unit that is not finite.
+    off_path = jnp.where(leak > 0, leak * units_TPU, 0.0)
     if gates_TPU is not None:
         on_path = off_path + (1 - leak) * on_path
     return jnp.where(visited_TPU, on_path, off_path)

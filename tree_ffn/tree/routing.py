@@ -110,7 +110,8 @@ def search(
 ) -> tuple[jax.Array, jax.Array]:
     """The leaf of the largest gate that a beam finds: its place in the bottom level, int32, and gate: [T, P].
 
-    Of every level the `beam` nodes of the largest gates are kept, of equal ones those further left:
+    Of every level the `beam` nodes of the largest gates are kept, of equal ones those whose parents' gates
+    are larger, and of one parent's the left one:
 
         g(child) = g(node) c(r) on the right, g(node) c(-r) on the left,    c the logistic function of kappa r
 
@@ -174,6 +175,15 @@ def hashed(token_T: jax.Array, salt: jax.Array, n: int) -> jax.Array:
         h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
     h = h ^ (h >> jnp.uint32(16))
     return (h % jnp.uint32(n)).astype(jnp.int32)
+
+
+def check_ids(token_T: jax.Array, n_tokens: int) -> None:
+    """Raises InputError unless there is one whole number for every token."""
+    if token_T.shape != (n_tokens,) or not jnp.issubdtype(token_T.dtype, jnp.integer):
+        raise InputError(
+            f"token_T: shape {token_T.shape} and dtype {token_T.dtype} are not allowed; use the ids of the "
+            f"{n_tokens} tokens, int32 [{n_tokens}]."
+        )
 
 
 def hashed_sides(params: dict, spec: TreeSpec, token_T: jax.Array | None) -> jax.Array | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
 from tree_ffn.tree.activations import ACTIVATIONS
 from tree_ffn.tree.leaking import Leaking
 from tree_ffn.tree.shape import TreeShape
@@ -86,12 +86,9 @@ class TreeSpec(Leaking):
         check_choice("balance", self.balance, BALANCES)
         check_choice("router", self.router, ROUTERS)
         for field in ("kappa", "beta"):
-            if not getattr(self, field) > 0:
-                raise InputError(f"{field}: {getattr(self, field)!r} is not allowed; use a number above 0.")
-        if not self.balance_rate >= 0:
-            raise InputError(
-                f"balance_rate: {self.balance_rate!r} is not allowed; use a number of at least 0."
-            )
+            check_number(field, getattr(self, field), above=0)
+        check_number("balance_rate", self.balance_rate, least=0)
+        check_number("negative_slope", self.negative_slope)
         if self.router == "silent" and self.routing == "hard":
             raise InputError(
                 "routing: 'hard' cannot be used with router 'silent', which would never learn; use "
