@@ -88,7 +88,8 @@ def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str, in_place: b
     there, and a guess between the measured sizes. On a CPU gather wins up to 16
     tokens, masked at 256, and grouped at 4,096 unless there are many trees. On a
     GPU grouped wins at 16,384 tokens with one tree (E = 768 and 2,048; whole
-    models too, in results/speed_steps.jsonl), masked at 4,096.
+    models too, in results/speed_steps.jsonl), masked at 4,096; with 96 trees
+    masked wins for one token and from 256 on, and gather for 16.
 
     Args:
       spec: the layer.
@@ -103,7 +104,7 @@ def pick_implementation(spec: TreeSpec, n_tokens: int, backend: str, in_place: b
         if n_tokens <= few:
             return "gather"
         return "grouped" if n_tokens >= 512 and shape.n_trees <= 16 else "masked"
-    if backend == "gpu" and n_tokens <= 8:
+    if backend == "gpu" and n_tokens in (range(2, 17) if shape.n_trees > 16 else range(1, 9)):
         return "gather"
     wide = shape.n_trees <= 2 and shape.path_units >= 64
     return "grouped" if backend == "gpu" and wide and n_tokens >= 8192 else "masked"
