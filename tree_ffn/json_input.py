@@ -1,0 +1,122 @@
+"""JSON that somebody else wrote: a value, or one sentence."""
+
+import codecs
+import functools
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tree_ffn.errors import InputError
+
+# The longest first: UTF-32's mark of little-endian text begins as UTF-16's does.
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def parse_json(
+    text: str | bytes, where: str, *, finite: bool = True, pairs: Callable[[list], Any] | None = None
+) -> Any:
+    """The value of a JSON text.
+
+    Args:
+      text: of the value; as bytes it is UTF-8, and a byte order mark at its beginning is no part of it.
+      where: what errors begin with, e.g. "data.files: a.jsonl, line 3".
+      finite: whether NaN and Infinity, which Python writes and JSON does not know, and numbers too large for
+        a float are refused.
+      pairs: makes a value of the (name, value) pairs of an object; it may raise ValueError with the reason.
+
+    Raises:
+      InputError: it is not JSON, is nested too deeply, or has a number that Python cannot read.
+
+    Example:
+      >>> parse_json(b'{"a": [1]}', "x.json")
+      {'a': [1]}
+      >>> parse_json("[" * 100_000, "x.json")
+      Traceback (most recent call last):
+      ...
+      tree_ffn.errors.InputError: x.json is not JSON that can be read: it is nested too deeply.
+    """
+    try:
+        text = _decoded(text) if isinstance(text, bytes) else text
+        return _decoder(finite, pairs).decode(text.removeprefix("\ufeff"))
+    except RecursionError:
+        why = "it is nested too deeply"
+    except json.JSONDecodeError as error:
+        why = f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
+    except UnicodeDecodeError as error:
+        why = f"byte {error.start} is not UTF-8"
+    except ValueError as error:
+        why = "it has a number of too many digits" if "integer string" in str(error) else str(error)
+    raise InputError(f"{where} is not JSON that can be read: {why}.")
+
+
+def parse_object(text: str | bytes, where: str, **options) -> dict[str, Any]:
+    """The object of a JSON text; `options` as `parse_json` takes them.
+
+    Raises:
+      InputError: it is not JSON, or another value.
+
+    Example:
+      >>> parse_object("[1]", "x.json")
+      Traceback (most recent call last):
+      ...
+      tree_ffn.errors.InputError: x.json is no JSON object.
+    """
+    value = parse_json(text, where, **options)
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is no JSON object.")
+    return value
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raises InputError where a text holds half of a surrogate pair, which JSON can write and UTF-8 cannot.
+
+    Example:
+      >>> check_characters("a \\ud83d", "x.jsonl")
+      Traceback (most recent call last):
+      ...
+      tree_ffn.errors.InputError: x.jsonl holds \\ud83d, half of a surrogate pair, which is no character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        raise InputError(f"{where} holds {half}, half of a surrogate pair, which is no character.") from None
+
+
+def other_encoding(beginning: bytes) -> str | None:
+    """The name of the encoding whose byte order mark a file begins with, if that is not UTF-8.
+
+    Example:
+      >>> other_encoding("text".encode("utf-16")), other_encoding(b"text")
+      ('UTF-16', None)
+    """
+    return next((name for mark, name in _OTHER_MARKS.items() if beginning.startswith(mark)), None)
+
+
+def _decoded(content: bytes) -> str:
+    if encoding := other_encoding(content):
+        raise ValueError(f"it is {encoding}, not UTF-8")
+    return content.decode("utf-8")
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("it has a number that is too large")
+    return value
+
+
+@functools.cache
+def _decoder(finite: bool, pairs: Callable[[list], Any] | None) -> json.JSONDecoder:
+    rules: dict[str, Any] = {"parse_float": _finite_float, "parse_constant": _no_constant} if finite else {}
+    return json.JSONDecoder(object_pairs_hook=pairs, **rules)
