@@ -1,0 +1,47 @@
+"""Baselines at rates of their own: dense, narrow and mixtures, tuned at T1-small's full length.
+
+    python -m experiments.ablate --sweep=configs/sweeps/fairness.py --tune --gpus=0,1 \\
+        --workdir=runs/fairness --results=results/quality.jsonl \\
+        --set=data.files=... --set=data.valid_files=... --set=data.tokenizer=...
+
+Text and tokenizer as for configs/t1_small.py. T1 chose one rate for all kinds among three, by runs of 15 M
+tokens. Here every kind tries the same four rates at 60 M tokens, with Adam's b2 of .99 and of .95.
+`dense_w_out565` is dense with initial output weights as large as those of a dense start: sqrt(F / A) = 5.65
+times the others'. Mixtures begin dense, and one kind of them has rows of two more rates of balancing.
+
+Protocol, written before the runs: a kind's rate is that of the lowest validation loss on Wikipedia, seed 0;
+a best at the edge of the grid extends it by factors of two; of each layer the better b2 stands for it, and
+dense takes the better of its two scales. What is compared afterwards has three seeds at that rate.
+"""
+
+from configs import common
+from configs.sweeps.quality import DENSE_START, NORM2, experts
+
+MOE = "moe_top16_X512_norm2_leak100_20"
+LAYERS = {
+    "dense": {"row": "dense"},
+    "dense_w_out565": {"row": "dense", "model.init.w_out": 0.2827},
+    "narrow_A96": {"row": "narrow_A96"},
+    MOE: {"row": "moe_top4_X128", **NORM2, **experts(512, 16, 6), **DENSE_START},
+}
+RATES = [7.5e-4, 1.06e-3, 1.5e-3, 2.12e-3]
+
+
+def get_sweep(arg=None):
+    """The sweep as plain data. Arguments: seeds, length (of configs/t1_small.py)."""
+    arg = common.parse_arg(arg, seeds=3, length="full")
+    rows = {
+        f"{name}_b{b2}": {"set": {**layer, "optim.b2": b2 / 100, "length": arg.length}}
+        for b2 in (99, 95)
+        for name, layer in LAYERS.items()
+    }
+    for balance in (1e-4, 1e-2):
+        values = {**rows[f"{MOE}_b99"]["set"], "ffn.balance_rate": balance}
+        rows[f"{MOE}_b99_balance{balance:g}"] = {"set": values, "kind": f"{MOE}_b99"}
+    return {
+        "config": "configs/t1_small.py",
+        "table": "quality_attempts",
+        "seeds": list(range(arg.seeds)),
+        "rows": rows,
+        "tuning": {"key": "optim.lr", "values": RATES, "set": {"train.eval_every": 0}},
+    }
