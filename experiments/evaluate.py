@@ -93,6 +93,8 @@ def main() -> None:
             write_json(_JSON.value, found)
         return
     flags_of_data = (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR)
+    if _FILES.value:
+        texts.say_if_trained_on(run, _FILES.value, "--files")
     corpus = other_corpus(run, **{flag.name: flag.value for flag in flags_of_data})
     split = _SPLIT.value or ("all" if _FILES.value else "valid")
     figures = evaluate(run, corpus, split, _BATCH_SIZE.value, _BATCHES.value)

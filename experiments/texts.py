@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 
 from experiments import record, run_config
-from tree_ffn.data.inputs import matches
+from tree_ffn.data import corpus_spec_from_config
+from tree_ffn.data.inputs import matches, trained_on
 from tree_ffn.data.whole import whole_text
 from tree_ffn.errors import InputError
 from tree_ffn.training.checkpoint import Restored, restore_for_inference
@@ -64,6 +65,7 @@ def score(
     """
     encoder, found, config = tokenizer_of(run, tokenizer), {}, config or run_config.config_of(run)
     for name, files in texts.items():
+        say_if_trained_on(run, files, name)
         text = whole_text(files, encoder, text_field)
         found[name] = figures = evaluate_whole(run, text, batch_size)
         shown = {key: figures[key] for key in FIGURES}
@@ -75,3 +77,10 @@ def score(
                 sha256=text.sha256, command=command,
             )  # fmt: skip
     return found
+
+
+def say_if_trained_on(run: Restored, files: str, name: str) -> None:
+    """Prints a line where a text to score is one that the run was trained on: its loss says little then."""
+    if known := trained_on(corpus_spec_from_config(run.config), files):
+        said = f"{known[0]} and {len(known) - 1} more files" if len(known) > 1 else f"{known[0]}"
+        print(f"{name}: the run was trained on {said}", flush=True)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tree_ffn.data.compressed import read_bytes
-from tree_ffn.data.inputs import file_inputs, find_inputs, stdlib_inputs
+from tree_ffn.data.inputs import file_inputs, find_inputs, stdlib_inputs, trained_on
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.errors import InputError
 
@@ -83,6 +83,55 @@ def test_globs_and_splits(tmp_path):
     assert inputs.name == "deep+x" and read(inputs) == ["x/a.txt", "x/b.txt", "json"]
     inputs = file_inputs(files(tmp_path, "x/*", valid_files=f"{tmp_path}/x/b*"))
     assert [(name, split) for name, _, split in inputs.listing] == [("a.txt", "train"), ("b.txt", "valid")]
+
+
+@pytest.mark.parametrize(
+    "name", ["link.txt", "hard.txt", "copy.txt", "../named/a.txt", "./x/../a.txt", "up/a.txt"]
+)
+def test_a_held_out_file_is_not_trained_on_by_another_name(tmp_path, name):
+    folder = tmp_path / "named"
+    (folder / "x").mkdir(parents=True)
+    for letter in "abc":
+        (folder / f"{letter}.txt").write_text(f"text of {letter}")
+    (folder / "up").symlink_to(".")
+    (folder / "link.txt").symlink_to("a.txt")
+    (folder / "hard.txt").hardlink_to(folder / "a.txt")
+    (folder / "copy.txt").write_text("text of a")
+    inputs = file_inputs(files(folder, "**/*.txt", valid_files=f"{folder}/{name}"))
+    assert sorted((sha256, split) for _, sha256, split in inputs.listing) == sorted(
+        (hashlib.sha256(f"text of {letter}".encode()).hexdigest(), "valid" if letter == "a" else "train")
+        for letter in "abc"
+    )
+    (said,) = inputs.notes  # on the copy, or where that is held out, on the file
+    assert f"is not trained on: it holds the same as {folder}" in said
+    with pytest.raises(InputError, match=r"matches nothing that data\.valid_files leaves"):
+        file_inputs(files(folder, "a.txt,link.txt,copy.txt,hard.txt", valid_files=f"{folder}/{name}"))
+
+
+def test_links_to_a_file_are_one_and_copies_are_said(tmp_path):
+    for name, text in {"a": "one", "b": "two", "c": "one", "d": "", "e": ""}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "f.txt").symlink_to("b.txt")
+    (tmp_path / "loop").symlink_to(".")
+    inputs = file_inputs(files(tmp_path, "**/*.txt,b.txt"))
+    assert [name for name, _, _ in inputs.listing] == ["a.txt", "b.txt", "c.txt", "d.txt", "e.txt"]
+    assert inputs.notes == (f"{tmp_path}/c.txt is read as well as {tmp_path}/a.txt, which holds the same",)
+
+
+def test_texts_that_a_run_was_trained_on(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"text {name}")
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked/link").symlink_to("../a.txt")
+    (tmp_path / "asked/copy").write_text("text b")
+    (tmp_path / "asked/held").write_text("text c")
+    (tmp_path / "asked/new").write_text("text d")
+    spec = files(tmp_path, "*.txt", valid_files=f"{tmp_path}/c.txt")
+    found = trained_on(spec, f"{tmp_path}/asked/*")
+    assert [path.name for path in found] == ["copy", "link"]
+    assert trained_on(CorpusSpec(), f"{tmp_path}/asked/*") == []
+    (tmp_path / "a.txt").unlink()
+    assert trained_on(files(tmp_path, "a.txt"), f"{tmp_path}/asked/*") == []
 
 
 def test_many_directories_make_a_short_name(tmp_path):

@@ -74,6 +74,8 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
     check_positive_int("model.context", row_tokens - 1)
     tokenizer = load_tokenizer(spec.tokenizer)
     inputs, in_place = _find(spec, row_tokens, tokenizer)
+    for line in inputs.notes:
+        log(line)
     facts = {
         "corpus": inputs.name,
         "sha256": inputs.sha256,

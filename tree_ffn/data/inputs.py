@@ -49,6 +49,7 @@ class Inputs(NamedTuple):
       listing: (file name, sha256, split) of each file.
       sources: the streams, in order.
       facts: what else belongs into the corpus' description.
+      notes: lines on files that hold the same as others.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Inputs(NamedTuple):
     listing: list[tuple[str, str, str]]
     sources: list[Source]
     facts: dict
+    notes: tuple[str, ...] = ()
 
 
 def checksums(listing: list[tuple[str, str, str]]) -> str:
@@ -125,22 +127,93 @@ def file_inputs(spec: CorpusSpec) -> Inputs:
     Raises:
       InputError: a pattern matches no file, or a file cannot be read.
     """
-    valid = matches("data.valid_files", spec.valid_files) if spec.valid_files else []
-    train = [path for path in matches("data.files", spec.files) if path not in valid]
-    split = "train" if valid else ""
-    placed = [(path, split) for path in train] + [(path, "valid") for path in valid]
-    if not train:
-        raise InputError(
-            f"data.files: {spec.files!r} matches nothing that data.valid_files leaves; name more."
-        )
-    listing = [(path.name, file_hash(path), split) for path, split in placed]
+    texts = named_texts(spec)
+    split = "train" if texts.valid else ""
+    placed = [(path, split) for path in texts.train] + [(path, "valid") for path in texts.valid]
+    listing = [(path.name, texts.hashes[path], split) for path, split in placed]
     return Inputs(
         name=_directory_names([path for path, _ in placed]),
         sha256=content_hash(listing),
         listing=listing,
         sources=[file_source(path, split, spec.text_field) for path, split in placed],
         facts={},
+        notes=texts.notes,
     )
+
+
+class Texts(NamedTuple):
+    """The files of a corpus: none that is held out is trained on.
+
+    Attributes:
+      train: those to train on, and to hold documents out of where `valid` is empty.
+      valid: those held out.
+      hashes: sha256 of each.
+      notes: lines on files that hold the same as others.
+    """
+
+    train: list[Path]
+    valid: list[Path]
+    hashes: dict[Path, str]
+    notes: tuple[str, ...]
+
+
+def named_texts(spec: CorpusSpec) -> Texts:
+    """The files that `files` and `valid_files` match, told apart by what they are and not by their names.
+
+    A file that is held out is not trained on, whether it is named by a link there or is a copy. Copies
+    within the text to train on are read, for some weigh texts so, and said.
+
+    Raises:
+      InputError: nothing is left to train on.
+    """
+    valid = matches("data.valid_files", spec.valid_files) if spec.valid_files else []
+    held_out = set(map(_identity, valid))
+    train = [path for path in matches("data.files", spec.files) if _identity(path) not in held_out]
+    hashes = {path: file_hash(path) for path in [*train, *valid]}
+    held_hashes, first, notes = {hashes[path]: path for path in valid}, {}, []
+    for path in filter(_has_text, train):
+        if same := held_hashes.get(hashes[path]):
+            notes.append(f"{path} is not trained on: it holds the same as {same}, which is held out")
+        elif (same := first.setdefault(hashes[path], path)) != path:
+            notes.append(f"{path} is read as well as {same}, which holds the same")
+    train = [path for path in train if not (_has_text(path) and hashes[path] in held_hashes)]
+    if not train:
+        raise InputError(
+            f"data.files: {spec.files!r} matches nothing that data.valid_files leaves; name more."
+        )
+    return Texts(train, valid, hashes, tuple(notes))
+
+
+def _has_text(path: Path) -> bool:
+    """Whether a file is not empty; those that are have all the same content."""
+    return path.stat().st_size > 0
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file it is: links to it, and other spellings of its path, have the same."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def trained_on(spec: CorpusSpec, files: str) -> list[Path]:
+    """Those of some files that `spec` trains on, whatever they are called there.
+
+    Args:
+      spec: of a run; where its files are no longer there, nothing is known of them.
+      files: glob patterns, comma separated.
+    """
+    if spec.corpus != "files":
+        return []
+    asked = matches("data.files", files)
+    sizes = {path.stat().st_size for path in asked}
+    try:
+        valid = matches("data.valid_files", spec.valid_files) if spec.valid_files else []
+        known = [path for path in matches("data.files", spec.files) if path.stat().st_size in sizes]
+    except InputError:
+        return []
+    held_out = {file_hash(path) for path in valid if path.stat().st_size in sizes}
+    trained = set(map(file_hash, known)) - held_out
+    return [path for path in asked if _has_text(path) and file_hash(path) in trained]
 
 
 def _directory_names(paths: list[Path]) -> str:
@@ -150,8 +223,8 @@ def _directory_names(paths: list[Path]) -> str:
 
 
 def matches(field: str, patterns: str) -> list[Path]:
-    """The files that comma separated glob patterns match, in the patterns' order, each once."""
-    found: dict[Path, None] = {}
+    """The files that comma separated glob patterns match, in the patterns' order; links to one are one."""
+    found: dict[tuple[int, int], Path] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         hits = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
         files = [Path(os.path.abspath(hit)) for hit in hits if os.path.isfile(hit)]
@@ -159,8 +232,9 @@ def matches(field: str, patterns: str) -> list[Path]:
             raise InputError(
                 f"{field}: {pattern!r} matches no file; use glob patterns of text files, comma separated."
             )
-        found.update(dict.fromkeys(files))
-    return list(found)
+        for path in files:
+            found.setdefault(_identity(path), path)
+    return list(found.values())
 
 
 def file_hash(path: Path) -> str:

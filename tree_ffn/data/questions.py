@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from tree_ffn.data.compressed import plain_name, read_bytes
-from tree_ffn.data.corpus import PreparedCorpus
+from tree_ffn.data.corpus import Log, PreparedCorpus
 from tree_ffn.data.documents import key_of
-from tree_ffn.data.inputs import content_hash, file_hash, matches
+from tree_ffn.data.inputs import content_hash, named_texts
 from tree_ffn.data.sources import ArrayRows
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
@@ -39,7 +39,7 @@ def question_row(prompt: np.ndarray, answer: np.ndarray, end_id: int, row_tokens
 
 
 def prepare_questions(
-    spec: CorpusSpec, row_tokens: int, prompt_field: str, answer_field: str
+    spec: CorpusSpec, row_tokens: int, prompt_field: str, answer_field: str, log: Log = print
 ) -> PreparedCorpus:
     """The rows of JSONL files with a prompt and an answer on every line; nothing is kept on disk.
 
@@ -49,6 +49,7 @@ def prepare_questions(
       spec: `files`, `valid_files`, `valid_share` and `tokenizer` are read.
       row_tokens: C + 1.
       prompt_field, answer_field: where a line has its texts.
+      log: takes a line on each file that holds the same as another.
 
     Raises:
       InputError: a line has not both texts, an answer does not fit into a row, or a split is empty.
@@ -56,8 +57,10 @@ def prepare_questions(
     if not spec.files:
         raise InputError("data.files: '' is not allowed with finetune.task='qa'; name JSONL files.")
     tokenizer = load_tokenizer(spec.tokenizer)
-    valid = matches("data.valid_files", spec.valid_files) if spec.valid_files else []
-    train = [path for path in matches("data.files", spec.files) if path not in valid]
+    texts = named_texts(spec)
+    train, valid = texts.train, texts.valid
+    for line in texts.notes:
+        log(line)
     rows: dict[str, list] = {"train": [], "valid": []}
     n_bytes = dict.fromkeys(rows, 0)
     for path in [*train, *valid]:
@@ -76,7 +79,7 @@ def prepare_questions(
     for split in rows:
         if not rows[split]:
             raise InputError(f"data.files: no question is left for the split {split!r}; name more questions.")
-    listing = [(path.name, file_hash(path), "valid" if path in valid else "") for path in [*train, *valid]]
+    listing = [(path.name, texts.hashes[path], "valid" if path in valid else "") for path in [*train, *valid]]
     arrays = {split: np.stack(part) for split, part in rows.items()}
     meta = _facts(listing, tokenizer, row_tokens, arrays, n_bytes)
     return PreparedCorpus(Path(), meta, tokenizer, ArrayRows(arrays["train"]), ArrayRows(arrays["valid"]))

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tree_ffn.data.corpus import Log
 from tree_ffn.data.inputs import file_inputs
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.data.tokenizers import Tokenizer
@@ -42,18 +43,21 @@ class WholeText(NamedTuple):
         return tokens[starts + np.arange(context + 1)[None]], counted.reshape(n_rows, context)
 
 
-def whole_text(files: str, tokenizer: Tokenizer, text_field: str = "text") -> WholeText:
+def whole_text(files: str, tokenizer: Tokenizer, text_field: str = "text", log: Log = print) -> WholeText:
     """Reads and tokenises files; nothing is kept on disk.
 
     Args:
       files: glob patterns, comma separated.
       tokenizer: gives ids and the end token.
       text_field: of JSONL files.
+      log: takes a line on each file that holds the same as another.
 
     Raises:
       InputError: a file cannot be used, or there is no text in them.
     """
     inputs = file_inputs(CorpusSpec(corpus="files", files=files, text_field=text_field))
+    for line in inputs.notes:
+        log(line)
     end = np.array([tokenizer.end_id], np.int32)
     parts, counted, words, size = [end], [], 0, 0
     text = ""
