@@ -11,10 +11,13 @@ import json
 import lzma
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from experiments import answering
+from tree_ffn.data.compressed import read_bytes
 from tree_ffn.errors import InputError
+from tree_ffn.json_input import parse_object
 from tree_ffn.training.disk import replacing
 
 FILE = "answers.json.xz"  # of one model, in its workdir
@@ -61,11 +64,9 @@ def gather(path: str, asked: str, workdirs: Iterable[str]) -> int:
     head, *questions = answering.read_lines(asked, "asked", answering.HEAD)
     lines = []
     for workdir in workdirs:
-        try:
-            with lzma.open(os.path.join(workdir, FILE), "rt", encoding="utf-8") as file:
-                lines.append(json.load(file))
-        except FileNotFoundError:
-            continue
+        written = Path(workdir, FILE)
+        if written.exists():
+            lines.append(parse_object(read_bytes(written), str(written)))
     first = {"asked": head, "questions_sha256": digest(questions)}
     answering.write_lines(path, first, lines, "answers")
     return len(lines)

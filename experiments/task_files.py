@@ -3,7 +3,7 @@
 A task file is YAML of lm-eval's own form, whose data files are named DATA/<path>. Before the harness reads
 them, the files of a folder are written to a cache as plain JSONL, and DATA is put in place:
 
-    DATA/x/valid.jsonl             rows of x/valid.jsonl, plain or .gz, .xz, .zst
+    DATA/x/valid.jsonl             rows of x/valid.jsonl, plain or packed
     DATA/x/valid.labelled.jsonl    the same, with `label` from the lines of x/valid-labels.lst
     DATA/x/few.solved.jsonl        rows {text} of x/few.jsonl as questions of which nothing is left to answer
     DATA/x/dev.questions.jsonl     x/dev.json in SQuAD's layout, one row a question
@@ -19,14 +19,13 @@ import re
 from typing import NamedTuple
 
 from experiments.task_fields import check_rows, check_templates
-from tree_ffn.data.compressed import read_bytes
+from tree_ffn.data.compressed import SUFFIXES, read_bytes
 from tree_ffn.data.questions import json_objects
 from tree_ffn.errors import InputError, check_choice, reason
 from tree_ffn.training.disk import replacing, writing
 
 TASKS = os.path.join(os.path.dirname(__file__), "tasks")
 NEEDED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target", "metric_list", "metadata")
-SUFFIXES = ("", ".xz", ".gz", ".zst")
 # Endings of the files that each form is made of.
 FORMS = {
     "": (".jsonl",), "labelled": (".jsonl", "-labels.lst"), "solved": (".jsonl",),
@@ -167,11 +166,11 @@ def _sources(task: TaskFile, name: str, data: str) -> list[str]:
     found = []
     stem, form = _form(name)
     for ending in FORMS[form]:
-        paths = [os.path.join(data, stem + ending + suffix) for suffix in SUFFIXES]
+        paths = [os.path.join(data, stem + ending + suffix) for suffix in ("", *SUFFIXES)]
         path = next(filter(os.path.isfile, paths), None)
         if path is None:
             raise InputError(
-                f"--task_data: {paths[0]} (plain, .xz, .gz or .zst) is missing; {task.name} needs it."
+                f"--task_data: {paths[0]} (plain or packed) is missing; {task.name} needs it."
             )
         found.append(path)
     return found

@@ -458,7 +458,7 @@ def test_fields_that_a_template_needs(value, needed):
         (("--tasks=piqa", "--limit=0"), "--limit: 0 is not allowed"),
         (
             ("--tasks=openbookqa", "--task_data=tests"),
-            "openbookqa/test.jsonl .plain, .xz, .gz or .zst. is missing; openbookqa needs it",
+            "openbookqa/test.jsonl .plain or packed. is missing; openbookqa needs it",
         ),
         (("--tasks=piqa", "--export=absent"), "absent"),
     ],

@@ -25,7 +25,7 @@ from tree_ffn.errors import InputError, check_positive_int
 META = "meta.json"
 CHECKSUMS = "SHA256SUMS"
 # Part of every key: a change to how rows are made from the same inputs counts it up.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 
 Log = Callable[[str], None]
 
