@@ -8,8 +8,8 @@ import fastapi
 
 from experiments.loaded import Loaded
 from experiments.serving.body import only, read_json
-from experiments.serving.completion import shown
 from experiments.serving.engine import Engine
+from experiments.serving.fields import is_id, shown
 from experiments.serving.refusal import Refusal
 
 
@@ -61,6 +61,6 @@ def add_tokenizer(app: fastapi.FastAPI, model: Loaded, most_bytes: int) -> None:
     @app.post("/detokenize")
     async def detokenize(request: fastapi.Request):
         ids = only(await read_json(request, most_bytes), "tokens", list)
-        if not all(isinstance(i, int) and 0 <= i < tokenizer.vocab_size for i in ids):
+        if not all(is_id(i) and 0 <= i < tokenizer.vocab_size for i in ids):
             raise Refusal(400, f"tokens: use whole numbers from 0 to {tokenizer.vocab_size - 1}.", "tokens")
         return {"prompt": tokenizer.decode(ids)}

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 import fastapi
@@ -36,7 +36,7 @@ def build(engine: Engine, name: str, most_bytes: int, on_start: Callable[[], Non
         yield
         await asyncio.to_thread(engine.close)
 
-    app = fastapi.FastAPI(title="tree_ffn", lifespan=lifespan, openapi_url=None)
+    app = fastapi.FastAPI(title="tree_ffn", lifespan=lifespan, openapi_url=None, default_response_class=Json)
     _say_what_is_wrong(app)
     addresses.add_models(app, engine, name)
     addresses.add_tokenizer(app, engine.model, most_bytes)
@@ -49,7 +49,7 @@ def build(engine: Engine, name: str, most_bytes: int, on_start: Callable[[], Non
         if asked.stream:
             return StreamingResponse(answered.events(Envelope(name)), media_type="text/event-stream")
         choices = await _unless_gone(request, answered.whole())
-        return JSONResponse(Envelope(name).around(choices, usage(asked, answered.choices)))
+        return Json(Envelope(name).around(choices, usage(asked, answered.choices)))
 
     return app
 
@@ -125,6 +125,13 @@ async def _gone(request: fastapi.Request) -> None:
         pass
 
 
+class Json(JSONResponse):
+    """JSON in ASCII: half of a surrogate pair, which UTF-8 cannot hold, is named by its escape."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
 def event(values: dict) -> str:
     """One server-sent event."""
     return f"data: {json.dumps(values)}\n\n"
@@ -135,19 +142,27 @@ def _say_what_is_wrong(app: fastapi.FastAPI) -> None:
 
     @app.exception_handler(Refusal)
     async def refused(_, refusal: Refusal):
-        headers = {"Retry-After": "1"} if refusal.status == 429 else None
-        return JSONResponse(refusal.body(), refusal.status, headers)
+        return _refused(refusal)
 
     @app.exception_handler(InputError)
     async def not_allowed(_, error: InputError):
-        return JSONResponse(Refusal(400, str(error)).body(), 400)
+        return _refused(Refusal(400, str(error)))
 
     @app.exception_handler(HTTPException)
     async def no_such_address(_, error: HTTPException):
-        return JSONResponse(
-            Refusal(error.status_code, f"{error.detail}.").body(), error.status_code, error.headers
-        )
+        return _refused(Refusal(error.status_code, f"{error.detail}."), error.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(_, error: Exception):
-        return JSONResponse(Refusal(500, "The server failed to answer this request.").body(), 500)
+        return _refused(Refusal(500, "The server failed to answer this request."))
+
+
+# Their bodies are not read to the end, if they have one: what still comes must not be waited for.
+UNREAD = (401, 404, 405, 408, 413)
+
+
+def _refused(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Json:
+    more = {"Retry-After": "1"} if refusal.status == 429 else {}
+    if refusal.status in UNREAD:
+        more["Connection"] = "close"
+    return Json(refusal.body(), refusal.status, {**(headers or {}), **more})

@@ -1,37 +1,42 @@
 """The body of a request, read as far as it may go."""
 
-import json
+import asyncio
 from typing import Any
 
 import fastapi
 from starlette.requests import ClientDisconnect
 
-from experiments.serving.completion import NAMES, shown
+from experiments.serving.fields import NAMES, shown
 from experiments.serving.refusal import Refusal
+from tree_ffn.json_input import parse_json
+
+# A client that sends more slowly would hold its connection for ever.
+MOST_SECONDS = 60
 
 
 async def read_json(request: fastapi.Request, most_bytes: int) -> Any:
     """The body of a request.
 
     Raises:
-      Refusal: it is too large, or not JSON.
+      Refusal: it is too large, does not come to an end, or is not JSON.
     """
-    content = bytearray()
     try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > most_bytes:
-                raise Refusal(413, f"The body has more than the {most_bytes} bytes that are allowed.")
+        async with asyncio.timeout(MOST_SECONDS):
+            content = await _read(request, most_bytes)
+    except TimeoutError:
+        raise Refusal(408, f"The body did not come to its end within {MOST_SECONDS} seconds.") from None
     except ClientDisconnect:
         raise Refusal(499, "The client has gone.") from None  # nobody reads it
-    try:
-        return json.loads(content.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        raise Refusal(400, "The body is not JSON in UTF-8.") from None
+    return parse_json(content, "The body")
 
 
-def _refuse_constant(name: str):
-    raise ValueError(name)
+async def _read(request: fastapi.Request, most_bytes: int) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > most_bytes:
+            raise Refusal(413, f"The body has more than the {most_bytes} bytes that are allowed.")
+    return bytes(content)
 
 
 def only(body: Any, field: str, kind: type, beside: str = ""):

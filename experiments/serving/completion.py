@@ -5,18 +5,14 @@ import secrets
 from typing import Any
 
 from experiments.loaded import Loaded
-from experiments.serving.refusal import Refusal
+from experiments.serving.fields import MOST_INT, Fields, is_id, shown
+from experiments.serving.refusal import Refusal, blaming
 from tree_ffn.errors import InputError
+from tree_ffn.json_input import check_characters
 from tree_ffn.models.batch import Request
 from tree_ffn.models.sampling import Sampling
 
 MOST_TOP, MOST_STOPS, MOST_TEMPERATURE = 5, 32, 2.0
-MOST_INT = 2**31 - 1
-# Known to OpenAI's clients, and not done here: only these values mean nothing.
-NEUTRAL = {
-    "suffix": (None, ""), "best_of": (None, 1), "presence_penalty": (None, 0), "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +47,11 @@ def parse(body: Any, model: Loaded, name: str, most: int) -> Completion:
     Raises:
       Refusal: names the field, the value and what is allowed.
     """
-    if not isinstance(body, dict):
-        raise Refusal(400, "The body must be a JSON object.")
-    fields = _Fields(body)
+    fields = Fields(body)
     if fields.take("model", str, name) != name:
         raise Refusal(404, f"model: {shown(body['model'])} is not served here; use {name!r}.", "model")
     prompts = [_prompt(one, model) for one in _prompts(fields.take("prompt", (str, list), ""))]
-    n = fields.number("n", int, 1, 1, most)
+    n = _n(fields, most)
     if len(prompts) * n > most:
         raise Refusal(
             400, f"prompt: {len(prompts)} prompts, each n = {n} times, are more than {most}.", "prompt"
@@ -70,7 +64,6 @@ def parse(body: Any, model: Loaded, name: str, most: int) -> Completion:
     seed = fields.number("seed", int, None, -(2**63), 2**64 - 1)
     seed = secrets.randbits(32) if seed is None else seed % 2**32
     sampling, stops, include_usage = _sampling(fields), _stops(fields), _include_usage(fields, stream)
-    fields.take("user", str, "")
     fields.finish()
     # What is only repeated is read nevertheless, as what is scored.
     scored = echo and (logprobs is not None or n_tokens == 0)
@@ -84,103 +77,63 @@ def parse(body: Any, model: Loaded, name: str, most: int) -> Completion:
     return Completion(prompts, requests, echo, stream, include_usage, stops, n, logprobs)
 
 
-class _Fields:
-    """The fields of a body that nobody has read yet."""
-
-    def __init__(self, body: dict):
-        self._left = dict(body)
-
-    def take(self, name: str, types, default):
-        """A field of one of some types; null is as good as absent."""
-        value = self._left.pop(name, None)
-        if value is None:
-            return default
-        if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
-            wanted = " or ".join(NAMES[one] for one in (types if isinstance(types, tuple) else (types,)))
-            raise Refusal(400, f"{name}: {shown(value)} is not allowed; use {wanted}.", name)
-        return value
-
-    def number(self, name: str, kind: type, default, least, most) -> Any:
-        """A field with a number from `least` to `most`."""
-        value = self.take(name, kind if kind is int else (int, float), default)
-        if value is not None and value is not default and not least <= value <= most:
-            to = f"from {least} to {most}"
-            raise Refusal(400, f"{name}: {shown(value)} is not allowed; use a number {to}.", name)
-        return value
-
-    def finish(self) -> None:
-        """Raises Refusal for a field that nobody knows or that cannot be done."""
-        for name, value in self._left.items():
-            if name not in NEUTRAL:
-                raise Refusal(400, f"{shown(name)} is not a known field.", name[:100])
-            if value not in NEUTRAL[name] or isinstance(value, bool):
-                raise Refusal(400, f"{name}: {shown(value)} is not supported; leave it out.", name)
-
-
-NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "a list",
-         dict: "an object"}  # fmt: skip
-
-
-def shown(value) -> str:
-    """A value as it may stand in a sentence.
-
-    Example:
-      >>> shown("a" * 99)
-      "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa..."
-    """
-    text = repr(value)
-    return text if len(text) <= 43 else text[:40] + "..."
+def _n(fields: Fields, most: int) -> int:
+    """How many answers to each prompt; as many candidates are made, and no more."""
+    n = fields.number("n", int, 1, 1, most)
+    if (best_of := fields.take("best_of", int, n)) != n:
+        raise Refusal(
+            400, f"best_of: {shown(best_of)} is not supported; use {n}, as n is, or leave it out.", "best_of"
+        )
+    return n
 
 
 def _prompts(value) -> list:
     """One prompt or several, as a list of texts and of lists of ids."""
-    if isinstance(value, str) or (value and all(_is_id(one) for one in value)):
+    if isinstance(value, str) or (value and all(is_id(one) for one in value)):
         return [value]
     if value and all(isinstance(one, str) for one in value):
         return value
-    if value and all(isinstance(one, list) and all(_is_id(i) for i in one) for one in value):
+    if value and all(isinstance(one, list) and all(is_id(i) for i in one) for one in value):
         return value
     raise Refusal(400, "prompt: use a text, a list of token ids, or a list of either, not empty.", "prompt")
-
-
-def _is_id(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_INT
 
 
 def _prompt(value, model: Loaded) -> tuple[tuple[int, ...], str]:
     """A prompt's ids, and the text that echo repeats."""
     if isinstance(value, list):
         return tuple(value), model.tokenizer.decode(i for i in value if 0 <= i < model.spec.vocab_size)
-    try:
+    with blaming("prompt"):
         return model.prompt(value), value
-    except InputError as error:
-        raise Refusal(400, str(error), "prompt") from None
 
 
-def _sampling(fields: _Fields) -> Sampling:
+def _sampling(fields: Fields) -> Sampling:
     temperature = fields.number("temperature", float, 1.0, 0, MOST_TEMPERATURE)
-    top_p, top_k = fields.number("top_p", float, 1.0, 0, 1), fields.number("top_k", int, 0, 0, MOST_INT)
+    top_p, top_k = fields.number("top_p", float, 1.0, 0, 1), fields.number("top_k", int, 0, -1, MOST_INT)
     try:
-        return Sampling(temperature == 0, temperature or 1.0, top_k, top_p)
+        return Sampling(temperature == 0, temperature or 1.0, max(top_k, 0), top_p)
     except InputError as error:
         raise Refusal(400, str(error), str(error).partition(":")[0]) from None
 
 
-def _stops(fields: _Fields) -> tuple[str, ...]:
+def _stops(fields: Fields) -> tuple[str, ...]:
     value = fields.take("stop", (str, list), [])
     stops = [value] if isinstance(value, str) else value
     if len(stops) > MOST_STOPS or not all(isinstance(one, str) and one for one in stops):
         raise Refusal(400, f"stop: use a string or at most {MOST_STOPS} strings, none of them empty.", "stop")
+    with blaming("stop"):
+        for one in stops:
+            check_characters(one, "stop")
     return tuple(stops)
 
 
-def _include_usage(fields: _Fields, stream: bool) -> bool:
+def _include_usage(fields: Fields, stream: bool) -> bool:
     options = fields.take("stream_options", dict, {})
-    if options and not (stream and options.keys() <= {"include_usage"}):
+    asked = {name: value for name, value in options.items() if value is not None and value is not False}
+    if asked and not (stream and list(asked) == ["include_usage"] and asked["include_usage"] is True):
         raise Refusal(
             400, "stream_options: only include_usage is known, and only with stream.", "stream_options"
         )
-    return _Fields(options).take("include_usage", bool, False)
+    return bool(asked)
 
 
 def _check(request: Request, model: Loaded) -> None:

@@ -1,5 +1,9 @@
 """What is wrong with a request, in OpenAI's form."""
 
+import contextlib
+
+from tree_ffn.errors import InputError
+
 
 class Refusal(Exception):
     """A request that is not done.
@@ -24,3 +28,16 @@ class Refusal(Exception):
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.field, "code": self.code}}
+
+
+@contextlib.contextmanager
+def blaming(field: str):
+    """What is wrong with the input inside is the fault of a field.
+
+    Raises:
+      Refusal: with the sentence of an InputError.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise Refusal(400, str(error), field) from None

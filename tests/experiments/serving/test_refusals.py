@@ -1,6 +1,7 @@
 """What the server does not do, it refuses in OpenAI's form; what fails inside stays inside."""
 
 import concurrent.futures
+import functools
 import json
 import socket
 import threading
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from experiments.serving import body
 from tests.experiments.serving.conftest import CAPACITY, MOST_BYTES
 from tree_ffn.models.batch import Request
 
@@ -50,7 +52,7 @@ def refused(answer, status):
         ({"temperature": True}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
-        ({"top_k": -1}, "top_k"),
+        ({"top_k": -2}, "top_k"),
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"n": 0}, "n"),
@@ -61,11 +63,23 @@ def refused(answer, status):
         ({"stop": [""]}, "stop"),
         ({"stop": ["a"] * 33}, "stop"),
         ({"stop": 3}, "stop"),
+        ({"stop": ["a", "\ud800"]}, "stop"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"\ud800": 1}, "\ud800"),
+        ({"suffix": functools.reduce(lambda inner, _: [inner], range(700), 1)}, "suffix"),
         ({"echo": 1}, "echo"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"other": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options"),
         ({"best_of": 2}, "best_of"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": True}, "best_of"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"use_beam_search": 0}, "use_beam_search"),
+        ({"tools": [{}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"min_tokens": 1}, "min_tokens"),
         ({"suffix": "x"}, "suffix"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
@@ -79,8 +93,12 @@ def test_bad_fields(http, body, field):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[", b"\xff", b"[1]", b"null", b'{"temperature": NaN}', b"[" * 9999, b"1" * 9999]
-)
+    "content",
+    [
+        b"", b"[", b"\xff", b"[1]", b"null", b'{"temperature": NaN}', b'{"temperature": -Infinity}',
+        b"[" * 9999, b"1" * 9999, b'{"temperature": 1e999}', '{"prompt": "a"}'.encode("utf-16"),
+    ],
+)  # fmt: skip
 def test_bodies_that_are_no_objects(http, content):
     refused(http.post("/v1/completions", content=content), 400)
 
@@ -97,17 +115,46 @@ def test_other_addresses(http):
     assert http.get("/health").json() == {"status": "ok"}
 
 
-def test_what_means_nothing_is_allowed(http):
-    neutral = {
-        "suffix": None,
-        "best_of": 1,
-        "presence_penalty": 0.0,
-        "logit_bias": {},
-        "user": "me",
-        "n": None,
-    }
-    body = {"prompt": "a", "max_tokens": 1, "frequency_penalty": 0, **neutral}
-    assert http.post("/v1/completions", json=body).status_code == 200
+def test_a_body_that_never_ends(address, monkeypatch):
+    """One stops in its midst, one never stops: neither holds its connection."""
+    monkeypatch.setattr(body, "MOST_SECONDS", 0.2)
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+    for address_head in (head, head.replace("completions", "none")):
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(f"{address_head}Transfer-Encoding: chunked\r\n\r\n".encode())
+            with pytest.raises(OSError):  # the server has hung up
+                for _ in range(10_000):
+                    connection.sendall(b"1000\r\n" + b" " * 4096 + b"\r\n")
+
+
+NULLS = ("seed", "stop", "n", "logprobs", "temperature", "top_p", "logit_bias", "stream_options",
+         "max_tokens", "best_of", "suffix", "user", "tools", "response_format", "echo",
+         "min_p", "guided_json")  # fmt: skip
+NEUTRAL = [
+    {"presence_penalty": 0.0, "frequency_penalty": 0, "repetition_penalty": 1.0, "min_p": 0.0},
+    {"n": 3, "best_of": 3, "user": "me", "metadata": {"of": "mine"}, "suffix": "", "use_beam_search": False},
+    {"top_k": -1, "stop": [], "stop_token_ids": [], "length_penalty": 1.0, "skip_special_tokens": True},
+    {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "store": False},
+    {"stream_options": {"include_usage": False}, "min_tokens": 0, "logit_bias": {}},
+    {"top_k": 0},
+    dict.fromkeys(NULLS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", NEUTRAL, ids=lambda fields: next(iter(fields)))
+def test_what_means_nothing_is_allowed(http, fields):
+    """And changes nothing."""
+    plain = {"prompt": "a", "temperature": 0, "seed": 5, "max_tokens": 2}
+    texts = []
+    for asked in (plain, fields | plain):
+        answer = http.post("/v1/completions", json=asked)
+        assert answer.status_code == 200, answer.text
+        texts.append(answer.json()["choices"][0]["text"])
+    assert texts[0] == texts[1]
 
 
 class Gate:
