@@ -27,7 +27,7 @@ def continued(
     for one in requests:
         batch.add(one)
     places = {one: i for i, one in enumerate(requests)}
-    texts = [TextStream(tokenizer, its_stops) for its_stops in stops]
+    texts = [TextStream(tokenizer, its_stops, one.prompt) for one, its_stops in zip(requests, stops)]
     while len(batch):
         for made in batch.step():
             place = places[made.request]

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterable
 
 from experiments.serving.completion import Completion
-from tree_ffn.data.text_stream import HALF, Characters, TextStream
+from tree_ffn.data.text_stream import Characters, TextStream
 from tree_ffn.data.tokenizers import Tokenizer
 from tree_ffn.models.batch import Made
 from tree_ffn.models.scoring import TokenScores
@@ -29,7 +29,7 @@ class Choice:
     def __init__(self, asked: Completion, index: int, tokenizer: Tokenizer):
         self._asked, self._index, self._tokenizer = asked, index, tokenizer
         self._ids, self._echoed = asked.prompts[index // asked.n]
-        self._text = TextStream(tokenizer, asked.stops)
+        self._text = TextStream(tokenizer, asked.stops, self._ids)
         self._n_sent = 0
         self._entries: list[tuple] = []  # of made tokens, not yet sent: rows of LISTS
         self._begun = False
@@ -45,7 +45,9 @@ class Choice:
             self.n_made += 1
             ended = made.token == self._tokenizer.end_id
             if made.scores is not None:
-                self._entries.append(self._entry(made.token, made.scores, self._n_sent + self._text.n_held))
+                self._entries.append(
+                    self._entry(made.token, made.scores, self._n_sent + self._text.n_held, self._text.before)
+                )
             new = self._text.push(made.token)
         stopped = self._text.stopped
         if made.last and not stopped:
@@ -71,27 +73,39 @@ class Choice:
             return "", []
         if self._asked.logprobs is None or scores is None:
             return self._echoed, []
-        characters, offset = Characters(self._tokenizer), 0
-        entries = []
+        characters, entries = Characters(self._tokenizer), []
+        # Some tokenizers put a space before the text: it is none of the client's.
+        read = self._tokenizer.decode(self._ids)
+        offset = len(self._echoed) - len(read) if read.endswith(self._echoed) else 0
         for i, token in enumerate(self._ids):
-            known = (self._written(token), None, None, offset)
-            entries.append(self._entry(token, scores.at(i - 1), offset) if i else known)
+            before, place = characters.before, max(0, offset)
+            known = (self._written(token, before), None, None, place)
+            entries.append(self._entry(token, scores.at(i - 1), place, before) if i else known)
             offset = min(offset + len(characters.push(token)), len(self._echoed))
         return self._echoed, entries
 
-    def _entry(self, token: int, scores: TokenScores, offset: int) -> tuple:
-        top = {self._written(i): float(p) for i, p in zip(scores.top_ids.tolist(), scores.top_log_p)}
-        own = float(scores.log_p)
+    def _entry(self, token: int, scores: TokenScores, offset: int, before: int | None) -> tuple:
+        top: dict[str, float] = {}
+        for other, log_p in zip(scores.top_ids.tolist(), scores.top_log_p):
+            written = self._written(other, before)
+            # Two tokens may give the same text: the likelier one has the name.
+            top[f"token_id:{other}" if written in top else written] = float(log_p)
+        written, own = self._written(token, before), float(scores.log_p)
         if self._asked.logprobs:
-            top.setdefault(self._written(token), own)
-        return self._written(token), own, top, offset
+            top.setdefault(written, own)
+        return written, own, top, offset
 
-    def _written(self, token: int) -> str:
-        """A token as text, if it is one by itself."""
+    def _written(self, token: int, before: int | None) -> str:
+        """What a token adds to the text behind another; a part of a character as OpenAI writes it."""
         if token == self._tokenizer.end_id:
             return self._tokenizer.end_token
-        text = self._tokenizer.decode([token])
-        return text if text and HALF not in text else f"token_id:{token}"
+        if not self._tokenizer.is_text(token):
+            return f"token_id:{token}"
+        piece = self._tokenizer.piece(token, before)
+        try:
+            return piece.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def _lists(entries: list[tuple]) -> dict:

@@ -7,6 +7,7 @@ from typing import Any
 from experiments.loaded import Loaded
 from experiments.serving.fields import MOST_INT, Fields, is_id, shown
 from experiments.serving.refusal import Refusal, blaming
+from tree_ffn.data.text_stream import Characters
 from tree_ffn.errors import InputError
 from tree_ffn.json_input import check_characters
 from tree_ffn.models.batch import Request
@@ -101,7 +102,8 @@ def _prompts(value) -> list:
 def _prompt(value, model: Loaded) -> tuple[tuple[int, ...], str]:
     """A prompt's ids, and the text that echo repeats."""
     if isinstance(value, list):
-        return tuple(value), model.tokenizer.decode(i for i in value if 0 <= i < model.spec.vocab_size)
+        # A character that the last ids begin is part of the answer.
+        return tuple(value), "".join(map(Characters(model.tokenizer).push, value))
     with blaming("prompt"):
         return model.prompt(value), value
 

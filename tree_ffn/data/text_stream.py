@@ -1,18 +1,28 @@
 """Text as its tokens arrive: whole characters only, and none that begin a stop string."""
 
+import codecs
+import itertools
 from collections.abc import Iterable, Sequence
 
 from tree_ffn.data.tokenizers import Tokenizer
 
-# What decoders put where bytes are no character, or not yet.
-HALF = "\ufffd"
+# A character has four bytes at most, so its first one is not further back.
+_OPEN = 4
 
 
 class Characters:
     """The text that each token adds; a character that takes several tokens comes with its last.
 
+    Every token costs the same, and bytes that are no character give U+FFFD. The library's
+    `DecodeStream` has no last word for a half character, and fails when one follows a whole one.
+
     Args:
       tokenizer: of the tokens.
+      context: the tokens before; their text is not given again. A character that they begin is
+        given when it ends.
+
+    Attributes:
+      before: the last token of text; None at the beginning.
 
     Example:
       >>> from tree_ffn.data.tokenizers import ByteTokenizer
@@ -21,32 +31,25 @@ class Characters:
       (['n', '', 'é'], '')
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        # Tokens since the last but one place where no character was open: some decoders look one token back.
-        self._ids: list[int] = []
-        self._n_context = 0
-        self._n_shown = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self.before: int | None = None
+        shown = filter(tokenizer.is_text, map(int, reversed(context)))
+        for token in reversed(list(itertools.islice(shown, _OPEN))):
+            self.push(token)
 
     def push(self, token: int) -> str:
         """What is certain now."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        is_open = text.endswith(HALF)
-        # Only the last character can still become another one.
-        certain = text[:-1] if is_open else text
-        new = certain[self._n_shown :]
-        if is_open:
-            self._n_shown = max(self._n_shown, len(certain))
-        else:
-            self._ids = self._ids[self._n_context :]
-            self._n_context = len(self._ids)
-            self._n_shown = len(self._tokenizer.decode(self._ids))
-        return new
+        token = int(token)
+        if not self._tokenizer.is_text(token):
+            return ""
+        piece, self.before = self._tokenizer.piece(token, self.before), token
+        return self._utf8.decode(piece)
 
     def rest(self) -> str:
         """What is left when no token follows: a replacement character for a half one."""
-        return self._tokenizer.decode(self._ids)[self._n_shown :]
+        return self._utf8.decode(b"", final=True)
 
 
 class TextStream:
@@ -58,6 +61,7 @@ class TextStream:
     Args:
       tokenizer: of the tokens; its end token stops the text too.
       stops: strings, none of them empty.
+      context: the tokens before, as of `Characters`.
 
     Attributes:
       stopped: nothing more comes.
@@ -69,12 +73,17 @@ class TextStream:
       (['a', '', '-b', '', '', ''], True)
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Iterable[str] = ()):
-        self._characters = Characters(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, stops: Iterable[str] = (), context: Sequence[int] = ()):
+        self._characters = Characters(tokenizer, context)
         self._end_id = tokenizer.end_id
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+
+    @property
+    def before(self) -> int | None:
+        """The last token of text; None at the beginning."""
+        return self._characters.before
 
     @property
     def n_held(self) -> int:

@@ -3,7 +3,8 @@
 import abc
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,11 @@ ALLOWED = (
 # `</s>` comes first: OPT's vocabulary also lists an `<|endoftext|>` that the
 # model never saw.
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "[EOS]")
+
+# What decoders put where bytes are no character.
+HALF = "\ufffd"
+# A byte as the tokenizers of Llama's kind write it, where they have no token for a character.
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer(abc.ABC):
@@ -43,8 +49,28 @@ class Tokenizer(abc.ABC):
         """The ids of each text, int32 arrays; no special tokens are added or recognised."""
 
     @abc.abstractmethod
+    def is_text(self, token: int) -> bool:
+        """Whether a token stands for text; the end, other special tokens and unused ids do not."""
+
+    @abc.abstractmethod
+    def piece(self, token: int, before: int | None = None) -> bytes:
+        """The UTF-8 bytes that a token of text adds; they may be a part of a character.
+
+        Args:
+          token: its id.
+          before: the token of text before it; None where the text begins. There tokenizers of
+            SentencePiece's kind leave out the space before a word.
+        """
+
+    def pieces(self, ids: Iterable[int], before: int | None = None) -> Iterator[bytes]:
+        """What each token of text adds, one behind the other."""
+        for token in filter(self.is_text, map(int, ids)):
+            yield self.piece(token, before)
+            before = token
+
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; end tokens and ids beyond the vocabulary give nothing."""
+        """The text of some ids; what is no token of text gives nothing, what is no character U+FFFD."""
+        return b"".join(self.pieces(ids)).decode(errors="replace")
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of one text, int32 [n]."""
@@ -68,8 +94,11 @@ class ByteTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return bytes(int(i) for i in ids if 0 <= int(i) < 256).decode("utf-8", errors="replace")
+    def is_text(self, token: int) -> bool:
+        return 0 <= token < 256
+
+    def piece(self, token: int, before: int | None = None) -> bytes:
+        return bytes([token])
 
 
 class FileTokenizer(Tokenizer):
@@ -94,14 +123,55 @@ class FileTokenizer(Tokenizer):
         self.engine, self.name, self.fingerprint = engine, name, fingerprint
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_id, self.end_token = vocabulary[end], end
+        added = engine.get_added_tokens_decoder().items()
+        self._not_text = {self.end_id, *(token for token, how in added if how.special)}
+        parts = decoder_parts(engine)
+        self._has_byte_tokens = "ByteFallback" in parts
+        self._bytes_of = byte_alphabet() if "ByteLevel" in parts else {}
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(one.ids, np.int32) for one in encoded]
 
+    def is_text(self, token: int) -> bool:
+        return token not in self._not_text and token >= 0 and self.engine.id_to_token(token) is not None
+
+    def piece(self, token: int, before: int | None = None) -> bytes:
+        written = self.engine.id_to_token(token)
+        if self._bytes_of:
+            known = all(letter in self._bytes_of for letter in written)
+            return bytes(self._bytes_of[letter] for letter in written) if known else written.encode()
+        if self._has_byte_tokens and (byte := _BYTE_TOKEN.fullmatch(written)):
+            return bytes([int(byte[1], 16)])
+        if before is None:
+            return self.engine.decode([token]).encode()
+        # A word's space and the like depend on whether something stands before, not on what.
+        return self.engine.decode([before, token]).removeprefix(self.engine.decode([before])).encode()
+
     def decode(self, ids: Iterable[int]) -> str:
-        kept = [int(i) for i in ids if 0 <= int(i) < self.vocab_size and int(i) != self.end_id]
-        return self.engine.decode(kept, skip_special_tokens=True)
+        kept = [token for token in map(int, ids) if self.is_text(token)]
+        text = self.engine.decode(kept)
+        # Of a run of byte tokens with one half character the library makes nothing but U+FFFD.
+        return super().decode(kept) if HALF in text else text
+
+
+def decoder_parts(engine) -> set[str]:
+    """The kinds of decoders that a `tokenizers.Tokenizer` is made of."""
+    state = json.loads(engine.decoder.__getstate__()) if engine.decoder else {}
+    return {one["type"] for one in state.get("decoders", [state]) if one}
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The byte that each letter of a byte-level tokenizer stands for (Radford et al., 2019).
+
+    Example:
+      >>> byte_alphabet()["a"], byte_alphabet()["Ġ"]
+      (97, 32)
+    """
+    letters = sorted(_library().pre_tokenizers.ByteLevel.alphabet())
+    alphabet = {letter: ord(letter) for letter in letters if ord(letter) < 256}
+    others = (byte for byte in range(256) if chr(byte) not in alphabet)
+    return alphabet | dict(zip(letters[len(alphabet) :], others))
 
 
 def load_tokenizer(text: str) -> Tokenizer:
