@@ -26,6 +26,7 @@ from experiments.runners import SWEEP, ProcessRunner, Runner
 from experiments.sweep import Sweep, load_sweep
 from experiments.sweep_runs import Ablation, Run, facts, tuning_path
 from tree_ffn.errors import InputError
+from tree_ffn.locks import only_writer
 
 _SWEEP = flags.DEFINE_string("sweep", None, "The sweep file, e.g. configs/sweeps/t4_cpu.py.")
 _RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
@@ -60,9 +61,10 @@ def main() -> None:
         print_commands(ablation)
         return
     try:
-        if _TUNE.value:
-            tune(ablation, runner)
-        make_rows(ablation, runner)
+        with only_writer(_WORKDIR.value, "--workdir"):
+            if _TUNE.value:
+                tune(ablation, runner)
+            make_rows(ablation, runner)
     except KeyboardInterrupt:
         raise stopped(signal.SIGINT, SWEEP) from None
     if runner.failed:

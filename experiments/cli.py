@@ -1,6 +1,6 @@
 """What all programs share: how they start, and how they say that something is wrong.
 
-Exit codes: 0 done (or saved after SIGTERM), 1 the run failed, 2 the input is
+Exit codes: 0 done (or saved after SIGTERM or another of `signals.STOPS`), 1 the run failed, 2 the input is
 wrong (one sentence on stderr says what), 130 stopped by Ctrl-C.
 """
 

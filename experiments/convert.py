@@ -24,7 +24,7 @@ no router knows) and the best A units for all tokens (`static`), whose output we
 --to writes the model of --method as a run at step 0, for experiments/finetune, evaluate, generate, export.
 """
 
-import os
+import contextlib
 
 from absl import flags
 
@@ -34,6 +34,7 @@ from tree_ffn.analysis.convert import ROUTERS, Recipe, check_convertible, tokens
 from tree_ffn.analysis.placement import METHODS
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.locks import new_directory
 from tree_ffn.tree import TreeShape
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run of dense layers.")
@@ -71,6 +72,11 @@ _RESULTS = flags.DEFINE_string("results", None, "Append the figures to this resu
 
 def main() -> None:
     recipes, n_tokens = _checked_flags()
+    with new_directory(_TO.value, "--to") if _TO.value else contextlib.nullcontext():
+        _convert(recipes, n_tokens)
+
+
+def _convert(recipes: list[Recipe], n_tokens: int) -> None:
     step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
     run = starts.load(_WORKDIR.value or _EXPORT.value, step, _TOKENIZER.value)
     for recipe in recipes:  # before any text is read
@@ -91,9 +97,6 @@ def _checked_flags() -> tuple[list[Recipe], int]:
     if (_TO.value is None) != (_METHOD.value is None):
         missing = "to" if _TO.value is None else "method"
         raise InputError(f"--{missing} is missing; --method and --to go together: which model, and where.")
-    if _TO.value is not None and os.path.exists(_TO.value):
-        if not os.path.isdir(_TO.value) or os.listdir(_TO.value):
-            raise InputError(f"--to: {_TO.value} is there already; name a new directory.")
     methods = _METHODS.value or ([_METHOD.value] if _METHOD.value else METHODS)
     methods = [*methods, _METHOD.value] if _METHOD.value and _METHOD.value not in methods else methods
     for method in methods:

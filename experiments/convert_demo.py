@@ -46,6 +46,7 @@ from tree_ffn.analysis.convert import Recipe, check_convertible, tokens_needed
 from tree_ffn.analysis.placement import METHODS
 from tree_ffn.data import load_tokenizer
 from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.locks import only_writer
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.tree import TreeShape
 
@@ -92,6 +93,14 @@ def main() -> None:
     if _PART.value:
         make_part(demo, _PART.value)
         return
+    with only_writer(demo.workdir, "--workdir"):
+        failed = make_all(demo)
+    if failed:
+        sys.exit(1)
+
+
+def make_all(demo: Demo) -> dict[str, str]:
+    """Makes what is left, and says what there is; {label: sentence} of the parts that failed."""
     failed = {}
     try:
         if _JOBS.value:
@@ -104,8 +113,7 @@ def main() -> None:
             print(f"answers of {n} models: {_ANSWERS.value}")
         said = ", ".join(f"{way}: lr {s.lr:g}, weight {s.weight:g}" for way, s in demo.chosen().items())
         print(f"\nchosen: {said}\n{table(demo.ended())}", flush=True)
-    if failed:
-        sys.exit(1)
+    return failed
 
 
 def make_here(demo: Demo) -> None:

@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli, tokenizer_files
 from tree_ffn.errors import InputError
+from tree_ffn.locks import only_writer
 from tree_ffn.models import export, pretrained
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
@@ -37,6 +38,11 @@ def main() -> None:
         raise InputError("--to is missing; name a directory.")
     if _EXPORT.value is not None and _FORMAT.value != "hf":
         raise InputError("--export: that model is in our own form already; --format=hf writes another.")
+    with only_writer(_TO.value, "--to"):
+        _export()
+
+
+def _export() -> None:
     spec, variables, tokenizer, meta = _from_export() if _EXPORT.value else _from_run()
     if _FORMAT.value == "hf":
         origin = meta.get("pretrained")

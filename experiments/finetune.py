@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from experiments import cli
 from experiments.finetuning import finetune, table
 from tree_ffn.errors import InputError
+from tree_ffn.locks import only_writer
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run, e.g. configs/finetune.py; --config.finetune.kl=1 changes one value.",
@@ -29,7 +30,8 @@ _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. cluster_
 
 def main() -> None:
     check_flags(_CONFIG.value)
-    before, after = finetune(_CONFIG.value, _WORKDIR.value, results=_RESULTS.value, row=_ROW.value)
+    with only_writer(_WORKDIR.value, "--workdir"):
+        before, after = finetune(_CONFIG.value, _WORKDIR.value, results=_RESULTS.value, row=_ROW.value)
     print(table(before, after))
 
 

@@ -16,6 +16,7 @@ from absl import flags
 from experiments import cli, hub, tokenizer_files
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
+from tree_ffn.locks import only_writer
 from tree_ffn.models import export, pretrained
 from tree_ffn.models.checkpoint_files import CONFIG, read_json
 
@@ -37,6 +38,11 @@ def main() -> None:
     for flag in (_FROM, _TO):
         if flag.value is None:
             raise InputError(f"--{flag.name} is missing; name a directory.")
+    with only_writer(_TO.value, "--to"):
+        _import()
+
+
+def _import() -> None:
     directory = hub.directory_of(_FROM.value, _REVISION.value)
     name, paths, vocab_size = _tokenizer(directory)
     model = pretrained.load(

@@ -47,7 +47,7 @@ class Processes:
           what: what a signal stops, for the message.
 
         Raises:
-          Interrupted: SIGTERM or Ctrl-C; the processes have saved and ended.
+          Interrupted: one of `signals.STOPS`; the processes have saved and ended.
         """
         running, waits = {}, False
         with StopSignals() as stop:

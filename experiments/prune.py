@@ -14,7 +14,7 @@ it further, give the command of the run before with --workdir=NEW (config values
 change): weights go on, the optimizer's moments and its schedule start anew.
 """
 
-import os
+import contextlib
 from typing import NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from experiments import cli, record
 from tree_ffn.analysis.prune import Calibration, calibrate, check_threshold, prune_model, tokens_needed
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.locks import new_directory
 from tree_ffn.models import total_units
 from tree_ffn.models.describe import figures as sizes
 from tree_ffn.models.spec import ModelSpec
@@ -71,6 +72,11 @@ class Point(NamedTuple):
 
 def main() -> None:
     thresholds = _checked_thresholds()
+    with new_directory(_TO.value, "--to") if _TO.value else contextlib.nullcontext():
+        _prune(thresholds)
+
+
+def _prune(thresholds: list[float]) -> None:
     run = restore_for_inference(_WORKDIR.value, _STEP.value)
     tokens_needed(run.model)  # before any text is read: the model has trees
     places = {flag.name: flag.value for flag in (_TOKENIZER, _CACHE_DIR)}
@@ -97,9 +103,6 @@ def _checked_thresholds() -> list[float]:
     if (_TO.value is None) != (_THRESHOLD.value is None):
         missing = "to" if _TO.value is None else "threshold"
         raise InputError(f"--{missing} is missing; --threshold and --to go together: which model, and where.")
-    if _TO.value is not None and os.path.exists(_TO.value):
-        if not os.path.isdir(_TO.value) or os.listdir(_TO.value):
-            raise InputError(f"--to: {_TO.value} is there already; name a new directory.")
     check_positive_int("--batches", _BATCHES.value, least=0)
     check_positive_int("--batch_size", _BATCH_SIZE.value)
     check_positive_int("--tokens", _TOKENS.value, least=0)

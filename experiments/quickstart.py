@@ -20,6 +20,7 @@ from absl import flags
 from experiments import cli, provenance, record
 from tree_ffn.data.pipeline import Batches
 from tree_ffn.errors import InputError
+from tree_ffn.locks import only_writer
 from tree_ffn.models import active_units, total_units
 from tree_ffn.models.batch import generate
 from tree_ffn.models.sampling import Sampling
@@ -41,9 +42,15 @@ TIMED = ("grouped", "masked")
 
 
 def main() -> None:
-    started = time.perf_counter()
     wanted = seeds()
     configs = {kind: configure(kind) for kind in KINDS}
+    with only_writer(_WORKDIR.value, "--workdir"):
+        compare(wanted, configs)
+
+
+def compare(wanted: list[int], configs: dict) -> None:
+    """Trains both kinds with every seed, and prints what came of it."""
+    started = time.perf_counter()
     remember_compiled_programs()
     plan = setup.plan_run(configs["tree"])
     data = setup.prepare_data(configs["tree"], plan.model)

@@ -45,7 +45,7 @@ class Runner:
         """Makes runs; a failure is noted and the next one begins.
 
         Raises:
-          Interrupted: SIGTERM or Ctrl-C; what was under way is saved.
+          Interrupted: one of `signals.STOPS`; what was under way is saved.
         """
         clock = _Clock(len(runs), self.jobs, say)
         for run in runs:

@@ -10,7 +10,8 @@
 Requests are continued together, up to --rows at once, and --waiting more wait; then clients get 429. The
 text of a prompt follows the ids with which an imported model's texts begin (OPT's </s>, which echo with
 logprobs lists too); ids are taken as they are. There is no password: whoever reaches the port may ask.
-SIGTERM and Ctrl-C let what is under way come to its end, for at most --grace seconds; then it is refused.
+SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C let what is under way come to its end, for at most --grace seconds; then
+it is refused.
 """
 
 import socket
@@ -50,8 +51,8 @@ def main() -> None:
         where = f"http://{_HOST.value}:{listening.getsockname()[1]}"
         ready = lambda: print(f"{name} answers at {where}/v1/completions", flush=True)
         device = engine.Engine(model, _ROWS.value, _WAITING.value)
-        running = server.Server(app.build(device, name, _MAX_BODY.value, ready), device, _GRACE.value)
-        # uvicorn takes the signals while it runs; afterwards it hands them on to `stop`.
+        running = server.Server(app.build(device, name, _MAX_BODY.value, ready), device, _GRACE.value, stop)
+        # uvicorn takes SIGTERM and SIGINT while it runs; afterwards it hands them on to `stop`.
         running.run(sockets=[listening])
         if not running.started and stop.received is None:
             sys.exit(1)  # it has said why

@@ -22,6 +22,7 @@ from experiments.task_fields import check_rows, check_templates
 from tree_ffn.data.compressed import SUFFIXES, read_bytes
 from tree_ffn.data.questions import json_objects
 from tree_ffn.errors import InputError, check_choice, reason
+from tree_ffn.locks import locked
 from tree_ffn.training.disk import replacing, writing
 
 TASKS = os.path.join(os.path.dirname(__file__), "tasks")
@@ -150,7 +151,7 @@ def data_sha256(task: TaskFile, cache: str) -> str:
 def _write(path: str, text: str) -> None:
     with writing(path, "--task_cache"):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-    with replacing(path, field="--task_cache") as file:
+    with locked(f"{path}.lock", wait=True), replacing(path, field="--task_cache") as file:
         file.write(text)
 
 

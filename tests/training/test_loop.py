@@ -21,7 +21,7 @@ from tree_ffn.training.loop import train
 from tree_ffn.training.programs import Score, Scorer
 from tree_ffn.training.report import Report
 from tree_ffn.training.setup import plan_run
-from tree_ffn.training.signals import Diverged, Interrupted, StopSignals
+from tree_ffn.training.signals import STOPS, Diverged, Interrupted, StopSignals
 from tree_ffn.training.writers import decode
 
 
@@ -170,6 +170,29 @@ def test_without_its_config_file_a_run_is_known_by_its_checkpoint(texts, finishe
     with pytest.raises(InputError, match="optim.lr .*0.5 here"):
         quiet(tiny_config(texts, optim__lr=0.5), workdir)
     assert quiet(tiny_config(texts), workdir)["loss"] == finished[1]["loss"]
+
+
+@pytest.mark.parametrize("signum", STOPS)
+def test_what_ends_a_run_is_remembered(signum):
+    before = signal.signal(signum, signal.SIG_DFL)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signum)
+            assert stop.received == signum
+        assert signal.getsignal(signum) == signal.SIG_DFL
+    finally:
+        signal.signal(signum, before)
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_quits_at_once():

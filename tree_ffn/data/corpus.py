@@ -18,9 +18,10 @@ from tree_ffn.data.progress import Progress
 from tree_ffn.data.rows import SPLITS, choose_splits
 from tree_ffn.data.sources import RecordRows, RowSource, in_memory
 from tree_ffn.data.spec import CorpusSpec
-from tree_ffn.data.storage import choose_format, locked, open_rows, read_meta, write_rows, writing
+from tree_ffn.data.storage import choose_format, open_rows, read_meta, write_rows, writing
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.locks import locked
 
 META = "meta.json"
 CHECKSUMS = "SHA256SUMS"
@@ -91,7 +92,7 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
     cache = Path(spec.cache_dir).expanduser()
     directory = cache / f"{inputs.name}-{_key(spec, inputs, facts)[:16]}"
     if not (directory / META).exists():
-        with writing(cache), locked(directory):
+        with writing(cache), locked(f"{directory}.lock", wait=True):
             if not (directory / META).exists():
                 _make(directory, facts, inputs, in_place, tokenizer, spec, log)
     meta = read_meta(directory / META, facts)

@@ -1,7 +1,6 @@
 """The cache directory: rows written, locked, and opened again."""
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import os
@@ -48,14 +47,6 @@ def writing(cache: Path) -> Iterator[None]:
         raise InputError(
             f"data.cache_dir: {cache} cannot be written ({what}); free space or name another."
         ) from error
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Holds the preparation of `directory` against other processes; waits for them."""
-    with open(directory.with_name(f"{directory.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def write_rows(

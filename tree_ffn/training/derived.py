@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from tree_ffn.locks import only_writer
 from tree_ffn.models.spec import ModelSpec, spec_to_dict
 from tree_ffn.training import setup, workdir
 from tree_ffn.training.checkpoint import Checkpoints, Restored, own_model
@@ -36,18 +37,19 @@ def begin_run(
       **facts: JSON-like, kept in the `meta` of all its checkpoints.
 
     Raises:
-      InputError: the directory cannot be written.
+      InputError: the directory cannot be written, or another process is writing there.
     """
     params, routing = (_arrays(variables.get(name, {})) for name in ("params", "routing"))
     optimizer = make_optimizer(setup.optim_spec(source.config))
     state = TrainState(jnp.int32(0), params, routing, optimizer.init(params))
     config, data = source.meta["config"], source.meta["data"]
     meta = {"config": config, "data": data, "model": spec_to_dict(model), **facts}
-    with Checkpoints(directory, source.config.train.keep) as checkpoints:
-        checkpoints.save(state, meta, val_loss)
-        checkpoints.wait()
-    workdir.write_json(directory, "data.json", data)
-    workdir.write_json(directory, "config.json", config)
+    with only_writer(directory):
+        with Checkpoints(directory, source.config.train.keep) as checkpoints:
+            checkpoints.save(state, meta, val_loss)
+            checkpoints.wait()
+        workdir.write_json(directory, "data.json", data)
+        workdir.write_json(directory, "config.json", config)
 
 
 def with_own_model(plan: setup.Plan, checkpoints: Checkpoints) -> setup.Plan:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 
 from tree_ffn.data.pipeline import Batches, valid_batches
+from tree_ffn.locks import only_writer
 from tree_ffn.training import derived, setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
@@ -44,9 +45,9 @@ def train(
       with `step`, `train_loss`, `tokens_per_s` and `seconds_per_step`.
 
     Raises:
-      InputError: the config, the data or the workdir cannot be used.
+      InputError: the config, the data or the workdir cannot be used; another process may be writing there.
       Diverged: loss or gradient is not finite.
-      Interrupted: SIGTERM or Ctrl-C; the state is saved.
+      Interrupted: SIGTERM, Ctrl-C or another of `signals.STOPS`; the state is saved.
 
     Example:
       >>> train(config, "runs/tree")["bits_per_byte"]        # doctest: +SKIP
@@ -54,6 +55,7 @@ def train(
     """
     plan = setup.plan_run(config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(only_writer(workdir))
         stack.enter_context(workdirs.unmade_if_empty(workdir))
         checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
         plan = derived.with_own_model(plan, checkpoints)

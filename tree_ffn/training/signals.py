@@ -8,11 +8,16 @@ class Diverged(RuntimeError):
     """Loss or gradient is not finite; the message names the step."""
 
 
+# The machine is taken back (SLURM's --signal names any of the first four), the terminal has gone, the time is
+# used up.
+STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT)
+
+
 class Interrupted(Exception):
     """The run was asked to stop and has saved; the message says how to resume.
 
     Attributes:
-      exit_code: 0 after SIGTERM (a scheduler takes the machine back), 130 after Ctrl-C.
+      exit_code: 130 after Ctrl-C, 0 after the others of STOPS, such as SIGTERM.
     """
 
     def __init__(self, message: str, signum: int):
@@ -21,9 +26,11 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Remembers SIGTERM and the first Ctrl-C; a second Ctrl-C quits at once.
+    """Remembers that one of STOPS came; a second Ctrl-C quits at once.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    What is ignored from the start stays so (nohup ignores SIGHUP), but for SIGTERM and SIGINT: a shell
+    ignores SIGINT for what runs in the background. Outside the main thread, where Python allows no handlers,
+    it does nothing.
 
     Example:
       >>> with StopSignals() as stop:
@@ -37,8 +44,12 @@ class StopSignals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._previous[signum] = signal.signal(signum, self._receive)
+            for signum in STOPS:
+                if signal.getsignal(signum) is not signal.SIG_IGN or signum in (
+                    signal.SIGTERM,
+                    signal.SIGINT,
+                ):
+                    self._previous[signum] = signal.signal(signum, self._receive)
         return self
 
     def __exit__(self, *_):

@@ -60,17 +60,17 @@ def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
 
 @contextlib.contextmanager
 def unmade_if_empty(workdir: str) -> Iterator[None]:
-    """At the end a workdir that was made within and holds nothing goes again.
+    """At the end the directory of checkpoints that was made within and holds nothing goes again.
 
     It is opened before data are prepared, which takes long, so that one that cannot be written is refused
     first; data that cannot be used are known only then.
     """
-    paths = checkpoint_directory(workdir), os.path.abspath(workdir)
-    new = [path for path in paths if not os.path.exists(path)]
+    path = checkpoint_directory(workdir)
+    new = not os.path.exists(path)
     try:
         yield
     finally:
-        for path in new:
+        if new:
             with contextlib.suppress(OSError):  # not empty, or never made
                 os.rmdir(path)
 

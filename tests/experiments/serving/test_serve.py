@@ -43,7 +43,9 @@ def interrupted_in_an_answer(port: int, signum: int, lines: list[str]) -> None:
                 time.sleep(0.05)
 
 
-@pytest.mark.parametrize("signum, grace, code", [(signal.SIGTERM, 60, 0), (signal.SIGINT, 0, 130)])
+@pytest.mark.parametrize(
+    "signum, grace, code", [(signal.SIGTERM, 60, 0), (signal.SIGINT, 0, 130), (signal.SIGUSR1, 60, 0)]
+)
 def test_a_signal_ends_the_server_and_no_answer_is_left_open(exported, signum, grace, code):
     for package in ("fastapi", "uvicorn", "httpx"):
         pytest.importorskip(package, reason=f"the server needs {package}; install requirements-dev.txt")
