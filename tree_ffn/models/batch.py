@@ -15,6 +15,7 @@ import numpy as np
 
 from tree_ffn.errors import check_positive_int
 from tree_ffn.models import cache_rows, decode
+from tree_ffn.models.penalties import Changes, changes
 from tree_ffn.models.request import Made, Request, program_of, read_together, rounded_top
 from tree_ffn.models.sampling import Sampling, keys, rules
 from tree_ffn.models.scoring import TokenScores, token_scores
@@ -32,15 +33,14 @@ _score = jax.jit(token_scores, static_argnames=("n_top",))
 
 @dataclasses.dataclass
 class _Row:
-    """A request under way: its latest token, and how many it has."""
+    """A request under way, and the tokens it has."""
 
     request: Request
-    token: int = 0
-    n_made: int = 0
+    made: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def done(self) -> bool:
-        return self.n_made >= self.request.n_tokens
+        return len(self.made) >= self.request.n_tokens
 
 
 class _Chosen(NamedTuple):
@@ -75,6 +75,7 @@ class Batch:
         self._running: list[_Row | None] = []  # by row of the cache; None: nobody's
         self._cache: Cache | None = None
         self._by = ()  # keys and rules of the rows
+        self._changes: Changes | None = None  # of their scores
         self._ahead: _Chosen | None = None  # the next step, already under way
 
     @property
@@ -121,7 +122,13 @@ class Batch:
             prompt_BC[row, : len(one.prompt)] = one.prompt
         length_B = np.asarray([len(one.prompt) for one in filled], np.int32)
         token_B, logits_BV, cache, prompt = _prefill(
-            self.variables, prompt_BC, length_B, *_choice(filled), spec=self.spec, n_top=n_top
+            self.variables,
+            prompt_BC,
+            length_B,
+            *_choice(filled),
+            changes([(one.penalties, one.prompt, ()) for one in filled], self.spec.vocab_size),
+            spec=self.spec,
+            n_top=n_top,
         )
         rows: list[_Row | None] = [_Row(one) for one in group]
         made = self._tell(rows, self._scored(rows, token_B, logits_BV))
@@ -135,7 +142,8 @@ class Batch:
         """One step of the rows under way; where nothing will change, the device begins the next one."""
         chosen = self._ahead
         if chosen is None:
-            chosen = self._advanced(np.asarray([row.token if row else 0 for row in self._running], np.int32))
+            latest = [row.made[-1] if row else 0 for row in self._running]
+            chosen = self._advanced(np.asarray(latest, np.int32))
         self._ahead = self._advanced(chosen.token_B) if self._is_steady() else None
         made = self._tell(self._running, chosen)
         self._running = _under_way(self._running)
@@ -145,12 +153,12 @@ class Batch:
         """Whether the step after this one has the same rows."""
         rows = [row for row in self._running if row]
         none_joins = not self._waiting or len(rows) == self.rows
-        none_leaves = all(row.n_made + 1 < row.request.n_tokens for row in rows)
+        none_leaves = all(len(row.made) + 1 < row.request.n_tokens for row in rows)
         return none_joins and none_leaves and decode.power_of_two(len(rows), 1) == len(self._running)
 
     def _advanced(self, token_B) -> _Chosen:
-        token_B, logits_BV, self._cache = _advance(
-            self.variables, self._cache, token_B, *self._by, spec=self.spec
+        token_B, logits_BV, self._cache, self._changes = _advance(
+            self.variables, self._cache, token_B, *self._by, self._changes, spec=self.spec
         )
         return self._scored(self._running, token_B, logits_BV)
 
@@ -168,12 +176,13 @@ class Batch:
         for i, row in enumerate(rows):
             if row is None:
                 continue
-            row.token, row.n_made, one = token_B[i], row.n_made + 1, row.request
+            row.made.append(token_B[i])
+            one = row.request
             if one.n_tokens == 0:
                 made.append(Made(one, None, None, None, last=True))
                 continue
             its_scores = None if scores is None or one.n_top is None else scores.at(i, one.n_top)
-            made.append(Made(one, row.token, its_scores, None, row.done))
+            made.append(Made(one, token_B[i], its_scores, None, row.done))
         return made
 
     def _rearrange(self, parts) -> None:
@@ -195,7 +204,11 @@ class Batch:
         room = min(decode.power_of_two(need), self.spec.context)
         taken = [(cache, [i for i, _ in rows]) for cache, rows in parts]
         self._cache = cache_rows.join(taken, n_rows, room)
-        self._by = _choice([(row or rows[-1]).request for row in self._running])
+        filled = [row or rows[-1] for row in self._running]
+        self._by = _choice([row.request for row in filled])
+        # The latest token is counted by the step that reads it.
+        histories = [(row.request.penalties, row.request.prompt, row.made[:-1]) for row in filled]
+        self._changes = changes(histories, self.spec.vocab_size)
 
 
 def generate(

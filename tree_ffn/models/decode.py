@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
 from tree_ffn.models.attention import KeyValue
+from tree_ffn.models.penalties import Changes, changed, counted
 from tree_ffn.models.sampling import Rules, sample
 from tree_ffn.models.scoring import token_scores
 from tree_ffn.models.spec import ModelSpec
@@ -40,7 +41,17 @@ def for_decoding(spec: ModelSpec, variables: dict) -> tuple[ModelSpec, dict]:
     return spec, {**variables, "params": jax.tree_util.tree_map_with_path(cast, variables["params"])}
 
 
-def prefill(variables, prompt_BC, length_B, key_B, by: Rules, *, spec: ModelSpec, n_top: int | None = None):
+def prefill(
+    variables,
+    prompt_BC,
+    length_B,
+    key_B,
+    by: Rules,
+    changes: Changes | None = None,
+    *,
+    spec: ModelSpec,
+    n_top: int | None = None,
+):
     """Reads prompts of their own lengths, chooses the first new token of each, and scores the prompts.
 
     Args:
@@ -49,11 +60,12 @@ def prefill(variables, prompt_BC, length_B, key_B, by: Rules, *, spec: ModelSpec
       length_B: int32 [B], positions that are not padding.
       key_B: typed PRNG keys of the whole generation.
       by: how tokens are chosen.
+      changes: of the scores, before.
       spec, n_top: static under jit; n_top None scores no prompt, and then the
         scores of all V tokens are computed at the last position only.
 
     Returns:
-      token int32 [B], its scores float32 [B, V], the cache with `length_B` positions, and
+      token int32 [B], the model's scores float32 [B, V], the cache with `length_B` positions, and
       `TokenScores` [B, C - 1] of the prompt's tokens from the second on, or None.
     """
     cache, last_B1 = init_cache(spec, *prompt_BC.shape), (length_B - 1)[:, None]
@@ -65,13 +77,23 @@ def prefill(variables, prompt_BC, length_B, key_B, by: Rules, *, spec: ModelSpec
         logits_BV = jnp.take_along_axis(logits_BCV, last_B1[..., None], axis=1, mode="clip")[:, 0]
         prompt = token_scores(logits_BCV[:, :-1], prompt_BC[:, 1:], n_top)
     # Padding filled the cache beyond a row's length; each later position is written before it is read.
-    return sample(logits_BV, key_B, length_B, by), logits_BV, cache._replace(length=length_B), prompt
+    token_B = sample(changed(logits_BV, changes), key_B, length_B, by)
+    return token_B, logits_BV, cache._replace(length=length_B), prompt
 
 
-def advance(variables, cache: Cache, token_B, key_B, by: Rules, *, spec: ModelSpec):
-    """One step of decoding: next token int32 [B], its scores float32 [B, V], extended cache."""
+def advance(
+    variables, cache: Cache, token_B, key_B, by: Rules, changes: Changes | None = None, *, spec: ModelSpec
+):
+    """One step of decoding, after `token_B` was made.
+
+    Returns:
+      the next token int32 [B], the model's scores float32 [B, V], the extended cache, and the changes
+      with `token_B` counted.
+    """
+    changes = None if changes is None else counted(changes, token_B)
     logits_B1V, _, cache = Transformer(spec).apply(variables, token_B[:, None], cache)
-    return sample(logits_B1V[:, 0], key_B, cache.length, by), logits_B1V[:, 0], cache
+    logits_BV = logits_B1V[:, 0]
+    return sample(changed(logits_BV, changes), key_B, cache.length, by), logits_BV, cache, changes
 
 
 def check_tokens(spec: ModelSpec, prompt, n_tokens: int) -> None:

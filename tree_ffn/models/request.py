@@ -3,8 +3,9 @@
 import dataclasses
 from typing import NamedTuple
 
-from tree_ffn.errors import check_positive_int
+from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models import decode
+from tree_ffn.models.penalties import Penalties
 from tree_ffn.models.sampling import Sampling
 from tree_ffn.models.scoring import TokenScores
 from tree_ffn.models.spec import ModelSpec
@@ -26,6 +27,7 @@ class Request:
       scored: the log-probabilities of the prompt's own tokens are wanted.
       n_top: those of the new tokens are wanted, and at every position those of
         this many likeliest ones; None: new tokens are not scored.
+      penalties: what changes the scores before a token is chosen; those that are told are the model's own.
     """
 
     prompt: tuple[int, ...]
@@ -34,12 +36,16 @@ class Request:
     seed: int = 0
     scored: bool = False
     n_top: int | None = None
+    penalties: Penalties = Penalties()
 
     def check(self, spec: ModelSpec) -> None:
         """Raises InputError where a model cannot do it."""
         check_positive_int("seed", self.seed, least=0)
         check_positive_int("tokens", self.n_tokens, least=0 if self.scored else 1)
         decode.check_tokens(spec, self.prompt, self.n_tokens)
+        for token, _ in self.penalties.logit_bias:
+            if token >= spec.vocab_size:
+                raise InputError(f"logit_bias: token {token} is not allowed; use 0 to {spec.vocab_size - 1}.")
         if self.n_top is not None:
             check_positive_int("n_top", self.n_top, least=0)
 

@@ -23,6 +23,7 @@ class Sampling:
       temperature: scores are divided by it.
       top_k: keep the k likeliest tokens; 0 keeps all.
       top_p: keep the likeliest tokens until their probabilities reach top_p.
+      min_p: of those that are left, keep the tokens of at least min_p times the likeliest one's probability.
 
     Raises:
       InputError: names the field, its value and what is allowed.
@@ -32,6 +33,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self):
         if not self.temperature > 0:
@@ -41,6 +43,8 @@ class Sampling:
         check_positive_int("top_k", self.top_k, least=0)
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p: {self.top_p!r} is not allowed; use a number above 0, at most 1.")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p: {self.min_p!r} is not allowed; use a number from 0 to 1.")
 
 
 class Rules(NamedTuple):
@@ -50,13 +54,14 @@ class Rules(NamedTuple):
       greedy_B: bool [B].
       temperature_B: float32 [B].
       top_k_B: int32 [B]; 0 keeps all.
-      top_p_B: float32 [B].
+      top_p_B, min_p_B: float32 [B].
     """
 
     greedy_B: np.ndarray
     temperature_B: np.ndarray
     top_k_B: np.ndarray
     top_p_B: np.ndarray
+    min_p_B: np.ndarray
 
 
 def rules(samplings: Sequence[Sampling]) -> Rules:
@@ -72,6 +77,7 @@ def rules(samplings: Sequence[Sampling]) -> Rules:
         # No vocabulary is larger than int32 can count.
         np.asarray([min(one.top_k, 2**31 - 1) for one in samplings], np.int32),
         np.asarray([one.top_p for one in samplings], np.float32),
+        np.asarray([one.min_p for one in samplings], np.float32),
     )
 
 
@@ -90,27 +96,36 @@ def sample(logits_BV: jax.Array, key_B: jax.Array, place_B: jax.Array, by: Rules
       logits_BV: float32 [B, V].
       key_B: typed PRNG keys of the whole sequences; greedy rows do not read theirs.
       place_B: int32 [B], the token's place in its sequence: each has a key of its own.
-      by: the rules. top_k is applied before top_p, on tempered scores.
-
-    Source: nucleus sampling (top_p), Holtzman et al. 2019, arXiv 1904.09751.
+      by: the rules.
     """
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
     def drawn():
-        # The largest becomes 0: however cold, a quotient is finite or -inf.
-        tempered_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / by.temperature_B[:, None]
-        narrow_B = (by.top_k_B > 0) | (by.top_p_B < 1)
-        # Sorting a vocabulary is most of the work: done only where a row asks for it.
-        tempered_BV = jax.lax.cond(
-            jnp.any(narrow_B),
-            lambda: jnp.where(narrow_B[:, None], _narrowed(tempered_BV, by), tempered_BV),
-            lambda: tempered_BV,
-        )
+        kept_BV = kept(logits_BV, by)
         key_of_place_B = jax.vmap(jax.random.fold_in)(key_B, place_B)
-        token_B = jax.vmap(jax.random.categorical)(key_of_place_B, tempered_BV).astype(jnp.int32)
+        token_B = jax.vmap(jax.random.categorical)(key_of_place_B, kept_BV).astype(jnp.int32)
         return jnp.where(by.greedy_B, likeliest_B, token_B)
 
     return jax.lax.cond(jnp.all(by.greedy_B), lambda: likeliest_B, drawn)
+
+
+def kept(logits_BV: jax.Array, by: Rules) -> jax.Array:
+    """The scores [B, V] that tokens are drawn from, -inf where one is left out.
+
+    They are divided by the temperature; then top_k, top_p and min_p choose, each among what the former left.
+
+    Sources: top_p, Holtzman et al. 2019, arXiv 1904.09751; min_p, Nguyen et al. 2024, arXiv 2407.01082.
+    """
+    # The largest becomes 0: however cold, a quotient is finite or -inf.
+    tempered_BV = (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / by.temperature_B[:, None]
+    narrow_B = (by.top_k_B > 0) | (by.top_p_B < 1)
+    # Sorting a vocabulary is most of the work: done only where a row asks for it.
+    left_BV = jax.lax.cond(
+        jnp.any(narrow_B),
+        lambda: jnp.where(narrow_B[:, None], _narrowed(tempered_BV, by), tempered_BV),
+        lambda: tempered_BV,
+    )
+    return jnp.where(left_BV >= jnp.log(by.min_p_B)[:, None], left_BV, -jnp.inf)
 
 
 def _narrowed(logits_BV, by):
