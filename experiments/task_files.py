@@ -170,9 +170,7 @@ def _sources(task: TaskFile, name: str, data: str) -> list[str]:
         paths = [os.path.join(data, stem + ending + suffix) for suffix in ("", *SUFFIXES)]
         path = next(filter(os.path.isfile, paths), None)
         if path is None:
-            raise InputError(
-                f"--task_data: {paths[0]} (plain or packed) is missing; {task.name} needs it."
-            )
+            raise InputError(f"--task_data: {paths[0]} (plain or packed) is missing; {task.name} needs it.")
         found.append(path)
     return found
 

@@ -29,7 +29,7 @@ class Choice:
     def __init__(self, asked: Completion, index: int, tokenizer: Tokenizer):
         self._asked, self._index, self._tokenizer = asked, index, tokenizer
         self._ids, self._echoed = asked.prompts[index // asked.n]
-        self._text = TextStream(tokenizer, asked.stops, self._ids)
+        self._text = TextStream(tokenizer, asked.stops, self._ids, asked.end_ids)
         self._n_sent = 0
         self._entries: list[tuple] = []  # of made tokens, not yet sent: rows of LISTS
         self._begun = False
@@ -43,7 +43,7 @@ class Choice:
         new, ended = "", False
         if made.token is not None:
             self.n_made += 1
-            ended = made.token == self._tokenizer.end_id
+            ended = made.token in self._asked.end_ids
             if made.scores is not None:
                 self._entries.append(
                     self._entry(made.token, made.scores, self._n_sent + self._text.n_held, self._text.before)

@@ -1,19 +1,17 @@
 """What a client asks for, in OpenAI's form of /v1/completions: read, checked, and turned into requests."""
 
 import dataclasses
-import secrets
 from typing import Any
 
 from experiments.loaded import Loaded
+from experiments.serving import choosing
 from experiments.serving.fields import MOST_INT, Fields, is_id, shown
 from experiments.serving.refusal import Refusal, blaming
 from tree_ffn.data.text_stream import Characters
 from tree_ffn.errors import InputError
-from tree_ffn.json_input import check_characters
 from tree_ffn.models.batch import Request
-from tree_ffn.models.sampling import Sampling
 
-MOST_TOP, MOST_STOPS, MOST_TEMPERATURE = 5, 32, 2.0
+MOST_TOP = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +20,20 @@ class Completion:
 
     Attributes:
       prompts: (ids, the text that echo repeats) of every prompt.
-      echo, stream, include_usage, stops, n, logprobs: as the client gave them.
       requests: prompt-major, n for each prompt.
+      n, logprobs, echo, stream, include_usage, stops: as the client gave them.
+      end_ids: tokens that end a text.
     """
 
     prompts: list[tuple[tuple[int, ...], str]]
     requests: list[Request]
+    n: int
+    logprobs: int | None
     echo: bool
     stream: bool
     include_usage: bool
     stops: tuple[str, ...]
-    n: int
-    logprobs: int | None
+    end_ids: frozenset[int]
 
 
 def parse(body: Any, model: Loaded, name: str, most: int) -> Completion:
@@ -49,43 +49,70 @@ def parse(body: Any, model: Loaded, name: str, most: int) -> Completion:
       Refusal: names the field, the value and what is allowed.
     """
     fields = Fields(body)
-    if fields.take("model", str, name) != name:
-        raise Refusal(404, f"model: {shown(body['model'])} is not served here; use {name!r}.", "model")
-    prompts = [_prompt(one, model) for one in _prompts(fields.take("prompt", (str, list), ""))]
-    n = _n(fields, most)
-    if len(prompts) * n > most:
-        raise Refusal(
-            400, f"prompt: {len(prompts)} prompts, each n = {n} times, are more than {most}.", "prompt"
-        )
-    echo, stream = fields.take("echo", bool, False), fields.take("stream", bool, False)
+    check_model(fields, name)
+    asked = _prompts(fields.take("prompt", (str, list), ""))
+    echo = fields.take("echo", bool, False)
     logprobs = fields.number("logprobs", int, None, 0, MOST_TOP)
     n_tokens = fields.number("max_tokens", int, 16, 0, MOST_INT)
     if n_tokens == 0 and not echo:
         raise Refusal(400, "max_tokens: 0 is only allowed with echo.", "max_tokens")
-    seed = fields.number("seed", int, None, -(2**63), 2**64 - 1)
-    seed = secrets.randbits(32) if seed is None else seed % 2**32
-    sampling, stops, include_usage = _sampling(fields), _stops(fields), _include_usage(fields, stream)
-    fields.finish()
+    most_read = most_prompt(fields, model, n_tokens)
+    prompts = [_prompt(one, model, most_read) for one in asked]
+    return assembled(fields, model, most, prompts, n_tokens, logprobs, echo)
+
+
+def check_model(fields: Fields, name: str) -> None:
+    """Raises Refusal where another model is asked for."""
+    if (asked := fields.take("model", str, name)) != name:
+        raise Refusal(404, f"model: {shown(asked)} is not served here; use {name!r}.", "model")
+
+
+def most_prompt(fields: Fields, model: Loaded, n_tokens: int) -> int | None:
+    """How many of a prompt's last ids are read; None: all, and a prompt that is too long is refused."""
+    name = "truncate_prompt_tokens"
+    most = fields.number(name, int, None, -1, MOST_INT)
+    if most == 0:
+        raise Refusal(400, f"{name}: 0 is not allowed; use -1 for what fits, or a number from 1.", name)
+    return max(1, model.spec.context - n_tokens) if most == -1 else most
+
+
+def assembled(
+    fields: Fields,
+    model: Loaded,
+    most: int,
+    prompts: list[tuple[tuple[int, ...], str]],
+    n_tokens: int,
+    logprobs: int | None,
+    echo: bool = False,
+) -> Completion:
+    """The request to continue some prompts, by what is left of the fields.
+
+    Raises:
+      Refusal: a field is wrong, or nobody knows it.
+    """
+    n = choosing.n_answers(fields, most)
+    if len(prompts) * n > most:
+        raise Refusal(
+            400, f"prompt: {len(prompts)} prompts, each n = {n} times, are more than {most}.", "prompt"
+        )
+    stream = fields.take("stream", bool, False)
+    seed, sampling = choosing.seed(fields), choosing.sampling(fields)
+    penalties = choosing.penalties(fields, model.spec.vocab_size)
     # What is only repeated is read nevertheless, as what is scored.
     scored = echo and (logprobs is not None or n_tokens == 0)
     requests = [
-        Request(ids, n_tokens, sampling, (seed + i) % 2**32, scored, logprobs)
+        Request(ids, n_tokens, sampling, (seed + i) % 2**32, scored, logprobs, penalties)
         for ids, _ in prompts
         for i in range(n)
     ]
+    found = Completion(
+        prompts, requests, n, logprobs, echo, stream, choosing.include_usage(fields, stream),
+        choosing.stops(fields), choosing.end_ids(fields, model.tokenizer.end_id, model.spec.vocab_size),
+    )  # fmt: skip
+    fields.finish()
     for one in requests:
         _check(one, model)
-    return Completion(prompts, requests, echo, stream, include_usage, stops, n, logprobs)
-
-
-def _n(fields: Fields, most: int) -> int:
-    """How many answers to each prompt; as many candidates are made, and no more."""
-    n = fields.number("n", int, 1, 1, most)
-    if (best_of := fields.take("best_of", int, n)) != n:
-        raise Refusal(
-            400, f"best_of: {shown(best_of)} is not supported; use {n}, as n is, or leave it out.", "best_of"
-        )
-    return n
+    return found
 
 
 def _prompts(value) -> list:
@@ -99,43 +126,24 @@ def _prompts(value) -> list:
     raise Refusal(400, "prompt: use a text, a list of token ids, or a list of either, not empty.", "prompt")
 
 
-def _prompt(value, model: Loaded) -> tuple[tuple[int, ...], str]:
-    """A prompt's ids, and the text that echo repeats."""
-    if isinstance(value, list):
-        # A character that the last ids begin is part of the answer.
-        return tuple(value), "".join(map(Characters(model.tokenizer).push, value))
-    with blaming("prompt"):
-        return model.prompt(value), value
+def _prompt(value, model: Loaded, most: int | None) -> tuple[tuple[int, ...], str]:
+    """A prompt's ids, the last of them if there are too many, and the text that echo repeats."""
+    if isinstance(value, str):
+        with blaming("prompt"):
+            ids = model.prompt(value)
+    else:
+        ids = tuple(value)
+    if most is None or len(ids) <= most:
+        return ids, value if isinstance(value, str) else _text(ids, model)
+    # What stands before every text stays, as with the tokenizers of transformers.
+    n_kept = len(model.begins_with) if isinstance(value, str) and len(model.begins_with) < most else 0
+    ids = (*ids[:n_kept], *ids[len(ids) - most + n_kept :])
+    return ids, _text(ids, model)
 
 
-def _sampling(fields: Fields) -> Sampling:
-    temperature = fields.number("temperature", float, 1.0, 0, MOST_TEMPERATURE)
-    top_p, top_k = fields.number("top_p", float, 1.0, 0, 1), fields.number("top_k", int, 0, -1, MOST_INT)
-    try:
-        return Sampling(temperature == 0, temperature or 1.0, max(top_k, 0), top_p)
-    except InputError as error:
-        raise Refusal(400, str(error), str(error).partition(":")[0]) from None
-
-
-def _stops(fields: Fields) -> tuple[str, ...]:
-    value = fields.take("stop", (str, list), [])
-    stops = [value] if isinstance(value, str) else value
-    if len(stops) > MOST_STOPS or not all(isinstance(one, str) and one for one in stops):
-        raise Refusal(400, f"stop: use a string or at most {MOST_STOPS} strings, none of them empty.", "stop")
-    with blaming("stop"):
-        for one in stops:
-            check_characters(one, "stop")
-    return tuple(stops)
-
-
-def _include_usage(fields: Fields, stream: bool) -> bool:
-    options = fields.take("stream_options", dict, {})
-    asked = {name: value for name, value in options.items() if value is not None and value is not False}
-    if asked and not (stream and list(asked) == ["include_usage"] and asked["include_usage"] is True):
-        raise Refusal(
-            400, "stream_options: only include_usage is known, and only with stream.", "stream_options"
-        )
-    return bool(asked)
+def _text(ids: tuple[int, ...], model: Loaded) -> str:
+    # A character that the last ids begin is part of the answer.
+    return "".join(map(Characters(model.tokenizer).push, ids))
 
 
 def _check(request: Request, model: Loaded) -> None:

@@ -11,17 +11,15 @@ NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true 
 # Fields of OpenAI's and vLLM's clients that are not done here, and their values (beside null) without effect.
 NEUTRAL: dict[str, tuple] = {
     "add_special_tokens": (True,), "allowed_token_ids": (), "audio": (), "bad_words": ([],),
-    "chat_template": (), "early_stopping": (False,), "frequency_penalty": (0,),
-    "function_call": ("auto", "none"), "functions": ([],), "guided_choice": (), "guided_grammar": (),
-    "guided_json": (), "guided_regex": (), "ignore_eos": (False,), "include_stop_str_in_output": (False,),
-    "length_penalty": (1,), "logit_bias": ({},), "min_p": (0,), "min_tokens": (0,),
-    "modalities": (["text"],), "parallel_tool_calls": (False, True), "prediction": (),
-    "presence_penalty": (0,), "priority": (0,), "prompt_embeds": (), "prompt_logprobs": (),
-    "reasoning_effort": (), "repetition_penalty": (1,), "response_format": ({"type": "text"},),
-    "return_token_ids": (False,), "service_tier": ("auto", "default"), "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,), "stop_token_ids": ([],), "store": (False,),
-    "structured_outputs": (), "suffix": ("",), "tool_choice": ("auto", "none"), "tools": ([],),
-    "truncate_prompt_tokens": (), "use_beam_search": (False,),
+    "chat_template": (), "early_stopping": (False,), "function_call": ("auto", "none"), "functions": ([],),
+    "guided_choice": (), "guided_grammar": (), "guided_json": (), "guided_regex": (),
+    "include_stop_str_in_output": (False,), "length_penalty": (1,), "min_tokens": (0,),
+    "modalities": (["text"],), "parallel_tool_calls": (False, True), "prediction": (), "priority": (0,),
+    "prompt_embeds": (), "prompt_logprobs": (), "reasoning_effort": (),
+    "response_format": ({"type": "text"},), "return_token_ids": (False,), "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,), "store": (False,),
+    "structured_outputs": (), "suffix": ("",),
+    "tool_choice": ("auto", "none"), "tools": ([],), "use_beam_search": (False,),
 }  # fmt: skip
 # Fields of those clients that change no answer, whatever they hold.
 LABELS = ("metadata", "prompt_cache_key", "request_id", "safety_identifier", "user")

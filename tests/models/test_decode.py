@@ -92,7 +92,9 @@ def test_bad_requests_are_refused(prompt, n_tokens, words):
         decode.check_tokens(spec, prompt[0], n_tokens)
 
 
-@pytest.mark.parametrize("fields", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"min_p": 1.5}]
+)
 def test_bad_sampling_is_refused(fields):
     with pytest.raises(InputError, match=f"^{next(iter(fields))}: "):
         Sampling(**fields)

@@ -2,7 +2,7 @@
 
 import codecs
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from tree_ffn.data.tokenizers import Tokenizer
 
@@ -59,9 +59,10 @@ class TextStream:
     borders of tokens lie makes no difference.
 
     Args:
-      tokenizer: of the tokens; its end token stops the text too.
+      tokenizer: of the tokens.
       stops: strings, none of them empty.
       context: the tokens before, as of `Characters`.
+      ends: tokens that stop the text too and are no part of it; None: the tokenizer's end token.
 
     Attributes:
       stopped: nothing more comes.
@@ -73,9 +74,15 @@ class TextStream:
       (['a', '', '-b', '', '', ''], True)
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Iterable[str] = (), context: Sequence[int] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Iterable[str] = (),
+        context: Sequence[int] = (),
+        ends: Container[int] | None = None,
+    ):
         self._characters = Characters(tokenizer, context)
-        self._end_id = tokenizer.end_id
+        self._ends = {tokenizer.end_id} if ends is None else ends
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
@@ -94,7 +101,7 @@ class TextStream:
         """The text that is certain now, after one more token."""
         if self.stopped:
             return ""
-        if token == self._end_id:
+        if token in self._ends:
             text = self.rest()
             self.stopped = True
             return text

@@ -95,11 +95,10 @@ def changes(
         made_BV[i] = np.bincount(np.asarray(made, np.int64), minlength=vocab_size)
         for token, bias in one.logit_bias:
             bias_BV[i, token] += bias
-    numbers = [
-        np.asarray([getattr(one, f"{name}_penalty") for one in asked], np.float32)
-        for name in ("presence", "frequency", "repetition")
-    ]
-    return jax.device_put(Changes(*numbers, bias_BV, read_BV, made_BV))
+    presence_B, frequency_B, repetition_B = np.asarray(
+        [(one.presence_penalty, one.frequency_penalty, one.repetition_penalty) for one in asked], np.float32
+    ).T
+    return jax.device_put(Changes(presence_B, frequency_B, repetition_B, bias_BV, read_BV, made_BV))
 
 
 def counted(by: Changes, token_B: jax.Array) -> Changes:
@@ -115,8 +114,5 @@ def changed(logits_BV: jax.Array, by: Changes | None) -> jax.Array:
     logits_BV = logits_BV + by.bias_BV
     factor_BV = jnp.where(by.read_BV | (by.made_BV > 0), by.repetition_B[:, None], 1.0)
     logits_BV = jnp.where(logits_BV > 0, logits_BV / factor_BV, logits_BV * factor_BV)
-    return (
-        logits_BV
-        - by.frequency_B[:, None] * by.made_BV
-        - by.presence_B[:, None] * (by.made_BV > 0)
-    )  # fmt: skip
+    logits_BV = logits_BV - by.frequency_B[:, None] * by.made_BV.astype(jnp.float32)
+    return jnp.where(by.made_BV > 0, logits_BV - by.presence_B[:, None], logits_BV)
