@@ -52,6 +52,8 @@ def _import() -> None:
     export.save(_TO.value, model.spec, model.variables, name, meta)
     tokenizer_files.copy(paths, _TO.value)
     print(f"{_TO.value}: {model.origin['family']}, {model.spec.n_layers} layers, width {model.spec.width}")
+    if rounded := model.origin["rounded"]:
+        print(f"{rounded} tensors are float64; they were rounded to {model.spec.param_dtype}")
     if not name:
         print("no tokenizer is beside the checkpoint; experiments.generate will need --tokenizer")
 

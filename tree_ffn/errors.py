@@ -41,6 +41,19 @@ def check_number(field: str, value: Any, *, least: float | None = None, above: f
     raise InputError(f"{field}: {value!r} is not allowed; use a number{rule}.")
 
 
+def check_not_pointer(where: str, beginning: bytes) -> None:
+    """Raises InputError where a file is what git-lfs leaves in its place until it is fetched.
+
+    Example:
+      >>> check_not_pointer("a.json", b"version https://git-lfs.github.com/spec/v1")
+      Traceback (most recent call last):
+      ...
+      tree_ffn.errors.InputError: a.json is a pointer of git-lfs, not the file; fetch it with: git lfs pull.
+    """
+    if beginning.startswith(b"version https://git-lfs"):
+        raise InputError(f"{where} is a pointer of git-lfs, not the file; fetch it with: git lfs pull.")
+
+
 def reason(error: BaseException) -> str:
     """What another library's exception says, short enough to stand inside a sentence.
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, check_not_pointer
 
 # The longest first: UTF-32's mark of little-endian text begins as UTF-16's does.
 _OTHER_MARKS = {
@@ -47,6 +47,7 @@ def parse_json(
     except RecursionError:
         why = "it is nested too deeply"
     except json.JSONDecodeError as error:
+        check_not_pointer(where, error.doc[:40].encode(errors="replace"))
         why = f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
     except UnicodeDecodeError as error:
         why = f"byte {error.start} is not UTF-8"

@@ -51,7 +51,7 @@ def change(directory, **values):
     "damage, words",
     [
         (lambda d: (d / "config.json").unlink(), "config.json' cannot be read: No such file"),
-        (lambda d: (d / "config.json").write_text("{"), "config.json' is not JSON"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json' is not JSON that can be read"),
         (
             lambda d: (d / "config.json").write_text('{"model_type": "opt"}'),
             "config.json' is not a model of tree_ffn",

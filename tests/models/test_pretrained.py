@@ -245,7 +245,7 @@ def change(directory: pathlib.Path, **values):
         ({"word_embed_proj_dim": 8}, "word_embed_proj_dim in .*: 8 .*OPT-350m.* only hidden_size = 16 is"),
         ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm in .*: True is not supported"),
         ({"enable_bias": False}, "enable_bias in .*: False is not supported; only True is"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings in .*: False is not supported"),
+        ({"tie_word_embeddings": False}, r"config.json; missing: lm_head.weight\.$"),
         ({"activation_function": "swish"}, "activation_function in .*: 'swish' is not known; use one of:"),
         ({"hidden_size": None}, "hidden_size in .*: None is not allowed; use a whole number"),
         ({"ffn_dim": "40"}, "ffn_dim in .*: '40' is not allowed; use a whole number"),
@@ -335,7 +335,7 @@ def test_an_index_that_leads_astray(tmp_path, weight_map, words):
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10**5, '"' + "x" * 17_000_000 + '"', "\xff"])
 def test_a_config_that_is_no_json_object(copied, text):
     (copied / "config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=r"config.json' is not a JSON object of at most 16 MiB\.$"):
+    with pytest.raises(InputError, match=r"config.json' is (no JSON object|not JSON|larger than)"):
         pretrained.load(str(copied))
 
 

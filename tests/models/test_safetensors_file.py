@@ -69,7 +69,7 @@ def test_the_package_reads_what_is_written(tmp_path):
         (b"{", {}, "its header is not JSON"),
         (b'{"\xff": 1}', {}, "its header is not JSON"),
         (b'{"a":' * 100_000, {}, "its header is not JSON"),
-        (b'{"a": 1, "a": 2}', {}, "its header has a name twice"),
+        (b'{"a": 1, "a": 2}', {}, "its header is not JSON that can be read: it has a name twice"),
         (VALID, {"n": 2**63}, "it is cut off, or it is a file of another kind"),
         (VALID, {"data_bytes": 31}, "its tensors need 32 bytes, the file has 31"),
         (VALID, {"data_bytes": 33}, "its tensors need 32 bytes, the file has 33"),

@@ -12,8 +12,10 @@ import numpy as np
 import optax
 import pytest
 
+from tests.models.kinds import random_variables
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
+from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.training import sharding
 from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
 from tree_ffn.training.config import resolved
@@ -250,4 +252,17 @@ def test_inference_with_another_config_names_the_leaf(tmp_path, texts):
         checkpoints.save(make_state(), {"config": config, "data": {"vocab_size": 257}})
         checkpoints.wait()
     with pytest.raises(InputError, match="checkpoint: .* has no params/embed/positions"):
+        restore_for_inference(str(tmp_path))
+
+
+def test_inference_refuses_a_weight_that_is_no_finite_number(tmp_path, texts):
+    config = tiny_config(texts)
+    variables = random_variables(model_spec_from_config(config, 257))
+    table = variables["params"]["embed"]["tokens"]
+    variables["params"]["embed"]["tokens"] = table.at[5, 2].set(jnp.inf)
+    state = TrainState(jnp.int32(0), **variables, opt_state=())
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.save(state, {"config": resolved(config), "data": {"vocab_size": 257}})
+        checkpoints.wait()
+    with pytest.raises(InputError, match=r"^checkpoint: params/embed/tokens in '.*/0' is inf at \[5, 2\]"):
         restore_for_inference(str(tmp_path))

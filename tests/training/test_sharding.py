@@ -71,6 +71,11 @@ def expected_specs():
     return expected | {"opt_state/1/count": P(), "opt_state/3/count": P()}
 
 
+def test_a_head_of_its_own_is_placed_like_the_token_table():
+    mesh = sharding.make_mesh(data=4, model=2)
+    assert sharding.spec_of("params/embed/head", (256, 32), mesh) == P("model")
+
+
 def test_every_leaf_has_exactly_this_spec():
     assert specs(abstract_state(), sharding.make_mesh(data=4, model=2)) == expected_specs()
 

@@ -4,14 +4,14 @@ Only safetensors is ever opened. Pickles (`pytorch_model.bin`) can run code when
 refused by name and never read.
 """
 
-import json
 import os
 from typing import NamedTuple
 
 import numpy as np
 
-from tree_ffn.errors import InputError, reason
-from tree_ffn.models.safetensors_file import Entry, read_header
+from tree_ffn.errors import InputError, check_not_pointer, reason
+from tree_ffn.json_input import parse_object
+from tree_ffn.models.safetensors_file import Entry, read_header, read_metadata
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -26,15 +26,17 @@ class Files(NamedTuple):
       config: the values of config.json.
       entries: what the headers say of every tensor.
       paths: the file of every tensor.
+      aliases: {name: name of the same tensor}, for names that share a tensor which was written once.
     """
 
     directory: str
     config: dict
     entries: dict[str, Entry]
     paths: dict[str, str]
+    aliases: dict[str, str]
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, copied out of its file.
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """One tensor, or some of its rows, copied out of its file.
 
         The file is opened for this one tensor: its pages leave memory with it.
 
@@ -46,12 +48,12 @@ class Files(NamedTuple):
         path = self.paths[name]
         try:
             with safe_open(path, framework="numpy") as file:
-                tensor = file.get_tensor(name)
+                tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"pretrained: {path!r} cannot be read as safetensors: {reason(error)}."
             ) from None
-        if tensor.shape != self.entries[name].shape:
+        if rows is None and tensor.shape != self.entries[name].shape:
             raise InputError(f"pretrained: {path!r} changed while it was read; start again.")
         return tensor
 
@@ -85,10 +87,29 @@ def open_files(directory: str) -> Files:
         raise InputError(
             f"pretrained: {directory!r} has neither {WEIGHTS} nor {INDEX}; one of them is needed."
         )
-    return Files(directory, read_json(os.path.join(directory, CONFIG)), entries, paths)
+    return Files(
+        directory, read_json(os.path.join(directory, CONFIG)), entries, paths, _aliases(entries, paths)
+    )
+
+
+def _aliases(entries: dict[str, Entry], paths: dict[str, str]) -> dict[str, str]:
+    """What the files' metadata say of tensors that had several names.
+
+    `safetensors.torch.save_model`, also accelerate's, writes such a tensor once and {left out: written}.
+    """
+    aliases = {}
+    for path in sorted(set(paths.values())):
+        for one, other in read_metadata(path).items():
+            for left_out, written in ((one, other), (other, one)):
+                if written in entries and left_out not in entries:
+                    aliases[left_out] = written
+    return aliases
 
 
 def _refuse_pickle(path: str):
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            check_not_pointer(f"pretrained: {path!r}", file.read(40))
     raise InputError(
         f"pretrained: {path!r} is a pickle, which can run code when it is loaded; convert it to safetensors "
         f"({WEIGHTS})."
@@ -99,7 +120,7 @@ def _open_shards(directory: str) -> tuple[dict[str, Entry], dict[str, str]]:
     """Entries and paths of all shards; index and headers must name the same tensors."""
     index = os.path.join(directory, INDEX)
     where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not all(_is_shard_name(name) for name in where.values()):
+    if not isinstance(where, dict) or not where or not all(_is_shard_name(name) for name in where.values()):
         raise InputError(
             f"pretrained: weight_map in {index!r} is not allowed; it maps names of tensors to "
             ".safetensors files of the same directory."
@@ -131,17 +152,13 @@ def read_json(path: str) -> dict:
       InputError: there is none.
     """
     try:
-        values = None
-        if os.path.getsize(path) <= MAX_JSON:
-            with open(path, "rb") as file:
-                values = json.loads(file.read())
+        with open(path, "rb") as file:
+            text = file.read(min(os.path.getsize(path), MAX_JSON) + 1)
     except OSError as error:
         raise InputError(f"pretrained: {path!r} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise InputError(f"pretrained: {path!r} is not a JSON object of at most {MAX_JSON // 2**20} MiB.")
-    return values
+    if len(text) > MAX_JSON:
+        raise InputError(f"pretrained: {path!r} is larger than the {MAX_JSON // 2**20} MiB that are read.")
+    return parse_object(text, f"pretrained: {path!r}")
 
 
 def said(names: list[str], most: int = 8) -> str:

@@ -30,7 +30,7 @@ def for_decoding(spec: ModelSpec, variables: dict) -> tuple[ModelSpec, dict]:
 
     Layers are unrolled, and their matrices are stored in the dtype they are used in:
     neither a slice of a stack nor a cast of them is then made at every token. The
-    embedding, which is also the output head, stays as it is and is cast for the scores.
+    embedding and the output head stay as they are, and the head is cast for the scores.
     """
     spec, variables = unrolled(spec, variables)
 

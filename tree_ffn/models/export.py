@@ -12,7 +12,9 @@ import jax
 import numpy as np
 
 from tree_ffn.errors import InputError
+from tree_ffn.json_input import parse_object
 from tree_ffn.models.describe import abstract_variables
+from tree_ffn.models.finite import check_finite
 from tree_ffn.models.safetensors_file import read_header
 from tree_ffn.models.spec import ModelSpec, spec_from_dict, spec_to_dict
 
@@ -67,7 +69,7 @@ def load(directory: str) -> tuple[ModelSpec, dict, dict]:
       the spec, the variables as NumPy arrays, and the whole of config.json.
 
     Raises:
-      InputError: a file is missing, damaged, or not of this library.
+      InputError: a file is missing, damaged, or not of this library, or a weight is no finite number.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -83,6 +85,7 @@ def load(directory: str) -> tuple[ModelSpec, dict, dict]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"export: {path!r} cannot be read as safetensors: {error}.") from None
     _check_tensors(path, tensors, _by_path(abstract_variables(spec)))
+    check_finite(tensors.items(), path, "export")
     variables: dict = {}
     for name, value in tensors.items():
         *parents, last = name.split("/")
@@ -106,13 +109,11 @@ def read_config(directory: str) -> dict:
     """
     path = os.path.join(directory, CONFIG)
     try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+        with open(path, "rb") as file:
+            config = parse_object(file.read(), f"export: {path!r}", finite=False)
     except OSError as error:
         raise InputError(f"export: {path!r} cannot be read: {error.strerror}.") from None
-    except ValueError:
-        raise InputError(f"export: {path!r} is not JSON; use the directory of an exported model.") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if config.get("format") != FORMAT:
         raise InputError(
             f"export: {path!r} is not a model of {FORMAT}; use the directory of an exported model."
         )

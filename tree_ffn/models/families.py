@@ -13,12 +13,19 @@ defaults); OPT's offset of 2 is fairseq's, where the padding index 1 shifts posi
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
 
 from tree_ffn.models.ffn import total_units
 from tree_ffn.models.spec import ModelSpec
+
+HEAD = "lm_head.weight"
+# What torch.compile, DataParallel, FSDP and gradient checkpointing put between the parts of a name, and what
+# the classes around a decoder put before it.
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+OUTER = re.compile(r"((base_model|model|transformer|decoder)\.)*")
 
 # Their names of activations, and ours. An export says the first name that fits.
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
@@ -47,7 +54,7 @@ class Family:
 
     Attributes:
       architecture: the class that transformers loads it with.
-      prefixes: what may stand before every name; an export writes the first.
+      prefixes: what may stand before every name in their files; an export writes the first.
       layer: what stands before the names of layer i.
       keys: {field of ModelSpec, or "ffn": key of config.json}.
       eps_key: key of the norms' epsilon; None where it is always 1e-5.
@@ -130,8 +137,7 @@ FAMILIES = {
         {"vocab_size": "vocab_size", "context": "n_positions", "width": "n_embd", "n_layers": "n_layer",
          "n_heads": "n_head", "ffn": "n_inner"},
         "layer_norm_epsilon", "gelu_new",
-        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-         "tie_word_embeddings": True},
+        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         False, _gpt2_outer, _gpt2_inner,
     ),
     "opt": Family(
@@ -140,10 +146,27 @@ FAMILIES = {
          "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "ffn": "ffn_dim"},
         None, "relu",
         {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "enable_bias": True,
-         "layer_norm_elementwise_affine": True, "tie_word_embeddings": True},
+         "layer_norm_elementwise_affine": True},
         True, _opt_outer, _opt_inner,
     ),
 }  # fmt: skip
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """What stands before a name of `places`, wrappers left out, and that name.
+
+    Example:
+      >>> split_name("module._orig_mod.transformer.h.0.ln_1.weight")
+      ('transformer.', 'h.0.ln_1.weight')
+    """
+    bare = WRAPPERS.sub("", name)
+    prefix = OUTER.match(bare)[0]  # type: ignore[index]  # it matches nothing, too
+    return prefix, bare[len(prefix) :]
+
+
+def full_name(prefix: str, name: str) -> str:
+    """A name of `places` with the prefix of the decoder, which the head does not have."""
+    return name if name == HEAD else prefix + name
 
 
 def places(family: Family, spec: ModelSpec, positions: int, rows: int) -> dict[str, tuple[Place, int | None]]:
@@ -165,6 +188,8 @@ def places(family: Family, spec: ModelSpec, positions: int, rows: int) -> dict[s
     found: dict[str, tuple[Place, int | None]] = {
         name: (place, None) for name, place in family.outer(rows, positions, spec.width).items()
     }
+    if not spec.tied_head:
+        found[HEAD] = Place((rows, spec.width), "embed/head"), None
     inner = family.inner(spec.width, total_units(spec.ffns[0]))
     for i in range(spec.n_layers):
         found |= {family.layer.format(i) + name: (place, i) for name, place in inner.items()}

@@ -5,6 +5,8 @@ from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.families import ACTIVATIONS, FAMILIES, Family
 from tree_ffn.models.spec import ModelSpec
 
+TIED = "tie_word_embeddings"
+
 
 def family_of(config: dict, path: str) -> Family:
     """The family that config.json names.
@@ -50,7 +52,9 @@ def spec_from_config(config: dict, path: str, n_tensors: int) -> ModelSpec:
     name = config.get("activation_function", family.activation)
     check_choice(f"activation_function in {path!r}", name, tuple(ACTIVATIONS))
     ffn = DenseSpec(values.pop("ffn"), ACTIVATIONS[name])
-    return ModelSpec(ffns=(ffn,) * values["n_layers"], norm_eps=float(eps), **values)
+    tied = config.get(TIED, True)
+    check_choice(f"{TIED} in {path!r}", tied, (True, False))
+    return ModelSpec(ffns=(ffn,) * values["n_layers"], norm_eps=float(eps), tied_head=bool(tied), **values)
 
 
 def _check_structure(family: Family, config: dict, path: str):
@@ -84,6 +88,8 @@ def config_from_spec(name: str, spec: ModelSpec, rows: int, dtype: str, original
     theirs = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == ffn.activation)
     sizes = {key: getattr(spec, field) for field, key in family.keys.items() if field != "ffn"}
     new = {"vocab_size": rows, family.keys["ffn"]: ffn.width}
+    if original is None or not spec.tied_head:
+        new[TIED] = spec.tied_head
     if family.eps_key:
         new[family.eps_key] = spec.norm_eps
     if original is not None:

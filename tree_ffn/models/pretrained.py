@@ -7,10 +7,11 @@
 from its file into its place in our stacked leaves, one at a time: beyond the model itself an import holds
 one copy of one tensor, and a way back likewise.
 
-Refused by name: other structures (OPT-350m: norms after the layers, embeddings of another width), heads
-that are not the token table, pickles. Causal masks, which old GPT-2 files carry beside their weights, are
-left out. OPT's two rows before position 0 have no use and no place here: `origin` keeps them for the way
-back.
+Names may have parts that wrappers add (`module.`, `_orig_mod.`), a token table may be stored as the head
+only, a head may be a table of its own, float64 is rounded. Refused by name: other structures (OPT-350m: norms
+after the layers, embeddings of another width), quantised weights, NaN and infinities, pickles. Causal masks,
+which old GPT-2 files carry beside their weights, are left out. OPT's two rows before position 0 have no use
+and no place here: `origin` keeps them for the way back.
 
 Example:
   >>> from tree_ffn.models import pretrained

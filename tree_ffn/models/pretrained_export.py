@@ -11,9 +11,9 @@ import numpy as np
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.checkpoint_files import CONFIG, INDEX, WEIGHTS
-from tree_ffn.models.families import FAMILIES, Place, places
+from tree_ffn.models.families import FAMILIES, HEAD, Place, full_name, places
 from tree_ffn.models.family_config import config_from_spec
-from tree_ffn.models.pretrained_import import HEAD, skipped_rows, view_of
+from tree_ffn.models.pretrained_import import skipped_rows, view_of
 from tree_ffn.models.safetensors_file import FLOATS, write
 from tree_ffn.models.spec import ModelSpec
 
@@ -32,8 +32,8 @@ def save(
 ) -> None:
     """Writes a model as config.json and safetensors that transformers loads.
 
-    What `load` read is written back bit for bit: same names, same values, same
-    dtype, and the same config.json.
+    What `load` read is written back bit for bit: same names (but for wrappers'
+    parts), same values, same dtype, and the same config.json.
 
     Args:
       directory: where the files go; made if it is not there.
@@ -65,15 +65,16 @@ def save(
     params = jax.tree.map(np.asarray, variables["params"])
     prefix = str((origin or {}).get("prefix", FAMILIES[family].prefixes[0]))
     wanted = {
-        prefix + name: value for name, value in places(FAMILIES[family], spec, spec.context, rows).items()
+        full_name(prefix, name): value
+        for name, value in places(FAMILIES[family], spec, spec.context, rows).items()
     }
-    if (origin or {}).get("head"):
+    if (origin or {}).get("head") and spec.tied_head:
         wanted[HEAD] = next(iter(wanted.values()))
 
     def tensor(name: str) -> np.ndarray:
         place, layer = wanted[name]
         value = view_of(params, spec, place, layer)
-        if place.leaf == "embed/tokens":
+        if place.leaf in ("embed/tokens", "embed/head"):
             value = value[:rows]
         if place.skip:
             value = np.concatenate([skipped_rows(origin or {}, place.skip, spec.width, value.dtype), value])

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import collections
 import dataclasses
 import os
 import re
@@ -14,14 +15,17 @@ import numpy as np
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.checkpoint_files import CONFIG, Files, open_files, said
 from tree_ffn.models.describe import abstract_variables
-from tree_ffn.models.families import FAMILIES, Family, Place, places
-from tree_ffn.models.family_config import family_of, spec_from_config
-from tree_ffn.models.safetensors_file import FLOATS
+from tree_ffn.models.families import FAMILIES, HEAD, Family, Place, full_name, places, split_name
+from tree_ffn.models.family_config import TIED, family_of, spec_from_config
+from tree_ffn.models.finite import all_finite, check_finite
+from tree_ffn.models.safetensors_file import READ_FLOATS
 from tree_ffn.models.spec import ModelSpec
 
-HEAD = "lm_head.weight"
 # GPT-2's causal mask and the value it masks with: constants that old files hold.
-MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+# How packages that pack weights into few bits store them, and name what they add.
+PACKED = re.compile(r".*\.(qweight|qzeros|SCB|absmax|quant_map|weight_packed|weight_scale)")
+PACKED_DTYPES = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 STORED = ("float32", "bfloat16", "float16", "keep")
 
 
@@ -33,8 +37,8 @@ class Pretrained(NamedTuple):
       variables: {"params": ...}, NumPy arrays.
       origin: JSON values with which `save` writes it back:
         family, config (their config.json), prefix, head (whether the token
-        table was stored a second time as the head), dtype, and skipped (rows
-        before position 0, in base64).
+        table was stored a second time as the head), dtype, rounded (how many
+        tensors were float64), and skipped (rows before position 0, in base64).
     """
 
     spec: ModelSpec
@@ -59,7 +63,7 @@ def load(
 
     Raises:
       InputError: the checkpoint is damaged, incomplete, of another structure,
-        or an argument does not fit it.
+        has a value that is no finite number, or an argument does not fit it.
 
     Example:
       >>> model = load("tests/models/fixtures/gpt2_gelu_new")
@@ -71,28 +75,38 @@ def load(
     path = os.path.join(directory, CONFIG)
     family = family_of(files.config, path)
     full = spec_from_config(files.config, path, len(files.entries))
+    names, prefix = _names(family, files)
+    names = _check_tensors(family, full, files, names, prefix)
+    if HEAD in names:
+        full = dataclasses.replace(full, tied_head=_is_tied(family, full, files, names))
     wanted = places(family, full, full.context, full.vocab_size)
-    prefix = _check_tensors(family, files, wanted)
-    dtypes = sorted({FLOATS[files.entries[prefix + name].dtype] for name in wanted})
-    if param_dtype == "keep" and len(dtypes) > 1:
-        raise InputError(
-            f"param_dtype: 'keep' is not possible for {directory!r}, which holds {' and '.join(dtypes)}; "
-            "name one dtype."
-        )
-    spec = _asked(full, dtypes[0] if param_dtype == "keep" else param_dtype, context, vocab_size)
+    stored = [READ_FLOATS[files.entries[names[name]].dtype] for name in wanted]
+    spec = _asked(full, _param_dtype(param_dtype, set(stored), directory), context, vocab_size)
     # Memory is asked for here, and used as it is written to.
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract_variables(spec)["params"])
+    one_dtype = len(set(stored)) == 1 and stored[0] != "float64"
     origin = {
         "family": files.config["model_type"],
         "config": files.config,
         "prefix": prefix,
-        "head": HEAD in files.entries,
-        "dtype": dtypes[0] if len(dtypes) == 1 else "float32",
+        "head": HEAD in names and full.tied_head,
+        "dtype": stored[0] if one_dtype else "float32",
+        "rounded": stored.count("float64"),
     }
-    origin["skipped"] = _fill(params, spec, files, wanted, origin)
-    if origin["head"]:
-        _check_head(files, params["embed"]["tokens"])
+    origin["skipped"] = _fill(params, spec, files, names, wanted, origin)
     return Pretrained(spec, {"params": params}, origin)
+
+
+def _param_dtype(asked: str, stored: set[str], directory: str) -> str:
+    """The dtype of the weights; InputError where `keep` names none."""
+    if asked != "keep":
+        return asked
+    if len(stored) > 1 or "float64" in stored:
+        raise InputError(
+            f"param_dtype: 'keep' is not possible for {directory!r}, which holds "
+            f"{' and '.join(sorted(stored))}; name one dtype."
+        )
+    return stored.pop()
 
 
 def _asked(full: ModelSpec, param_dtype: str, context: int | None, vocab_size: int | None) -> ModelSpec:
@@ -113,51 +127,118 @@ def _asked(full: ModelSpec, param_dtype: str, context: int | None, vocab_size: i
     )
 
 
-def _check_tensors(family: Family, files: Files, wanted: dict) -> str:
-    """The prefix of the names; InputError lists all tensors that are missing, extra or of another shape."""
+def _names(family: Family, files: Files) -> tuple[dict[str, str], str]:
+    """{name of `places`: name in the files}, and the prefix with which an export writes such names.
+
+    Raises:
+      InputError: two tensors have one name, or weights are packed into few bits.
+    """
+    names: dict[str, str] = {}
+    prefixes: dict[str, str] = {}
+    for stored in (*files.entries, *files.aliases):
+        prefixes[stored], name = split_name(stored)
+        if stored not in files.entries and name in names:
+            continue
+        if name in names:
+            raise InputError(
+                f"pretrained: {said([names[name], stored])} in {files.directory!r} are two tensors for one "
+                "place; keep one of them."
+            )
+        if family is not FAMILIES["gpt2"] or not MASKS.fullmatch(name):
+            names[name] = files.aliases.get(stored, stored)
+    packed = [
+        f"{stored} {files.entries[stored].dtype}"
+        for name, stored in names.items()
+        if files.entries[stored].dtype in PACKED_DTYPES or PACKED.fullmatch(name)
+    ]
+    if packed or files.config.get("quantization_config"):
+        raise InputError(
+            f"pretrained: {files.directory!r} holds quantised weights"
+            f"{f' ({said(sorted(packed), 3)})' if packed else ' by its quantization_config'}, which are not "
+            "read; use the checkpoint that they were made from."
+        )
+    before = collections.Counter(prefixes[stored] for stored in names.values()).most_common(1)
+    return names, next((p for p in family.prefixes if before and before[0][0].endswith(p)), "")
+
+
+def _check_tensors(
+    family: Family, full: ModelSpec, files: Files, names: dict[str, str], prefix: str
+) -> dict[str, str]:
+    """The names, that of a token table which is stored as the head only among them.
+
+    Raises:
+      InputError: lists all tensors that are missing, extra, of another shape or no floats.
+    """
+    wanted = places(family, full, full.context, full.vocab_size)
     anchor = next(iter(wanted))
-    prefix = next((p for p in family.prefixes if p + anchor in files.entries), family.prefixes[0])
-    shapes = {prefix + name: place.shape for name, (place, _) in wanted.items()}
-    tokens_shape = shapes[prefix + anchor]
-    masks = {name for name in files.entries if family is FAMILIES["gpt2"] and MASKS.fullmatch(name)}
-    missing = [name for name in shapes if name not in files.entries]
-    extra = sorted(files.entries.keys() - shapes.keys() - masks - {HEAD})
-    known = shapes | ({HEAD: tokens_shape} if HEAD in files.entries else {})
+    if full.tied_head and anchor not in names and HEAD in names:
+        names = {name: stored for name, stored in names.items() if name != HEAD} | {anchor: names[HEAD]}
+    shapes = {name: place.shape for name, (place, _) in wanted.items()}
+    if HEAD in names:
+        shapes[HEAD] = shapes[anchor]
+    missing = [full_name(prefix, name) for name in shapes.keys() - names.keys()]
+    extra = [stored for name, stored in names.items() if name not in shapes and stored not in files.aliases]
     misshapen, unusable = [], []
-    for name in known.keys() & files.entries.keys():
-        entry = files.entries[name]
-        if entry.shape != known[name]:
-            misshapen.append(f"{name} {list(entry.shape)} for {list(known[name])}")
-        if entry.dtype not in FLOATS:
-            unusable.append(f"{name} {entry.dtype}")
+    for name in shapes.keys() & names.keys():
+        entry = files.entries[names[name]]
+        if entry.shape != shapes[name]:
+            misshapen.append(f"{names[name]} {list(entry.shape)} for {list(shapes[name])}")
+        if entry.dtype not in READ_FLOATS:
+            unusable.append(f"{names[name]} {entry.dtype}")
     lists = (
         ("missing", missing),
         ("not known", extra),
         ("of another shape", misshapen),
         ("no floats", unusable),
     )
-    if wrong := [f"{what}: {said(sorted(names))}" for what, names in lists if names]:
+    if wrong := [f"{what}: {said(sorted(found))}" for what, found in lists if found]:
         raise InputError(
             f"pretrained: the tensors in {files.directory!r} are not those of its {CONFIG}; "
             f"{'; '.join(wrong)}."
         )
-    return prefix
+    return names
 
 
-def _fill(params: dict, spec: ModelSpec, files: Files, wanted: dict, origin: dict) -> str | None:
+def _is_tied(family: Family, full: ModelSpec, files: Files, names: dict[str, str]) -> bool:
+    """Whether the head that is stored is the token table.
+
+    Raises:
+      InputError: it is not, and config.json says that it is.
+    """
+    head, table = names[HEAD], names[next(iter(places(family, full, full.context, full.vocab_size)))]
+    if head == table:
+        return True
+    for start in range(0, full.vocab_size, 4096):  # in parts: no copy of the largest tensor
+        rows = slice(start, min(start + 4096, full.vocab_size))
+        if not np.array_equal(files.read(head, rows), files.read(table, rows), equal_nan=True):
+            break
+    else:
+        return True
+    if full.tied_head:
+        raise InputError(
+            f"pretrained: {head} in {files.directory!r} differs from the token embeddings, and {TIED} in its "
+            f"{CONFIG} is not false; say so there if the head is a table of its own."
+        )
+    return False
+
+
+def _fill(
+    params: dict, spec: ModelSpec, files: Files, names: dict[str, str], wanted: dict, origin: dict
+) -> str | None:
     """Copies every tensor into its place; returns the skipped rows in base64."""
-    skipped, prefix = None, origin["prefix"]
+    skipped = None
     for name, (place, layer) in wanted.items():
-        tensor = files.read(prefix + name)
+        stored = names[name]
+        tensor = files.read(stored)
+        check_finite([(stored, tensor)], files.paths[stored])
         view = view_of(params, spec, place, layer)
-        try:
-            with np.errstate(over="raise"):
-                view[...] = tensor[place.skip : place.skip + len(view)]
-        except FloatingPointError:
+        with np.errstate(over="ignore"):
+            view[...] = tensor[place.skip : place.skip + len(view)]
+        if tensor.dtype != view.dtype and not all_finite(view):
+            other = "use float32" if spec.param_dtype != "float32" else "no dtype of a model here holds them"
             raise InputError(
-                f"param_dtype: {prefix + name} has values beyond the range of {spec.param_dtype}; use "
-                "float32."
-            ) from None
+                f"param_dtype: {stored} has values beyond the range of {spec.param_dtype}; {other}."
+            )
         if place.skip:
             skipped = base64.b64encode(tensor[: place.skip].astype(origin["dtype"]).tobytes()).decode("ascii")
     return skipped
@@ -177,17 +258,6 @@ def view_of(params: dict, spec: ModelSpec, place: Place, layer: int | None) -> n
     view = place.view(leaf if layer is None else leaf[layer])
     assert np.shares_memory(view, leaf), place
     return view
-
-
-def _check_head(files: Files, table_VE: np.ndarray):
-    head = files.read(HEAD)
-    for i in range(0, len(head), 4096):  # in parts: no second copy of the largest tensor
-        part = table_VE[i : i + 4096]
-        if not np.array_equal(head[i : i + 4096].astype(part.dtype), part):
-            raise InputError(
-                f"pretrained: {HEAD} in {files.directory!r} differs from the token embeddings; a "
-                "model here has one table for both."
-            )
 
 
 def skipped_rows(origin: dict, n_rows: int, width: int, dtype) -> np.ndarray:

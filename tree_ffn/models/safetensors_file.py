@@ -18,14 +18,16 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, check_not_pointer
+from tree_ffn.json_input import parse_json
 
 # Bytes of an element. Those of one value in less than a byte are left out: nothing here could use them.
 ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2,
+    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what is written
+READ_FLOATS = FLOATS | {"F64": "float64"}
 # Ten thousand tensors need about one MiB; reading JSON takes some ten times its size.
 MAX_HEADER, MAX_DIMS = 4 * 2**20, 8
 
@@ -67,31 +69,42 @@ def read_header(path: str, field: str = "pretrained") -> dict[str, Entry]:
       ...     read_header(path)
       {'w': Entry(dtype='F32', shape=(2, 3), begin=0, end=24)}
     """
+    return _read(path, field)[0]
+
+
+def read_metadata(path: str, field: str = "pretrained") -> dict[str, str]:
+    """The text by name (`__metadata__`) of a file; errors as of `read_header`."""
+    return _read(path, field)[1]
+
+
+def _read(path: str, field: str) -> tuple[dict[str, Entry], dict[str, str]]:
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as file:
             n = int.from_bytes(file.read(8), "little")
+            check_not_pointer(f"{field}: {path!r}", n.to_bytes(8, "little") + file.read(32))
+            file.seek(8)
             if size < 8 or n > size - 8:
                 raise ValueError("it is cut off, or it is a file of another kind")
             if n > MAX_HEADER:
                 raise ValueError(f"its header has {n} bytes, at most {MAX_HEADER} are allowed")
             text = file.read(n)
-        return _checked(text, size - 8 - n)
+        header = parse_json(text, "its header", pairs=_without_repeats) if text.startswith(b"{") else None
+        return _checked(header, size - 8 - n)
+    except InputError as error:
+        if str(error).startswith("its header"):
+            error = InputError(f"{field}: {path!r} cannot be read as safetensors: {error}")
+        raise error from None
     except OSError as error:
         raise InputError(f"{field}: {path!r} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        why = "its header is not JSON" if isinstance(error, _NOT_JSON) else str(error)
-        raise InputError(f"{field}: {path!r} cannot be read as safetensors: {why}.") from None
+    except ValueError as error:
+        raise InputError(f"{field}: {path!r} cannot be read as safetensors: {error}.") from None
 
 
-_NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)
-
-
-def _checked(text: bytes, data_bytes: int) -> dict[str, Entry]:
-    """The entries of a header; ValueError says in a few words what is wrong with it."""
-    if not text.startswith(b"{"):
+def _checked(header, data_bytes: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Tensors and metadata of a header; ValueError says in a few words what is wrong with it."""
+    if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
-    header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repeats)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its __metadata__ is not text by name")
@@ -104,13 +117,13 @@ def _checked(text: bytes, data_bytes: int) -> dict[str, Entry]:
         expected = entry.end
     if expected != data_bytes:
         raise ValueError(f"its tensors need {expected} bytes, the file has {data_bytes}")
-    return entries
+    return entries, metadata
 
 
 def _without_repeats(pairs) -> dict:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("its header has a name twice")
+        raise ValueError("it has a name twice")
     return values
 
 

@@ -42,7 +42,7 @@ class InitSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A pre-LN decoder (GPT-2 / OPT style): learned positions, tied embeddings, one FFN spec per layer.
+    """A pre-LN decoder (GPT-2 / OPT style): learned positions, one FFN spec per layer.
 
     Attributes:
       vocab_size: V.
@@ -59,6 +59,7 @@ class ModelSpec:
       norm_eps: epsilon of the layer norms.
       vocab_multiple: the embedding table has V rounded up to this many rows;
         the rows beyond V are never scored.
+      tied_head: the token table is also the output head; without it the head is a table of its own.
       scan: run equal neighbouring layers as one `lax.scan` over stacked
         weights; without it every layer stands alone (see `unrolled`).
       unroll: layers that one step of that loop holds. More of them compile longer and run
@@ -81,6 +82,7 @@ class ModelSpec:
     remat: bool = False
     norm_eps: float = 1e-5
     vocab_multiple: int = 1
+    tied_head: bool = True  # also of exports that are older than the field
     scan: bool = True
     unroll: int = 12
     init: InitSpec = InitSpec()
@@ -103,6 +105,7 @@ class ModelSpec:
             for ffn in self.ffns:
                 if isinstance(ffn, TreeSpec):
                     check_implementation(ffn, self.implementation)
+        check_choice("tied_head", self.tied_head, (True, False))
         if not self.norm_eps > 0:
             raise InputError(f"norm_eps: {self.norm_eps!r} is not allowed; use a number above 0.")
 

@@ -4,6 +4,7 @@ Parameters, one subtree per run of equal layers, each leaf stacked over the
 layers of the run:
 
     embed/{tokens [V,E], positions [context,E]}        ln_f/{scale, bias} [E]
+    embed/head [V,E]                                   where it is not the token table
     run_0/{ln_1, ln_2}/{scale, bias}
     run_0/attn/{w_qkv [E,3,H,K], b_qkv [3,H,K], w_out [H,K,E], b_out [E]}
     run_0/ffn/{w_in, b_in, w_out, b_out, ...}          and in "routing": run_0/ffn/{threshold, ...}
@@ -95,7 +96,7 @@ class LayerNorm(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token and position embeddings; the token table is also the output head."""
+    """Token and position embeddings, and the output head, which is mostly the token table."""
 
     model: ModelSpec
 
@@ -104,6 +105,9 @@ class Embed(nn.Module):
         normal, param_dtype = nn.initializers.normal(spec.init.embed), jnp.dtype(spec.param_dtype)
         self.tokens = self.param("tokens", normal, (spec.vocab_rows, spec.width), param_dtype)
         self.positions = self.param("positions", normal, (spec.context, spec.width), param_dtype)
+        self.head = self.tokens
+        if not spec.tied_head:
+            self.head = self.param("head", normal, (spec.vocab_rows, spec.width), param_dtype)
 
     def __call__(self, tokens_BC, start):
         n_positions = tokens_BC.shape[1]
@@ -119,7 +123,7 @@ class Embed(nn.Module):
 
     def logits(self, x_BCE):
         """float32 scores of all rows of the table; those beyond the V tokens are `NEVER`."""
-        logits_BCR = float32_product(x_BCE, self.tokens.astype(x_BCE.dtype))
+        logits_BCR = float32_product(x_BCE, self.head.astype(x_BCE.dtype))
         if self.model.vocab_rows == self.model.vocab_size:
             return logits_BCR
         row = jax.lax.broadcasted_iota(jnp.int32, logits_BCR.shape, 2)

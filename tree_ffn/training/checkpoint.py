@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.finite import check_finite_variables
 from tree_ffn.models.spec import ModelSpec, spec_from_dict
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.config import Namespace, namespace
@@ -230,7 +231,7 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
       mesh: where weights go; the first device alone by default.
 
     Raises:
-      InputError: there is no such checkpoint, or its config makes another model.
+      InputError: there is no such checkpoint, its config makes another model, or a weight is not finite.
 
     Example:
       >>> run = restore_for_inference("runs/tree")                          # doctest: +SKIP
@@ -245,7 +246,9 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
         tokens_BC = jax.ShapeDtypeStruct((1, model.context), "int32")
         shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), tokens_BC)
         abstract = placed({"params": shapes["params"], "routing": shapes.get("routing", {})}, mesh)
-        return Restored(config, model, checkpoints.restore_variables(abstract, found), meta, mesh)
+        variables = checkpoints.restore_variables(abstract, found)
+        check_finite_variables(variables, f"{checkpoints.directory}/{found}")
+        return Restored(config, model, variables, meta, mesh)
 
 
 def own_model(meta: dict) -> ModelSpec | None:

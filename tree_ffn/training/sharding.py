@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
     (r"attn/w_out$", (P(None, "model"), P())),
     (r"attn/b_out$", (P(),)),
     # The vocabulary over "model" (model.vocab_multiple makes it divide).
-    (r"embed/tokens$", (P("model"), P())),
+    (r"embed/(tokens|head)$", (P("model"), P())),
     (r"(embed/positions|(ln_1|ln_2|ln_f)/(scale|bias)|step|count)$", (P(),)),
 )
 
