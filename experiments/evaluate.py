@@ -93,12 +93,14 @@ def main() -> None:
             write_json(_JSON.value, found)
         return
     flags_of_data = (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR)
+    corpus = other_corpus(run, **{flag.name: flag.value for flag in flags_of_data})
     if _FILES.value:
         texts.say_if_trained_on(run, _FILES.value, "--files")
-    corpus = other_corpus(run, **{flag.name: flag.value for flag in flags_of_data})
     split = _SPLIT.value or ("all" if _FILES.value else "valid")
     figures = evaluate(run, corpus, split, _BATCH_SIZE.value, _BATCHES.value)
     print(table(figures, f"{corpus.meta['corpus']} ({split}), step {figures['step']} of {_WORKDIR.value}"))
+    if corpus.lost:
+        print(corpus.lost)
     if _JSON.value:
         write_json(_JSON.value, figures)
     if _RESULTS.value:

@@ -49,6 +49,11 @@ class Loaded(NamedTuple):
         ids = self.tokenizer.encode(text).tolist()
         if text and not ids:
             raise InputError(f"prompt: {text[:40]!r} has no tokens; use text that the tokenizer knows.")
+        if self.tokenizer.losses and (dropped := self.tokenizer.losses.dropped(text)):
+            raise InputError(
+                f"prompt: {len(dropped)} of its {len(text)} characters have no token, the first of them "
+                f"{dropped[0]!r}; leave them out."
+            )
         return (*self.begins_with, *ids) or (self.tokenizer.end_id,)
 
     def for_decoding(self) -> "Loaded":

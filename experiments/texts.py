@@ -71,6 +71,8 @@ def score(
         shown = {key: figures[key] for key in FIGURES}
         said = ", ".join(f"{key.replace('_', ' ')} {value:,.4f}" for key, value in shown.items())
         print(f"{name}: {said}; {figures['tokens']:,} tokens, {figures['words']:,} words", flush=True)
+        if text.lost.n:
+            print(f"{name}: {text.lost.said()}", flush=True)
         if results:
             record.append_text_figures(
                 results, name, shown, table=table, row=row, config=config, data_meta=run.meta["data"],

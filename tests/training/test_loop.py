@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.data.kinds_of_tokenizers import tokenizer_json
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.data import valid_batches
 from tree_ffn.errors import InputError
@@ -38,6 +39,22 @@ def finished(texts, tmp_path_factory):
     """(workdir, figures, lines of the log) of a run of 6 steps."""
     workdir, log = tmp_path_factory.mktemp("finished"), []
     return workdir, quiet(tiny_config(texts), workdir, log.append), log
+
+
+def test_characters_without_a_token_are_said_before_and_after(tmp_path):
+    """They have no bytes, so bits per byte are those of what is predicted."""
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json("unigram"))
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text("the tree stands by the river " * 50 + "東" * (number == 0))
+    log = []
+    config = tiny_config(tmp_path, "dense", steps=2, data__tokenizer=f"{tmp_path}/tokenizer.json")
+    figures = quiet(config, tmp_path / "run", log.append)
+    said = [line for line in log if "no token for 1 of 11,601 characters, the first of them '東'" in line]
+    assert len(said) == 2 and said[0] == said[1] == log[-1]
+    facts = json.loads((tmp_path / "run/data.json").read_text())["splits"]
+    assert sum(split["bytes"] for split in facts.values()) == 11_600
+    per_token = facts["valid"]["bytes"] / facts["valid"]["tokens"]
+    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / np.log(2) / per_token)
 
 
 def test_what_a_run_writes(finished):

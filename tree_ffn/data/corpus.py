@@ -13,6 +13,7 @@ import numpy as np
 
 from tree_ffn.data.documents import SEGMENT_CHARS
 from tree_ffn.data.inputs import Inputs, checksums, find_inputs
+from tree_ffn.data.lost import Lost
 from tree_ffn.data.parts import token_dtype, tokenise
 from tree_ffn.data.progress import Progress
 from tree_ffn.data.rows import SPLITS, choose_splits
@@ -43,6 +44,7 @@ class PreparedCorpus:
         also python and files_left_out.
       tokenizer: what made the tokens.
       train, valid: the rows.
+      lost: a line on characters that have no token; empty if all have.
     """
 
     directory: Path
@@ -50,6 +52,10 @@ class PreparedCorpus:
     tokenizer: Tokenizer
     train: RowSource
     valid: RowSource
+
+    @property
+    def lost(self) -> str:
+        return str(self.meta.get("lost", ""))
 
 
 def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorpus:
@@ -59,12 +65,13 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
 
     Bits per byte of the valid split are `loss / ln 2 / bytes_per_token`, with
     the loss in nats a token. An end token has no bytes, but its loss counts:
-    where a document ends is part of what has to be predicted.
+    where a document ends is part of what has to be predicted. Characters that have
+    no token have no bytes either (`tree_ffn.data.lost`).
 
     Args:
       spec: text, tokenizer and place.
       row_tokens: C + 1, the model's context and one token more.
-      log: takes lines on what is going on; none when all is there.
+      log: takes lines on what is going on; when all is there, only what is to be known of it.
 
     Raises:
       InputError: the text, the tokenizer or the cache directory cannot be used.
@@ -90,7 +97,7 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
         **inputs.facts,
     }
     cache = Path(spec.cache_dir).expanduser()
-    directory = cache / f"{inputs.name}-{_key(spec, inputs, facts)[:16]}"
+    directory = cache / f"{inputs.name}-{_key(spec, inputs, facts, tokenizer.losses is not None)[:16]}"
     if not (directory / META).exists():
         with writing(cache), locked(f"{directory}.lock", wait=True):
             if not (directory / META).exists():
@@ -100,7 +107,10 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
         train, valid = (in_memory(in_place[split], np.dtype(meta["dtype"])) for split in SPLITS)
     else:
         train, valid = (open_rows(directory, split, meta) for split in SPLITS)
-    return PreparedCorpus(directory, meta, tokenizer, train, valid)
+    corpus = PreparedCorpus(directory, meta, tokenizer, train, valid)
+    if corpus.lost:
+        log(corpus.lost)
+    return corpus
 
 
 def _find(
@@ -122,7 +132,7 @@ def _find(
     return tfds_input.dataset_inputs(builder, spec), rows
 
 
-def _key(spec: CorpusSpec, inputs: Inputs, facts: dict) -> str:
+def _key(spec: CorpusSpec, inputs: Inputs, facts: dict, loses: bool) -> str:
     """A hash of all that decides the rows."""
     made_from = {
         "version": ROWS_VERSION,
@@ -130,6 +140,7 @@ def _key(spec: CorpusSpec, inputs: Inputs, facts: dict) -> str:
         "text_field": spec.text_field,
         "valid_share": spec.valid_share,
         "segment": SEGMENT_CHARS,
+        **({"lost": 1} if loses else {}),
         **{name: facts[name] for name in ("tokenizer_sha256", "row_tokens", "format")},
     }
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
@@ -152,22 +163,27 @@ def _make(
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     if in_place:
-        documents = None
+        documents, lost = None, ""
         figures = {name: _scanned(source, tokenizer, name, log) for name, source in in_place.items()}
     else:
         parts = tokenise(inputs.sources, tokenizer, work / "parts", log)
         splits = choose_splits(parts, facts["row_tokens"], spec.valid_share)
         write_rows(made, splits, np.dtype(facts["dtype"]), facts["format"], log)
+        lost = sum((part.lost for part in parts), Lost()).said()
         documents = sum(split.documents for split in splits.values())
         figures = {
             name: {"rows": split.n_rows, "tokens": split.tokens, "bytes": split.bytes}
             for name, split in splits.items()
         }
-    meta = facts | {
-        "documents": documents,
-        "splits": figures,
-        "bytes_per_token": figures["valid"]["bytes"] / figures["valid"]["tokens"],
-    }
+    meta = (
+        facts
+        | ({"lost": lost} if lost else {})
+        | {
+            "documents": documents,
+            "splits": figures,
+            "bytes_per_token": figures["valid"]["bytes"] / figures["valid"]["tokens"],
+        }
+    )
     (made / CHECKSUMS).write_text(checksums(inputs.listing), encoding="utf-8")
     (made / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)  # there only if somebody removed its description
@@ -181,12 +197,14 @@ def _scanned(source: RecordRows, tokenizer: Tokenizer, name: str, log: Log) -> d
     """Reads rows that others made, all of them once, and counts.
 
     A row's first token is no target and not counted. A row may begin inside a
-    character, so the bytes are exact to within a few a row.
+    character, so the bytes are exact to within a few a row. An unknown token has none.
     """
+    unknown = tokenizer.losses.unknown_id if tokenizer.losses else None
     n_bytes = 0
     with Progress(f"checking {name}", len(source), "row", log) as progress:
         for start in range(0, len(source), 1024):
             rows = source.rows(np.arange(start, min(start + 1024, len(source))))
-            n_bytes += sum(len(tokenizer.decode(row[1:].tolist()).encode()) for row in rows)
+            known = ([token for token in row[1:].tolist() if token != unknown] for row in rows)
+            n_bytes += sum(len(tokenizer.decode(ids).encode()) for ids in known)
             progress.to(start + len(rows))
     return {"rows": len(source), "tokens": len(source) * (source.row_tokens - 1), "bytes": n_bytes}

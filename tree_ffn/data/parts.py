@@ -15,6 +15,7 @@ import numpy as np
 
 from tree_ffn.data.documents import Segment
 from tree_ffn.data.inputs import Source
+from tree_ffn.data.lost import MOST_LOST, MOST_LOST_EARLY, Lost
 from tree_ffn.data.progress import Progress
 from tree_ffn.data.tokenizers import Tokenizer
 
@@ -29,11 +30,12 @@ class Part:
       path: the file.
       split: of its source.
       counts: int64 [n], tokens of each segment, the end token included.
-      sizes: int64 [n], UTF-8 bytes of each segment's text; an end token has
-        none.
+      sizes: int64 [n], UTF-8 bytes of each segment's text but of lost characters; an
+        end token has none.
       ends: bool [n], whether a document ends with the segment.
       keys: uint64 [n], the documents' keys where they end.
       last: whether the source ends here.
+      lost: the characters that have no token.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Part:
     ends: np.ndarray
     keys: np.ndarray
     last: bool
+    lost: Lost = Lost()
 
     def tokens(self) -> np.ndarray:
         """The tokens, [sum of counts] of the corpus' dtype."""
@@ -68,28 +71,35 @@ def tokenise(
 
     Returns:
       All parts in order.
+
+    Raises:
+      InputError: too many characters have no token.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Part] = []
-    before = 0
+    lost, before = Lost(), 0
     with Progress("tokenising", sum(source.stored_bytes for source in sources), "B", log) as progress:
         for number, source in enumerate(sources):
             on_stored = lambda position, before=before: progress.to(before + position)
-            parts += _source_parts(source, folder / f"{number:05d}", tokenizer, on_stored)
+            for part in _source_parts(source, folder / f"{number:05d}", tokenizer, on_stored):
+                parts.append(part)
+                lost += part.lost
+                lost.check(tokenizer.name, MOST_LOST_EARLY)
             before += source.stored_bytes
             progress.to(before)
+    lost.check(tokenizer.name, MOST_LOST)
     return parts
 
 
-def _source_parts(source: Source, stem: Path, tokenizer: Tokenizer, on_stored) -> list[Part]:
+def _source_parts(source: Source, stem: Path, tokenizer: Tokenizer, on_stored) -> Iterator[Part]:
     done = _existing(stem, source.split)
+    yield from done
     if done and done[-1].last:
-        return done
+        return
     skip = sum(len(part.counts) for part in done)
     groups = _groups(source.read(on_stored), skip)
     for number, (group, last) in enumerate(groups, start=len(done)):
-        done.append(_write(_part_path(stem, number), source.split, group, last, tokenizer))
-    return done
+        yield _write(_part_path(stem, number), source.split, group, last, tokenizer)
 
 
 def _groups(segments: Iterator[Segment], skip: int) -> Iterator[tuple[list[Segment], bool]]:
@@ -123,7 +133,9 @@ def _part_path(stem: Path, number: int) -> Path:
 def _read(path: Path, split: str) -> Part:
     with np.load(path) as arrays:
         columns = {name: arrays[name] for name in ("counts", "sizes", "ends", "keys")}
-        return Part(path, split, last=bool(arrays["last"]), **columns)
+        n, of, first = arrays["lost"].tolist()
+        lost = Lost(n, of, chr(first) if n else "")
+        return Part(path, split, last=bool(arrays["last"]), lost=lost, **columns)
 
 
 def _write(path: Path, split: str, group: list[Segment], last: bool, tokenizer: Tokenizer) -> Part:
@@ -133,15 +145,19 @@ def _write(path: Path, split: str, group: list[Segment], last: bool, tokenizer: 
         piece for one, segment in zip(encoded, group) for piece in ((one, end) if segment.ends else (one,))
     ]
     ends = np.array([segment.ends for segment in group], bool)
+    found = [Lost.count(tokenizer.losses, segment.text, one) for segment, one in zip(group, encoded)]
+    lost = sum((one for one, _ in found), Lost())
     columns = {
         "counts": np.array([len(one) for one in encoded], np.int64) + ends,
-        "sizes": np.array([len(segment.text.encode()) for segment in group], np.int64),
+        "sizes": np.array([size for _, size in found], np.int64),
         "ends": ends,
         "keys": np.array([segment.key for segment in group], np.uint64),
     }
     tokens = np.concatenate([*ids, end[:0]]).astype(token_dtype(tokenizer.vocab_size))
     unfinished = path.with_suffix(".unfinished")
     with open(unfinished, "wb") as file:
-        np.savez(file, tokens=tokens, last=np.bool_(last), **columns)
+        # The character as a number: NumPy's strings end at a NUL.
+        as_array = np.array([lost.n, lost.of, ord(lost.first or "\0")], np.int64)
+        np.savez(file, tokens=tokens, last=np.bool_(last), lost=as_array, **columns)
     os.replace(unfinished, path)
-    return Part(path, split, last=last, **columns)
+    return Part(path, split, last=last, lost=lost, **columns)

@@ -3,13 +3,14 @@
 import abc
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tree_ffn.data.byte_tokens import BYTE_TOKEN, HALF, byte_alphabet, kinds_in
 from tree_ffn.data.compressed import plain_name, read_bytes
+from tree_ffn.data.lost import Losses
 from tree_ffn.errors import InputError, reason
 
 ALLOWED = (
@@ -21,11 +22,6 @@ ALLOWED = (
 # model never saw.
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "[EOS]")
 
-# What decoders put where bytes are no character.
-HALF = "\ufffd"
-# A byte as the tokenizers of Llama's kind write it, where they have no token for a character.
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
 
 class Tokenizer(abc.ABC):
     """Text to ids and back; `end_id` ends a document and is never text.
@@ -36,6 +32,7 @@ class Tokenizer(abc.ABC):
       end_token: how that token is written.
       name: a short name without any path.
       fingerprint: sha256 of what defines the ids.
+      losses: finds characters that have no token; None where every character has.
     """
 
     vocab_size: int
@@ -43,6 +40,7 @@ class Tokenizer(abc.ABC):
     end_token: str
     name: str
     fingerprint: str
+    losses: Losses | None = None
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -125,9 +123,11 @@ class FileTokenizer(Tokenizer):
         self.end_id, self.end_token = vocabulary[end], end
         added = engine.get_added_tokens_decoder().items()
         self._not_text = {self.end_id, *(token for token, how in added if how.special)}
-        parts = decoder_parts(engine)
+        parts = kinds_in(engine.decoder)
         self._has_byte_tokens = "ByteFallback" in parts
         self._bytes_of = byte_alphabet() if "ByteLevel" in parts else {}
+        losses = Losses(engine, vocabulary)
+        self.losses = None if losses.none else losses
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -141,7 +141,7 @@ class FileTokenizer(Tokenizer):
         if self._bytes_of:
             known = all(letter in self._bytes_of for letter in written)
             return bytes(self._bytes_of[letter] for letter in written) if known else written.encode()
-        if self._has_byte_tokens and (byte := _BYTE_TOKEN.fullmatch(written)):
+        if self._has_byte_tokens and (byte := BYTE_TOKEN.fullmatch(written)):
             return bytes([int(byte[1], 16)])
         if before is None:
             return self.engine.decode([token]).encode()
@@ -153,25 +153,6 @@ class FileTokenizer(Tokenizer):
         text = self.engine.decode(kept)
         # Of a run of byte tokens with one half character the library makes nothing but U+FFFD.
         return super().decode(kept) if HALF in text else text
-
-
-def decoder_parts(engine) -> set[str]:
-    """The kinds of decoders that a `tokenizers.Tokenizer` is made of."""
-    state = json.loads(engine.decoder.__getstate__()) if engine.decoder else {}
-    return {one["type"] for one in state.get("decoders", [state]) if one}
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The byte that each letter of a byte-level tokenizer stands for (Radford et al., 2019).
-
-    Example:
-      >>> byte_alphabet()["a"], byte_alphabet()["Ġ"]
-      (97, 32)
-    """
-    letters = sorted(_library().pre_tokenizers.ByteLevel.alphabet())
-    alphabet = {letter: ord(letter) for letter in letters if ord(letter) < 256}
-    others = (byte for byte in range(256) if chr(byte) not in alphabet)
-    return alphabet | dict(zip(letters[len(alphabet) :], others))
 
 
 def load_tokenizer(text: str) -> Tokenizer:

@@ -140,6 +140,8 @@ class Run:
             if not scored:
                 self.checkpoints.save(self.state, self._meta, val_loss=figures["loss"])
                 self.checkpoints.wait()
+        if self.data.lost:
+            report.say(self.data.lost)
         return report.summary | figures | {"step": self.step}
 
     def _rows(self):
