@@ -162,4 +162,4 @@ def print_commands(ablation: Ablation) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: _DRY.value or _PRINT.value)

@@ -416,4 +416,4 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments and not arguments[0].startswith("-"):
         SUITE = arguments.pop(0)
-    cli.run(main, [sys.argv[0], *arguments])
+    cli.run(main, [sys.argv[0], *arguments], prints=lambda: not FLAGS.results)

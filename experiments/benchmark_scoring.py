@@ -183,4 +183,4 @@ def compare(ours, theirs, requests: list, turns: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: not _RESULTS.value)

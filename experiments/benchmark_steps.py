@@ -72,4 +72,4 @@ def write(name: str, steps: Steps, figures: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: not _RESULTS.value)

@@ -1,7 +1,8 @@
 """What all programs share: how they start, and how they say that something is wrong.
 
 Exit codes: 0 done (or saved after SIGTERM or another of `signals.STOPS`), 1 the run failed, 2 the input is
-wrong (one sentence on stderr says what), 130 stopped by Ctrl-C.
+wrong (one sentence on stderr says what), 130 stopped by Ctrl-C, 141 nobody reads
+what it prints (see experiments/streams.py).
 """
 
 import functools
@@ -13,17 +14,20 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from experiments import provenance
+from experiments import provenance, streams
 from tree_ffn.errors import InputError
 from tree_ffn.training.signals import Diverged, Interrupted
 
 
-def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
+def run(
+    main: Callable[[], None], argv: list[str] | None = None, *, prints: Callable[[], object] = lambda: False
+) -> None:
     """Parses flags, runs `main()`, turns what went wrong into one sentence; exits.
 
     Args:
       main: the program; it reads its flags from absl.
       argv: the command line, sys.argv by default.
+      prints: by the flags, whether its result is what it prints: then it ends when nobody reads it any more.
 
     Raises:
       SystemExit: always; its code is as in the head of this file.
@@ -33,7 +37,8 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
       ...     run(main)
     """
     parse = functools.partial(_parse, main)
-    app.run(lambda rest: _main(main, rest), argv=argv, flags_parser=parse)
+    with streams.lasting(lambda: not flags.FLAGS.is_parsed() or prints()):  # --help is read before
+        app.run(lambda rest: _main(main, rest), argv=argv, flags_parser=parse)
 
 
 def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:

@@ -134,4 +134,4 @@ def _widths(words: list[str]) -> int | tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: not (_TO.value or _RESULTS.value))

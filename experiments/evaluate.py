@@ -217,4 +217,4 @@ def write_json(path: str, figures: dict) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: not (_RESULTS.value or _JSON.value or _ASK.value))

@@ -151,4 +151,4 @@ class Speed:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: _TO.value is None)

@@ -78,4 +78,4 @@ def figures(found: dict[int, Oracle]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: not _RESULTS.value)

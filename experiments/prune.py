@@ -204,4 +204,4 @@ def write_run(run: Restored, held_out, calibration: Calibration) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: not (_TO.value or _RESULTS.value))

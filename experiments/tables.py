@@ -91,4 +91,4 @@ def with_section(text: str, body: str, page: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: not _README.value)

@@ -78,4 +78,4 @@ def compile_only(config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints=lambda: (_DESCRIBE.value or _COMPILE.value) and not _RESULTS.value)
