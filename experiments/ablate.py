@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from experiments import cli, texts
+from experiments import cli, path_flags, texts
 from experiments.processes import stopped
 from experiments.runners import SWEEP, ProcessRunner, Runner
 from experiments.sweep import Sweep, load_sweep
@@ -28,9 +28,9 @@ from experiments.sweep_runs import Ablation, Run, facts, tuning_path
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
 
-_SWEEP = flags.DEFINE_string("sweep", None, "The sweep file, e.g. configs/sweeps/t4_cpu.py.")
-_RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the runs, one each.")
+_SWEEP = path_flags.define("sweep", None, "The sweep file, e.g. configs/sweeps/t4_cpu.py.")
+_RESULTS = path_flags.define("results", None, "Append the figures to this results file (JSONL).")
+_WORKDIR = path_flags.define("workdir", None, "Directory of the runs, one each.")
 _SET = flags.DEFINE_multi_string(
     "set", [], "A value of all rows: --set=data.files=TEXT/*.txt; may be repeated."
 )

@@ -22,15 +22,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, questions, record, task_files
+from experiments import cli, path_flags, questions, record, task_files
 from experiments.loaded import Loaded
 from tree_ffn.data.tokenizers import FileTokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models import DenseSpec, ModelSpec, Transformer, pretrained
 
-_TASK_DATA = flags.DEFINE_string("task_data", None, "Folder with the rows of HellaSwag.")
-_TASK_CACHE = flags.DEFINE_string("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "OPT's vocabulary and merges, or files of their form.")
+_TASK_DATA = path_flags.define("task_data", None, "Folder with the rows of HellaSwag.")
+_TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
+_TOKENIZER = path_flags.define_each("tokenizer", None, "OPT's vocabulary and merges, or files of their form.")
 _ROWS = flags.DEFINE_integer("rows", 1000, "Rows of HellaSwag, four requests each.")
 _WIDTH = flags.DEFINE_integer("width", 128, "Width of the model; heads have 64 of it at most.")
 _LAYERS = flags.DEFINE_integer("layers", 2, "Its layers.")
@@ -38,7 +38,7 @@ _CONTEXT = flags.DEFINE_integer("context", 256, "Its positions.")
 _TURNS = flags.DEFINE_integer("turns", 3, "How often each is timed.")
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Tokens of a batch of ours.")
 _HF_BATCHES = flags.DEFINE_list("hf_batches", ["1", "8", "32"], "Rows of a batch of theirs, tried first.")
-_RESULTS = flags.DEFINE_string("results", None, "Append rows of table scoring_speed to this file.")
+_RESULTS = path_flags.define("results", None, "Append rows of table scoring_speed to this file.")
 
 TOLERANCE = 1e-3  # nats of a whole continuation
 ANSWERS = 4  # of a row of HellaSwag

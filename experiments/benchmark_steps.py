@@ -16,7 +16,7 @@ import os
 import jax
 from absl import flags
 
-from experiments import cli, record
+from experiments import cli, path_flags, record
 from experiments.step_times import Steps, load_config, measure
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training import sharding
@@ -27,7 +27,7 @@ _RUNS = flags.DEFINE_multi_string(
 )
 _VOCAB = flags.DEFINE_integer("vocab", 257, "Size of the vocabulary, e.g. 50257.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Time to spend on every config.")
-_RESULTS = flags.DEFINE_string("results", None, "Append rows of table speed_steps to this file.")
+_RESULTS = path_flags.define("results", None, "Append rows of table speed_steps to this file.")
 
 
 def main() -> None:

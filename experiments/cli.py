@@ -16,6 +16,7 @@ from absl import app, flags, logging
 
 from experiments import provenance, streams
 from tree_ffn.errors import InputError
+from tree_ffn.paths import local
 from tree_ffn.training.signals import Diverged, Interrupted
 
 
@@ -47,16 +48,23 @@ def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
         print(_help(main, argv[0]))
         sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([_with_local_config(word) for word in argv])
         for name in flags.FLAGS:
             # A config file that cannot be read says so when it is looked at: now, not in the midst of main.
             hasattr(flags.FLAGS[name].value, "keys")
     except Exception as error:  # flags, config files and their arguments all end here
-        _fail(error, 2)
+        said = error.__context__  # absl puts the flag before what its parser says, which names it too
+        _fail(said if isinstance(said, InputError) else error, 2)
     # Other libraries log their own business at INFO level.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _with_local_config(word: str) -> str:
+    """A word of the command line; the path of a config file is read as those of other flags are."""
+    flag, equals, path = word.partition("=")
+    return f"{flag}={local(path, '--config')}" if equals and flag in ("--config", "-config") else word
 
 
 def _help(main: Callable[[], None], program: str) -> str:

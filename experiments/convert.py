@@ -28,7 +28,7 @@ import contextlib
 
 from absl import flags
 
-from experiments import cli, starts
+from experiments import cli, path_flags, starts
 from experiments.converting import Sizes, convert_all
 from tree_ffn.analysis.convert import ROUTERS, Recipe, check_convertible, tokens_needed
 from tree_ffn.analysis.placement import METHODS
@@ -37,9 +37,9 @@ from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.locks import new_directory
 from tree_ffn.tree import TreeShape
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run of dense layers.")
+_WORKDIR = path_flags.define("workdir", None, "Directory of a training run of dense layers.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
-_EXPORT = flags.DEFINE_string("export", None, "Instead of a run: directory of an exported model.")
+_EXPORT = path_flags.define("export", None, "Instead of a run: directory of an exported model.")
 _N_TREES = flags.DEFINE_integer("n_trees", 1, "P, trees of a layer.")
 _DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
 _NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a node: one number, or one for each level.")
@@ -57,17 +57,17 @@ _HELD_OUT = flags.DEFINE_integer(
     "held_out", 8192, "Tokens of the validation split that shares are measured on."
 )
 _CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Calibrate on another corpus than the run's.")
-_FILES = flags.DEFINE_string("files", None, "Text files to calibrate on (glob patterns, comma separated).")
-_TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "Prepared TFDS directory to calibrate on.")
+_FILES = path_flags.define_each("files", None, "Text files to calibrate on (glob patterns, comma separated).")
+_TFDS_DIR = path_flags.define("tfds_dir", None, "Prepared TFDS directory to calibrate on.")
 _TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to calibrate on.")
 _TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
-_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
+_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
+_CACHE_DIR = path_flags.define("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 20, "Batches of held-out text to score; 0 is all.")
 _METHOD = flags.DEFINE_string("method", None, "The method of the model that --to gets.")
-_TO = flags.DEFINE_string("to", None, "New directory for the converted model.")
-_RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
+_TO = path_flags.define("to", None, "New directory for the converted model.")
+_RESULTS = path_flags.define("results", None, "Append the figures to this results file (JSONL).")
 
 
 def main() -> None:

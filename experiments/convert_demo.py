@@ -38,7 +38,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import answering, cli, demo_answers, demo_scores, questions, texts, tuning
+from experiments import answering, cli, demo_answers, demo_scores, path_flags, questions, texts, tuning
 from experiments.config_words import check_config
 from experiments.demo_parts import Demo
 from experiments.processes import Job, Processes, stopped, why
@@ -56,8 +56,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "The dense model and its training.",
     lock_config=True,
 )
-_DENSE = flags.DEFINE_string("dense", None, "Workdir of a dense run, instead of training one for each seed.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/convert_demo", "Where the runs go, one directory each.")
+_DENSE = path_flags.define("dense", None, "Workdir of a dense run, instead of training one for each seed.")
+_WORKDIR = path_flags.define("workdir", "runs/convert_demo", "Where the runs go, one directory each.")
 _N_TREES = flags.DEFINE_integer("n_trees", 2, "P, trees of a layer.")
 _DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
 _NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a node: one number, or one for each level.")
@@ -75,14 +75,14 @@ _LRS = flags.DEFINE_list("lrs", ["1e-3", "2e-3", "4e-3"], "Learning rates to cho
 _WEIGHTS = flags.DEFINE_list("weights", ["1", "0.3", "3"], "Weights of distillation to choose from.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _TASKS = flags.DEFINE_list("tasks", ["arc_easy", "boolq", "hellaswag", "piqa"], "Tasks of experiments/tasks.")
-_TASK_DATA = flags.DEFINE_string(
+_TASK_DATA = path_flags.define(
     "task_data", None, "Folder with the data of the tasks; without it none is asked."
 )
-_TASK_CACHE = flags.DEFINE_string("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
+_TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
-_RESULTS = flags.DEFINE_string("results", None, "Append all figures to this results file (JSONL).")
-_ASKED = flags.DEFINE_string("asked", None, "Questions that evaluate --ask wrote, for every scored model.")
-_ANSWERS = flags.DEFINE_string("answers", None, "File for the answers of all models; .xz packs it.")
+_RESULTS = path_flags.define("results", None, "Append all figures to this results file (JSONL).")
+_ASKED = path_flags.define("asked", None, "Questions that evaluate --ask wrote, for every scored model.")
+_ANSWERS = path_flags.define("answers", None, "File for the answers of all models; .xz packs it.")
 _JOBS = flags.DEFINE_integer("jobs", 0, "Parts as processes, so many at a time; 0: one by one here.")
 _GPUS = flags.DEFINE_list("gpus", [], "GPUs for --jobs to take in turns, e.g. 0,1; all see all by default.")
 _PART = flags.DEFINE_string("part", None, "Make this part alone; --jobs starts processes so.")

@@ -25,22 +25,22 @@ import json
 
 from absl import flags
 
-from experiments import answering, cli, demo_answers, loaded, questions, record, run_config, texts
+from experiments import answering, cli, demo_answers, loaded, path_flags, questions, record, run_config, texts
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import evaluate, other_corpus
 from tree_ffn.training.sharding import make_mesh
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
+_WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
 _CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Another corpus than the run's.")
-_FILES = flags.DEFINE_string("files", None, "Text files to score (glob patterns, comma separated).")
-_TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "Prepared TFDS directory to score.")
+_FILES = path_flags.define_each("files", None, "Text files to score (glob patterns, comma separated).")
+_TFDS_DIR = path_flags.define("tfds_dir", None, "Prepared TFDS directory to score.")
 _TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to score, kept in --tfds_dir.")
 _TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
-_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
+_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
+_CACHE_DIR = path_flags.define("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
 _SPLIT = flags.DEFINE_enum(
     "split",
     None,
@@ -50,23 +50,21 @@ _SPLIT = flags.DEFINE_enum(
 _BATCHES = flags.DEFINE_integer("batches", 0, "Batches to score; 0 is all.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
-_EXPORT = flags.DEFINE_string(
-    "export", None, "With --tasks, instead of a run: an exported model's directory."
-)
+_EXPORT = path_flags.define("export", None, "With --tasks, instead of a run: an exported model's directory.")
 _TASKS = flags.DEFINE_list(
     "tasks", [], "Tasks of the evaluation harness; all: every one of experiments/tasks."
 )
-_TASK_DATA = flags.DEFINE_string("task_data", None, "Folder with the data of the tasks.")
+_TASK_DATA = path_flags.define("task_data", None, "Folder with the data of the tasks.")
 _SHOTS = flags.DEFINE_list("shots", ["0"], "Solved examples before a question: a number, task, or several.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
-_ASK = flags.DEFINE_string("ask", None, "With --tasks, answer nothing: write what is asked to this file.")
+_ASK = path_flags.define("ask", None, "With --tasks, answer nothing: write what is asked to this file.")
 _CONTEXT = flags.DEFINE_integer("context", None, "Of --ask: the model's context.")
 _BEGINS_WITH = flags.DEFINE_list("begins_with", [], "Of --ask: ids before every text of the model (OPT: 2).")
-_ANSWERS = flags.DEFINE_string("answers", None, "With --tasks, instead of a model: the answers to --ask.")
-_ASKED = flags.DEFINE_string("asked", None, "Of --answers of several models: what --ask wrote.")
-_TASK_CACHE = flags.DEFINE_string("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
-_JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
-_RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
+_ANSWERS = path_flags.define("answers", None, "With --tasks, instead of a model: the answers to --ask.")
+_ASKED = path_flags.define("asked", None, "Of --answers of several models: what --ask wrote.")
+_TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
+_JSON = path_flags.define("json", None, "Write the figures to this file.")
+_RESULTS = path_flags.define("results", None, "Append the figures to this results file (JSONL).")
 _TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
 _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 

@@ -11,17 +11,17 @@ it.
 
 from absl import flags
 
-from experiments import cli, tokenizer_files
+from experiments import cli, path_flags, tokenizer_files
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
 from tree_ffn.models import export, pretrained
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
+_WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string(
     "step", "best", "Which checkpoint: best (by validation loss), latest, or a number."
 )
-_EXPORT = flags.DEFINE_string("export", None, "Instead of a run: directory of an exported model.")
-_TO = flags.DEFINE_string("to", None, "Directory of the exported model.")
+_EXPORT = path_flags.define("export", None, "Instead of a run: directory of an exported model.")
+_TO = path_flags.define("to", None, "Directory of the exported model.")
 _FORMAT = flags.DEFINE_enum("format", "tree_ffn", ["tree_ffn", "hf"], "Whose form it has.")
 _FAMILY = flags.DEFINE_enum(
     "family", "gpt2", list(pretrained.FAMILIES), "Of --format=hf, for a model that was not imported."

@@ -14,7 +14,7 @@ start, and of the teacher where there is one.
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli
+from experiments import cli, path_flags
 from experiments.finetuning import finetune, table
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
@@ -23,8 +23,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run, e.g. configs/finetune.py; --config.finetune.kl=1 changes one value.",
     lock_config=True,
 )  # fmt: skip
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; a run that is there goes on.")
-_RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
+_WORKDIR = path_flags.define("workdir", None, "Directory of the run; a run that is there goes on.")
+_RESULTS = path_flags.define("results", None, "Append the figures to this results file (JSONL).")
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. cluster_distilled.")
 
 

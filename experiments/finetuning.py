@@ -110,9 +110,9 @@ def load_models(config, spec: FinetuneSpec) -> tuple[Restored, Restored | None]:
     """The start, and the teacher where one is named; both have the config's tokenizer."""
     values = config.finetune
     step = int(values.step) if values.step.isdecimal() else values.step
-    start = starts.load(values.start, step)
+    start = starts.load(values.start, step, field="finetune.start")
     setup.check_trainable(start.model, setup.optim_spec(config))
-    teacher = starts.load(values.teacher) if values.teacher else None
+    teacher = starts.load(values.teacher, field="finetune.teacher") if values.teacher else None
     fingerprint = load_tokenizer(config.data.tokenizer).fingerprint
     for name, run in (("start", start), ("teacher", teacher)):
         if run and run.meta["data"]["tokenizer_sha256"] != fingerprint:

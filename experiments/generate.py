@@ -19,23 +19,23 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, loaded
+from experiments import cli, loaded, path_flags
 from experiments.continued import continued
 from tree_ffn.data.compressed import plain_name, read_bytes
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.batch import Batch, Request
 from tree_ffn.models.sampling import Sampling
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is used.")
-_EXPORT = flags.DEFINE_string("export", None, "Directory of an exported model (experiments/export.py).")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
+_WORKDIR = path_flags.define("workdir", None, "Directory of a training run; its best checkpoint is used.")
+_EXPORT = path_flags.define("export", None, "Directory of an exported model (experiments/export.py).")
+_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
 _PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "Text to continue, may be given several times; none begins a document."
 )
-_PROMPTS = flags.DEFINE_string(
+_PROMPTS = path_flags.define(
     "prompts", None, 'File of prompts: one a line, or .jsonl of strings or {"prompt": ...}, packed or not.'
 )
-_TO = flags.DEFINE_string("to", None, 'Write {"prompt", "text"} of each prompt to this .jsonl instead.')
+_TO = path_flags.define("to", None, 'Write {"prompt", "text"} of each prompt to this .jsonl instead.')
 _TOKENS = flags.DEFINE_integer(
     "tokens", None, "Tokens to make; by default 200, or what the context has room for."
 )

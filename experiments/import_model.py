@@ -13,21 +13,21 @@ import os
 
 from absl import flags
 
-from experiments import cli, hub, tokenizer_files
+from experiments import cli, hub, path_flags, tokenizer_files
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
 from tree_ffn.models import export, pretrained
 from tree_ffn.models.checkpoint_files import CONFIG, read_json
 
-_FROM = flags.DEFINE_string("from", None, "Directory of a checkpoint, or its name on the Hugging Face hub.")
+_FROM = path_flags.define("from", None, "Directory of a checkpoint, or its name on the Hugging Face hub.")
 _REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit on the hub; main by default.")
-_TO = flags.DEFINE_string("to", None, "Directory of the exported model.")
+_TO = path_flags.define("to", None, "Directory of the exported model.")
 _PARAM_DTYPE = flags.DEFINE_string(
     "param_dtype", "float32", "Of the stored weights: float32, bfloat16, float16, or keep that of the files."
 )
 _CONTEXT = flags.DEFINE_integer("context", None, "Positions to keep; all by default.")
-_TOKENIZER = flags.DEFINE_string(
+_TOKENIZER = path_flags.define_each(
     "tokenizer",
     None,
     "The model's tokenizer, where --from has no files of it; as data.tokenizer of a config.",

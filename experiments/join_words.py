@@ -12,14 +12,12 @@ import os
 import re
 from pathlib import Path
 
-from absl import flags
-
-from experiments import cli
+from experiments import cli, path_flags
 from tree_ffn.data.compressed import read_bytes
 from tree_ffn.errors import InputError
 
-_TEXT = flags.DEFINE_string("text", None, "Text with WikiText's spacing: plain, .gz, .xz or .zst.")
-_TO = flags.DEFINE_string("to", None, "The file to write.")
+_TEXT = path_flags.define("text", None, "Text with WikiText's spacing: plain, .gz, .xz or .zst.")
+_TO = path_flags.define("to", None, "The file to write.")
 
 # (what, by what), in this order; a line's double quotes are paired before them.
 RULES = tuple(

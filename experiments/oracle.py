@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import cli, record, starts
+from experiments import cli, path_flags, record, starts
 from tree_ffn.analysis.oracle import Oracle, better_leaves, can_move
 from tree_ffn.data.pipeline import valid_batches
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.config import resolved
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
+_WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
-_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
+_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
+_CACHE_DIR = path_flags.define("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
 _ROWS = flags.DEFINE_integer("rows", 16, "Held-out rows of the model's context.")
 _ROUNDS = flags.DEFINE_integer("rounds", 12, "Rounds of moves; a token moves in one tree a round.")
-_RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
+_RESULTS = path_flags.define("results", None, "Append the figures to this results file (JSONL).")
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. tree_straight_P2_W1.")
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments import cli, record
+from experiments import cli, path_flags, record
 from tree_ffn.analysis.prune import Calibration, calibrate, check_threshold, prune_model, tokens_needed
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
@@ -34,15 +34,15 @@ from tree_ffn.training.derived import begin_run
 from tree_ffn.training.evaluate import evaluate, other_corpus
 from tree_ffn.training.sharding import shardings_for
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
+_WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
 _CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Calibrate on another corpus than the run's.")
-_FILES = flags.DEFINE_string("files", None, "Text files to calibrate on (glob patterns, comma separated).")
-_TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "Prepared TFDS directory to calibrate on.")
+_FILES = path_flags.define_each("files", None, "Text files to calibrate on (glob patterns, comma separated).")
+_TFDS_DIR = path_flags.define("tfds_dir", None, "Prepared TFDS directory to calibrate on.")
 _TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to calibrate on.")
 _TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
-_CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
+_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
+_CACHE_DIR = path_flags.define("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
 _THRESHOLDS = flags.DEFINE_list(
     "thresholds", ["0", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1", "1"], "Shares of the calibration tokens."
 )
@@ -57,8 +57,8 @@ _STATIC = flags.DEFINE_bool(
     "Write hard trees that are down to one path as a dense layer: equal to rounding, not to the bit.",
 )
 _THRESHOLD = flags.DEFINE_float("threshold", None, "The threshold of the model that --to gets.")
-_TO = flags.DEFINE_string("to", None, "New directory for the model pruned by --threshold.")
-_RESULTS = flags.DEFINE_string("results", None, "Append the figures to this results file (JSONL).")
+_TO = path_flags.define("to", None, "New directory for the model pruned by --threshold.")
+_RESULTS = path_flags.define("results", None, "Append the figures to this results file (JSONL).")
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. tree_hard_P2_W1.")
 
 

@@ -17,7 +17,7 @@ import time
 import jax
 from absl import flags
 
-from experiments import cli, provenance, record
+from experiments import cli, path_flags, provenance, record
 from tree_ffn.data.pipeline import Batches
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
@@ -33,8 +33,8 @@ from tree_ffn.training.sharding import put_batch
 _CONFIG = flags.DEFINE_enum("config", "quickstart", ["quickstart", "smoke"], "File in configs/, without .py.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps, in place of the config's.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, e.g. 0,1,2: each trains both models.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Where the runs go, one directory each.")
-_RESULTS = flags.DEFINE_string("results", None, "Append all figures to this results file (JSONL).")
+_WORKDIR = path_flags.define("workdir", "runs/quickstart", "Where the runs go, one directory each.")
+_RESULTS = path_flags.define("results", None, "Append all figures to this results file (JSONL).")
 _PROMPT = flags.DEFINE_string("prompt", "def read(self, ", "Beginning of the generated text.")
 
 KINDS = ("tree", "narrow")

@@ -14,7 +14,7 @@ import os
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, path_flags
 from experiments.all_tables import TABLES, read_rows, tables_of
 from experiments.lines import groups, mixed, not_comparable
 from experiments.page import Table
@@ -31,9 +31,9 @@ from experiments.report_figures import (
 from tree_ffn.analysis.axes import STYLE
 from tree_ffn.errors import InputError, check_positive_int
 
-_WORKDIR = flags.DEFINE_list("workdir", [], "Directories of runs (glob patterns, comma separated).")
-_RESULTS = flags.DEFINE_string("results", None, "Results files (a glob pattern): tables, Pareto plots.")
-_TO = flags.DEFINE_string("to", None, "The page to write, e.g. report.html; an older report is replaced.")
+_WORKDIR = path_flags.define_list("workdir", [], "Directories of runs (glob patterns, comma separated).")
+_RESULTS = path_flags.define("results", None, "Results files (a glob pattern): tables, Pareto plots.")
+_TO = path_flags.define("to", None, "The page to write, e.g. report.html; an older report is replaced.")
 _TITLE = flags.DEFINE_string("title", "", "Title of the page; by default the names of what it shows.")
 _DETAILS = flags.DEFINE_integer("details", 1, "Of so many runs the use of trees is shown.")
 _MIXED = flags.DEFINE_bool(

@@ -19,13 +19,13 @@ import sys
 
 from absl import flags
 
-from experiments import cli, loaded
+from experiments import cli, loaded, path_flags
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.signals import Interrupted, StopSignals
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run; its best checkpoint is used.")
-_EXPORT = flags.DEFINE_string("export", None, "Directory of an exported model (experiments/export.py).")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
+_WORKDIR = path_flags.define("workdir", None, "Directory of a training run; its best checkpoint is used.")
+_EXPORT = path_flags.define("export", None, "Directory of an exported model (experiments/export.py).")
+_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
 _NAME = flags.DEFINE_string("name", None, "What clients call the model; by default the directory's name.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0: all of the machine's.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen at; 0: any that is free.")

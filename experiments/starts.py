@@ -8,13 +8,16 @@ from configs.common import base_config
 from experiments import loaded, tokenizer_files
 from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, prepare
 from tree_ffn.models import export, spec_to_dict
+from tree_ffn.paths import local
 from tree_ffn.training.checkpoint import Restored, restore_for_inference
 from tree_ffn.training.config import namespace, resolved
 from tree_ffn.training.evaluate import other_corpus
 from tree_ffn.training.sharding import make_mesh, shardings_for
 
 
-def load(place: str, step: int | str = "best", tokenizer: str | None = None) -> Restored:
+def load(
+    place: str, step: int | str = "best", tokenizer: str | None = None, field: str = "workdir"
+) -> Restored:
     """The model of a directory: of a training run, or of an export.
 
     The config of an export is that of configs/common.py, with the model's tokenizer.
@@ -23,10 +26,12 @@ def load(place: str, step: int | str = "best", tokenizer: str | None = None) -> 
       place: the directory.
       step: of a run: `best`, `latest`, or a number.
       tokenizer: of an export: where its tokenizer is, if not beside it.
+      field: what names the directory, for errors.
 
     Raises:
       InputError: there is no model, or no tokenizer that fits it.
     """
+    place = local(place, field)
     if not os.path.exists(os.path.join(place, export.WEIGHTS)):
         return restore_for_inference(place, step)
     found = loaded.load(None, place, tokenizer)

@@ -13,6 +13,7 @@ from experiments.config_words import config_of, words_of
 from experiments.sweep import read_sweep
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.paths import local
 from tree_ffn.training import optimizer, sharding, step
 from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
 
@@ -23,6 +24,7 @@ def load_config(name: str) -> ConfigDict:
     Raises:
       InputError: there is no such file or row, or it does not know the argument.
     """
+    name = local(name, "--run")
     file, is_row, row = name.partition("#")
     path = file.partition(":")[0]
     if not (path.endswith(".py") and os.path.isfile(path)):

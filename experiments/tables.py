@@ -15,14 +15,14 @@ import sys
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, path_flags
 from experiments.all_tables import read_rows, tables_of
 from experiments.curve_figures import figures
 from tree_ffn.errors import InputError
 
-_RESULTS = flags.DEFINE_string("results", "results/*.jsonl", "Results files (a glob pattern).")
-_PAGE = flags.DEFINE_string("page", "README.md", "File with the section of results.")
-_FIGURES = flags.DEFINE_string("figures", "docs", "Directory of the figures, curve_*.svg.")
+_RESULTS = path_flags.define("results", "results/*.jsonl", "Results files (a glob pattern).")
+_PAGE = path_flags.define("page", "README.md", "File with the section of results.")
+_FIGURES = path_flags.define("figures", "docs", "Directory of the figures, curve_*.svg.")
 _README = flags.DEFINE_bool("readme", False, "Rewrite the section of results in --page, and the figures.")
 _LATEX = flags.DEFINE_bool("latex", False, "Print LaTeX (package booktabs) in place of Markdown.")
 _MIXED = flags.DEFINE_bool("mixed", False, "Let lines of other data or steps into one table, which says so.")

@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, dry_compile, provenance, record, texts
+from experiments import cli, dry_compile, path_flags, provenance, record, texts
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
@@ -31,11 +31,11 @@ _CONFIG = config_flags.DEFINE_config_file(
     "The run, e.g. configs/quickstart.py; --config.optim.lr=1e-3 changes one value.",
     lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; a run that is there goes on.")
+_WORKDIR = path_flags.define("workdir", None, "Directory of the run; a run that is there goes on.")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes and FLOPs of the model; train nothing.")
 _COMPILE = flags.DEFINE_bool("compile", False, "Compile the step and print its memory; allocate nothing.")
 _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
-_RESULTS = flags.DEFINE_string("results", None, "Append the final figures to this results file (JSONL).")
+_RESULTS = path_flags.define("results", None, "Append the final figures to this results file (JSONL).")
 _TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, path_flags
 from tree_ffn.data.inputs import file_inputs
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.errors import InputError, reason
@@ -21,12 +21,12 @@ from tree_ffn.errors import InputError, reason
 END = "<|endoftext|>"
 LEAST = 257  # every byte, and the end
 
-_FILES = flags.DEFINE_string(
+_FILES = path_flags.define_each(
     "files", None, "Text: glob patterns, comma separated; plain, .gz, .xz, .zst or JSONL."
 )
 _TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Of JSONL files.")
 _VOCAB = flags.DEFINE_integer("vocab", 4096, "Tokens, the 256 bytes and the end of a document among them.")
-_TO = flags.DEFINE_string("to", None, "The file to write, e.g. tokenizer.json.")
+_TO = path_flags.define("to", None, "The file to write, e.g. tokenizer.json.")
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
         "format": "tfds" if in_place else choose_format(spec.format),
         **inputs.facts,
     }
-    cache = Path(spec.cache_dir).expanduser()
+    cache = Path(spec.cache_dir)
     directory = cache / f"{inputs.name}-{_key(spec, inputs, facts, tokenizer.losses is not None)[:16]}"
     if not (directory / META).exists():
         with writing(cache), locked(f"{directory}.lock", wait=True):

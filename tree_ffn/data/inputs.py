@@ -13,6 +13,7 @@ from tree_ffn.data.compressed import plain_name, read_bytes, read_chunks
 from tree_ffn.data.documents import Segment, decoded, documents, json_documents, key_of, segments
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.errors import InputError
+from tree_ffn.paths import local
 
 OnStored = Callable[[int], None]
 LEFT_OUT_DIRECTORIES = {
@@ -226,7 +227,7 @@ def matches(field: str, patterns: str) -> list[Path]:
     """The files that comma separated glob patterns match, in the patterns' order; links to one are one."""
     found: dict[tuple[int, int], Path] = {}
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        hits = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        hits = sorted(glob.glob(local(pattern, field), recursive=True))
         files = [Path(os.path.abspath(hit)) for hit in hits if os.path.isfile(hit)]
         if not files:
             raise InputError(

@@ -3,6 +3,7 @@
 import dataclasses
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.paths import local, local_each
 
 CORPORA = ("python_stdlib", "files", "tfds")
 # Fields that only one corpus reads.
@@ -64,6 +65,10 @@ class CorpusSpec:
                 "data.tfds_dir: '' is not allowed with data.corpus=tfds; name it or data.tfds_name."
             )
         self._refuse_fields_of_others()
+        for name in ("tfds_dir", "cache_dir"):
+            object.__setattr__(self, name, local(getattr(self, name), f"data.{name}"))
+        for name in ("files", "valid_files"):
+            object.__setattr__(self, name, local_each(getattr(self, name), f"data.{name}"))
 
     def _refuse_fields_of_others(self):
         """Text that is named and would not be read is a mistake."""

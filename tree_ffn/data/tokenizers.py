@@ -12,6 +12,7 @@ from tree_ffn.data.byte_tokens import BYTE_TOKEN, HALF, byte_alphabet, kinds_in
 from tree_ffn.data.compressed import plain_name, read_bytes
 from tree_ffn.data.lost import Losses
 from tree_ffn.errors import InputError, reason
+from tree_ffn.paths import local_each
 
 ALLOWED = (
     "'bytes', the path of a tokenizer.json, or two paths 'vocab.json,merges.bpe' (.gz, .xz, .zst allowed)"
@@ -172,7 +173,7 @@ def load_tokenizer(text: str) -> Tokenizer:
     """
     if text == "bytes":
         return ByteTokenizer()
-    paths = [Path(part.strip()).expanduser() for part in text.split(",")]
+    paths = [Path(part) for part in local_each(text, "data.tokenizer").split(",")]
     names = [plain_name(path) for path in paths]
     if len(paths) > 2 or not names[0].endswith(".json"):
         raise InputError(f"data.tokenizer: {text!r} is not known; use {ALLOWED}.")

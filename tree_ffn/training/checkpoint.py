@@ -18,6 +18,7 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.finite import check_finite_variables
 from tree_ffn.models.spec import ModelSpec, spec_from_dict
 from tree_ffn.models.transformer import Transformer
+from tree_ffn.paths import local
 from tree_ffn.training.config import Namespace, namespace
 from tree_ffn.training.disk import checkpoint_directory, disk_error, steps_on_disk
 from tree_ffn.training.leaves import compare_leaves
@@ -238,7 +239,7 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
       >>> Transformer(run.model).apply(run.variables, tokens_BC)            # doctest: +SKIP
     """
     mesh = mesh or make_mesh(1, 1, jax.devices()[:1])
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(local(workdir, "workdir")) as checkpoints:
         found = checkpoints.find(step)
         meta = checkpoints.meta(found)
         config = namespace(meta["config"])

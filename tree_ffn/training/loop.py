@@ -5,9 +5,11 @@ import signal
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from tree_ffn.data.pipeline import Batches, valid_batches
 from tree_ffn.locks import only_writer
+from tree_ffn.paths import local
 from tree_ffn.training import derived, setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
@@ -53,7 +55,7 @@ def train(
       >>> train(config, "runs/tree")["bits_per_byte"]        # doctest: +SKIP
       2.41
     """
-    plan = setup.plan_run(config)
+    workdir, plan = local(workdir, "workdir"), setup.plan_run(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_writer(workdir))
         stack.enter_context(workdirs.unmade_if_empty(workdir))
@@ -157,7 +159,8 @@ class Run:
         spec, probed = self.plan.train, None
         if self._programs.probe:
             first = next(valid_batches(self.data.valid, spec.batch_size, 1))
-            microbatch = first[: len(first) // spec.accumulation]  # what a gradient has room for
+            size = spec.batch_size // spec.accumulation  # what a gradient has room for
+            microbatch = np.resize(first, (size, first.shape[1]))
             probed = self._programs.probe(self.state.variables, microbatch)
         return report.valid(self.step, self._score(spec.eval_batches), probed, write)
 

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
+from tree_ffn.paths import local
 
 SOURCE = pathlib.Path(__file__).parent / "rows.cc"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
@@ -36,7 +37,8 @@ def shared_object() -> pathlib.Path:
     """Where the library of this source, jax and processor is, built or not."""
     made_from = [SOURCE.read_text(encoding="utf-8"), jax.__version__, processor(), *FLAGS]
     name = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
-    return pathlib.Path(os.environ.get("TREE_FFN_KERNELS") or SOURCE.parent) / f"rows-{name}.so"
+    named = local(os.environ.get("TREE_FFN_KERNELS", ""), "TREE_FFN_KERNELS")
+    return pathlib.Path(named or SOURCE.parent) / f"rows-{name}.so"
 
 
 def processor() -> str:
