@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tree_ffn.data import Batches, row_order, valid_batches
+from tree_ffn.data.pipeline import first_rows
 from tree_ffn.data.sources import ArrayRows
 from tree_ffn.errors import InputError
 
@@ -91,13 +92,34 @@ def test_fewer_rows_than_a_batch():
     assert sorted(Batches(numbered(3), batch_size=9, seed=0).at(0)[:, 0]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize("n, n_rows, expected", [(2, 30, 2), (0, 30, 3), (9, 30, 3), (5, 4, 1), (1, 1, 1)])
+@pytest.mark.parametrize(
+    "n, n_rows, expected",
+    [
+        (2, 30, [8, 8]),
+        (0, 30, [8, 8, 8, 6]),
+        (9, 30, [8, 8, 8, 6]),
+        (5, 4, [4]),
+        (1, 1, [1]),
+        (0, 16, [8, 8]),
+    ],
+)
 def test_valid_batches_are_fixed_and_without_repeats(n, n_rows, expected):
     first = list(valid_batches(numbered(n_rows), 8, n))
-    assert len(first) == expected and all(batch.shape == (8, 5) for batch in first)
+    assert [batch.shape for batch in first] == [(size, 5) for size in expected]
     assert all((a == b).all() for a, b in zip(first, valid_batches(numbered(n_rows), 8, n)))
     taken = list(itertools.chain.from_iterable(batch[:, 0] for batch in first))
-    assert len(set(taken)) == min(len(taken), n_rows)
+    assert len(set(taken)) == len(taken) and (n or len(taken) == n_rows)
+    other = np.concatenate([batch[:, 0] for batch in valid_batches(numbered(n_rows), 7)])
+    assert other[: len(taken)].tolist() == taken  # whatever the batch size
+
+
+def test_first_rows_of_several_sources():
+    sources = [numbered(5), numbered(0), numbered(9)]
+    batches = [batch[:, 0].tolist() for batch in first_rows(sources, 12, 4)]
+    assert [len(batch) for batch in batches] == [4, 1, 4, 3]
+    whole = [batch[:, 0].tolist() for batch in first_rows(sources, 99, 9)]
+    assert [sorted(batch) for batch in whole] == [list(range(5)), list(range(9))]
+    assert [*batches[0], *batches[1]] == whole[0] and [*batches[2], *batches[3]] == whole[1][:7]
 
 
 @pytest.mark.parametrize("fields", [{"batch_size": 0}, {"batch_size": 6, "n_hosts": 4}])

@@ -15,8 +15,9 @@ from tree_ffn.data import CorpusSpec
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer
 from tree_ffn.training.checkpoint import restore_for_inference
-from tree_ffn.training.evaluate import changed_fields
+from tree_ffn.training.evaluate import changed_fields, evaluate, other_corpus
 from tree_ffn.training.loop import train
+from tree_ffn.training.sharding import make_mesh
 
 USAGE = ("dead_leaves/", "leaf_entropy/", "constant_decisions/")
 
@@ -60,6 +61,22 @@ def test_the_validation_split_scores_as_in_training(run, tmp_path):
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert {row["metric"] for row in rows} >= {"val_loss", "bits_per_byte", "active_share"}
     assert {(row["table"], row["row"], row["seed"]) for row in rows} == {("cpu_small", "a_row", 0)}
+
+
+@pytest.mark.parametrize("split", ["valid", "all"])
+def test_figures_do_not_depend_on_the_batch_size(run, split):
+    """The last batch is filled up with rows that count nowhere: for one device, and for four."""
+    restored = restore_for_inference(str(run[0]), "latest")
+    corpus = other_corpus(restored)
+    rows = len(corpus.valid) + (len(corpus.train) if split == "all" else 0)
+    four = restore_for_inference(str(run[0]), "latest", make_mesh(4, 1))
+    found = [evaluate(restored, corpus, split, size) for size in (7, 16, 500)] + [
+        evaluate(four, corpus, split, 12)
+    ]
+    for figures in found:
+        assert figures["tokens"] == rows * 32
+        for name, value in figures.items():  # visits are counts, and equal
+            np.testing.assert_allclose(value, found[0][name], rtol=1e-6, err_msg=name)
 
 
 def test_other_text(run, tmp_path):

@@ -89,8 +89,24 @@ def test_the_losses_are_their_formulas(teacher, student):
         d, _ = jax.jit(apply_ffn, static_argnums=2)(
             of(teacher, "params"), x[layer].reshape(-1, 16), DENSE.ffns[0]
         )
-        gaps.append(float(((y - d) ** 2).mean() / (d**2).mean()))
+        y, d = (np.asarray(out, np.float64).reshape(len(ROWS), -1) for out in (y, d))
+        gaps.append((((y - d) ** 2).mean(axis=1) / (d**2).mean(axis=1)).mean())
     np.testing.assert_allclose(value["ffn"], np.mean(gaps), rtol=1e-4)
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_microbatches_change_no_gradient(teacher, student, accumulation):
+    """Of all three losses together: each is a mean over rows."""
+    spec = FinetuneSpec(ce=1.0, kl=1.0, ffn=1.0)
+    given = given_by(TREES, DENSE, teacher, spec)
+    parts = {"model": TREES, "teacher": DENSE, "spec": spec}
+    loss = lambda params, rows: finetune_loss(params, student["routing"], rows, given, jnp.int32(0), **parts)
+    whole, split = (
+        jax.jit(functools.partial(step._gradients, loss=loss, accumulation=n))(student["params"], ROWS)[0]
+        for n in (1, accumulation)
+    )
+    apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / (jnp.abs(a).max() + 1e-9)), whole, split)
+    assert max(jax.tree.leaves(apart)) < 1e-4
 
 
 def test_plain_rows_have_the_loss_of_training(student):

@@ -49,6 +49,39 @@ def test_microbatches_change_nothing(trees):
     jax.tree.map(np.testing.assert_array_equal, state.routing, whole_state.routing)
 
 
+@pytest.mark.parametrize("balance", ["aux", "bias"])
+@pytest.mark.parametrize("accumulation", [2, 8])
+def test_microbatches_change_nothing_of_experts(balance, accumulation):
+    """Gradient, visits, selection bias: a loss that is a product of means is one of each row's."""
+    model = tiny_model("moe", ffn__moe_balance=balance, ffn__aux_weight=1.0, ffn__top_k=2)
+    state = start(model)
+    (whole, usage, metrics), (split, parts, same) = (
+        one_step(model, state, accumulation=n) for n in (1, accumulation)
+    )
+    np.testing.assert_allclose(same["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, (usage, whole.routing), (parts, split.routing))
+    loss = lambda params, rows: step.loss_fn(params, state.routing, rows, model, 0.0)
+    grads, found = (
+        jax.jit(functools.partial(step._gradients, loss=loss, accumulation=n))(state.params, BATCH)
+        for n in (1, accumulation)
+    )
+    routers = [tree[0]["run_0"]["ffn"]["w_router"] for tree in (grads, found)]
+    np.testing.assert_allclose(*routers, atol=1e-5 * float(jnp.abs(routers[0]).max()))
+    np.testing.assert_allclose(grads[2][0].aux_loss, found[2][0].aux_loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["tree", "moe", "dense"])
+def test_rows_that_fill_up_a_batch_count_nowhere(kind):
+    model = tiny_model(kind)
+    state = start(model)
+    run = jax.jit(functools.partial(step.eval_step, model=model))
+    loss, usage, _ = run(state.variables, step.empty_usage(model), BATCH[:3])
+    filled = np.concatenate([BATCH[:3], BATCH[5:]])
+    again, counts, _ = run(state.variables, step.empty_usage(model), filled, np.int32(3))
+    np.testing.assert_allclose(again, loss, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, counts, usage)
+
+
 def test_every_token_is_counted_once_per_tree(trees):
     _, _, (_, (counts,), _) = trees
     assert counts.shape == (2, 2, 8)

@@ -1,20 +1,19 @@
 """What goes into a model's feed-forward layers, over some text."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from tree_ffn.data.pipeline import valid_batches
+from tree_ffn.data.pipeline import first_rows
 from tree_ffn.data.sources import RowSource
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.checkpoint import Restored
-from tree_ffn.training.sharding import put_batch
+from tree_ffn.training.sharding import filled_up, put_batch
 
 
 def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_size: int = 16) -> list:
@@ -23,27 +22,27 @@ def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_s
     Args:
       run: a restored run.
       sources: rows of the model's context + 1 tokens, read in the fixed order of validation, never twice.
-      tokens: least number; whole batches are read, and T is exactly this.
+      tokens: how many, T.
       batch_size: rows a batch.
 
     Raises:
       InputError: the text has not so many.
     """
     check_positive_int("batch_size", batch_size)
-    there = sum(len(s) // batch_size for s in sources) * batch_size * run.model.context
+    there = sum(map(len, sources)) * run.model.context
     if there < tokens:
         raise InputError(
-            f"calibration: the text has {there:,} tokens in whole batches, and {tokens:,} are needed; "
-            "use more text."
+            f"calibration: the text has {there:,} tokens, and {tokens:,} are needed; use more text."
         )
-    n_batches = -(-tokens // (batch_size * run.model.context))
-    batches = itertools.chain(*(valid_batches(s, batch_size) for s in sources if len(s) >= batch_size))
+    size = 0
     parts: list[list[np.ndarray]] = [[] for _ in run.model.ffns]
     with jax.set_mesh(run.mesh):
         inputs = jax.jit(functools.partial(_inputs, model=run.model))
-        for batch in itertools.islice(batches, n_batches):
-            for part, x_TE in zip(parts, jax.device_get(inputs(run.variables, put_batch(batch, run.mesh)))):
-                part.append(x_TE.astype(np.float32))
+        for batch in first_rows(sources, -(-tokens // run.model.context), batch_size):
+            filled = filled_up(batch, run.mesh, size)
+            size, read = len(filled), len(batch) * run.model.context
+            for part, x_TE in zip(parts, jax.device_get(inputs(run.variables, put_batch(filled, run.mesh)))):
+                part.append(x_TE[:read].astype(np.float32))
     return [np.concatenate(part)[:tokens] for part in parts]
 
 

@@ -11,14 +11,13 @@ anew. What a higher threshold keeps, a lower one keeps too.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from tree_ffn.data.pipeline import valid_batches
+from tree_ffn.data.pipeline import first_rows
 from tree_ffn.data.sources import RowSource
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.dense import DenseSpec
@@ -72,7 +71,7 @@ def calibrate(
       run: a restored run.
       sources: rows of the model's context + 1 tokens, read in the fixed order of
         validation and never twice.
-      tokens: least number to read (whole batches are); 0 reads what
+      tokens: least number to read (whole rows are); 0 reads what
         `tokens_needed` says.
       batch_size: rows a batch.
 
@@ -85,21 +84,21 @@ def calibrate(
     """
     check_positive_int("batch_size", batch_size)
     check_positive_int("tokens", tokens, least=0)
-    needed, per_batch = tokens_needed(run.model), batch_size * run.model.context
+    needed, context = tokens_needed(run.model), run.model.context
     depth = (needed // TOKENS_PER_LEAF).bit_length() - 1
     rule = f"a dead leaf of depth {depth} takes {needed:,} tokens to judge (1,000 * 2^{depth})"
     if 0 < tokens < needed:
         raise InputError(f"tokens: {tokens:,} is not allowed; {rule}, so use at least that many.")
     tokens = tokens or needed
-    there = sum(len(source) // batch_size for source in sources) * per_batch
+    there = sum(map(len, sources)) * context
     if there < tokens:
         raise InputError(
-            f"calibration: the text has {there:,} tokens in whole batches, and {tokens:,} are asked for; "
+            f"calibration: the text has {there:,} tokens, and {tokens:,} are asked for; "
             f"{rule}, so use more text."
         )
-    rows = itertools.chain(*(valid_batches(s, batch_size) for s in sources if len(s) >= batch_size))
+    batches = first_rows(sources, -(-tokens // context), batch_size)
     with jax.set_mesh(run.mesh):
-        score = Scorer(run.model, run.mesh)(run.variables, itertools.islice(rows, -(-tokens // per_batch)))
+        score = Scorer(run.model, run.mesh)(run.variables, batches)
     return Calibration(score.usage, score.tokens)
 
 

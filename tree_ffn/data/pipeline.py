@@ -5,7 +5,7 @@ a run resumes on any number of hosts, and two readers always agree.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -131,18 +131,34 @@ class Batches:
 
 
 def valid_batches(source: RowSource, batch_size: int, n: int = 0) -> Iterator[np.ndarray]:
-    """The first `n` batches of a fixed order of all rows, the same for every run.
+    """The first `n` batches of a fixed order of all rows, the same for every run and batch size.
 
     Args:
       source: the rows.
       batch_size: B.
-      n: how many; 0, or more than there are, takes all whole batches. A split
-        of less than one batch gives one batch with rows repeated.
+      n: how many; 0, or more than there are, takes every row once.
 
     Yields:
-      int32 [B, C + 1].
+      int32 [B, C + 1]; the last has the rows that are left, which may be fewer.
     """
     check_positive_int("train.batch_size", batch_size)
-    whole = max(1, len(source) // batch_size)
-    for step in range(min(n, whole) if n else whole):
-        yield source.rows(row_order(_VALID_SEED, step, batch_size, len(source)))
+    return first_rows([source], n * batch_size if n else len(source), batch_size)
+
+
+def first_rows(sources: Iterable[RowSource], n_rows: int, batch_size: int) -> Iterator[np.ndarray]:
+    """The first rows of some sources, each in the fixed order of validation, in batches.
+
+    Args:
+      sources: read one after the other.
+      n_rows: how many; fewer where there are not so many.
+      batch_size: B.
+
+    Yields:
+      int32 [B, C + 1], fewer rows at the end of a source and of all.
+    """
+    for source in sources:
+        wanted = min(n_rows, len(source))
+        n_rows -= wanted
+        for step in range(-(-wanted // batch_size)):
+            order = row_order(_VALID_SEED, step, batch_size, len(source))
+            yield source.rows(order[: wanted - step * batch_size])

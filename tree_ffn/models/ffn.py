@@ -1,5 +1,6 @@
 """One interface to every feed-forward layer: dense, mixture of experts, trees."""
 
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -90,16 +91,18 @@ def init_ffn(
 
 
 def apply_ffn(
-    params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None, leak=None
-):
+    params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None, leak=None,
+    n_rows: int = 1,
+):  # fmt: skip
     """(y_TE, Info) of any layer.
 
-    Trees alone read `implementation`, trees and experts `leak`, and hashes the ids token_T.
+    Trees alone read `implementation`, trees and experts `leak`, hashes the ids token_T, and the auxiliary
+    loss of experts `n_rows`, how many rows of text the T tokens are.
     """
     if isinstance(spec, DenseSpec):
         return dense.dense_ffn(params, x_TE, spec)
     if isinstance(spec, MoESpec):
-        return moe.moe_ffn(params, x_TE, spec, token_T, leak)
+        return moe.moe_ffn(params, x_TE, spec, token_T, leak, n_rows)
     return sharded_tree_ffn(params, x_TE, spec, implementation, token_T, leak)
 
 
@@ -141,16 +144,21 @@ def _balance_pruned(spec: PrunedSpec, routing: dict, info: Info) -> dict:
     return {**routing, "threshold": update(routing, info.leaf_TP)}
 
 
-def blend(beside: dict, x_TE: jax.Array, y_TE: jax.Array, spec: FFNSpec) -> tuple[jax.Array, jax.Array]:
+def blend(
+    beside: dict, x_TE: jax.Array, y_TE: jax.Array, spec: FFNSpec, n_rows: int = 1
+) -> tuple[jax.Array, jax.Array]:
     """The output of a layer that takes over from a dense one, and how far the two are apart.
 
-        y <- (1 - share) y + share d,   gap = mean((y - d)^2) / mean(d^2),   d the dense layer's output
+        y <- (1 - share) y + share d,   gap = mean over rows of mean((y - d)^2) / mean(d^2)
+
+    with d the dense layer's output, and the inner means over the tokens of a row of text.
 
     Args:
       beside: the dense layer's {w_in, b_in, w_out, b_out}, and share, a scalar from 0 to 1.
       x_TE: inputs of both.
       y_TE: the layer's own output.
       spec: of the layer; the dense one has its activation.
+      n_rows: rows of text that the T tokens are.
 
     Returns:
       the blend in y's dtype, and the gap, a float32 scalar.
@@ -158,8 +166,9 @@ def blend(beside: dict, x_TE: jax.Array, y_TE: jax.Array, spec: FFNSpec) -> tupl
     width = beside["b_in"].shape[0]
     d_TE, _ = dense.dense_ffn(beside, x_TE, DenseSpec(width, spec.activation, spec.negative_slope))
     y, d = y_TE.astype(jnp.float32), d_TE.astype(jnp.float32)
-    gap = jnp.mean(jnp.square(y - d)) / jnp.maximum(jax.lax.stop_gradient(jnp.mean(jnp.square(d))), 1e-12)
-    return (y + beside["share"] * (d - y)).astype(y_TE.dtype), gap
+    apart_R, size_R = (jnp.square(value).reshape(n_rows, -1).mean(axis=1) for value in (y - d, d))
+    gap_R = apart_R / jnp.maximum(jax.lax.stop_gradient(size_R), 1e-12)
+    return (y + beside["share"] * (d - y)).astype(y_TE.dtype), gap_R.mean()
 
 
 class FFN(nn.Module):
@@ -198,7 +207,7 @@ class FFN(nn.Module):
           x: what the layer transforms.
           tokens: int32 [...], the ids of the tokens; read where a hash of them decides.
         """
-        width = x.shape[-1]
+        width, n_rows = x.shape[-1], math.prod(x.shape[:-2])
         if self.is_initializing():
             fresh = init_ffn(
                 self.make_rng("params"), self.spec, width, w_in_scale=self.w_in_scale,
@@ -212,9 +221,10 @@ class FFN(nn.Module):
         self.sow("intermediates", "tokens", tokens)
         token_T = None if tokens is None else tokens.reshape(-1)
         leak = self.variables.get("leak", {}).get("leak")  # in training alone (see training/leak.py)
-        y_TE, info = apply_ffn(params, x.reshape(-1, width), self.spec, self.implementation, token_T, leak)
+        x_TE = x.reshape(-1, width)
+        y_TE, info = apply_ffn(params, x_TE, self.spec, self.implementation, token_T, leak, n_rows)
         if beside := self.variables.get("beside"):  # fine-tuning of converted layers (training/finetune.py)
-            y_TE, gap = blend(beside, x.reshape(-1, width), y_TE, self.spec)
+            y_TE, gap = blend(beside, x_TE, y_TE, self.spec, n_rows)
             self.sow("gap", "ffn", gap)
         return y_TE.reshape(x.shape), info
 

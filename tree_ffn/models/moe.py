@@ -39,7 +39,7 @@ class MoESpec(Leaking):
       renormalise: a token's chosen gates, of all groups, are divided by their norm (with k = 1 the gate is
         then the constant 1 and the router learns from the balance term alone).
       gate_norm: which norm: 1, the gates then sum to 1; 2, their squares do.
-      balance: `none`; `aux`, the loss of Switch Transformers; or `bias`, added
+      balance: `none`; `aux`, the loss of Switch Transformers over each row of text; or `bias`, added
         to the gates for the choice only and moved against the load.
       balance_rate: step of `bias` per update.
       aux_weight: weight of `aux`.
@@ -125,13 +125,13 @@ def init_params(key, spec: MoESpec, width: int, w_in_scale=1.0, w_out_scale=1.0,
 
 
 def moe_ffn(
-    params, x_TE: jax.Array, spec: MoESpec, token_T=None, leak: jax.Array | None = None
+    params, x_TE: jax.Array, spec: MoESpec, token_T=None, leak: jax.Array | None = None, n_rows: int = 1
 ) -> tuple[jax.Array, Info]:
     """y = b_out + sum over the chosen experts e of g_e * (act(x w_in_e^T + b_in_e) w_out_e).
 
         p = softmax(w_router x),  chosen = the k largest of p + selection_bias
         g_e = p_e for the chosen (divided by their norm if `renormalise`), else 0
-        aux = aux_weight * X / G * sum_e f_e mean(p_e),  f_e the share of choices that fell on e
+        aux = aux_weight * X / G * mean over rows of sum_e f_e mean(p_e),  f_e the share of choices of e
 
     With G groups softmax and choice (of k / G) are those of each group, and the norm is of all k gates.
 
@@ -150,6 +150,8 @@ def moe_ffn(
       spec: sizes, gate and balance.
       token_T: int32 ids of the tokens, for router `hash`.
       leak: float32 scalar, `MoESpec.leak_at`; None is 0.
+      n_rows: rows of text that the T tokens are, of T / n_rows each. f_e and mean(p_e) are those of a
+        row: a product of means over a batch would depend on how a step is divided into microbatches.
 
     Returns:
       y_TE of x's dtype, and Info(chosen experts int32 [T, k], aux).
@@ -158,7 +160,8 @@ def moe_ffn(
       InputError: router `hash` without an id for every token.
 
     Source: Switch Transformers (arXiv 2101.03961, eq. 4-6) for gate and
-    auxiliary loss; Wang et al. 2024 (arXiv 2408.15664) for the selection bias;
+    auxiliary loss; DeepSeek-V3 (arXiv 2412.19437, eq. 17-20) for taking it of
+    each row; Wang et al. 2024 (arXiv 2408.15664) for the selection bias;
     Roller et al. 2021 (arXiv 2106.04426) for the hash.
     """
     if spec.router == "hash":
@@ -168,7 +171,7 @@ def moe_ffn(
         chosen_Tk = hashed(token_T, params["salt"], spec.n_experts)[:, None]
         gate_TX, aux_loss = _choices(chosen_Tk, spec), jnp.float32(0.0)
     else:
-        chosen_Tk, gate_TX, aux_loss = _softmax_choice(params, x_TE, spec)
+        chosen_Tk, gate_TX, aux_loss = _softmax_choice(params, x_TE, spec, n_rows)
     if leak is not None:
         gate_TX = leak + (1 - leak) * gate_TX
     return _weighed_experts(params, x_TE, gate_TX, spec), Info(chosen_Tk, aux_loss)
@@ -179,7 +182,7 @@ def _choices(chosen_Tk, spec: MoESpec):
     return jax.nn.one_hot(chosen_Tk, spec.n_experts, dtype=jnp.float32).sum(axis=1)
 
 
-def _softmax_choice(params, x_TE, spec: MoESpec):
+def _softmax_choice(params, x_TE, spec: MoESpec, n_rows: int):
     """Chosen experts int32 [T, k], gates of all experts float32 [T, X], and the auxiliary loss."""
     dtype = x_TE.dtype
     logits_TX = jnp.einsum(
@@ -197,8 +200,8 @@ def _softmax_choice(params, x_TE, spec: MoESpec):
         gate_TX = gate_TX / gate_norm(gate_TX, spec.gate_norm)
     aux_loss = jnp.float32(0.0)
     if spec.balance == "aux" and T:
-        share_X, p_X = chosen_TX.mean(axis=0) / spec.top_k, p_TGX.mean(axis=0).reshape(X)
-        aux_loss = spec.aux_weight * X / G * jnp.sum(share_X * p_X)
+        share_RX, p_RX = (value.reshape(n_rows, -1, X).mean(axis=1) for value in (chosen_TX, p_TGX))
+        aux_loss = spec.aux_weight * X / G / spec.top_k * jnp.sum(share_RX * p_RX, axis=1).mean()
     return chosen_Tk.astype(jnp.int32), gate_TX, aux_loss
 
 

@@ -83,7 +83,7 @@ def evaluate(
       run: a restored run.
       corpus: rows of the model's context + 1 tokens.
       split: `train`, `valid` or `all`.
-      batch_size: rows a batch; a last part of less than a batch is left out.
+      batch_size: rows a batch; figures depend on it by rounding alone where `n_batches` is 0.
       n_batches: batches of each split; 0 is all.
 
     Returns:

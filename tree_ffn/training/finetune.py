@@ -1,9 +1,10 @@
 """Fine-tuning of converted models: losses against a dense teacher, and layers that take over by degrees.
 
-    loss = ce * nll + kl * KL(teacher || student) + ffn * mean over layers of |y - d|^2 / |d|^2
+    loss = ce * nll + kl * KL(teacher || student) + ffn * mean over layers and rows of |y - d|^2 / |d|^2
 
 nll and KL are means over the targets that count of a row, then over rows: a
-question weighs the same whatever the length of its answer. y is the output of a
+question weighs the same whatever the length of its answer, and microbatches
+change nothing. y is the output of a
 feed-forward layer, d that of the teacher's dense layer for the same input, and
 
     y <- (1 - m) y + m d
@@ -20,9 +21,9 @@ import optax
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits
-from tree_ffn.training.losses import token_losses
+from tree_ffn.training.losses import row_mean, token_losses
 from tree_ffn.training.sharding import path_name
-from tree_ffn.training.step import TrainState, count_usage, train_step
+from tree_ffn.training.step import TrainState, count_usage, tokens_of, train_step
 
 TASKS, WEIGHTS, GRADUAL = ("lm", "qa"), ("all", "ffn"), ("none", "mix", "layers")
 
@@ -97,12 +98,6 @@ def read_rows(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
       ([[4, 7, 7, 4]], [[False, True, True]])
     """
     return jnp.where(batch < 0, -1 - batch, batch), batch[:, 1:] >= 0
-
-
-def row_mean(value_BC: jax.Array, counted_BC: jax.Array) -> jax.Array:
-    """Mean over the targets that count of each row, then over rows."""
-    weight_BC = counted_BC.astype(value_BC.dtype)
-    return jnp.mean((value_BC * weight_BC).sum(axis=1) / jnp.maximum(weight_BC.sum(axis=1), 1.0))
 
 
 def divergence(teacher_BCV: jax.Array, student_BCV: jax.Array) -> jax.Array:
@@ -187,9 +182,10 @@ def finetune_step(
     return train_step(state, usage, rows, model=model, loss=loss, optimizer=trained, **options)
 
 
-def score_step(variables: dict, usage, rows, *, model: ModelSpec):
+def score_step(variables: dict, usage, rows, n_rows: jax.Array | None = None, *, model: ModelSpec):
     """`step.eval_step` over the targets that count."""
     tokens, counted_BC = read_rows(rows)
     logits_BCV, infos = padded_logits(model, variables, tokens[:, :-1])
     nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
-    return row_mean(nll_BC, counted_BC), count_usage(usage, infos), tuple(info.leaf_TP for info in infos)
+    nll, usage = row_mean(nll_BC, counted_BC, n_rows), count_usage(usage, infos, tokens_of(rows, n_rows))
+    return nll, usage, tuple(info.leaf_TP for info in infos)

@@ -47,6 +47,29 @@ def _backward(saved, gradients):
 token_losses.defvjp(_forward, _backward)
 
 
+def row_mean(value_BC: jax.Array, counted_BC: jax.Array | None = None, n_rows: jax.Array | None = None):
+    """Mean over the targets that count of each row, then over rows.
+
+    Args:
+      value_BC: one number a target.
+      counted_BC: bool, which targets count; all by default.
+      n_rows: int32 scalar, how many rows count; the others only fill up the batch. All by default.
+
+    Example:
+      >>> float(row_mean(jnp.array([[1.0, 3.0], [9.0, 9.0]]), n_rows=jnp.int32(1)))
+      2.0
+    """
+    if counted_BC is None:
+        value_B = value_BC.mean(axis=1)
+    else:
+        weight_BC = counted_BC.astype(value_BC.dtype)
+        value_B = (value_BC * weight_BC).sum(axis=1) / jnp.maximum(weight_BC.sum(axis=1), 1.0)
+    if n_rows is None:
+        return value_B.mean()
+    counts_B = jnp.arange(len(value_B)) < n_rows
+    return jnp.where(counts_B, value_B, 0.0).sum() / n_rows.astype(value_B.dtype)
+
+
 def next_token_loss(
     logits_BCV: jax.Array, targets_BC: jax.Array, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:

@@ -50,20 +50,28 @@ class Scorer:
         self.empty_usage = jax.jit(functools.partial(step.empty_usage, model), out_shardings=everywhere)
 
     def __call__(self, variables: dict, batches: Iterable[np.ndarray]) -> Score:
-        """Score of `variables` over batches int32 [B, C + 1]; all are of one size."""
-        losses, tokens, usage, leaves = [], 0, self.empty_usage(), None
+        """Score of `variables` over batches int32 [B, C + 1].
+
+        A smaller batch is filled up with rows that do not count, to the largest size so far: every row
+        weighs the same, however they are divided into batches.
+        """
+        losses, rows, usage, leaves, size, tokens = [], [], self.empty_usage(), (), 0, 0
         for batch in batches:
             # Two batches under way at most: a longer queue would hold their tokens on the devices, and on
             # a CPU that plays several devices, threads that wait for one program starve those of another.
             jax.block_until_ready(losses[-2:-1])
+            filled = sharding.filled_up(batch, self._mesh, size)
+            size, n = len(filled), len(batch)
             loss, usage, batch_leaves = self._eval_step(
-                variables, usage, sharding.put_batch(batch, self._mesh)
+                variables, usage, sharding.put_batch(filled, self._mesh), np.int32(n)
             )
+            tokens += n * (batch.shape[1] - 1)
+            if not losses:
+                leaves = tuple(leaf[:, :tokens] for leaf in batch_leaves)
             losses.append(loss)
-            tokens += batch.shape[0] * (batch.shape[1] - 1)
-            leaves = batch_leaves if leaves is None else leaves
+            rows.append(n)
         losses, usage, leaves = jax.device_get((losses, usage, leaves))
-        return Score(float(np.mean(losses, dtype=np.float64)), tokens, usage, leaves)
+        return Score(float(np.average(np.asarray(losses, np.float64), weights=rows)), tokens, usage, leaves)
 
 
 def _probe(plan: Plan):

@@ -131,6 +131,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
+def filled_up(batch: np.ndarray, mesh: Mesh, size: int = 0) -> np.ndarray:
+    """A batch [B, ...] with its rows repeated at the end: at least `size` rows, as many on every device."""
+    devices = mesh.shape["data"]
+    size = -(-max(size, len(batch)) // devices) * devices
+    return np.resize(batch, (size, *batch.shape[1:]))
+
+
 def put_batch(batch: np.ndarray, mesh: Mesh) -> jax.Array:
     """Host batch [B, ...] as one array over the mesh; a process sends only its own rows."""
     return jax.make_array_from_callback(batch.shape, batch_sharding(mesh), lambda index: batch[index])

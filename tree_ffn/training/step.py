@@ -15,7 +15,7 @@ from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
 from tree_ffn.training.leak import with_leaks
-from tree_ffn.training.losses import next_token_loss
+from tree_ffn.training.losses import next_token_loss, row_mean, token_losses
 from tree_ffn.training.routers import hold_balance, hold_routers
 from tree_ffn.tree import Info, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
@@ -81,18 +81,26 @@ def empty_usage(model: ModelSpec) -> tuple[jax.Array | None, ...]:
     return tuple(usage)
 
 
-def count_usage(usage, infos: tuple[Info, ...]):
+def tokens_of(batch, n_rows: jax.Array | None) -> jax.Array | None:
+    """How many tokens the first rows of a batch [B, C + 1] read; None for all."""
+    return None if n_rows is None else n_rows * (batch.shape[1] - 1)
+
+
+def count_usage(usage, infos: tuple[Info, ...], n_tokens: jax.Array | None = None):
     """`usage` with the visits of `infos` added.
 
     Args:
       usage: as `empty_usage`.
       infos: one a run, `leaf_TP` int32 [layers, T, P].
+      n_tokens: int32 scalar, how many of the T count, from the first; all by default.
     """
 
     def add(counts, info):
         if counts is None:
             return None
         leaf = info.leaf_TP
+        if n_tokens is not None:
+            leaf = jnp.where((jnp.arange(leaf.shape[1]) < n_tokens)[None, :, None], leaf, -1)
         if counts.shape[1] == 1:  # the top-k experts of a token count alike
             leaf = leaf.reshape(leaf.shape[0], -1, 1)
         return counts + jax.vmap(functools.partial(leaf_counts, n_leaves=counts.shape[2]))(leaf)
@@ -185,8 +193,12 @@ def train_step(
     return state, count_usage(usage, infos) if count else usage, metrics
 
 
-def eval_step(variables: dict, usage, batch, *, model: ModelSpec):
-    """Mean cross-entropy of one batch, `usage` with its visits added, and its leaves, one array a run."""
+def eval_step(variables: dict, usage, batch, n_rows: jax.Array | None = None, *, model: ModelSpec):
+    """Mean cross-entropy of one batch, `usage` with its visits added, and its leaves, one array a run.
+
+    Of loss and visits only the first `n_rows` rows count, by default all: the others fill up the batch.
+    """
     logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
-    nll, _ = next_token_loss(logits_BCV, batch[:, 1:])
-    return nll, count_usage(usage, infos), tuple(info.leaf_TP for info in infos)
+    nll_BC, _ = token_losses(logits_BCV, batch[:, 1:])
+    nll, usage = row_mean(nll_BC, n_rows=n_rows), count_usage(usage, infos, tokens_of(batch, n_rows))
+    return nll, usage, tuple(info.leaf_TP for info in infos)

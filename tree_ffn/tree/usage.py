@@ -10,11 +10,11 @@ def leaf_counts(leaf_TP: jax.Array, n_leaves: int) -> jax.Array:
     """Visits of every leaf: int32 [P, 2^D].
 
     Args:
-      leaf_TP: int32 [T, P], the leaf each token reached in each tree.
+      leaf_TP: int32 [T, P], the leaf each token reached in each tree; -1 counts nowhere.
       n_leaves: 2^D.
 
     Example:
-      >>> leaf_counts(jnp.array([[0], [3], [3]]), 4).tolist()
+      >>> leaf_counts(jnp.array([[0], [3], [-1], [3]]), 4).tolist()
       [[1, 0, 0, 2]]
     """
     # A scatter-add meets the same bins again and again, one after the other.
