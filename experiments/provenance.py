@@ -21,11 +21,14 @@ def public_command(argv: list[str] | None = None) -> str:
     Example:
       >>> public_command(["/x/repo/experiments/train.py", "--workdir=/tmp/a", "--config=configs/smoke.py"])
       'python -m experiments.train --workdir=PATH/a --config=configs/smoke.py'
+      >>> public_command(["train.py", "--workdir=~/runs/a", "--config.data.files=file:///x/a,~me/b/*.txt"])
+      'python -m experiments.train --workdir=PATH/a --config.data.files=PATH/a,PATH/*.txt'
     """
     program, *rest = sys.argv if argv is None else argv
     name = os.path.splitext(os.path.basename(program))[0]
     rest = [word for word in rest if not word.startswith("--part=")]
-    rest = [re.sub(r"(^|[=,:])/(?:[^,\s/]+/)*", r"\1PATH/", word) for word in rest]
+    start = r"(?:~[^,\s/=]*|file:(?://[^,\s/]*)?)?/"  # what `tree_ffn.paths.local` makes absolute is so too
+    rest = [re.sub(rf"(^|[=,:]){start}(?:[^,\s/]+/)*", r"\1PATH/", word) for word in rest]
     return " ".join([f"python -m experiments.{name}", *rest])
 
 

@@ -5,13 +5,15 @@ import ast
 import pytest
 
 from tests.experiments.programs import call
+from tests.training.tiny import write_texts
 
 # Flags that hold text and name no file. A new string flag is one of them, or is made by `path_flags`.
 TEXT = {
     "activation", "answer_field", "begins_with", "dtype", "executions", "gpus", "hf_batches", "host", "lrs",
     "method", "methods", "name", "node_width", "param_dtype", "part", "passes", "prompt", "refits",
-    "revision", "router", "routing", "row", "rows", "run", "seeds", "set", "shapes", "shots", "step", "stop", "tasks",
-    "text_field", "texts", "tfds_name", "thresholds", "title", "tokens", "weights", "widths",
+    "revision", "router", "routing", "row", "rows", "run", "seeds", "set", "shapes", "shots", "step",
+    "stop", "tasks", "text_field", "texts", "tfds_name", "thresholds", "title", "tokens", "weights",
+    "widths",
 }  # fmt: skip
 
 
@@ -56,15 +58,16 @@ def test_home_in_flags_and_config(tmp_path, monkeypatch, repository):
     home = tmp_path / "home"
     home.mkdir()
     (home / "smoke.py").write_text((repository / "configs/smoke.py").read_text())
-    (home / "text.txt").write_text("the tree walks to the root and the leaf falls\n" * 200)
+    (home / "texts").mkdir()
+    write_texts(home / "texts")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
     outcome = call(
-        "train", "--config=~/smoke.py", "--config.data.files=~/*.txt", "--config.data.cache_dir=~/cache",
-        "--config.train.steps=1", "--config.train.probe=False", "--config.mesh.data=1", "--workdir=~/run",
-        "--results=~/rows.jsonl", "--row=tree",
+        "train", "--config=~/smoke.py", "--workdir=~/run", "--config.data.files=~/texts/*.txt",
+        "--config.data.cache_dir=~/cache", "--config.train.steps=2", "--config.train.probe=False",
+        "--config.mesh.data=1", "--results=~/rows.jsonl", "--row=tree",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert {"cache", "rows.jsonl", "run", "smoke.py", "text.txt"} == {path.name for path in home.iterdir()}
+    assert {"cache", "rows.jsonl", "run", "smoke.py", "texts"} == {path.name for path in home.iterdir()}
     assert call("evaluate", "--workdir=~/run", "--batch_size=8", "--json=~/out.json").code == 0
     assert (home / "out.json").exists() and [path.name for path in tmp_path.iterdir()] == ["home"]
