@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import tokenizers
 
 from experiments.loaded import Loaded
 from tests.data.kinds_of_tokenizers import END, KINDS, file_tokenizer, tokenizer_json
 from tree_ffn.data import CorpusSpec, load_tokenizer, prepare
+from tree_ffn.data.corpus import _scanned
 from tree_ffn.data.lost import Lost
+from tree_ffn.data.sources import ArrayRows
 from tree_ffn.data.tokenizers import FileTokenizer
 from tree_ffn.data.whole import whole_text
 from tree_ffn.errors import InputError
@@ -115,6 +118,19 @@ def test_prepared_text(named, tmp_path):
     _, files = named("unigram", text + "東" * 99)
     with pytest.raises(InputError, match=r"^data\.tokenizer: .* no token for 118 of "):
         prepare(spec, 9, [].append)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_of_rows_that_others_made(kind):
+    """A row's first token is no target: the space behind it counts, the unknown token does not."""
+    tokenizer = file_tokenizer(kind)
+    ids = tokenizer.encode(KNOWN * 9).tolist()
+    ids = np.array(ids[: len(ids) // 8 * 8 + 1 - (len(ids) % 8 == 0) * 8])
+    rows = ids[np.arange(0, len(ids) - 8, 8)[:, None] + np.arange(9)]
+    if kind == "unigram":
+        rows = np.insert(rows, 4, tokenizer.losses.unknown_id, axis=1)
+    scanned = _scanned(ArrayRows(rows), tokenizer, "train", lambda line: None)
+    assert scanned["bytes"] == len(tokenizer.decode(ids).encode()) - len(tokenizer.decode(ids[:1]).encode())
 
 
 def test_far_too_many_are_refused_before_the_end():

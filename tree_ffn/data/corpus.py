@@ -201,10 +201,14 @@ def _scanned(source: RecordRows, tokenizer: Tokenizer, name: str, log: Log) -> d
     """
     unknown = tokenizer.losses.unknown_id if tokenizer.losses else None
     n_bytes = 0
+
+    def size(rows: np.ndarray) -> int:
+        known = ([token for token in row.tolist() if token != unknown] for row in rows)
+        return sum(len(tokenizer.decode(ids).encode()) for ids in known)
+
     with Progress(f"checking {name}", len(source), "row", log) as progress:
         for start in range(0, len(source), 1024):
             rows = source.rows(np.arange(start, min(start + 1024, len(source))))
-            known = ([token for token in row[1:].tolist() if token != unknown] for row in rows)
-            n_bytes += sum(len(tokenizer.decode(ids).encode()) for ids in known)
+            n_bytes += size(rows) - size(rows[:, :1])  # behind the first token a word's space counts
             progress.to(start + len(rows))
     return {"rows": len(source), "tokens": len(source) * (source.row_tokens - 1), "bytes": n_bytes}
