@@ -207,7 +207,7 @@ def data_config() -> ConfigDict:
     data = ConfigDict()
     data.files = ""  # of files: glob patterns, comma separated
     data.valid_files = ""  # of files: what is held out; '': valid_share of the documents
-    data.text_field = "text"  # of JSONL files
+    data.text_field = "text"  # of JSON and parquet files
     data.tfds_dir = ""  # of tfds: a prepared directory
     data.tfds_name = ""  # of tfds: a registered name
     # python_stdlib | files | tfds; until it is set: the one whose fields above are named.

@@ -56,6 +56,7 @@ from experiments.speed_tables import (
     trained_on,
 )
 from tree_ffn.errors import InputError
+from tree_ffn.paths import expanded
 
 
 def read_rows(pattern: str) -> tuple[list[dict], list[dict]]:
@@ -67,7 +68,7 @@ def read_rows(pattern: str) -> tuple[list[dict], list[dict]]:
     Raises:
       InputError: a file has no rows, or a line of it is no row.
     """
-    paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+    paths = expanded(pattern) or ([] if glob.has_magic(pattern) else [pattern])
     check_not_empty(paths)
     tuning_paths = [path for path in paths if path.endswith("_tuning.jsonl")]
     measured = record.load_results([path for path in paths if path not in tuning_paths])

@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from experiments.continued import continued
 from experiments.loaded import Loaded
-from tree_ffn.data.compressed import read_bytes
+from tree_ffn.data.compressed import read_chunks
+from tree_ffn.data.formats import decoded
+from tree_ffn.data.json_stream import json_values
 from tree_ffn.errors import InputError
 from tree_ffn.models import decode, scoring
 from tree_ffn.models.batch import Batch, Request
@@ -219,14 +221,10 @@ def read_lines(path: str, flag: str, fields: tuple[str, ...]) -> list[dict]:
     Raises:
       InputError: the file cannot be read, or its head has not these fields.
     """
-    try:
-        lines = [json.loads(line) for line in read_bytes(Path(path)).decode().splitlines()]
-        if not (lines and all(field in lines[0] for field in fields)):
-            raise ValueError
-    except (ValueError, TypeError):
-        raise InputError(
-            f"--{flag}: {path} is not what experiments.evaluate --ask or experiments.answer writes."
-        ) from None
+    where = f"--{flag}: {path}"
+    lines: list = [value for _, value in json_values(decoded(read_chunks(Path(path)), Path(path)), where)]
+    if not (lines and all(isinstance(line, dict) for line in lines) and lines[0].keys() >= {*fields}):
+        raise InputError(f"{where} is not what experiments.evaluate --ask or experiments.answer writes.")
     return lines
 
 

@@ -21,8 +21,9 @@ from absl import flags
 
 from experiments import cli, loaded, path_flags
 from experiments.continued import continued
-from tree_ffn.data.compressed import plain_name, read_bytes
+from tree_ffn.data.formats import TEXT, kind_of, read_rows, read_text
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.json_input import check_characters
 from tree_ffn.models.batch import Batch, Request
 from tree_ffn.models.sampling import Sampling
 
@@ -33,7 +34,7 @@ _PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "Text to continue, may be given several times; none begins a document."
 )
 _PROMPTS = path_flags.define(
-    "prompts", None, 'File of prompts: one a line, or .jsonl of strings or {"prompt": ...}, packed or not.'
+    "prompts", None, 'File of prompts: one a line, or JSON of strings or {"prompt": ...}, packed or not.'
 )
 _TO = path_flags.define("to", None, 'Write {"prompt", "text"} of each prompt to this .jsonl instead.')
 _TOKENS = flags.DEFINE_integer(
@@ -78,27 +79,22 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
       InputError: it cannot be read, or names the line that is no prompt.
     """
-    try:
-        text = read_bytes(path).decode()
-    except UnicodeDecodeError:
-        raise InputError(f"--prompts: '{path}' is not UTF-8.") from None
-    lines = text.removesuffix("\n").split("\n") if text else []
-    if not lines:
-        raise InputError(f"--prompts: '{path}' has no lines; write one prompt a line.")
-    is_json = plain_name(path).endswith(".jsonl")
-    return [_prompt_of(line, is_json, f"--prompts: line {i + 1} of '{path}'") for i, line in enumerate(lines)]
+    where = f"--prompts: {path}"
+    if kind_of(path, where) == TEXT:
+        lines = read_text(path, where).removesuffix("\n").split("\n")
+        found = [(f"{where}, line {i}", line.removesuffix("\r")) for i, line in enumerate(lines, start=1)]
+    else:
+        rows = read_rows(path, where)
+        found = [(place, row.get("prompt") if isinstance(row, dict) else row) for place, row in rows]
+    if not found or found[0][1] == "" and len(found) == 1:
+        raise InputError(f"{where} has no lines; write one prompt a line.")
+    return [_checked(prompt, place) for place, prompt in found]
 
 
-def _prompt_of(line: str, is_json: bool, where: str) -> str:
-    prompt = line.removesuffix("\r")
-    if is_json:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            raise InputError(f"{where} is not JSON.") from None
-        prompt = value.get("prompt") if isinstance(value, dict) else value
+def _checked(prompt: object, place: str) -> str:
     if not isinstance(prompt, str) or not prompt:
-        raise InputError(f"{where} has no text; use a string of at least one character.")
+        raise InputError(f"{place} has no text; use a string of at least one character.")
+    check_characters(prompt, place)
     return prompt
 
 

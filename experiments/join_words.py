@@ -13,10 +13,10 @@ import re
 from pathlib import Path
 
 from experiments import cli, path_flags
-from tree_ffn.data.compressed import read_bytes
+from tree_ffn.data.formats import read_text
 from tree_ffn.errors import InputError
 
-_TEXT = path_flags.define("text", None, "Text with WikiText's spacing: plain, .gz, .xz or .zst.")
+_TEXT = path_flags.define("text", None, "Text with WikiText's spacing: plain or packed.")
 _TO = path_flags.define("to", None, "The file to write.")
 
 # (what, by what), in this order; a line's double quotes are paired before them.
@@ -53,10 +53,7 @@ def main() -> None:
             raise InputError(f"--{flag.name} is missing; name a file, e.g. --{flag.name}=wikitext2.txt.")
     if os.path.exists(target):
         raise InputError(f"--to: {target!r} exists; name a new file.")
-    try:
-        text = read_bytes(Path(source)).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"--text: {source!r} is not UTF-8 ({error.reason}).") from error
+    text = read_text(Path(source), f"--text: {source}")
     whole = "\n".join(map(joined, text.split("\n")))
     try:
         Path(target).write_text(whole, encoding="utf-8")

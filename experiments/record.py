@@ -6,7 +6,6 @@ same (table, row, metric, seed, device, config_hash) supersedes the earlier one.
 
 import datetime
 import fcntl
-import glob
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ import re
 
 from experiments.provenance import commit, device_name, public_command, versions
 from tree_ffn.errors import InputError, check_choice
+from tree_ffn.paths import expanded
 from tree_ffn.training.config import resolved
 
 TABLES = (
@@ -192,7 +192,7 @@ def load_results(paths) -> list[dict]:
     """
     rows = {}
     for pattern in [paths] if isinstance(paths, str) else paths:
-        for path in sorted(glob.glob(pattern)) or [pattern]:
+        for path in expanded(pattern) or [pattern]:
             for row in _read_rows(path):
                 key = tuple(row[field] for field in KEY)
                 rows.pop(key, None)
@@ -212,7 +212,7 @@ def _read_rows(path: str):
         try:
             row = json.loads(line)
             check_row(row)
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"results: {path}, line {number}: {error}") from error
         yield row
 

@@ -8,7 +8,6 @@ it shows everything, of several runs their losses together and everything of the
 Runs of different text, length or size are refused as rows of a table are; --mixed shows them all the same.
 """
 
-import glob
 import html
 import os
 
@@ -30,6 +29,7 @@ from experiments.report_figures import (
 )
 from tree_ffn.analysis.axes import STYLE
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.paths import expanded
 
 _WORKDIR = path_flags.define_list("workdir", [], "Directories of runs (glob patterns, comma separated).")
 _RESULTS = path_flags.define("results", None, "Results files (a glob pattern): tables, Pareto plots.")
@@ -80,7 +80,7 @@ def directories(patterns: list[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for pattern in patterns:
-        paths = sorted(path for path in glob.glob(pattern) if os.path.isdir(path))
+        paths = [path for path in expanded(pattern) if os.path.isdir(path)]
         if not paths:
             raise InputError(f"--workdir: {pattern!r} is no directory; name the workdir of a run.")
         # A pattern may meet directories of other things; what it meets alone must be a run.

@@ -52,18 +52,17 @@ def asked_for(text: str) -> tuple[set[str], set[str]]:
     return needed, perhaps
 
 
-def check_rows(rows: Iterable[tuple[int, dict]], path: str, task: str, text: str) -> None:
+def check_rows(rows: Iterable[tuple[str, dict]], task: str, text: str) -> None:
     """Raises InputError, which names file, line and field, unless all rows have what the templates need.
 
     Args:
-      rows: (line, row) of a data file.
-      path: of that file, for messages.
+      rows: (place, row) of a data file; a place is for messages.
       task: name of the task.
       text: of its task file.
     """
     needed, perhaps = asked_for(text)
     rows = list(rows)
     needed |= perhaps.intersection(field for _, row in rows for field in row)  # what one has all must have
-    for number, row in rows:
+    for place, row in rows:
         for field in sorted(needed - row.keys()):
-            raise InputError(f"--task_data: {path}, line {number}: no field {field!r}, which {task} needs.")
+            raise InputError(f"{place}: no field {field!r}, which {task} needs.")

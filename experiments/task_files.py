@@ -16,12 +16,14 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.task_fields import check_rows, check_templates
-from tree_ffn.data.compressed import SUFFIXES, read_bytes
-from tree_ffn.data.questions import json_objects
+from tree_ffn.data.compressed import SUFFIXES
+from tree_ffn.data.formats import read_objects, read_text
 from tree_ffn.errors import InputError, check_choice, reason
+from tree_ffn.json_input import check_characters
 from tree_ffn.locks import locked
 from tree_ffn.training.disk import replacing, writing
 
@@ -175,11 +177,10 @@ def _sources(task: TaskFile, name: str, data: str) -> list[str]:
     return found
 
 
-def _read(path: str) -> str:
-    try:
-        return read_bytes(pathlib.Path(path)).decode("utf-8")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise InputError(f"--task_data: {path} cannot be read ({reason(error)}).") from None
+def _objects(path: str) -> Iterator[tuple[str, dict]]:
+    for place, row in read_objects(pathlib.Path(path), f"--task_data: {path}"):
+        check_characters(json.dumps(row, ensure_ascii=False), place)
+        yield place, row
 
 
 def _check_fields(task: TaskFile, name: str, paths: list[str]) -> None:
@@ -187,39 +188,42 @@ def _check_fields(task: TaskFile, name: str, paths: list[str]) -> None:
     _, form = _form(name)
     added = {"label": 0} if form == "labelled" else {}
     if form in ("", "labelled"):
-        rows = json_objects(_read(paths[0]), paths[0], "--task_data")
-        check_rows(((line, {**row, **added}) for line, row in rows), paths[0], task.name, task.text)
+        check_rows(((place, {**row, **added}) for place, row in _objects(paths[0])), task.name, task.text)
 
 
 def _rows(name: str, paths: list[str]) -> list[dict]:
     """The rows of DATA/`name`."""
-    texts = [_read(path) for path in paths]
     _, form = _form(name)
     if form == "questions":
-        return _squad_questions(paths[0], texts[0])
+        return _squad_questions(paths[0])
     if form == "whole":
-        return [{"text": texts[0]}]
-    rows = [row for _, row in json_objects(texts[0], paths[0], "--task_data")]
+        return [{"text": read_text(pathlib.Path(paths[0]), f"--task_data: {paths[0]}")}]
+    rows = [row for _, row in _objects(paths[0])]
     if form == "labelled":
-        labels = texts[1].split()
+        labels = read_text(pathlib.Path(paths[1]), f"--task_data: {paths[1]}").split()
         if len(labels) != len(rows):
             raise InputError(f"--task_data: {paths[1]} has {len(labels)} labels for {len(rows)} rows.")
+        if odd := [label for label in labels if not re.fullmatch("-?[0-9]{1,9}", label)]:
+            raise InputError(
+                f"--task_data: {paths[1]} has the label {odd[0][:20]!r}, which is no whole number."
+            )
         return [{**row, "label": int(label)} for row, label in zip(rows, labels)]
     if form == "solved":
         return [{"id": -1, "query": row["text"], "choices": [""] * 4, "gold": 0} for row in rows]
     return rows
 
 
-def _squad_questions(path: str, text: str) -> list[dict]:
+def _squad_questions(path: str) -> list[dict]:
+    whole = next((row for _, row in _objects(path)), {})
     try:
         return [
             {
                 "title": article["title"], "context": paragraph["context"], "question": question["question"],
                 "answers": [answer["text"] for answer in question["answers"]], "id": question["id"],
             }
-            for article in json.loads(text)["data"]
+            for article in whole["data"]
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"--task_data: {path} is not in SQuAD's layout ({reason(error)}).") from None

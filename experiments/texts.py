@@ -1,5 +1,6 @@
 """Other texts that a trained model is scored on, whole: the flag --texts of several programs."""
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -27,13 +28,25 @@ def parse(words: Iterable[str]) -> dict[str, str]:
       {'license': 'LICENSE'}
     """
     texts = {}
-    for word in words:
+    for word in _joined(words):
         name, equals, files = word.partition("=")
         if not (re.fullmatch(r"[a-z]\w*", name) and equals and files) or name in texts:
             raise InputError(f"--texts: {word!r} is not allowed; use name=glob pattern, each name once.")
         matches("--texts", files)
         texts[name] = files
     return texts
+
+
+def _joined(words: Iterable[str]) -> list[str]:
+    """The words, those put together again that a comma in the path of a file has parted."""
+    found: list[str] = []
+    for word in words:
+        known = [f"{found[-1]}{comma}{word}" for comma in (",", ", ")] if found else []
+        known = [whole for whole in known if os.path.isfile(os.path.expanduser(whole.partition("=")[2]))]
+        if known:
+            found.pop()
+        found.append(known[0] if known else word)
+    return found
 
 
 def score_at_end(workdir: str, config, texts: dict[str, str], **names) -> None:
@@ -54,7 +67,7 @@ def score(
       texts: as `parse` returns them.
       batch_size: rows a batch.
       tokenizer: where the run's tokenizer is now, if it has moved.
-      text_field: of JSONL files.
+      text_field: of JSON and parquet.
       results: file to append to; None appends nothing.
       table, row: names of the rows.
       command: of the rows; by default this process's own.

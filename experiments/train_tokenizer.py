@@ -22,9 +22,9 @@ END = "<|endoftext|>"
 LEAST = 257  # every byte, and the end
 
 _FILES = path_flags.define_each(
-    "files", None, "Text: glob patterns, comma separated; plain, .gz, .xz, .zst or JSONL."
+    "files", None, "Text: glob patterns, comma separated; plain text, JSON lines or parquet, packed or not."
 )
-_TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Of JSONL files.")
+_TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Of JSON and parquet.")
 _VOCAB = flags.DEFINE_integer("vocab", 4096, "Tokens, the 256 bytes and the end of a document among them.")
 _TO = path_flags.define("to", None, "The file to write, e.g. tokenizer.json.")
 

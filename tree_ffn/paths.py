@@ -1,12 +1,20 @@
-"""Paths as people write them, of every flag and config: `~` is found, another machine's are refused."""
+"""Paths as people write them, of every flag and config.
 
+`~` is found, another machine's are refused, and what is there comes before what `[`, `*`, `?` and
+commas mean.
+"""
+
+import glob
 import os
 import re
+from pathlib import Path
 
 from tree_ffn.errors import InputError
 
 _HERE = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))")
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# No file system knows a longer one.
+_LONGEST_NAME = 255
 
 
 def local(path: str, field: str) -> str:
@@ -45,4 +53,54 @@ def local_each(paths: str, field: str) -> str:
       >>> local_each("file:///a/vocab.json,merges.txt", "data.tokenizer")
       '/a/vocab.json,merges.txt'
     """
-    return ",".join(local(part.strip(), field) for part in paths.split(","))
+    return ",".join(local(part, field) for part in split_at_commas(paths))
+
+
+def expanded(pattern: str) -> list[str]:
+    """The paths that a glob pattern matches, sorted; `**` descends.
+
+    A path that is there is itself, and so are the directories with which a pattern begins, whatever signs
+    are in their names.
+
+    Example:
+      >>> expanded("tree_ffn/err*.py"), expanded("none*")
+      (['tree_ffn/errors.py'], [])
+    """
+    if os.path.lexists(pattern):
+        return [pattern]
+    parts = Path(pattern).parts
+    n = next(n for n in range(len(parts), -1, -1) if n == 0 or os.path.isdir(os.path.join(*parts[:n])))
+    parts = [*map(glob.escape, parts[:n]), *parts[n:]]
+    return sorted(glob.glob(os.path.join(*parts), recursive=True)) if parts else []
+
+
+def split_at_commas(text: str) -> list[str]:
+    """The parts of a comma separated list of paths and patterns; empty ones are left out.
+
+    A file that is there may have commas in its name, and so may the directory with which a pattern begins.
+
+    Example:
+      >>> split_at_commas("a.txt,, *.txt")
+      ['a.txt', '*.txt']
+    """
+    rest, found = text.split(","), []
+    while rest:
+        n = _n_parts(rest)
+        found.append(",".join(rest[:n]).strip())
+        rest = rest[n:]
+    return [part for part in found if part]
+
+
+def _n_parts(parts: list[str]) -> int:
+    """How many of the first parts are one path that is there, as many as possible; else 1."""
+    longest, whole = 1, os.path.expanduser(_HERE.sub("", parts[0].lstrip(), count=1))
+    for n, part in enumerate(parts[1:], start=2):
+        name, slash, _ = part.partition("/")
+        # A pattern below a directory with commas is there as the directory is.
+        is_below = bool(slash) and os.path.isdir(f"{whole},{name}")
+        whole = f"{whole},{part}"
+        if slash and not is_below or len(os.path.basename(whole)) > _LONGEST_NAME:
+            break
+        if is_below or os.path.isfile(whole.rstrip()):
+            longest = n
+    return longest

@@ -1,13 +1,9 @@
 """Cutting text into documents and segments, against the plain definition on the whole text."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from tree_ffn.data import documents as module
-from tree_ffn.data.documents import decoded, documents, json_documents, segments
-from tree_ffn.errors import InputError
+from tree_ffn.data.documents import documents, segments
 
 END = "<|endoftext|>"
 TEXTS = {
@@ -73,39 +69,3 @@ def test_equal_documents_have_equal_keys_however_they_arrive():
     whole = list(segments([("some text", True), ("other", True), ("some text", True)]))
     parts = list(segments([("some", False), (" text", False), ("", True)]))
     assert whole[0].key == whole[2].key == parts[0].key != whole[1].key
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 100])
-def test_bytes_that_are_not_utf8_are_named_by_offset(size):
-    content = "né東🙂".encode()
-    for bad, offset in (
-        (content + b"\xff", len(content)),
-        (content[:-1], len(content) - 4),
-        (b"\x80" + content, 0),
-    ):
-        chunks = [bad[i : i + size] for i in range(0, len(bad), size)]
-        with pytest.raises(InputError, match=f"^a.txt: byte {offset} is not UTF-8"):
-            list(decoded(chunks, Path("a.txt")))
-    assert (
-        "".join(decoded([content[i : i + size] for i in range(0, len(content), size)], Path("a.txt")))
-        == "né東🙂"
-    )
-
-
-def test_json_lines():
-    lines = [json.dumps({"body": text}) for text in ("one", f"two\n{END}\nthree", "")]
-    stream = "\n".join([lines[0], "", *lines[1:]]) + "\n"
-    assert joined(json_documents([stream[:9], stream[9:]], "body", Path("a.jsonl"))) == [
-        "one",
-        "two\n",
-        "three",
-        "",
-    ]
-
-
-@pytest.mark.parametrize(
-    "line", ['{"text": "x"}', "[1]", '"body"', '{"body": 3}', "{", r'{"body": "\ud800"}']
-)
-def test_a_line_without_the_text_field_is_named(line):
-    with pytest.raises(InputError, match="^a.jsonl: line 3 is not a JSON object with text under 'body'"):
-        list(json_documents(['{"body": "x"}\n\n' + line], "body", Path("a.jsonl")))

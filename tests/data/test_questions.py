@@ -48,7 +48,8 @@ def test_files_and_splits(tmp_path):
         ('{"prompt": "a"}', "line 2: no texts under 'prompt' and 'answer'"),
         ('{"prompt": "a", "answer": ""}', "line 2: no texts under"),
         ('{"prompt": "a", "answer": 3}', "line 2: no texts under"),
-        ("no", "line 2: no JSON object"),
+        ("no", "line 2 is not JSON that can be read: expecting value at character 1"),
+        ("[1]", "line 2: no texts under"),
         (
             '{"prompt": "a", "answer": "a long one indeed"}',
             "line 2: the answer has 17 tokens; .* has room for 15",
@@ -67,7 +68,7 @@ def test_files_that_are_refused(tmp_path):
     with pytest.raises(InputError, match="data.files: '' is not allowed with finetune.task='qa'"):
         ask()
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(InputError, match="is not JSONL"):
+    with pytest.raises(InputError, match="is plain text; use JSON lines"):
         ask(corpus="files", files=f"{tmp_path}/a.txt")
     path = write(tmp_path / "a.jsonl", ("1?", "2"))
     with pytest.raises(InputError, match="no question is left for the split 'valid'"):

@@ -105,7 +105,15 @@ def test_questions_of_another_model_are_refused(change, words, exported, tmp_pat
 
 def test_files_of_another_kind_are_named(tmp_path):
     path = tmp_path / "notes.jsonl"
-    for text in ("", "no JSON\n", "[1]\n", '{"facts": {}}\n'):
+    not_ours, no_json = " is not what", ", line 1 is not JSON"
+    cases = {
+        "": not_ours,
+        "no JSON\n": no_json,
+        "[1]\n": not_ours,
+        '{"facts": {}}\n': not_ours,
+        "[" * 10**5: no_json,
+    }
+    for text, words in cases.items():
         path.write_text(text)
-        with pytest.raises(InputError, match=r"--answers: .*notes\.jsonl is not what"):
+        with pytest.raises(InputError, match=rf"--answers: .*notes\.jsonl{words}"):
             answering.Answers.read(str(path))

@@ -1,15 +1,10 @@
 """Text into documents, and documents into segments of bounded size."""
 
-import codecs
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
-
-from tree_ffn.errors import InputError
 
 SEGMENT_CHARS = 1 << 14
 _END_LINE = re.compile(r"^<\|endoftext\|>\r?(?:\n|\Z)", re.MULTILINE)
@@ -29,26 +24,6 @@ class Segment(NamedTuple):
     text: str
     ends: bool
     key: int
-
-
-def decoded(chunks: Iterable[bytes], path: Path) -> Iterator[str]:
-    """Chunks of UTF-8 as chunks of text.
-
-    Raises:
-      InputError: a byte is not UTF-8; names the file and the byte's offset.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    position = 0
-    for chunk in itertools.chain(chunks, [b""]):
-        held = len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            offset = position - held + error.start
-            raise InputError(f"{path}: byte {offset} is not UTF-8; use UTF-8 text.") from error
-        position += len(chunk)
-        if text:
-            yield text
 
 
 def documents(texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
@@ -76,26 +51,6 @@ def documents(texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
         inside_line = buffer[ready - 1] != "\n" if ready else inside_line
         held = buffer[ready:]
     yield "", True
-
-
-def json_documents(texts: Iterable[str], field: str, path: Path) -> Iterator[tuple[str, bool]]:
-    """The documents of a JSONL stream, whose lines are objects with a text field.
-
-    Raises:
-      InputError: a line is not such an object; names the file and the line.
-    """
-    for number, line in enumerate(_lines(texts), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)[field]
-            text.encode()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path}: line {number} is not a JSON object with text under {field!r}; "
-                "data.text_field names the field that holds the text."
-            ) from error
-        yield from documents([text])
 
 
 def segments(pieces: Iterable[tuple[str, bool]], key: int | None = None) -> Iterator[Segment]:
@@ -140,14 +95,3 @@ def _cut(text: str, start: int) -> int:
         if at > 0:
             return at
     return start + SEGMENT_CHARS
-
-
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-    held: list[str] = []
-    for text in texts:
-        first, *rest = text.split("\n")
-        held.append(first)
-        for line in rest:
-            yield "".join(held)
-            held = [line]
-    yield "".join(held)

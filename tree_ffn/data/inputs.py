@@ -1,6 +1,5 @@
 """The texts a corpus is made from: found, named by their hashes, ready to read."""
 
-import glob
 import hashlib
 import os
 import platform
@@ -9,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tree_ffn.data.compressed import plain_name, read_bytes, read_chunks
-from tree_ffn.data.documents import Segment, decoded, documents, json_documents, key_of, segments
+from tree_ffn.data.compressed import read_bytes, read_chunks
+from tree_ffn.data.documents import Segment, documents, key_of, segments
+from tree_ffn.data.formats import TEXT, OnStored, decoded, kind_of, read_rows, text_under
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.errors import InputError
-from tree_ffn.paths import local
+from tree_ffn.paths import expanded, local, split_at_commas
 
-OnStored = Callable[[int], None]
 LEFT_OUT_DIRECTORIES = {
     "test",
     "tests",
@@ -224,16 +223,21 @@ def _directory_names(paths: list[Path]) -> str:
 
 
 def matches(field: str, patterns: str) -> list[Path]:
-    """The files that comma separated glob patterns match, in the patterns' order; links to one are one."""
+    """The files that comma separated glob patterns match, in the patterns' order; links to one are one.
+
+    Raises:
+      InputError: a pattern matches no file, or one whose name says that it is no text.
+    """
     found: dict[tuple[int, int], Path] = {}
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        hits = sorted(glob.glob(local(pattern, field), recursive=True))
+    for part in split_at_commas(patterns):
+        hits = expanded(local(part, field))
         files = [Path(os.path.abspath(hit)) for hit in hits if os.path.isfile(hit)]
         if not files:
             raise InputError(
-                f"{field}: {pattern!r} matches no file; use glob patterns of text files, comma separated."
+                f"{field}: {part!r} matches no file; use glob patterns of text files, comma separated."
             )
         for path in files:
+            kind_of(path, f"{field}: {path}")
             found.setdefault(_identity(path), path)
     return list(found.values())
 
@@ -248,11 +252,24 @@ def file_hash(path: Path) -> str:
 
 
 def file_source(path: Path, split: str, text_field: str) -> Source:
-    """The documents of one text or JSONL file."""
-
-    def read(on_stored: OnStored) -> Iterator[Segment]:
-        texts = decoded(read_chunks(path, on_stored), path)
-        is_json = plain_name(path).endswith(".jsonl")
-        return segments(json_documents(texts, text_field, path) if is_json else documents(texts))
-
+    """The documents of one file."""
+    read = lambda on_stored: segments(file_documents(path, text_field, on_stored))
     return Source(split, path.stat().st_size, read)
+
+
+def file_documents(path: Path, text_field: str, on_stored: OnStored) -> Iterator[tuple[str, bool]]:
+    """The documents of one file, as `documents.documents` yields them.
+
+    Raises:
+      InputError: it cannot be read, or a row of JSON or parquet has no text; names the file and the row.
+    """
+    if kind_of(path) == TEXT:
+        yield from documents(decoded(read_chunks(path, on_stored), path))
+        return
+    for place, row in read_rows(path, str(path), [text_field], on_stored):
+        text = text_under(place, row, text_field)
+        if text is None:
+            raise InputError(
+                f"{place}: no text under {text_field!r}; data.text_field names the field that holds it."
+            )
+        yield from documents([text])

@@ -6,15 +6,14 @@ does not count as a target is kept as -1 - id, so that a row is still one array 
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from tree_ffn.data.compressed import plain_name, read_bytes
 from tree_ffn.data.corpus import Log, PreparedCorpus
 from tree_ffn.data.documents import key_of
+from tree_ffn.data.formats import read_rows, text_under
 from tree_ffn.data.inputs import content_hash, named_texts
 from tree_ffn.data.sources import ArrayRows
 from tree_ffn.data.spec import CorpusSpec
@@ -41,21 +40,21 @@ def question_row(prompt: np.ndarray, answer: np.ndarray, end_id: int, row_tokens
 def prepare_questions(
     spec: CorpusSpec, row_tokens: int, prompt_field: str, answer_field: str, log: Log = print
 ) -> PreparedCorpus:
-    """The rows of JSONL files with a prompt and an answer on every line; nothing is kept on disk.
+    """The rows of files of JSON or parquet with a prompt and an answer each; nothing is kept on disk.
 
     Questions are held out as documents are: those of `valid_files`, or by a hash of the prompt.
 
     Args:
       spec: `files`, `valid_files`, `valid_share` and `tokenizer` are read.
       row_tokens: C + 1.
-      prompt_field, answer_field: where a line has its texts.
+      prompt_field, answer_field: where a row has its texts.
       log: takes a line on each file that holds the same as another.
 
     Raises:
-      InputError: a line has not both texts, an answer does not fit into a row, or a split is empty.
+      InputError: a row has not both texts, an answer does not fit into a row, or a split is empty.
     """
     if not spec.files:
-        raise InputError("data.files: '' is not allowed with finetune.task='qa'; name JSONL files.")
+        raise InputError("data.files: '' is not allowed with finetune.task='qa'; name files of JSON lines.")
     tokenizer = load_tokenizer(spec.tokenizer)
     texts = named_texts(spec)
     train, valid = texts.train, texts.valid
@@ -64,14 +63,14 @@ def prepare_questions(
     rows: dict[str, list] = {"train": [], "valid": []}
     n_bytes = dict.fromkeys(rows, 0)
     for path in [*train, *valid]:
-        for number, prompt, answer in _pairs(path, prompt_field, answer_field):
+        for place, prompt, answer in _pairs(path, prompt_field, answer_field):
             key = key_of(hashlib.sha256(prompt.encode()).digest())
             held_out = path in valid if valid else key < spec.valid_share * 2**64
             split = "valid" if held_out else "train"
             ids = tokenizer.encode(answer)
             if len(ids) > row_tokens - 2:
                 raise InputError(
-                    f"{path}: line {number}: the answer has {len(ids)} tokens; the model's context has room "
+                    f"{place}: the answer has {len(ids)} tokens; the model's context has room "
                     f"for {row_tokens - 2}."
                 )
             rows[split].append(question_row(tokenizer.encode(prompt), ids, tokenizer.end_id, row_tokens))
@@ -103,43 +102,14 @@ def _facts(listing, tokenizer: Tokenizer, row_tokens: int, arrays: dict, n_bytes
     }
 
 
-def _pairs(path: Path, prompt_field: str, answer_field: str) -> Iterator[tuple[int, str, str]]:
-    """(line, prompt, answer) of a JSONL file."""
-    if not plain_name(path).endswith(".jsonl"):
-        raise InputError(f"{path}: is not JSONL; name files that end in .jsonl (packed or not).")
-    text = read_bytes(path).decode("utf-8", "replace")
-    for number, values in json_objects(text, str(path), "data.files"):
-        prompt, answer = values.get(prompt_field), values.get(answer_field)
-        if not (isinstance(prompt, str) and isinstance(answer, str) and answer):
+def _pairs(path: Path, prompt_field: str, answer_field: str) -> Iterator[tuple[str, str, str]]:
+    """(place, prompt, answer) of a file."""
+    fields = prompt_field, answer_field
+    for place, row in read_rows(path, f"data.files: {path}", fields):
+        prompt, answer = (text_under(place, row, field) for field in fields)
+        if prompt is None or not answer:
             raise InputError(
-                f"data.files: {path}, line {number}: no texts under {prompt_field!r} and {answer_field!r}; "
+                f"{place}: no texts under {prompt_field!r} and {answer_field!r}; "
                 "finetune.prompt_field and finetune.answer_field name them."
             )
-        yield number, prompt, answer
-
-
-def json_objects(text: str, path: str, field: str) -> Iterator[tuple[int, dict]]:
-    """(line, object) of JSON lines; empty ones are passed over.
-
-    Args:
-      text: the file's content.
-      path: of the file, for errors.
-      field: the flag or config value that named it, for errors.
-
-    Raises:
-      InputError: a line is no JSON object.
-
-    Example:
-      >>> list(json_objects('{"a": 1}', "x.jsonl", "--files"))
-      [(1, {'a': 1})]
-    """
-    for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold other ends of lines
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise InputError(f"{field}: {path}, line {number}: no JSON object.")
-        yield number, values
+        yield place, prompt, answer

@@ -19,10 +19,9 @@ class CorpusSpec:
       corpus: `python_stdlib` (the running Python's own library), `files`, or
         `tfds`; `auto` becomes the one that the fields below ask for.
       files, valid_files: of `files`: glob patterns, comma separated (`**`
-        descends); plain text, or JSONL where the name ends in .jsonl, each
-        also packed as .gz, .xz, .zst. What matches `valid_files` is never
-        trained on.
-      text_field: of JSONL: the field that holds the text.
+        descends), or paths; `data.formats` says which names are read as what.
+        What matches `valid_files` is never trained on.
+      text_field: of JSON and parquet: the field that holds the text.
       tfds_dir: of `tfds`: a prepared directory (the one with
         dataset_info.json); with `tfds_name`, where prepared sets are kept.
       tfds_name: of `tfds`: a registered name, such as `ag_news_subset`.

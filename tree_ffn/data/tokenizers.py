@@ -1,8 +1,8 @@
 """Text to token ids and back: raw bytes, or byte-pair vocabularies from files."""
 
 import abc
+import codecs
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from tree_ffn.data.byte_tokens import BYTE_TOKEN, HALF, byte_alphabet, kinds_in
 from tree_ffn.data.compressed import plain_name, read_bytes
 from tree_ffn.data.lost import Losses
 from tree_ffn.errors import InputError, reason
-from tree_ffn.paths import local_each
+from tree_ffn.json_input import parse_object
+from tree_ffn.paths import local, split_at_commas
 
 ALLOWED = (
     "'bytes', the path of a tokenizer.json, or two paths 'vocab.json,merges.bpe' (.gz, .xz, .zst allowed)"
@@ -173,14 +174,14 @@ def load_tokenizer(text: str) -> Tokenizer:
     """
     if text == "bytes":
         return ByteTokenizer()
-    paths = [Path(part) for part in local_each(text, "data.tokenizer").split(",")]
-    names = [plain_name(path) for path in paths]
+    paths = [Path(local(part, "data.tokenizer")) for part in split_at_commas(text)]
+    names = [plain_name(path) for path in paths] or [""]
     if len(paths) > 2 or not names[0].endswith(".json"):
         raise InputError(f"data.tokenizer: {text!r} is not known; use {ALLOWED}.")
     for path in paths:
         if not path.is_file():
             raise InputError(f"data.tokenizer: {str(path)!r} is not a file; use {ALLOWED}.")
-    contents = [read_bytes(path) for path in paths]
+    contents = [read_bytes(path).removeprefix(codecs.BOM_UTF8) for path in paths]
     build = _from_tokenizer_json if len(paths) == 1 else _from_vocab_and_merges
     try:
         engine = build(*contents)
@@ -202,7 +203,9 @@ def _from_vocab_and_merges(vocabulary: bytes, merges: bytes):
     tokenizers = _library()
     lines = merges.decode("utf-8").split("\n")
     pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-    engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(vocabulary), merges=pairs))
+    engine = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab=parse_object(vocabulary, "data.tokenizer: the vocabulary"), merges=pairs)
+    )
     engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = tokenizers.decoders.ByteLevel()
     return engine

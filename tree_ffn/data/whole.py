@@ -52,7 +52,7 @@ def whole_text(files: str, tokenizer: Tokenizer, text_field: str = "text", log: 
     Args:
       files: glob patterns, comma separated.
       tokenizer: gives ids and the end token.
-      text_field: of JSONL files.
+      text_field: of JSON and parquet.
       log: takes a line on each file that holds the same as another, and on lost characters.
 
     Raises:
