@@ -47,7 +47,7 @@ def known_flags(module):
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if called.startswith(("DEFINE_", "add_argument")):
+            if called.startswith(("DEFINE_", "define", "add_argument")):
                 names.add(str(node.args[0].value).lstrip("-"))
     return names
 
