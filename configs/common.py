@@ -166,7 +166,7 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     n_trees = E / 64 with node_width = 1.
     """
     ffn = ConfigDict()
-    ffn.kind = "tree"  # dense | narrow | moe | hash | tree | random_tree | hash_tree
+    ffn.kind = "tree"  # dense | narrow | moe | hash | tree | random_tree | hash_tree | leaf
     ffn.width = 0  # of dense; 0: F of the tree fields (narrow always has their A)
     ffn.activation = "gelu"  # a name of tree_ffn/tree/activations.py
     ffn.negative_slope = 0.01  # of leaky_relu
@@ -190,13 +190,16 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.balance = "none"  # none | sign
     ffn.balance_rate = 1e-3  # of sign, and of the experts' bias
     ffn.implementation = "auto"  # auto | masked | gather | grouped
-    ffn.n_experts = 32  # X, of moe and hash
-    ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k (of moe)
+    ffn.n_experts = 32  # X, of moe, hash and leaf
+    ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k (of moe, leaf)
     ffn.top_k = 1  # experts a token uses
     ffn.expert_groups = 1  # of moe: groups, each with a softmax of its own and top_k / expert_groups choices
     ffn.renormalise = False  # of moe and of tree (continuous, logistic): a token's gates have norm 1
     ffn.gate_norm = 1  # which norm: 1, the gates sum to 1; 2, their squares do
     ffn.beam = 1  # of tree (continuous, logistic, product): nodes of a level that the search for a leaf keeps
+    ffn.leaf_trees = 1  # of leaf: P, trees whose leaves are the experts
+    ffn.leaf_router = "tree"  # of leaf: tree | softmax | hash | random
+    ffn.search = "best"  # of leaf's trees: best, the likeliest leaves; beam, those that a beam of top_k finds
     ffn.moe_balance = "bias"  # none | aux | bias
     ffn.aux_weight = 1e-2  # of aux
     return ffn

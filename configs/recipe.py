@@ -41,6 +41,8 @@ EXPERTS = {
 }  # fmt: skip
 # The mixture to compare with: the best of top-1 and top-4 from the same start.
 MIXTURE = {"n_experts": 128, "top_k": 4, "renormalise": True, "gate_norm": 1}
+# One tree over E / 128 units a leaf, of which a token takes the 16 likeliest that a beam finds.
+LEAVES = {"n_experts": 512, "top_k": 16, "search": "beam"}
 PATHS = {"routing": "straight_through", "depth": 7, "node_width": (1,)}
 # Kinds of trees whose decisions are not learned: they have `PATHS`, since `EXPERTS` has routers to learn.
 UNLEARNED = ("hash_tree", "random_tree")
@@ -61,8 +63,8 @@ def set_layer(config, kind="tree", layer=None):
     """
     layer = layer or layer_of(kind)
     ffn = config.ffn
-    mixture = MIXTURE if kind == "moe" and layer is EXPERTS else {}
-    for key, value in {**layer, **DENSE_START, **mixture}.items():
+    own = {"moe": MIXTURE, "leaf": LEAVES}.get(kind, {}) if layer is EXPERTS else {}
+    for key, value in {**layer, **DENSE_START, **own}.items():
         ffn[key] = value
     across = 8 if layer is EXPERTS else 64
     ffn.n_trees = common.follow(1, lambda width: max(1, width // across), config.model.get_ref("width"))

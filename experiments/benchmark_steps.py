@@ -20,7 +20,7 @@ from experiments import cli, path_flags, record
 from experiments.step_times import Steps, load_config, measure
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training import sharding
-from tree_ffn.training.metrics import active_share
+from tree_ffn.training.metrics import costs
 
 _RUNS = flags.DEFINE_multi_string(
     "run", [], "A config, FILE:key=value,..., or a row of a sweep, FILE#ROW; ratios are to the first."
@@ -50,7 +50,7 @@ def main() -> None:
         figures = steps.figures(first)
         print(
             f"{figures['time_ms']:10.2f} {figures['tokens_per_s']:10,.0f} {figures['ratio_to_first']:6.2f} "
-            f"{figures.get('counting', 0.0):9.2%} {active_share(steps.model):7.1%}  {name}"
+            f"{figures.get('counting', 0.0):9.2%} {costs(steps.model)['active_share']:7.1%}  {name}"
         )
         if _RESULTS.value:
             write(name, steps, figures)

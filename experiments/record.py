@@ -33,7 +33,8 @@ DATA_FACTS = (
 MODEL_PATHS = ("start", "teacher")  # of `finetune`
 UNITS = {
     "val_loss": "nats/token", "train_loss": "nats/token", "ppl": "1", "bits_per_byte": "bits/byte",
-    "gap_closed": "1", "active_share": "1", "dead_leaves": "1", "leaf_entropy": "1",
+    "gap_closed": "1", "active_share": "1", "products": "products", "products_share": "1",
+    "dead_leaves": "1", "leaf_entropy": "1",
     "constant_decisions": "1", "right_share": "1", "skew": "1", "changed": "1", "working_units": "units",
     "ever_working": "1", "gradient_right": "1", "nats_per_word": "nats/word", "word_ppl": "1",
     "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",

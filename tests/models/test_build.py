@@ -12,6 +12,7 @@ from tree_ffn.models import DenseSpec, MoESpec
 from tree_ffn.models.build import ADDED_FIELDS, KINDS, layer_kinds, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables, describe, figures
 from tree_ffn.tree import Leaking, TreeSpec
+from tree_ffn.tree.leaf import LeafSpec
 
 
 def build(arg="preset=nano", **changes):
@@ -23,11 +24,12 @@ def build(arg="preset=nano", **changes):
 
 
 def test_kinds_share_the_units_of_the_tree_fields():
-    dense, narrow, moe, hashing, tree, random_tree, hash_tree = (
+    dense, narrow, moe, hashing, tree, random_tree, hash_tree, leaf = (
         build(f"preset=opt_125m,kind={kind}").ffns[0] for kind in KINDS
     )
     assert dense == DenseSpec(3060) and narrow == DenseSpec(96)
     assert isinstance(moe, MoESpec) and (moe.n_experts, moe.expert_width) == (32, 96)
+    assert leaf == LeafSpec(n_experts=32, expert_width=96, top_k=1, gate_norm="none", balance_rate=1e-3)
     assert hashing == MoESpec(32, 96, balance="none", router="hash")
     assert isinstance(tree, TreeSpec) and tree.shape.node_width == 12 and tree.routing == "continuous"
     assert random_tree.router == "frozen" and random_tree.routing == "hard"

@@ -69,6 +69,7 @@ def test_what_a_run_writes(finished):
     assert valid_line.keys() >= usage | probed | {"loss", "ppl", "bits_per_byte", "tokens"}
     assert figures["loss"] == valid_line["loss"] < lines(workdir)[1]["loss"]
     assert figures["step"] == 6 and figures["active_share"] == 8 / 30 and figures["train_loss"] > 0
+    assert figures["products"] == 16
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         "config.json", "data.json", "metrics.jsonl", "usage.jsonl", "probe_leaves.npz", "tensorboard",

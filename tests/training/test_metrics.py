@@ -14,7 +14,7 @@ import pytest
 
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.errors import InputError
-from tree_ffn.training.metrics import Throughput, active_share, loss_figures, usage_figures
+from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
 from tree_ffn.training.progress import Progress
 from tree_ffn.training.report import Report
 from tree_ffn.training.setup import plan_run
@@ -57,8 +57,10 @@ def test_usage_of_experts():
 
 
 def test_active_share():
-    assert active_share(tiny_model("dense")) == 1.0
-    assert active_share(tiny_model("tree")) == 8 / 30
+    dense, tree = costs(tiny_model("dense")), costs(tiny_model("tree"))
+    assert dense["active_share"] == 1.0 and tree["active_share"] == 8 / 30
+    assert dense["products"] == 2 * 30 and tree["products"] == 2 * 8
+    assert tree["products_share"] == 16 / (8 * tiny_model("tree").width)
 
 
 def test_the_clock_leaves_out_the_first_step_and_pauses():

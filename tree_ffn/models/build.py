@@ -8,8 +8,9 @@ from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
+from tree_ffn.tree.leaf import LeafSpec
 
-KINDS = ("dense", "narrow", "moe", "hash", "tree", "random_tree", "hash_tree")
+KINDS = ("dense", "narrow", "moe", "hash", "tree", "random_tree", "hash_tree", "leaf")
 
 MODEL_FIELDS = (
     "width", "n_layers", "n_heads", "context", "dtype", "param_dtype", "remat", "norm_eps", "vocab_multiple",
@@ -23,7 +24,7 @@ TREE_FIELDS = (
 # Runs and results older than these fields have configs without them: what the defaults say was computed then.
 ADDED_FIELDS = (
     "router", "openness", "hash_levels", "unroll", "leak", "leak_share", "expert_groups",
-    "gate_norm", "beam",
+    "gate_norm", "beam", "leaf_trees", "leaf_router", "search",
 )  # fmt: skip
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
@@ -104,8 +105,8 @@ def layer_kinds(pattern: str, n_layers: int, default: str) -> tuple[str, ...]:
 def ffn_spec(ffn, kind: str) -> FFNSpec:
     """The layer that `config.ffn` describes when its kind is `kind`.
 
-    `dense` has `width` units, or F of the tree fields where that is 0, and `narrow` their A; `moe` has
-    experts of `expert_width` units, or of A / top_k where that is 0; `hash` is `moe` with one expert
+    `dense` has `width` units, or F of the tree fields where that is 0, and `narrow` their A; `moe` and `leaf`
+    have experts of `expert_width` units, or of A / top_k where that is 0; `hash` is `moe` with one expert
     chosen by a hash of the token's id, whatever `top_k`, `expert_groups` and `moe_balance` say;
     `random_tree` is a tree with frozen random routers and hard routing, whatever `routing` says,
     `hash_tree` one whose `hash_levels` are all of its depth.
@@ -133,11 +134,32 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
             check_choice("moe_balance", ffn.moe_balance, ("none", "aux", "bias"))
             width = ffn.expert_width or max(1, trees.active_units // ffn.top_k)
             return MoESpec(expert_width=width, balance=ffn.moe_balance, **_present(ffn, MOE_FIELDS))
+        if kind == "leaf":
+            return _leaf_spec(ffn, trees.active_units)
         if kind == "hash":
             values = _present(ffn, MOE_FIELDS) | {"top_k": 1, "expert_groups": 1}
             width = ffn.expert_width or trees.active_units
             return MoESpec(expert_width=width, balance="none", router="hash", **values)
         return trees
+
+
+def _leaf_spec(ffn, active_units: int) -> LeafSpec:
+    if ffn.leak not in (0.0, 1.0):
+        raise InputError(f"leak: {ffn.leak!r} is not allowed with kind 'leaf'; use 1 (a dense start) or 0.")
+    check_choice("moe_balance", ffn.moe_balance, ("none", "bias"))
+    check_positive_int("top_k", ffn.top_k)
+    return LeafSpec(
+        n_experts=ffn.n_experts,
+        expert_width=ffn.expert_width or max(1, active_units // ffn.top_k),
+        top_k=ffn.top_k,
+        router=ffn.leaf_router,
+        n_trees=ffn.leaf_trees,
+        search=ffn.search,
+        gate_norm=f"l{ffn.gate_norm}" if ffn.renormalise else "none",
+        balance_rate=ffn.balance_rate if ffn.moe_balance == "bias" else 0.0,
+        dense_start=ffn.leak_share if ffn.leak else 0.0,
+        activation=ffn.activation,
+    )
 
 
 def _present(section, names) -> dict[str, Any]:

@@ -6,11 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.ffn import active_share, active_units, ffn_flops, separate_routers, total_units
+from tree_ffn.models.ffn import (
+    active_share,
+    active_units,
+    ffn_flops,
+    products,
+    separate_routers,
+    total_units,
+)
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.tree import Leaking, PrunedSpec, TreeSpec
+from tree_ffn.tree.leaf import LeafSpec
 
 
 def abstract_variables(spec: ModelSpec) -> dict:
@@ -62,6 +70,7 @@ def figures(spec: ModelSpec) -> dict:
         "units": total,
         "active_units": active,
         "active_share": active / total,
+        **products_figures(spec),
         "flops_ffn": sum(ffn_flops(ffn, spec.width) for ffn in spec.ffns),
         "flops_ffn_dense": sum(4 * total_units(ffn) * spec.width for ffn in spec.ffns),
         "flops_model": model_flops(spec),
@@ -70,6 +79,15 @@ def figures(spec: ModelSpec) -> dict:
         "bytes_training": 4 * weights + _bytes(routing),
         "bytes_cache": 2 * spec.n_layers * spec.context * spec.width * jnp.dtype(spec.dtype).itemsize,
     }
+
+
+def products_figures(spec: ModelSpec) -> dict[str, float]:
+    """`products`, dot products of E numbers that a token needs in a layer, routing counted; `products_share`.
+
+    The mean over the layers; the share is of the 2 F of a dense layer of F = 4 E units, whatever is stored.
+    """
+    mean = sum(map(products, spec.ffns)) / spec.n_layers
+    return {"products": mean, "products_share": mean / (8 * spec.width)}
 
 
 def describe(spec: ModelSpec) -> tuple[str, dict]:
@@ -102,6 +120,11 @@ def describe(spec: ModelSpec) -> tuple[str, dict]:
             f"{n['active_units']:,}",
             f"{_share(n['active_units'], n['units'])} of {n['units']:,}",
         ),
+        (
+            "products a layer",
+            f"{n['products']:,.0f}",
+            f"routing counted: {100 * n['products_share']:.2f} % of a dense layer of 4 E units",
+        ),
         ("FLOPs a token, FFNs", _si(n["flops_ffn"]), _against(n["flops_ffn"], n["flops_ffn_dense"])),
         ("FLOPs a token, model", _si(n["flops_model"]), _against(n["flops_model"], n["flops_model_dense"])),
         ("bytes, weights", _si(n["bytes_weights"]), f"stored as {spec.param_dtype}"),
@@ -130,6 +153,13 @@ def _layer_line(ffn: FFNSpec) -> str:
         router = f"the router's {ffn.n_experts} rows are not counted"
         groups = f" in {ffn.expert_groups} groups" if ffn.expert_groups > 1 else ""
         return f"moe: {experts}, top {ffn.top_k}{groups}{_norm(ffn)}{_leak(ffn)}: {sizes}; {router}"
+    if isinstance(ffn, LeafSpec):
+        trees = f" of {ffn.n_trees}, search {ffn.search}" if ffn.router == "tree" else ""
+        start = f", a dense start of {ffn.dense_start:.0%}" if ffn.dense_start else ""
+        return (
+            f"leaf: {ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}, "
+            f"router {ffn.router}{trees}, gates {ffn.gate_norm}{start}: {sizes}"
+        )
     shape = ffn.shape
     hashed = ffn.hash_levels
     kind = "hash_tree" if hashed and hashed == shape.depth else "tree"

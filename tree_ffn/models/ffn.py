@@ -13,8 +13,9 @@ from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.sharded import sharded_tree_ffn
 from tree_ffn.models.spec import FFNSpec
-from tree_ffn.tree import Info, PrunedSpec, TreeSpec
+from tree_ffn.tree import Info, PrunedSpec, TreeSpec, leaf
 from tree_ffn.tree import pruned as pruned_trees
+from tree_ffn.tree.leaf import LeafSpec
 
 # Leaves that no optimizer touches; they live in the collection "routing".
 ROUTING_NAMES = ("threshold", "router", "selection_bias", "salt", *pruned_trees.STRUCTURE)
@@ -59,6 +60,8 @@ def active_share(spec: FFNSpec) -> float:
 def ffn_params(spec: FFNSpec, width: int) -> int:
     """Trained parameters: w_in and b_in of units and routers, w_out of units, b_out; experts' routers."""
     router = spec.router_rows * width if isinstance(spec, MoESpec) else 0
+    if isinstance(spec, LeafSpec):
+        router = 0 if spec.router == "random" else spec.router_rows * (width + (spec.router == "tree"))
     rows = spec.stored_units if isinstance(spec, TreeSpec) else total_units(spec)
     return rows * (width + 1) + total_units(spec) * width + width + router
 
@@ -76,7 +79,14 @@ def separate_routers(spec: FFNSpec) -> int:
     """Products of E numbers a token, beside those of units, by which routers that are no units decide."""
     if isinstance(spec, MoESpec):
         return spec.router_rows
+    if isinstance(spec, LeafSpec):
+        return spec.routers_asked
     return spec.n_routers if isinstance(spec, TreeSpec) else 0
+
+
+def products(spec: FFNSpec) -> int:
+    """Dot products of E numbers that a token needs, routing counted: 2 A, and the routers asked."""
+    return 2 * active_units(spec) + separate_routers(spec)
 
 
 def init_ffn(
@@ -86,7 +96,8 @@ def init_ffn(
 
     std(w_in) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
     """
-    init = {DenseSpec: dense.init_params, MoESpec: moe.init_params}.get(type(spec), tree.init_params)
+    inits = {DenseSpec: dense.init_params, LeafSpec: leaf.init_params, MoESpec: moe.init_params}
+    init = inits.get(type(spec), tree.init_params)
     return init(key, spec, width, w_in_scale=w_in_scale, w_out_scale=w_out_scale, param_dtype=param_dtype)
 
 
@@ -103,6 +114,8 @@ def apply_ffn(
         return dense.dense_ffn(params, x_TE, spec)
     if isinstance(spec, MoESpec):
         return moe.moe_ffn(params, x_TE, spec, token_T, leak, n_rows)
+    if isinstance(spec, LeafSpec):
+        return leaf.leaf_ffn(params, x_TE, spec, implementation, token_T, leak)
     return sharded_tree_ffn(params, x_TE, spec, implementation, token_T, leak)
 
 
@@ -128,6 +141,8 @@ def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
         name, update = "threshold", tree.balance_update
     elif isinstance(spec, MoESpec) and spec.balance == "bias":
         name, update = "selection_bias", moe.balance_update
+    elif isinstance(spec, LeafSpec) and spec.balance_rate:
+        name, update = "selection_bias", leaf.balance_update
     else:
         return routing
     if info.leaf_TP.ndim == 3:

@@ -8,9 +8,12 @@ from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.tree import IMPLEMENTATIONS, PrunedSpec, TreeShape, TreeSpec
 from tree_ffn.tree.apply import check_implementation
+from tree_ffn.tree.leaf import LeafSpec
 
-FFNSpec = DenseSpec | MoESpec | TreeSpec  # and PrunedSpec, a TreeSpec
-FFN_CLASSES = {"dense": DenseSpec, "moe": MoESpec, "tree": TreeSpec, "pruned_tree": PrunedSpec}
+FFNSpec = DenseSpec | LeafSpec | MoESpec | TreeSpec  # and PrunedSpec, a TreeSpec
+FFN_CLASSES = {
+    "dense": DenseSpec, "leaf": LeafSpec, "moe": MoESpec, "tree": TreeSpec, "pruned_tree": PrunedSpec,
+}  # fmt: skip
 DTYPES = ("float32", "bfloat16")
 STORED_DTYPES = (*DTYPES, "float16")  # imported weights may stay as they are; nothing computes in float16
 

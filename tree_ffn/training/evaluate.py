@@ -16,7 +16,7 @@ from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.transformer import padded_logits
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.losses import token_losses
-from tree_ffn.training.metrics import active_share, loss_figures, usage_figures
+from tree_ffn.training.metrics import costs, loss_figures, usage_figures
 from tree_ffn.training.programs import Scorer
 from tree_ffn.training.sharding import put_batch
 
@@ -87,7 +87,7 @@ def evaluate(
       n_batches: batches of each split; 0 is all.
 
     Returns:
-      loss, ppl, bits_per_byte, active_share, usage of every layer, tokens, step.
+      loss, ppl, bits_per_byte, `metrics.costs`, usage of every layer, tokens, step.
 
     Raises:
       InputError: batches do not split over the devices of `run.mesh`.
@@ -102,7 +102,7 @@ def evaluate(
     bytes_per_token = sum(fact["bytes"] for fact in facts) / sum(fact["tokens"] for fact in facts)
     return {
         **loss_figures(score.loss, bytes_per_token),
-        "active_share": active_share(run.model),
+        **costs(run.model),
         **usage_figures(score.usage, run.model),
         "tokens": score.tokens,
         "step": run.meta["step"],

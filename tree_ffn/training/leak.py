@@ -18,11 +18,12 @@ import jax.numpy as jnp
 
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.tree import Leaking
+from tree_ffn.tree.leaf import LeafSpec
 
 
-def leaks(ffn: FFNSpec) -> TypeGuard[Leaking]:
+def leaks(ffn: FFNSpec) -> TypeGuard[Leaking | LeafSpec]:
     """Whether a layer's units off the path, or experts that are not chosen, add anything in training."""
-    return isinstance(ffn, Leaking) and ffn.leak > 0
+    return isinstance(ffn, Leaking | LeafSpec) and ffn.leak > 0
 
 
 def with_leaks(variables: dict, model: ModelSpec, done: jax.Array) -> dict:

@@ -6,11 +6,13 @@ import time
 import jax
 import numpy as np
 
+from tree_ffn.models.describe import products_figures
 from tree_ffn.models.ffn import units
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import probe
 from tree_ffn.tree import PrunedSpec
+from tree_ffn.tree.leaf import LeafSpec
 from tree_ffn.tree.usage import figures
 
 
@@ -29,10 +31,11 @@ def loss_figures(loss: float, bytes_per_token: float = 0.0) -> dict[str, float]:
     return values
 
 
-def active_share(model: ModelSpec) -> float:
-    """A / F over all layers."""
+def costs(model: ModelSpec) -> dict[str, float]:
+    """`active_share`, A / F over all layers, and `products` and `products_share` (`products_figures`)."""
     layers = [units(ffn) for ffn in model.ffns]
-    return sum(layer.active for layer in layers) / sum(layer.total for layer in layers)
+    share = sum(layer.active for layer in layers) / sum(layer.total for layer in layers)
+    return {"active_share": share, **products_figures(model)}
 
 
 def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
@@ -51,7 +54,7 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
     def of_run(ffn, counts):
         if counts is None:
             return None
-        if isinstance(ffn, MoESpec):
+        if isinstance(ffn, MoESpec | LeafSpec):
             return _expert_figures(np.asarray(counts))
         found = _tree_figures(counts)
         if isinstance(ffn, PrunedSpec):  # of the leaves that it has

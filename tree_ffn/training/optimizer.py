@@ -17,7 +17,7 @@ SCHEDULES = ("cosine", "wsd", "constant")
 # matrix decays, embeddings and positions too; biases and norms do not.
 # Thresholds are not parameters and never come here.
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
-    (r"(^|/)(bias|scale|b_(in|out|qkv))$", False),
+    (r"(^|/)(bias|scale|b_(in|out|qkv|router))$", False),
     (r"(^|/)(tokens|positions|w_(in|out|qkv|router))$", True),
 )
 

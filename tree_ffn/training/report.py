@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from tree_ffn.errors import InputError
-from tree_ffn.training.metrics import Throughput, active_share, loss_figures, usage_figures
+from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
 from tree_ffn.training.programs import Score
 from tree_ffn.training.progress import Progress
 from tree_ffn.training.signals import Diverged
@@ -50,7 +50,7 @@ class Report:
         self._progress = Progress(plan.train.steps, start, log, bar)
         self._tokens = plan.train.batch_size * plan.model.context
         self._throughput, self._losses, self._warned = Throughput(), [], set()
-        self.summary: dict[str, float] = {"active_share": active_share(plan.model)}
+        self.summary: dict[str, float] = costs(plan.model)
         # Compiles, so that no step has to wait for it.
         usage_figures(jax.device_get(empty_usage(plan.model)), plan.model)
 

@@ -18,6 +18,7 @@ from tree_ffn.training.leak import with_leaks
 from tree_ffn.training.losses import next_token_loss, row_mean, token_losses
 from tree_ffn.training.routers import hold_balance, hold_routers
 from tree_ffn.tree import Info, TreeSpec
+from tree_ffn.tree.leaf import LeafSpec
 from tree_ffn.tree.usage import leaf_counts
 
 
@@ -74,7 +75,7 @@ def empty_usage(model: ModelSpec) -> tuple[jax.Array | None, ...]:
     for ffn, n_layers in model.runs:
         if isinstance(ffn, TreeSpec):
             usage.append(jnp.zeros((n_layers, ffn.shape.n_trees, ffn.shape.n_leaves), jnp.int32))
-        elif isinstance(ffn, MoESpec):
+        elif isinstance(ffn, MoESpec | LeafSpec):
             usage.append(jnp.zeros((n_layers, 1, ffn.n_experts), jnp.int32))
         else:
             usage.append(None)

@@ -1,0 +1,86 @@
+"""The leaf layer whole: its first weights, its output, and what balances its load."""
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.tree.leaf.combine import combine
+from tree_ffn.tree.leaf.route import route
+from tree_ffn.tree.leaf.spec import LeafSpec
+from tree_ffn.tree.spec import Info
+from tree_ffn.tree.usage import leaf_counts, sides
+
+
+def init_params(
+    key, spec: LeafSpec, width: int, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32
+) -> dict:
+    """{w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E]} and what `route` reads.
+
+    Standard deviations are w_in_scale / sqrt(E) of units and routers and w_out_scale / sqrt(A); biases are 0.
+    """
+    key_router, key_in, key_out = jax.random.split(key, 3)
+    units = (spec.n_experts, spec.expert_width)
+    normal = lambda key, *shape: jax.random.normal(key, (*shape, width), param_dtype)
+    scale_in, scale_out = w_in_scale / width**0.5, w_out_scale / spec.active_units**0.5
+    params = {
+        "w_in": normal(key_in, *units) * scale_in,
+        "b_in": jnp.zeros(units, param_dtype),
+        "w_out": normal(key_out, *units) * scale_out,
+        "b_out": jnp.zeros((width,), param_dtype),
+    }
+    if spec.router == "hash":
+        return params | {"salt": jax.random.randint(key_router, (), 0, 2**31 - 1, jnp.int32)}
+    w_router = normal(key_router, spec.router_rows) * scale_in
+    params |= {"router": {"w": w_router}} if spec.router == "random" else {"w_router": w_router}
+    if spec.router == "tree":
+        params |= {"b_router": jnp.zeros((spec.router_rows,), param_dtype)}
+    if spec.balance_rate:
+        params |= {"selection_bias": jnp.zeros((spec.router_rows,), jnp.float32)}
+    return params
+
+
+def leaf_ffn(
+    params: dict,
+    x_TE: jax.Array,
+    spec: LeafSpec,
+    implementation: str | None = None,
+    token_T: jax.Array | None = None,
+    leak: jax.Array | None = None,
+) -> tuple[jax.Array, Info]:
+    """`combine(route(x))`, and the chosen experts.
+
+    Args:
+      params: as `init_params` gives them.
+      x_TE: tokens, float32 or bfloat16.
+      spec, implementation, token_T, leak: as `route` and `combine` take them.
+
+    Returns:
+      y_TE of x's dtype, Info(ids int32 [T, K], 0).
+
+    Example:
+      >>> spec = LeafSpec(n_experts=8, expert_width=2, top_k=3)
+      >>> params = init_params(jax.random.key(0), spec, width=4)
+      >>> y, info = leaf_ffn(params, jnp.ones((5, 4)), spec)
+      >>> y.shape, info.leaf_TP.shape
+      ((5, 4), (5, 3))
+    """
+    ids_TK, gates_TK = route(params, x_TE, spec, token_T)
+    return combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak), Info(ids_TK, jnp.float32(0.0))
+
+
+def balance_update(bias_R: jax.Array, ids_TK: jax.Array, spec: LeafSpec) -> jax.Array:
+    """selection_bias after a step: every row of the router moves by `balance_rate` against its load.
+
+        flat:   bias[j] += rate sign(mean load - load[j])
+        trees:  bias[n] += rate sign(load left of n - load right of n)
+
+    Source: Wang et al. 2024 (arXiv 2408.15664) for flat routers; of trees, the same at every decision.
+    """
+    load_X = leaf_counts(ids_TK.reshape(-1, 1), spec.n_experts)[0]
+    if spec.router != "tree":
+        load_X = load_X.astype(jnp.float32)
+        return bias_R + spec.balance_rate * jnp.sign(load_X.mean() - load_X)
+    left_PN, right_PN = sides(load_X.reshape(spec.n_trees, -1))
+    lean_PN = jnp.sign(left_PN - right_PN).astype(jnp.float32)
+    # From tree by tree to the order of the rows: level by level, in each tree by tree.
+    by_level = [lean_PN[:, 2**level - 1 : 2 ** (level + 1) - 1].reshape(-1) for level in range(spec.depth)]
+    return bias_R + spec.balance_rate * jnp.concatenate(by_level)

@@ -1,0 +1,158 @@
+"""What a leaf layer computes, as one frozen and hashable value."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
+from tree_ffn.tree.activations import ACTIVATIONS
+
+ROUTERS = ("tree", "softmax", "hash", "random")
+SEARCHES = ("best", "beam")
+GATE_NORMS = ("none", "l1", "l2")
+SMOOTH = tuple(name for name in ACTIVATIONS if name != "leaky_relu")  # which has a slope to say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeafSpec:
+    """X experts of W units, of which a token uses K.
+
+        F = X W,    A = K W
+
+    Attributes:
+      n_experts: X.
+      expert_width: W.
+      top_k: K.
+      router: what scores the experts. `tree`: they are the leaves of P full binary trees, and an expert's
+        score is the sum of the log probabilities of the decisions above it. `softmax`: a row of weights an
+        expert; this is the mixture of experts. `hash`: one expert by the token's id. `random`: as `softmax`,
+        never trained.
+      n_trees: P, of `tree`; X / P is a power of two.
+      search: of `tree`: `best`, the K experts of the highest scores; or `beam`, those that a search finds
+        which keeps the K likeliest nodes of every level.
+      gate_norm: the gates of the chosen are their probabilities, as they are (`none`), over their sum
+        (`l1`), or over the root of the sum of their squares (`l2`).
+      balance_rate: step by which the choice, not the gate, is moved against the load; 0: it is not.
+      dense_start: share of the training in which experts that are not chosen still add something: all of
+        themselves at first, less and less, then nothing. 0: they never do.
+      activation: a name of `ACTIVATIONS`, but `leaky_relu`.
+
+    Raises:
+      InputError: names the field, its value and what is allowed.
+
+    Example:
+      >>> spec = LeafSpec(n_experts=512, expert_width=6, top_k=16)
+      >>> spec.total_units, spec.active_units, spec.depth, spec.routers_asked
+      (3072, 96, 9, 511)
+      >>> dataclasses.replace(spec, search="beam").routers_asked
+      95
+    """
+
+    n_experts: int
+    expert_width: int
+    top_k: int
+    router: str = "tree"
+    n_trees: int = 1
+    search: str = "best"
+    gate_norm: str = "l2"
+    balance_rate: float = 0.0
+    dense_start: float = 0.0
+    activation: str = "gelu"
+    negative_slope: ClassVar[float] = 0.01  # what specs of other layers say; no activation here reads it
+
+    def __post_init__(self):
+        for field in ("n_experts", "expert_width", "top_k", "n_trees"):
+            check_positive_int(field, getattr(self, field))
+        check_choice("router", self.router, ROUTERS)
+        check_choice("search", self.search, SEARCHES)
+        check_choice("gate_norm", self.gate_norm, GATE_NORMS)
+        check_choice("activation", self.activation, SMOOTH)
+        check_number("balance_rate", self.balance_rate, least=0)
+        check_number("dense_start", self.dense_start, least=0)
+        if self.dense_start > 1:
+            raise InputError(f"dense_start: {self.dense_start!r} is not allowed; use a number from 0 to 1.")
+        if self.top_k > self.n_experts:
+            raise InputError(
+                f"top_k: {self.top_k} is not allowed; a token can use at most n_experts = {self.n_experts}."
+            )
+        self._check_router()
+
+    def _check_router(self):
+        """Options that are not in force are refused: equal layers have equal specs."""
+        trees, size = self.router == "tree", self.n_experts // self.n_trees
+        if trees and (self.n_experts % self.n_trees or size & (size - 1)):
+            raise InputError(
+                f"n_experts: {self.n_experts} is not allowed with n_trees = {self.n_trees}; use n_trees "
+                "times a power of two."
+            )
+        if not trees and (self.n_trees, self.search) != (1, "best"):
+            raise InputError(
+                f"router: {self.router!r} cannot be used with n_trees {self.n_trees} and search "
+                f"{self.search!r}; it has no trees: use 1 and 'best'."
+            )
+        if self.search == "beam" and self.top_k < self.n_trees:
+            raise InputError(
+                f"search: 'beam' cannot be used with top_k {self.top_k} below n_trees = {self.n_trees}; "
+                "use 'best'."
+            )
+        if self.gate_norm != "none" and self.top_k == 1:
+            raise InputError(
+                f"gate_norm: {self.gate_norm!r} cannot be used with top_k 1, whose gate would always be 1; "
+                "use 'none'."
+            )
+        if self.router == "hash" and (self.top_k, self.balance_rate) != (1, 0):
+            raise InputError(
+                f"router: 'hash' cannot be used with top_k {self.top_k} and balance_rate "
+                f"{self.balance_rate!r}; an id names one expert for good: use 1 and 0."
+            )
+
+    @property
+    def depth(self) -> int:
+        """D of the trees: decisions above an expert."""
+        return (self.n_experts // self.n_trees).bit_length() - 1
+
+    @property
+    def total_units(self) -> int:
+        """F."""
+        return self.n_experts * self.expert_width
+
+    @property
+    def active_units(self) -> int:
+        """A."""
+        return self.top_k * self.expert_width
+
+    @property
+    def router_rows(self) -> int:
+        """Rows of the router, trained or frozen."""
+        return {"tree": self.n_experts - self.n_trees, "hash": 0}.get(self.router, self.n_experts)
+
+    @property
+    def routers_asked(self) -> int:
+        """Rows that the definition asks for a token: of a beam those of the nodes that it keeps."""
+        if self.search == "best":
+            return self.router_rows
+        return sum(min(self.n_trees * 2**level, self.top_k) for level in range(self.depth))
+
+    @property
+    def products(self) -> int:
+        """Dot products of E numbers that a token needs: 2 A of units, and those of routing."""
+        return 2 * self.active_units + self.routers_asked
+
+    @property
+    def leak(self) -> float:
+        """What experts that are not chosen add at first: all of themselves, or nothing."""
+        return 1.0 if self.dense_start else 0.0
+
+    @property
+    def leak_share(self) -> float:
+        """Share of the training after which they add nothing, as `Leaking` has it."""
+        return self.dense_start
+
+    def leak_at(self, done: jax.Array) -> jax.Array:
+        """What experts that are not chosen add when a share `done` of the training is over: float32 scalar.
+
+            leak_at(d) = max(0, 1 - d / dense_start)
+        """
+        return jnp.maximum(0.0, 1.0 - jnp.asarray(done, jnp.float32) / self.dense_start)
