@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import warnings
 from collections.abc import Iterator
 from typing import IO
@@ -99,15 +100,33 @@ def locked(path: str, wait: bool = False) -> Iterator[None]:
                 os.remove(path)
 
 
+def in_use(directory: str) -> bool:
+    """Whether another process writes in a directory, as far as locks say."""
+    path = os.path.join(directory, NAME)
+    if os.path.realpath(path) in _held:
+        return False
+    try:
+        with open(path, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
 def _open_locked(path: str, wait: bool) -> IO[str]:
     """The open lock file, which says who holds it."""
+    tries = 0
     while True:
         file = open(path, "a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                raise InUse(_holder(file)) from None
+                tries += 1
+                if tries == 3:
+                    raise InUse(_holder(file)) from None
+            time.sleep(0.05)  # it may be a look of `in_use`
+            continue
         except OSError as error:  # ENOLCK, ENOSYS, ...: the run is worth more than the lock
             warnings.warn(
                 f"{path} cannot be locked ({error.strerror}): nothing keeps two writers apart there.",

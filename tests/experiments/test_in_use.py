@@ -1,26 +1,13 @@
 """A directory that another process writes in is refused by every program that would write there too."""
 
-import contextlib
-import fcntl
 import threading
 
 import pytest
 
+from tests.elsewhere import held_elsewhere
 from tests.experiments.programs import call
 from tree_ffn.data import CorpusSpec, prepare
 from tree_ffn.locks import NAME
-
-
-@contextlib.contextmanager
-def held_elsewhere(path):
-    """The lock of another open file is to this process what that of another process is."""
-    path.parent.mkdir(exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write('{"pid": 7, "host": "node3", "since": "2026-01-01"}')
-        file.flush()
-        yield
-
 
 WRITERS = [
     ("train", "--workdir={}", "--config=configs/smoke.py"),

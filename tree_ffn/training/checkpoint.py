@@ -7,6 +7,9 @@ state is the step: row order is a pure function of it.
 """
 
 import os
+import shutil
+import tempfile
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -14,16 +17,20 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from tree_ffn.errors import InputError
+from tree_ffn.locks import in_use
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.finite import check_finite_variables
 from tree_ffn.models.spec import ModelSpec, spec_from_dict
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.paths import local
 from tree_ffn.training.config import Namespace, namespace
-from tree_ffn.training.disk import checkpoint_directory, disk_error, steps_on_disk
+from tree_ffn.training.disk import checkpoint_directory, copied_whole, disk_error, steps_on_disk
 from tree_ffn.training.leaves import compare_leaves
 from tree_ffn.training.sharding import make_mesh, placed
 from tree_ffn.training.step import TrainState
+
+# How often a step is looked up that is removed while it is copied.
+TRIES = 40
 
 _policies = ocp.training.preservation_policies
 
@@ -226,20 +233,60 @@ class Restored(NamedTuple):
 def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | None = None) -> Restored:
     """The model of a run, without its optimizer.
 
+    The run may go on meanwhile: where it removes the step that is read, `best` or `latest` is looked up anew.
+
     Args:
       workdir: of the run, finished or not.
       step: `best` by validation loss, `latest`, or a number, also in digits.
       mesh: where weights go; the first device alone by default.
 
     Raises:
-      InputError: there is no such checkpoint, its config makes another model, or a weight is not finite.
+      InputError: there is no such checkpoint (any more), its config makes another model, or a weight is not
+        finite.
 
     Example:
       >>> run = restore_for_inference("runs/tree")                          # doctest: +SKIP
       >>> Transformer(run.model).apply(run.variables, tokens_BC)            # doctest: +SKIP
     """
     mesh = mesh or make_mesh(1, 1, jax.devices()[:1])
-    with Checkpoints(local(workdir, "workdir")) as checkpoints:
+    workdir = local(workdir, "workdir")
+    if not in_use(workdir):
+        return _restore(workdir, step, mesh)
+    with tempfile.TemporaryDirectory() as copy:
+        found = _copy(workdir, step, copy)
+        return _restore(copy, found, mesh)
+
+
+def _copy(workdir: str, step: int | str, to: str) -> int:
+    """Copies the model of a step out of reach of the run that may remove it meanwhile; returns the step.
+
+    Orbax would print tracebacks of its threads for files that go while it reads them.
+    """
+    directory, place = checkpoint_directory(workdir), ""
+    for _ in range(TRIES):
+        try:
+            with Checkpoints(workdir) as checkpoints:
+                found = checkpoints.find(step)
+            place = os.path.join(checkpoint_directory(to), str(found))
+            if copied_whole(os.path.join(directory, str(found)), place):
+                return found
+        except InputError:
+            raise
+        except Exception as error:  # orbax has no one kind for a step that has gone
+            if "No space left" in str(error):
+                raise InputError(
+                    f"TMPDIR: {to} has no room for the model, which is copied beside a run; name another."
+                ) from error
+        shutil.rmtree(place, ignore_errors=True)
+        time.sleep(0.05)
+    raise InputError(
+        f"step: {step!r} of {workdir} is removed before it is read; let the run keep more (train.keep), name "
+        "another step, or wait for its end."
+    )
+
+
+def _restore(workdir: str, step: int | str, mesh: Mesh) -> Restored:
+    with Checkpoints(workdir) as checkpoints:
         found = checkpoints.find(step)
         meta = checkpoints.meta(found)
         config = namespace(meta["config"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from typing import IO
 
@@ -31,6 +32,28 @@ def steps_on_disk(directory: str) -> list[int]:
             return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
     except OSError:
         return []
+
+
+def copied_whole(step: str, to: str) -> bool:
+    """Links or copies a checkpoint without its optimizer; False where it was being removed meanwhile.
+
+    Raises:
+      OSError: a file has gone, or there is no room.
+    """
+    before = _files(step)
+    shutil.copytree(step, to, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("optimizer"))
+    return bool(before) and _files(step) == before
+
+
+def _files(directory: str) -> set[str]:
+    return {os.path.join(place, name) for place, _, names in os.walk(directory) for name in names}
+
+
+def _link_or_copy(path: str, to: str) -> None:
+    try:
+        os.link(path, to)
+    except OSError:  # another file system, or another's file
+        shutil.copyfile(path, to)
 
 
 def disk_error(error: BaseException | None) -> str | None:
