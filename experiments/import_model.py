@@ -10,15 +10,16 @@ there; *.safetensors, *.json and merges.txt are fetched. Pickles are not read.
 """
 
 import os
+from pathlib import Path
 
 from absl import flags
 
 from experiments import cli, hub, path_flags, tokenizer_files
-from tree_ffn.data.tokenizers import load_tokenizer
+from tree_ffn.data.special_tokens import Said, said_beside
+from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
 from tree_ffn.models import export, pretrained
-from tree_ffn.models.checkpoint_files import CONFIG, read_json
 
 _FROM = path_flags.define("from", None, "Directory of a checkpoint, or its name on the Hugging Face hub.")
 _REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit on the hub; main by default.")
@@ -44,22 +45,32 @@ def main() -> None:
 
 def _import() -> None:
     directory = hub.directory_of(_FROM.value, _REVISION.value)
-    name, paths, vocab_size = _tokenizer(directory)
+    tokenizer, name, paths = _tokenizer(directory)
+    said = said_beside(Path(directory), Path(directory))
+    if tokenizer is not None:
+        tokenizer_files.check_fit(tokenizer, said, beside=not _TOKENIZER.value)
     model = pretrained.load(
-        directory, param_dtype=_PARAM_DTYPE.value, context=_CONTEXT.value, vocab_size=vocab_size
+        directory,
+        param_dtype=_PARAM_DTYPE.value,
+        context=_CONTEXT.value,
+        vocab_size=tokenizer and tokenizer.vocab_size,
     )
-    meta = {"pretrained": model.origin, "begins_with": _begins_with(model.origin)}
+    meta = {"pretrained": model.origin, "begins_with": _begins_with(model, said, tokenizer)}
+    if tokenizer is not None:
+        meta["end_id"] = tokenizer.end_id
     export.save(_TO.value, model.spec, model.variables, name, meta)
     tokenizer_files.copy(paths, _TO.value)
     print(f"{_TO.value}: {model.origin['family']}, {model.spec.n_layers} layers, width {model.spec.width}")
     if rounded := model.origin["rounded"]:
         print(f"{rounded} tensors are float64; they were rounded to {model.spec.param_dtype}")
-    if not name:
+    if tokenizer is None:
         print("no tokenizer is beside the checkpoint; experiments.generate will need --tokenizer")
+    elif others := sorted({*said.end_ids} - {tokenizer.end_id}):
+        print(f"texts end with {tokenizer.end_token} only; its files name {others} as ends too")
 
 
-def _tokenizer(directory: str) -> tuple[str, list[str], int | None]:
-    """The name to keep, the files to copy, and the tokens to score; ('', [], None) without a tokenizer."""
+def _tokenizer(directory: str) -> tuple[Tokenizer | None, str, list[str]]:
+    """The tokenizer, the name to keep, and the files to copy; (None, '', []) without one."""
     if _TOKENIZER.value:
         found, paths = _TOKENIZER.value, [part.strip() for part in _TOKENIZER.value.split(",")]
         name = ",".join(os.path.basename(path) for path in paths)
@@ -67,16 +78,23 @@ def _tokenizer(directory: str) -> tuple[str, list[str], int | None]:
     elif name := tokenizer_files.find(directory):
         found, paths = tokenizer_files.beside(directory, name), tokenizer_files.files_in(directory)
     else:
-        return "", [], None
-    tokenizer = load_tokenizer(found)
-    tokenizer_files.check_fit(tokenizer, read_json(os.path.join(directory, CONFIG)))
-    return name, paths, tokenizer.vocab_size
+        return None, "", []
+    return load_tokenizer(found, directory), name, paths
 
 
-def _begins_with(origin: dict) -> list[int]:
-    """Ids that stand before every text."""
-    begin = origin["config"].get("bos_token_id", 2)
-    return [begin] if pretrained.FAMILIES[origin["family"]].begins and isinstance(begin, int) else []
+def _begins_with(model: pretrained.Pretrained, said: Said, tokenizer: Tokenizer | None) -> list[int]:
+    """Ids that stand before every text: of a family that begins so, or where the tokenizer's files say it."""
+    family = pretrained.FAMILIES[model.origin["family"]]
+    if not (family.begins if said.begins is None else said.begins):
+        return []
+    begin = getattr(tokenizer, "begin_id", None)
+    begin = model.origin["config"].get("bos_token_id", 2) if begin is None else begin
+    if type(begin) is int and not 0 <= begin < model.spec.vocab_size:
+        raise InputError(
+            f"--from: texts begin with token {begin} (bos_token_id), the model has {model.spec.vocab_size} "
+            "tokens; correct it in config.json."
+        )
+    return [begin] if type(begin) is int else []
 
 
 if __name__ == "__main__":

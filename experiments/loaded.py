@@ -106,7 +106,7 @@ def load(workdir: str | None, directory: str | None, tokenizer: str | None = Non
         facts = record.public_config(run_config.config_of(run), run.meta["data"])
     if not (tokenizer or name):
         raise InputError("--tokenizer is missing; the model was imported without one.")
-    encoder = load_tokenizer(tokenizer or name)
+    encoder = load_tokenizer(tokenizer or name, directory)
     if encoder.vocab_size != spec.vocab_size:
         raise InputError(
             f"--tokenizer: {encoder.name} has {encoder.vocab_size} tokens, the model {spec.vocab_size}; "

@@ -3,12 +3,13 @@
 import os
 import shutil
 
+from tree_ffn.data.special_tokens import Said
 from tree_ffn.data.tokenizers import Tokenizer
 from tree_ffn.errors import InputError
 
 # What a Hugging Face directory may have; tokenizer.json, or the next two, are enough to encode text.
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-         "added_tokens.json")  # fmt: skip
+         "added_tokens.json", "generation_config.json")  # fmt: skip
 # Tables are padded to a multiple of a round number, none of those in use is larger.
 MOST_PADDING = 1024
 
@@ -54,20 +55,27 @@ def files_in(directory: str) -> list[str]:
     return [path for path in paths if os.path.isfile(path)]
 
 
-def check_fit(tokenizer: Tokenizer, config: dict) -> None:
+def check_fit(tokenizer: Tokenizer, said: Said, beside: bool = False) -> None:
     """Raises InputError unless a tokenizer can be that of a Hugging Face checkpoint.
 
-    Its ids must be rows of the token table, nearly all of them, and its end
-    token the model's: GPT-2's files have as many tokens as OPT's, in another order.
+    Its ids must be rows of the token table, and nearly all of them if it is not the one `beside` the model;
+    its end token must be the model's: GPT-2's files have as many tokens as OPT's, in another order.
     """
-    rows, ends = config.get("vocab_size"), config.get("eos_token_id")
-    if isinstance(rows, int) and not rows - MOST_PADDING < tokenizer.vocab_size <= rows:
+    rows, ends = said.rows, said.end_ids
+    if rows is not None and tokenizer.vocab_size > rows and beside:
+        raise InputError(
+            f"--from: the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model's table "
+            f"{rows} rows; take the tokens from id {rows} on out of the tokenizer's files, or give the table "
+            "rows for them (resize_token_embeddings of transformers) and train those."
+        )
+    if rows is not None and not (beside or rows - MOST_PADDING < tokenizer.vocab_size <= rows):
         raise InputError(
             f"--tokenizer: {tokenizer.name} has {tokenizer.vocab_size} tokens, which does not fit the {rows} "
             "rows of the model's vocabulary; name the model's own tokenizer."
         )
-    if ends is not None and tokenizer.end_id not in (ends if isinstance(ends, list) else [ends]):
+    if ends and tokenizer.end_id not in ends:
         raise InputError(
             f"--tokenizer: {tokenizer.name} ends a document with token {tokenizer.end_id}, the model with "
-            f"{ends}; name the model's own tokenizer."
+            f"{', '.join(map(str, ends))}; name the model's own tokenizer, or correct eos_token_id in its "
+            "config.json."
         )

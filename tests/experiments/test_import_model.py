@@ -7,10 +7,13 @@ import types
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from experiments import loaded
 from tests.experiments.programs import call
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tests.models.make_pretrained_fixtures import FIXTURES
+from tree_ffn.data import load_tokenizer
 from tree_ffn.models import DenseSpec, export, pretrained
 from tree_ffn.models.checkpoint_files import open_files
 
@@ -152,3 +155,64 @@ def test_a_hub_that_does_not_answer(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "huggingface_hub", module)
         outcome = call("import_model", "--from=facebook/opt-125m", f"--to={tmp_path}/x")
         assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err
+
+
+def import_and_load(checkpoint, to, *flags):
+    outcome = call("import_model", f"--from={checkpoint}", f"--to={to}", *flags)
+    assert outcome.code == 0, outcome.err
+    return outcome.out, loaded.load(None, str(to))
+
+
+def write(checkpoint, **files):
+    for name, values in files.items():
+        path = checkpoint / f"{name}.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(before | values))
+
+
+def test_tokens_of_a_fine_tuned_model(checkpoint, tmp_path):
+    """An end of its own beside </s>, an added token, and a pad that the table has no row for."""
+    write(
+        checkpoint,
+        config={"eos_token_id": [35, 2], "vocab_size": 61, "pad_token_id": 61},
+        added_tokens={"<sep>": 34, "<|ending|>": 35, "<|pad|>": 61},
+        special_tokens_map={"eos_token": "<|ending|>", "pad_token": "<|pad|>", "bos_token": "<s>"},
+    )
+    out, model = import_and_load(checkpoint, tmp_path / "x")
+    assert "texts end with <|ending|> only; its files name [2] as ends too" in out
+    assert (model.spec.vocab_size, model.spec.vocab_rows, model.tokenizer.end_id) == (36, 61, 35)
+    assert model.begins_with == [0] and model.tokenizer.encode("a<sep>").tolist() == [4, 34]
+    # Training from the export reads the same tokens: nothing but its files is asked.
+    assert load_tokenizer(f"{tmp_path}/x/vocab.json,{tmp_path}/x/merges.txt").end_id == 35
+
+
+def test_a_tokenizer_with_more_tokens_than_rows_gets_advice(checkpoint, tmp_path):
+    write(checkpoint, added_tokens={"<new>": 61})
+    outcome = call("import_model", f"--from={checkpoint}", f"--to={tmp_path}/x")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "has 62 tokens, the model's table 61 rows; take the tokens from id 61 on out" in outcome.err
+    assert "resize_token_embeddings" in outcome.err
+
+
+def test_what_begins_a_text_is_the_tokenizers_word(checkpoint, tmp_path):
+    write(checkpoint, tokenizer_config={"add_bos_token": False})
+    assert import_and_load(checkpoint, tmp_path / "x")[1].begins_with == []
+    write(checkpoint, tokenizer_config={"add_bos_token": True}, config={"bos_token_id": 60})
+    outcome = call("import_model", f"--from={checkpoint}", f"--to={tmp_path}/y")
+    assert outcome.code == 2 and "texts begin with token 60 (bos_token_id), the model has 34" in outcome.err
+
+
+def test_damaged_weights_and_float64_are_said(checkpoint, tmp_path):
+    tensors = {name: open_files(str(checkpoint)).read(name) for name in open_files(str(checkpoint)).entries}
+    save_file(
+        {name: value.astype(np.float64) for name, value in tensors.items()}, checkpoint / "model.safetensors"
+    )
+    assert (
+        "36 tensors are float64; they were rounded to float32"
+        in import_and_load(checkpoint, tmp_path / "x")[0]
+    )
+    tensors["model.decoder.layers.1.fc1.bias"][7] = np.nan
+    save_file(tensors, checkpoint / "model.safetensors")
+    outcome = call("import_model", f"--from={checkpoint}", f"--to={tmp_path}/y")
+    assert outcome.code == 2 and "layers.1.fc1.bias in" in outcome.err and "is nan at [7]" in outcome.err
+    assert not (tmp_path / "y").exists()

@@ -3,6 +3,7 @@
 import abc
 import codecs
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,18 +12,14 @@ import numpy as np
 from tree_ffn.data.byte_tokens import BYTE_TOKEN, HALF, byte_alphabet, kinds_in
 from tree_ffn.data.compressed import plain_name, read_bytes
 from tree_ffn.data.lost import Losses
-from tree_ffn.errors import InputError, reason
+from tree_ffn.data.special_tokens import END_TOKENS, NOTHING, Added, Said, said_beside
+from tree_ffn.errors import InputError, check_not_pointer, reason
 from tree_ffn.json_input import parse_object
 from tree_ffn.paths import local, split_at_commas
 
 ALLOWED = (
     "'bytes', the path of a tokenizer.json, or two paths 'vocab.json,merges.bpe' (.gz, .xz, .zst allowed)"
 )
-
-# The token that ends a document, the first of these that the vocabulary has.
-# `</s>` comes first: OPT's vocabulary also lists an `<|endoftext|>` that the
-# model never saw.
-END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "[EOS]")
 
 
 class Tokenizer(abc.ABC):
@@ -107,24 +104,27 @@ class FileTokenizer(Tokenizer):
     Args:
       engine: a `tokenizers.Tokenizer`.
       name, fingerprint: as in `Tokenizer`.
+      said: of its tokens, by the files beside it.
     """
 
-    def __init__(self, engine, name: str, fingerprint: str):
+    def __init__(self, engine, name: str, fingerprint: str, said: Said = NOTHING):
         engine.no_truncation()
         engine.no_padding()
         # Text that spells a special token is still text.
         engine.encode_special_tokens = True
         vocabulary = engine.get_vocab(with_added_tokens=True)
-        end = next((token for token in END_TOKENS if token in vocabulary), None)
+        added = engine.get_added_tokens_decoder()
+        end = said.end_of(vocabulary, [how.content for how in added.values()])
         if end is None:
             raise InputError(
-                f"data.tokenizer: {name!r} has no end token; it needs one of {', '.join(END_TOKENS)}."
+                f"data.tokenizer: {name!r} has no end token; it needs one of {', '.join(END_TOKENS)}, or a "
+                "tokenizer_config.json that says its eos_token."
             )
         self.engine, self.name, self.fingerprint = engine, name, fingerprint
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_id, self.end_token = vocabulary[end], end
-        added = engine.get_added_tokens_decoder().items()
-        self._not_text = {self.end_id, *(token for token, how in added if how.special)}
+        self.begin_id = vocabulary.get(said.begin) if said.begin else None
+        self._not_text = {self.end_id, *(token for token, how in added.items() if how.special)}
         parts = kinds_in(engine.decoder)
         self._has_byte_tokens = "ByteFallback" in parts
         self._bytes_of = byte_alphabet() if "ByteLevel" in parts else {}
@@ -157,13 +157,17 @@ class FileTokenizer(Tokenizer):
         return super().decode(kept) if HALF in text else text
 
 
-def load_tokenizer(text: str) -> Tokenizer:
+def load_tokenizer(text: str, model: str | None = None) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names.
+
+    What the files beside it say of its tokens counts (see `special_tokens.py`): added tokens are added, the
+    end is the model's, a pad that the model has no row for is left out.
 
     Args:
       text: `bytes`; the path of a tokenizer.json; or two paths joined by a
         comma, a vocabulary (GPT-2's encoder.json, OPT's gpt2-vocab.json) and
         its merges (vocab.bpe, merges.txt). Files may be packed (.xz, .gz, .zst).
+      model: directory of the model whose config.json counts, if it is not the tokenizer's.
 
     Raises:
       InputError: the name is not known, or a file is not such a tokenizer.
@@ -182,33 +186,67 @@ def load_tokenizer(text: str) -> Tokenizer:
         if not path.is_file():
             raise InputError(f"data.tokenizer: {str(path)!r} is not a file; use {ALLOWED}.")
     contents = [read_bytes(path).removeprefix(codecs.BOM_UTF8) for path in paths]
+    for path, content in zip(paths, contents):
+        check_not_pointer(f"data.tokenizer: {str(path)!r}", content[:40])
+    said = said_beside(paths[0].parent, Path(model or paths[0].parent))
     build = _from_tokenizer_json if len(paths) == 1 else _from_vocab_and_merges
     try:
-        engine = build(*contents)
+        engine, changed = build(said, *contents)
+        found = FileTokenizer(engine, "+".join(names), "", said)
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception
         what = reason(error)
         raise InputError(f"data.tokenizer: {text!r} cannot be used ({what}); use {ALLOWED}.") from error
-    return FileTokenizer(engine, "+".join(names), hashlib.sha256(b"".join(contents)).hexdigest())
+    digest = hashlib.sha256(b"".join(contents))
+    if changed or found.end_token != NOTHING.end_of(engine.get_vocab(with_added_tokens=True)):
+        digest.update(json.dumps([found.end_id, changed]).encode())
+    found.fingerprint = digest.hexdigest()
+    return found
 
 
-def _from_tokenizer_json(content: bytes):
+def _from_tokenizer_json(said: Said, content: bytes):
+    """The engine, and what the files beside it changed."""
     tokenizers = _library()
-    return tokenizers.Tokenizer.from_buffer(content)
+    engine = tokenizers.Tokenizer.from_buffer(content)
+    vocabulary = engine.get_vocab(with_added_tokens=True)
+    new = said.new_tokens(vocabulary)
+    left_out = [token for token, number in vocabulary.items() if said.is_rowless_pad(token, number)]
+    if left_out:
+        state = parse_object(content, "tokenizer.json")
+        state["added_tokens"] = [one for one in state["added_tokens"] if one["content"] not in left_out]
+        engine = tokenizers.Tokenizer.from_str(json.dumps(state))
+    _add(engine, new)
+    for one in new:
+        if (number := engine.token_to_id(one.content)) != one.id:
+            raise InputError(
+                f"data.tokenizer: the added token {one.content!r} has the id {one.id} by the files beside "
+                f"tokenizer.json, and {number} as the next one there; ids have to follow each other."
+            )
+    return engine, [*left_out, *new]
 
 
-def _from_vocab_and_merges(vocabulary: bytes, merges: bytes):
-    """GPT-2's byte-level BPE from its two files (Radford et al., 2019)."""
+def _add(engine, tokens: Iterable[Added]):
+    for one in tokens:
+        token = _library().AddedToken(one.content, **{"normalized": False, **one.flags})
+        engine.add_special_tokens([token]) if one.special else engine.add_tokens([token])
+
+
+def _from_vocab_and_merges(said: Said, vocabulary: bytes, merges: bytes):
+    """GPT-2's byte-level BPE from its two files (Radford et al., 2019), and what was added to them."""
     tokenizers = _library()
+    vocab = parse_object(vocabulary, "data.tokenizer: the vocabulary")
+    new = said.new_tokens(vocab)
+    known = [one for one in said.added if one.content in vocab]
     lines = merges.decode("utf-8").split("\n")
     pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
     engine = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab=parse_object(vocabulary, "data.tokenizer: the vocabulary"), merges=pairs)
+        tokenizers.models.BPE(vocab=vocab | {one.content: one.id for one in new}, merges=pairs)
     )
     engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = tokenizers.decoders.ByteLevel()
-    return engine
+    _add(engine, [*known, *new])
+    return engine, [*new, *(one for one in known if not one.special)]
 
 
 def _library():
