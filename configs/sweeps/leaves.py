@@ -6,7 +6,7 @@
 
 Text and tokenizer as for configs/t1_small.py. All rows have A = 96 units of F = 3,072, or of 6,144 (`x2`).
 They screen, with seed 0: exact search against a beam, the balancing of decisions, the same experts behind a
-flat softmax, and twice the store; at the rate and b2 that were best for mixtures in configs/sweeps/fairness.py
+flat softmax, and twice the store; at the rate and b2 that were best for mixtures in the sweep fairness.py
 (2.12e-3 and .95), and at dense's (1.5e-3 and .99).
 """
 
