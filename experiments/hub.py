@@ -5,7 +5,7 @@ import re
 
 from tree_ffn.errors import InputError, reason
 
-FETCHED = ("*.safetensors", "*.json", "merges.txt")
+FETCHED = ("*.safetensors", "*.json", "merges.txt", "chat_template.jinja")
 
 
 def directory_of(name: str, revision: str | None = None) -> str:

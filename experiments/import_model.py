@@ -74,7 +74,8 @@ def _tokenizer(directory: str) -> tuple[Tokenizer | None, str, list[str]]:
     if _TOKENIZER.value:
         found, paths = _TOKENIZER.value, [part.strip() for part in _TOKENIZER.value.split(",")]
         name = ",".join(os.path.basename(path) for path in paths)
-        paths = [] if found == "bytes" else paths
+        template = tokenizer_files.files_in(tokenizer_files.directory_of(found), [tokenizer_files.TEMPLATE])
+        paths = [] if found == "bytes" else [*paths, *template]
     elif name := tokenizer_files.find(directory):
         found, paths = tokenizer_files.beside(directory, name), tokenizer_files.files_in(directory)
     else:

@@ -23,6 +23,7 @@ class Loaded(NamedTuple):
         tokenizer puts there under transformers: OPT's `</s>`, and none for GPT-2; a trained one has none.
       facts: what a results row says of it: its public config.
       name: the last part of its directory's name.
+      files: the directory of the tokenizer's files, where a chat template may be; None if there is none.
     """
 
     spec: ModelSpec
@@ -31,6 +32,7 @@ class Loaded(NamedTuple):
     begins_with: list[int]
     facts: dict[str, Any]
     name: str
+    files: str | None = None
 
     def prompt(self, text: str) -> tuple[int, ...]:
         """The ids of a prompt to continue; one without text begins a document.
@@ -115,4 +117,6 @@ def load(workdir: str | None, directory: str | None, tokenizer: str | None = Non
     # The execution that training was told to use is not the one for a token at a time.
     spec = dataclasses.replace(spec, implementation=None)
     called = os.path.basename(os.path.abspath(directory or workdir or ""))
-    return Loaded(spec, variables, encoder, begins_with, facts, called)
+    named = tokenizer or name
+    files = directory if named == "bytes" else tokenizer_files.directory_of(named)
+    return Loaded(spec, variables, encoder, begins_with, facts, called, files)

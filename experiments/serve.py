@@ -9,11 +9,14 @@
 
 Requests are continued together, up to --rows at once, and --waiting more wait; then clients get 429. The
 text of a prompt follows the ids with which an imported model's texts begin (OPT's </s>, which echo with
-logprobs lists too); ids are taken as they are. There is no password: whoever reaches the port may ask.
+logprobs lists too); ids are taken as they are. With --api_key clients must send the key; without one, whoever
+reaches the port may ask. /v1/chat/completions needs a chat template beside the tokenizer's files:
+chat_template.jinja, or that of tokenizer_config.json. /metrics has counts in Prometheus' form.
 SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C let what is under way come to its end, for at most --grace seconds; then
 it is refused.
 """
 
+import os
 import socket
 import sys
 
@@ -23,12 +26,16 @@ from experiments import cli, loaded, path_flags
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training.signals import Interrupted, StopSignals
 
+KEY_NAME = "TREE_FFN_API_KEY"
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run; its best checkpoint is used.")
 _EXPORT = path_flags.define("export", None, "Directory of an exported model (experiments/export.py).")
 _TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
 _NAME = flags.DEFINE_string("name", None, "What clients call the model; by default the directory's name.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0: all of the machine's.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen at; 0: any that is free.")
+_API_KEY = flags.DEFINE_string(
+    "api_key", None, f"What clients must send; by default {KEY_NAME} of the environment; none: no key."
+)
 _ROWS = flags.DEFINE_integer("rows", 8, "The most sequences that are continued at once.")
 _WAITING = flags.DEFINE_integer("waiting", 256, "The most that wait beside them; then clients get 429.")
 _MAX_BODY = flags.DEFINE_integer("max_body", 4 << 20, "The most bytes of a request.")
@@ -37,21 +44,26 @@ _GRACE = flags.DEFINE_integer("grace", 30, "Seconds for what is under way when t
 
 def main() -> None:
     try:
-        from experiments.serving import app, engine, server
+        from experiments.serving import access, app, chat_template, engine, server
     except ImportError as error:
         raise InputError(
             f"serve: the package {error.name} is missing; install requirements-serve.txt."
         ) from None
     for flag, least in ((_PORT, 0), (_ROWS, 1), (_WAITING, 0), (_MAX_BODY, 1), (_GRACE, 0)):
         check_positive_int(f"--{flag.name}", flag.value, least=least)
+    key = os.environ.get(KEY_NAME) if _API_KEY.value is None else _API_KEY.value
+    if key is not None:
+        access.check_key(key, KEY_NAME if _API_KEY.value is None else "--api_key")
     listening = _listen(_HOST.value, _PORT.value)
     with listening, StopSignals() as stop:
         model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value).for_decoding()
+        template = chat_template.read(model.files, model.tokenizer.end_token)
         name = _NAME.value or model.name
         where = f"http://{_HOST.value}:{listening.getsockname()[1]}"
         ready = lambda: print(f"{name} answers at {where}/v1/completions", flush=True)
         device = engine.Engine(model, _ROWS.value, _WAITING.value)
-        running = server.Server(app.build(device, name, _MAX_BODY.value, ready), device, _GRACE.value, stop)
+        application = app.build(device, name, _MAX_BODY.value, ready, key, template)
+        running = server.Server(application, device, _GRACE.value, stop)
         # uvicorn takes SIGTERM and SIGINT while it runs; afterwards it hands them on to `stop`.
         running.run(sockets=[listening])
         if not running.started and stop.received is None:

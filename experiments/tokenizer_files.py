@@ -2,14 +2,17 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 
 from tree_ffn.data.special_tokens import Said
 from tree_ffn.data.tokenizers import Tokenizer
 from tree_ffn.errors import InputError
+from tree_ffn.paths import local, split_at_commas
 
+TEMPLATE = "chat_template.jinja"
 # What a Hugging Face directory may have; tokenizer.json, or the next two, are enough to encode text.
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-         "added_tokens.json", "generation_config.json")  # fmt: skip
+         "added_tokens.json", "generation_config.json", TEMPLATE)  # fmt: skip
 # Tables are padded to a multiple of a round number, none of those in use is larger.
 MOST_PADDING = 1024
 
@@ -33,6 +36,16 @@ def beside(directory: str, text: str) -> str:
     return ",".join(paths) if text and all(map(os.path.isfile, paths)) else text
 
 
+def directory_of(text: str) -> str:
+    """The directory of the files that `text` names, as `data.tokenizer` does.
+
+    Example:
+      >>> directory_of("opt/vocab.json,opt/merges.txt")
+      'opt'
+    """
+    return os.path.dirname(local(split_at_commas(text)[0], "data.tokenizer"))
+
+
 def copy(paths: list[str], directory: str) -> None:
     """Copies files into a directory.
 
@@ -49,9 +62,9 @@ def copy(paths: list[str], directory: str) -> None:
         raise InputError(f"--to: {directory!r} cannot be written: {error.strerror or error}.") from None
 
 
-def files_in(directory: str) -> list[str]:
+def files_in(directory: str, names: Sequence[str] = FILES) -> list[str]:
     """Paths of the tokenizer files that a directory has."""
-    paths = [os.path.join(directory, name) for name in FILES]
+    paths = [os.path.join(directory, name) for name in names]
     return [path for path in paths if os.path.isfile(path)]
 
 

@@ -125,19 +125,41 @@ def joined(pieces: Iterable[dict]) -> dict:
 
 
 class Envelope:
-    """What stands around the choices: the same for every piece of an answer."""
+    """What stands around the choices: the same for every piece of an answer.
+
+    Args:
+      name: of the model.
+    """
+
+    prefix, whole_name, part_name = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, name: str):
-        self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": name,
-        }
+        self._id, self._created, self._name = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time()), name
 
-    def around(self, choices: list[dict], usage: dict | None = None) -> dict:
-        """An answer, or a piece of one."""
-        return {**self._head, "choices": choices} | ({"usage": usage} if usage else {})
+    def _around(self, kind: str, choices: list[dict]) -> dict:
+        head = {"id": self._id, "object": kind, "created": self._created, "model": self._name}
+        return head | {"choices": choices}
+
+    def whole(self, pieces: list[dict], usage: dict) -> dict:
+        """An answer; the pieces are whole too."""
+        return self._around(self.whole_name, [self.choice(one) for one in pieces]) | {"usage": usage}
+
+    def part(self, choices: list[dict]) -> dict:
+        """A piece of an answer."""
+        return self._around(self.part_name, choices)
+
+    def choice(self, piece: dict) -> dict:
+        """A whole piece as an element of `choices`."""
+        return piece
+
+    def opening(self, n: int) -> list[dict]:
+        """Pieces that come before those of n choices."""
+        return []
+
+    def parts(self, piece: dict) -> list[dict]:
+        """The pieces of the answer that tell a piece of a choice; none if it says nothing."""
+        listed = piece["logprobs"] and piece["logprobs"]["tokens"]
+        return [self.part([piece])] if piece["text"] or listed or piece["finish_reason"] else []
 
 
 def usage(asked: Completion, choices: list[Choice]) -> dict:

@@ -1,8 +1,9 @@
-"""The server as an application: /v1/completions, and how it says what is wrong."""
+"""The server as an application: texts and chats, and how it says what is wrong."""
 
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -10,16 +11,25 @@ import fastapi
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from experiments.serving import addresses, completion
+from experiments.serving import access, addresses, chat, completion
 from experiments.serving.answer import Choice, Envelope, joined, usage
 from experiments.serving.body import read_json
+from experiments.serving.chat_template import ChatTemplate
 from experiments.serving.engine import Engine
+from experiments.serving.metrics import Metrics, add_metrics
 from experiments.serving.refusal import Refusal
 from tree_ffn.errors import InputError
 from tree_ffn.models.batch import Made
 
 
-def build(engine: Engine, name: str, most_bytes: int, on_start: Callable[[], None] = lambda: None):
+def build(
+    engine: Engine,
+    name: str,
+    most_bytes: int,
+    on_start: Callable[[], None] = lambda: None,
+    api_key: str | None = None,
+    template: ChatTemplate | None = None,
+):
     """The application.
 
     Args:
@@ -27,6 +37,8 @@ def build(engine: Engine, name: str, most_bytes: int, on_start: Callable[[], Non
       name: of the model, for clients.
       most_bytes: of a request's body.
       on_start: is called when requests are answered.
+      api_key: what clients must send; None: whoever reaches the port may ask.
+      template: of chats; None: the model has none.
     """
 
     @contextlib.asynccontextmanager
@@ -36,8 +48,13 @@ def build(engine: Engine, name: str, most_bytes: int, on_start: Callable[[], Non
         yield
         await asyncio.to_thread(engine.close)
 
-    app = fastapi.FastAPI(title="tree_ffn", lifespan=lifespan, openapi_url=None, default_response_class=Json)
+    app = fastapi.FastAPI(
+        title="tree_ffn", lifespan=lifespan, openapi_url=None, default_response_class=Json,
+        dependencies=[] if api_key is None else [fastapi.Depends(access.asks_for(api_key))],
+    )  # fmt: skip
+    metrics = Metrics(engine)
     _say_what_is_wrong(app)
+    add_metrics(app, metrics)
     addresses.add_models(app, engine, name)
     addresses.add_tokenizer(app, engine.model, most_bytes)
 
@@ -45,11 +62,20 @@ def build(engine: Engine, name: str, most_bytes: int, on_start: Callable[[], Non
     async def completions(request: fastapi.Request):
         body = await read_json(request, most_bytes)
         asked = completion.parse(body, engine.model, name, engine.most)
-        answered = _Answered(engine, asked)
+        return await answer(request, asked, Envelope(name))
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: fastapi.Request):
+        body = await read_json(request, most_bytes)
+        asked = chat.parse(body, engine.model, template, name, engine.most)
+        return await answer(request, asked, chat.ChatEnvelope(name, asked.logprobs))
+
+    async def answer(request: fastapi.Request, asked: completion.Completion, envelope: Envelope):
+        answered = _Answered(engine, asked, metrics)
         if asked.stream:
-            return StreamingResponse(answered.events(Envelope(name)), media_type="text/event-stream")
-        choices = await _unless_gone(request, answered.whole())
-        return Json(Envelope(name).around(choices, usage(asked, answered.choices)))
+            return StreamingResponse(answered.events(envelope), media_type="text/event-stream")
+        pieces = await _unless_gone(request, answered.whole())
+        return Json(envelope.whole(pieces, usage(asked, answered.choices)))
 
     return app
 
@@ -57,8 +83,9 @@ def build(engine: Engine, name: str, most_bytes: int, on_start: Callable[[], Non
 class _Answered:
     """A request on its way through the engine, from the event loop's side."""
 
-    def __init__(self, engine: Engine, asked: completion.Completion):
-        self._engine, self._asked = engine, asked
+    def __init__(self, engine: Engine, asked: completion.Completion, metrics: Metrics):
+        self._engine, self._asked, self._metrics = engine, asked, metrics
+        self._start = time.perf_counter()
         self.choices = [Choice(asked, i, engine.model.tokenizer) for i in range(len(asked.requests))]
         self._inbox: asyncio.Queue[Made | Refusal] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -79,11 +106,17 @@ class _Answered:
                     raise made
                 choice = by_request[made.request]
                 if not choice.finished:
-                    yield choice.push(made)
+                    piece = choice.push(made)
+                    if choice.n_made == 1:
+                        self._metrics.first_token.observe(time.perf_counter() - self._start)
+                    yield piece
                     if choice.finished:
                         self._engine.cancel([made.request])
         finally:
             self._engine.cancel(self._asked.requests)
+            counts = usage(self._asked, self.choices)
+            self._metrics.read.inc(counts["prompt_tokens"])
+            self._metrics.made.inc(counts["completion_tokens"])
 
     async def whole(self) -> list[dict]:
         """The choices in their order, each whole."""
@@ -95,15 +128,16 @@ class _Answered:
     async def events(self, envelope: Envelope) -> AsyncIterator[str]:
         """Server-sent events: a piece each, then [DONE]."""
         try:
+            for part in envelope.opening(len(self.choices)):
+                yield event(part)
             async for piece in self.pieces():
-                listed = piece["logprobs"] and piece["logprobs"]["tokens"]
-                if piece["text"] or listed or piece["finish_reason"]:
-                    yield event(envelope.around([piece]))
+                for part in envelope.parts(piece):
+                    yield event(part)
         except Refusal as refusal:  # the head of the answer has been sent
             yield event(refusal.body())
             return
         if self._asked.include_usage:
-            yield event(envelope.around([], usage(self._asked, self.choices)))
+            yield event(envelope.part([]) | {"usage": usage(self._asked, self.choices)})
         yield "data: [DONE]\n\n"
 
 
@@ -163,6 +197,8 @@ UNREAD = (401, 404, 405, 408, 413)
 
 def _refused(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Json:
     more = {"Retry-After": "1"} if refusal.status == 429 else {}
+    if refusal.status == 401:
+        more["WWW-Authenticate"] = "Bearer"
     if refusal.status in UNREAD:
         more["Connection"] = "close"
     return Json(refusal.body(), refusal.status, {**(headers or {}), **more})

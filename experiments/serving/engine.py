@@ -58,6 +58,12 @@ class Engine:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def n_open(self) -> int:
+        """Sequences that are continued or wait."""
+        with self._changed:
+            return len(self._open)
+
     def submit(self, requests: list[Request], deliver: Deliver) -> None:
         """Lets requests wait for the device.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.kinds_of_tokenizers import KINDS, file_tokenizer
 from tree_ffn.data import documents, load_tokenizer
 from tree_ffn.data.compressed import read_bytes
 from tree_ffn.errors import InputError
@@ -57,6 +58,15 @@ def test_pair_of_files_packed_or_not(tmp_path):
 def test_fingerprint_follows_the_content(tmp_path):
     first = load_tokenizer(small_bpe(tmp_path)).fingerprint
     assert load_tokenizer(small_bpe(tmp_path, ("b", "a", "ab", "<|endoftext|>"))).fingerprint != first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_marked_text_has_its_special_tokens(kind):
+    """And what is between them is text as ever."""
+    tokenizer = file_tokenizer(kind)
+    ids = tokenizer.encode_marked("the tree</s>the</s>").tolist()
+    assert ids.count(tokenizer.end_id) == 2 and ids[-1] == tokenizer.end_id
+    assert ids[: ids.index(tokenizer.end_id)] == tokenizer.encode("the tree").tolist()
 
 
 def test_any_tokenizer_json_and_special_tokens_as_text(tmp_path):

@@ -30,6 +30,7 @@ def checkpoint(tmp_path):
     (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(VOCAB)}))
     (directory / "merges.txt").write_text("#version: 0.2\nt h\nh e\ni n\ne r\n")
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
     return directory
 
 
@@ -50,13 +51,26 @@ def test_in_text_and_back(checkpoint, tmp_path):
 
     outcome = call("export", f"--export={to}", f"--to={back}", "--format=hf")
     assert outcome.code == 0, outcome.err
-    for name in ("config.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+    for name in ("config.json", "vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja"):
         assert json_or_text(back / name) == json_or_text(checkpoint / name)
     assert (back / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
 
 
 def json_or_text(path):
     return json.loads(path.read_text()) if path.suffix == ".json" else path.read_text()
+
+
+def test_a_chat_template_comes_with_its_tokenizer(checkpoint, tmp_path):
+    """Also where --tokenizer names files elsewhere; and the model knows where it is."""
+    own, to = tmp_path / "own", tmp_path / "exported"
+    own.mkdir()
+    for name in ("vocab.json", "merges.txt", "chat_template.jinja"):
+        (checkpoint / name).rename(own / name)
+    named = f"--tokenizer={own}/vocab.json,{own}/merges.txt"
+    outcome = call("import_model", f"--from={checkpoint}", f"--to={to}", named)
+    assert outcome.code == 0, outcome.err
+    assert (to / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
+    assert loaded.load(None, str(to)).files == str(to)
 
 
 def test_without_a_tokenizer(tmp_path):
@@ -135,7 +149,7 @@ def test_a_hub_name_is_fetched_without_pickles(checkpoint, tmp_path, monkeypatch
     assert asked == {
         "name": "facebook/opt-125m",
         "revision": "abc",
-        "allow_patterns": ["*.safetensors", "*.json", "merges.txt"],
+        "allow_patterns": ["*.safetensors", "*.json", "merges.txt", "chat_template.jinja"],
     }
     assert open_files(str(checkpoint)).entries.keys()
     np.testing.assert_equal(

@@ -1,6 +1,7 @@
 """A server of a tiny tree model of bytes, in a thread of this process."""
 
 import contextlib
+import json
 import threading
 
 import pytest
@@ -32,8 +33,8 @@ def model(exported):
 
 
 @contextlib.contextmanager
-def served(model):
-    """(the engine, the server's address) while the server runs."""
+def served(model, **options):
+    """(the engine, the server's address) while the server runs; options as of `app.build`."""
     for package in ("fastapi", "uvicorn", "httpx"):
         pytest.importorskip(package, reason=f"the server needs {package}; install requirements-dev.txt")
     import uvicorn
@@ -41,7 +42,7 @@ def served(model):
     from experiments.serving import app, engine
 
     the_engine, ready = engine.Engine(model, **CAPACITY), threading.Event()
-    application = app.build(the_engine, model.name, MOST_BYTES, ready.set)
+    application = app.build(the_engine, model.name, MOST_BYTES, ready.set, **options)
     server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="critical", loop="asyncio"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -60,6 +61,31 @@ def served(model):
 def server(model):
     with served(model) as both:
         yield both
+
+
+# As a model of Qwen's kind has it, with the only special token that bytes have.
+TEMPLATE = """
+{%- for message in messages %}
+    {%- if message.role not in ("system", "user", "assistant") %}
+        {{- raise_exception("no role " + message.role) }}
+    {%- endif %}
+    {{- bos_token + message.role + ":" + message.content + eos_token }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "assistant:" }}{% endif %}
+"""
+KEY = "a-key-of-ours"
+
+
+@pytest.fixture(scope="session")
+def chatting(model, tmp_path_factory):
+    """The address of a server with a chat template and a key."""
+    from experiments.serving import chat_template
+
+    files = tmp_path_factory.mktemp("files")
+    (files / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "bos_token": "#"}))
+    template = chat_template.read(str(files), model.tokenizer.end_token)
+    with served(model, api_key=KEY, template=template) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope="session")
