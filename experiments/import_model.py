@@ -20,6 +20,7 @@ from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
 from tree_ffn.models import export, pretrained
+from tree_ffn.paths import split_at_commas
 
 _FROM = path_flags.define("from", None, "Directory of a checkpoint, or its name on the Hugging Face hub.")
 _REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit on the hub; main by default.")
@@ -72,7 +73,7 @@ def _import() -> None:
 def _tokenizer(directory: str) -> tuple[Tokenizer | None, str, list[str]]:
     """The tokenizer, the name to keep, and the files to copy; (None, '', []) without one."""
     if _TOKENIZER.value:
-        found, paths = _TOKENIZER.value, [part.strip() for part in _TOKENIZER.value.split(",")]
+        found, paths = _TOKENIZER.value, split_at_commas(_TOKENIZER.value)
         name = ",".join(os.path.basename(path) for path in paths)
         template = tokenizer_files.files_in(tokenizer_files.directory_of(found), [tokenizer_files.TEMPLATE])
         paths = [] if found == "bytes" else [*paths, *template]

@@ -66,7 +66,7 @@ def read_task(path: str) -> TaskFile:
       InputError: names the file, the line and the field that is missing or not allowed.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--tasks: {path} cannot be read ({reason(error)}).") from None

@@ -105,3 +105,9 @@ def test_what_needs_too_much_memory_is_named(tmp_path):
     for suffix, stored in ((".zst", window_of_4_gib), (".lzma", dictionary_of_4_gib)):
         with pytest.raises(InputError, match=r"a\.txt.*needs more memory .* 2 GiB that are allowed"):
             read(tmp_path, suffix, stored)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
+def test_what_git_lfs_left_is_named(tmp_path, suffix):
+    with pytest.raises(InputError, match=r"a\.txt.* is a pointer of git-lfs, not the file; fetch it"):
+        read(tmp_path, suffix, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")

@@ -150,3 +150,19 @@ def check_round_trip(tokenizer):
         assert tokenizer.decode(ids) == text
         assert tokenizer.end_id not in ids
         assert tokenizer.decode([*ids, tokenizer.end_id, 10**6]) == text
+
+
+def test_files_of_any_name_and_with_marks(tmp_path):
+    plain = load_tokenizer(small_bpe(tmp_path))
+    folder = tmp_path / "GPT-2, [small]"
+    folder.mkdir()
+    for name in ("vocab.json", "merges.bpe"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    marked = load_tokenizer(f"{folder}/vocab.json, {folder}/merges.bpe")
+    assert marked.encode("abab").tolist() == plain.encode("abab").tolist()
+    assert marked.fingerprint == plain.fingerprint
+    (folder / "vocab.json").write_text('{"a":' * 100_000)
+    with pytest.raises(
+        InputError, match=r"^data\.tokenizer: the vocabulary .* is nested too deeply"
+    ):
+        load_tokenizer(f"{folder}/vocab.json,{folder}/merges.bpe")

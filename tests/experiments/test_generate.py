@@ -1,5 +1,6 @@
 """The program that makes text, run as users run it."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.generate import read_prompts
 from tests.experiments.programs import call
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.models import export
@@ -118,3 +120,18 @@ def test_mistakes_in_prompts_get_one_sentence(exported, tmp_path, flags, content
     outcome = call("generate", f"--export={exported}", *(flag.format(tmp_path) for flag in flags))
     assert outcome.code == 2 and outcome.err.count("\n") == 1
     assert words.replace("{}", str(tmp_path)) in outcome.err and outcome.out == ""
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("p.txt", "\ufeffone\r\ntwo né\n"),
+        ("p.txt.gz", gzip.compress(b"one\ntwo n\xc3\xa9")),
+        ("p.jsonl", '\ufeff"one"\n\n{"prompt": "two né", "id": NaN}\n'),
+        ("p.ndjson", '{"prompt": "one"}\r\n"two né"'),
+        ("p.JSON", '["one",\n {"prompt": "two né"}]'),
+    ],
+)
+def test_prompts_of_every_kind(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert read_prompts(tmp_path / name) == ["one", "two né"]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,6 +361,41 @@ def test_data_in_the_form_that_tasks_name(data, tmp_path):
     assert read("boolq/validation.jsonl") == questions_data.FILES["boolq/validation.jsonl"]
     text = (tmp_path / "tasks/piqa.yaml").read_text()
     assert folder == str(tmp_path / "tasks") and "DATA/" not in text and str(tmp_path) in text
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("valid-labels.lst", "0\nyes\n", r"valid-labels\.lst has the label 'yes', which is no whole number"),
+        (
+            "valid.jsonl",
+            '{"goal": "a \\ud83d"}',
+            r"jsonl, line 1 holds \\ud83d, half of a surrogate pair",
+        ),
+        ("valid.jsonl", "[" * 100_000, r"valid\.jsonl, line 1 is not JSON .* nested too deeply"),
+        ("valid.jsonl", "\n3\n", r"valid\.jsonl, line 2: no JSON object"),
+    ],
+)
+def test_data_that_cannot_be_read(name, content, words, tmp_path):
+    folder = questions_data.write(tmp_path / "data") / "piqa"
+    for path in folder.glob(f"{name}*"):
+        path.unlink()
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=f"^--task_data: .*{words}"):
+        task_files.prepare(task_files.choose(["piqa"]), str(folder.parent), str(tmp_path / "cache"))
+
+
+def test_data_and_tasks_may_begin_with_a_mark(tmp_path):
+    folder = questions_data.write(tmp_path / "data") / "piqa"
+    rows = "".join(json.dumps(row) + "\n" for row in questions_data.FILES["piqa/valid.jsonl"])
+    for path in folder.glob("valid.jsonl*"):
+        path.unlink()
+    (folder / "valid.jsonl").write_text("\ufeff" + rows, encoding="utf-8")
+    (tmp_path / "piqa.yaml").write_text("\ufeff" + (Path(task_files.TASKS) / "piqa.yaml").read_text())
+    task_files.prepare(
+        task_files.choose(["piqa"], str(tmp_path)), str(folder.parent), str(tmp_path / "cache")
+    )
+    assert len((tmp_path / "cache/piqa/valid.labelled.jsonl").read_text().splitlines()) == 2
 
 
 def test_nothing_in_the_cache_is_removed(data, tmp_path):

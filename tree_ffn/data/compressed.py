@@ -3,13 +3,12 @@
 import bz2
 import gzip
 import lzma
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tree_ffn.errors import InputError, reason
+from tree_ffn.errors import InputError, check_not_pointer, reason
 
 _CHUNK = 1 << 20
 # What unpacking may hold of a file: zstd's largest window (--long=31), which a file of that kind may need.
@@ -36,7 +35,9 @@ def read_chunks(path: Path, on_stored: Callable[[int], None] = lambda position: 
     unpack = _UNPACKERS.get(path.suffix.lower())
     try:
         with open(path, "rb") as stored:
-            if unpack and os.fstat(stored.fileno()).st_size == 0:
+            beginning = stored.peek(64)
+            check_not_pointer(str(path), beginning)
+            if unpack and not beginning:
                 raise _Damaged("it is empty")
             for chunk in unpack(stored) if unpack else iter(lambda: stored.read(_CHUNK), b""):
                 on_stored(stored.tell())
