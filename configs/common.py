@@ -223,5 +223,18 @@ def data_config() -> ConfigDict:
     return data
 
 
-def _default_corpus(files, tfds_dir, tfds_name):
-    return "files" if files else "tfds" if tfds_dir or tfds_name else "python_stdlib"
+def _default_corpus(files, tfds_dir, tfds_name, otherwise="python_stdlib"):
+    return "files" if files else "tfds" if tfds_dir or tfds_name else otherwise
+
+
+def without_default_text(config: ConfigDict, otherwise: str = "files") -> None:
+    """Makes a config whose text has to be named, or asked for: `--config.data.corpus=python_stdlib`.
+
+    For those that need more than the 11 MB of the standard library, which is not trained on unasked.
+
+    Args:
+      config: of `base_config`.
+      otherwise: the corpus where none is named; `files` is refused then, for want of `data.files`.
+    """
+    corpus = lambda files, directory, name: _default_corpus(files, directory, name, otherwise)
+    config.data.corpus = follow("", corpus, *map(config.data.get_ref, ("files", "tfds_dir", "tfds_name")))

@@ -31,7 +31,7 @@ def get_config(arg=None):
     # F is that of the trees.
     config.ffn.n_trees, config.ffn.depth, config.ffn.node_width = 3, 7, (2,)
 
-    config.data.corpus = "files"
+    common.without_default_text(config)
 
     # Microbatches: several processes share a GPU's memory, and scores of 50,304 tokens are large.
     config.train.batch_size, config.train.steps, config.train.accumulation = 64, arg.steps, 4

@@ -5,7 +5,7 @@ r"""Fine-tuning of a model that is there: what experiments/convert wrote, a run 
         --workdir=runs/distilled
 
 The model is that of `finetune.start`; of `model` and `ffn` here, only `model.remat` and
-`ffn.implementation` count.
+`ffn.implementation` count. Text, tokenizer and cache are those of the start where `data` names no others.
 """
 
 from configs import common
@@ -31,6 +31,9 @@ def get_config(arg=None):
         "gradual": "none",  # none | mix: dense fades out of all layers | layers: from the first to the last
         "gradual_steps": 0,  # the step from which only trees are left
     }
+
+    common.without_default_text(config, otherwise="start")  # the text of finetune.start
+    config.data.tokenizer = config.data.cache_dir = ""  # those of finetune.start
 
     config.train.steps = arg.steps
     config.train.batch_size = 16

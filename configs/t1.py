@@ -44,6 +44,8 @@ def get_config(arg=None):
     for key, value in ROWS[arg.row].items():
         config.ffn[key] = value
 
+    common.without_default_text(config)
+
     config.train.batch_size, config.train.accumulation = 256, 16  # 32,768 tokens at a time
     config.train.steps = STEPS[arg.length]
     config.train.eval_every, config.train.checkpoint_every, config.train.eval_batches = 200, 200, 20

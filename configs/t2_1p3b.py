@@ -49,6 +49,8 @@ def get_config(arg=None):
     for key, value in ROWS[arg.row].items():
         config.ffn[key] = value
 
+    common.without_default_text(config)
+
     config.train.batch_size, config.train.accumulation = 512, 64  # 16,384 tokens at a time
     config.train.steps = 24_800
     config.train.eval_every = config.train.checkpoint_every = 500

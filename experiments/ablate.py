@@ -24,9 +24,10 @@ from experiments import cli, path_flags, texts
 from experiments.processes import stopped
 from experiments.runners import SWEEP, ProcessRunner, Runner
 from experiments.sweep import Sweep, load_sweep
-from experiments.sweep_runs import Ablation, Run, facts, tuning_path
+from experiments.sweep_runs import Ablation, Run, tuning_path
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
+from tree_ffn.training.setup import many_passes
 
 _SWEEP = path_flags.define("sweep", None, "The sweep file, e.g. configs/sweeps/t4_cpu.py.")
 _RESULTS = path_flags.define("results", None, "Append the figures to this results file (JSONL).")
@@ -147,9 +148,13 @@ def make_rows(ablation: Ablation, runner: Runner) -> None:
 
 
 def prepare(runs: list[Run]) -> None:
-    """The text of all runs, once; one that is not there stops the sweep before its first step."""
-    for run in runs:
-        facts(run.config)
+    """The text of all runs, once; one that is not there stops the sweep before its first step.
+
+    Says how often it is read, where that is often.
+    """
+    passes = max((run.passes() for run in runs), default=0.0)
+    if said := many_passes(passes):
+        print(said, flush=True)
 
 
 def print_commands(ablation: Ablation) -> None:

@@ -25,6 +25,8 @@ from tree_ffn.training.programs import Scorer
 from tree_ffn.training.setup import TrainSpec
 from tree_ffn.training.teacher import check_teacher, compile_finetuning
 
+# Of a config's `data`: what text it is.
+TEXT_FIELDS = ("corpus", "files", "valid_files", "text_field", "tfds_dir", "tfds_name", "valid_share")
 # Of the dense perplexity.
 NEAR = 1.02
 
@@ -47,9 +49,13 @@ def finetune(
       InputError: the config cannot be used.
     """
     spec = finetune_spec(config)
-    start, teacher = load_models(config, spec)
+    start = load_start(config)
+    config = on_text_of(start, config)
+    check_config(config)
+    teacher = load_teacher(config, start, spec)
     prepare = functools.partial(prepare_rows, spec=spec)
     data = prepare(config, start.model)
+    say_text(config, start, data)
     taught = (teacher.model, teacher.variables) if teacher else (None, None)
     if not steps_on_disk(checkpoint_directory(workdir)):
         begin(workdir, config, start, teacher, data)
@@ -84,7 +90,7 @@ def until_near(workdir: str, dense_loss: float, tokens_per_step: int) -> dict[st
 
 
 def finetune_spec(config) -> FinetuneSpec:
-    """The checked `config.finetune`; the rest of the config is looked at too."""
+    """The checked `config.finetune`."""
     if "finetune" not in config:
         raise InputError("--config: it has no section finetune; use configs/finetune.py.")
     values = config.finetune
@@ -102,16 +108,57 @@ def finetune_spec(config) -> FinetuneSpec:
             f"finetune.gradual_steps: {spec.gradual_steps} is not allowed; use at most train.steps = "
             f"{config.train.steps}, so that only trees are left at the end."
         )
-    check_config(config)
     return spec
 
 
-def load_models(config, spec: FinetuneSpec) -> tuple[Restored, Restored | None]:
-    """The start, and the teacher where one is named; both have the config's tokenizer."""
+def load_start(config) -> Restored:
+    """The model that `finetune.start` names, which can be trained."""
     values = config.finetune
     step = int(values.step) if values.step.isdecimal() else values.step
     start = starts.load(values.start, step, field="finetune.start")
     setup.check_trainable(start.model, setup.optim_spec(config))
+    return start
+
+
+def on_text_of(start: Restored, config):
+    """The config with the start's text, tokenizer and cache where it does not name others.
+
+    Args:
+      start: of `load_start`.
+      config: where `data.corpus` is `start`, no text is named; empty fields are not either.
+
+    Raises:
+      InputError: the start names no text, or none of this task.
+    """
+    config, theirs = config.copy_and_resolve_references(), start.config.data
+    if config.data.corpus == "start":
+        corpus, questions = start.meta["data"].get("corpus"), config.finetune.task == "qa"
+        if corpus is None or questions != (corpus == "questions"):
+            what = "questions" if questions else "text"
+            raise InputError(
+                f"data.files: '' is not allowed; finetune.start = {config.finetune.start!r} says no {what} "
+                "to train on: name files of it."
+            )
+        for name in TEXT_FIELDS:
+            config.data[name] = theirs[name]
+    for name in ("tokenizer", "cache_dir"):
+        config.data[name] = config.data[name] or theirs[name]
+    return config
+
+
+def say_text(config, start: Restored, data: PreparedCorpus) -> None:
+    """Prints what text is trained on, and whether the start was."""
+    then, now = start.meta["data"].get("sha256"), data.meta["sha256"]
+    named = config.data.files or config.data.tfds_name or config.data.tfds_dir or config.data.corpus
+    known = {None: "", now: ", the text of finetune.start"}.get(
+        then, ", another text than that of finetune.start"
+    )
+    print(f"trains on {named}{known}", flush=True)
+
+
+def load_teacher(config, start: Restored, spec: FinetuneSpec) -> Restored | None:
+    """The model that `finetune.teacher` names; it and the start have the config's tokenizer."""
+    values = config.finetune
     teacher = starts.load(values.teacher, field="finetune.teacher") if values.teacher else None
     fingerprint = load_tokenizer(config.data.tokenizer).fingerprint
     for name, run in (("start", start), ("teacher", teacher)):
@@ -122,7 +169,7 @@ def load_models(config, spec: FinetuneSpec) -> tuple[Restored, Restored | None]:
             )
     if teacher:
         check_teacher(start.model, teacher.model, spec)
-    return start, teacher
+    return teacher
 
 
 def prepare_rows(config, model, log=print, *, spec: FinetuneSpec) -> PreparedCorpus:

@@ -13,6 +13,7 @@ from experiments.config_words import config_of, words_of
 from experiments.lines import NO_MATTER, telling_differences
 from experiments.sweep import Row, Sweep
 from tree_ffn.data import corpus_spec_from_config, prepare
+from tree_ffn.training.setup import many_passes, train_spec
 
 
 class Run(NamedTuple):
@@ -55,6 +56,10 @@ class Run(NamedTuple):
         """How many tokens it trains on."""
         train, model = self.config.train, self.config.model
         return train.steps * train.batch_size * model.context
+
+    def passes(self) -> float:
+        """How often it reads its training text, which is prepared if it is not yet."""
+        return train_spec(self.config).passes(facts(self.config)["splits"]["train"]["rows"])
 
 
 class Known:
@@ -237,8 +242,8 @@ class Ablation:
         left = {id(run) for run in self.left(runs)}
         said = [f"sweep of {self.sweep.config_file}, table {self.sweep.table}", *lines]
         tokens = sum(run.tokens() for run in runs if id(run) in left)
+        first = self.tuning_left() if tune else []
         if tune:
-            first = self.tuning_left()
             said += [f"  to do: {run.label}, {run.config.train.steps} steps" for run in first]
             said.append(f"{len(first)} runs to choose a rate by, more where a best stands at its grid's edge")
             tokens += sum(run.tokens() for run in first)
@@ -246,5 +251,10 @@ class Ablation:
             config = run.config
             state = "to do" if id(run) in left else "done"
             said.append(f"  {state:>5}: {run.label}, lr {config.optim.lr:g}, {config.train.steps} steps")
-        said.append(f"{len(runs)} runs, {len(left)} to do; {tokens / 1e6:,.0f} M tokens to train on in all")
-        return "\n".join(said)
+        todo = [run for run in runs if id(run) in left] + first
+        passes = max((run.passes() for run in todo), default=0.0)
+        said.append(
+            f"{len(runs)} runs, {len(left)} to do; {tokens / 1e6:,.0f} M tokens to train on in all, "
+            f"{passes:.1f} passes over its text in the longest run"
+        )
+        return "\n".join([*said, *filter(None, [many_passes(passes)])])

@@ -11,9 +11,12 @@ from ml_collections import ConfigDict
 import configs
 from configs import common, default, quickstart, recipe
 from configs.presets import PRESETS
+from tree_ffn.data import corpus_spec_from_config
+from tree_ffn.errors import InputError
 from tree_ffn.models import MoESpec, active_units
 from tree_ffn.models.build import KINDS, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables
+from tree_ffn.training.setup import plan_run
 
 DIRECTORY = pathlib.Path(configs.__file__).parent
 FILES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
@@ -85,6 +88,21 @@ def test_sizes_follow_the_preset_until_they_are_set():
     config.model.preset = "nano"
     assert config.model.width == 1024 and config.ffn.node_width[-1] == 64
     assert config.to_dict()["model"]["n_layers"] == 4  # references are written as plain values
+
+
+@pytest.mark.parametrize("name", ["cpu_small", "demo_30m", "t1", "t1_small", "t2_1p3b", "t4_small"])
+def test_configs_that_need_text_have_no_default_text(name):
+    """They are refused without, take what is named, and the embedded corpus if it is asked for."""
+    make = lambda: importlib.import_module(f"configs.{name}").get_config()
+    with pytest.raises(InputError, match="^data.files: '' is not allowed .*data.corpus=python_stdlib"):
+        plan_run(make())
+    for field, value, corpus in (
+        ("files", "a.txt", "files"), ("tfds_name", "b", "tfds"), ("corpus", "python_stdlib", "python_stdlib")
+    ):  # fmt: skip
+        config = make()
+        config.data[field] = value
+        assert corpus_spec_from_config(config).corpus == corpus
+    assert corpus_spec_from_config(quickstart.get_config()).corpus == "python_stdlib"
 
 
 def test_an_unknown_preset_is_refused_where_it_is_set():

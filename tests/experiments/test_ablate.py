@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shlex
 import signal
 import time
@@ -98,6 +99,20 @@ def test_a_row_that_fails_is_reported_and_the_others_go_on(place, tmp_path):
     assert outcome.code == 1 and "optim.lr (0.001 there, 0.01 here); use its config" in outcome.err
     assert place(rows, "--set=optim.lr=0.01", f"--workdir={tmp_path}/other").code == 0
     assert losses(tmp_path / "r.jsonl").keys() == {("narrow", 0, 1e-3), ("narrow", 0, 1e-2)}
+
+
+def test_passes_over_the_text_are_said(place, tmp_path):
+    """Some 24,000 bytes in rows of 32: the longer run reads them more than 4 times."""
+    rows = {
+        "short": {"set": {"kind": "narrow", "steps": 2}},
+        "long": {"set": {"kind": "narrow", "steps": 800}},
+    }
+    outcome = place(rows, "--dry")
+    (passes,) = re.findall(r"([\d.]+) passes over its text in the longest run$", outcome.out, re.MULTILINE)
+    assert float(passes) > 4
+    assert f"the training text will be read {passes} times: beyond 4 times, other text" in outcome.out
+    outcome = place({"short": rows["short"]}, "--dry")
+    assert "passes over its text" in outcome.out and "beyond 4 times" not in outcome.out
 
 
 def test_commands_for_a_cluster(place, tmp_path):

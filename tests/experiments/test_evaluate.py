@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -106,6 +107,23 @@ def test_a_field_of_jsonl_and_a_tokenizer_by_path(run, tmp_path):
 
 
 @pytest.mark.parametrize("run", ["moe"], indirect=True)
+def test_text_that_has_changed_since_is_said(texts, tmp_path):
+    copy = tmp_path / "texts"
+    shutil.copytree(texts, copy, ignore=shutil.ignore_patterns("cache"))
+    train(
+        tiny_config(copy, kind="narrow", train__steps=2), str(tmp_path / "run"), log=lambda _: None, bar=False
+    )
+    said = "the text of the run has changed since it was trained"
+    asked = ("evaluate", f"--workdir={tmp_path}/run", "--batch_size=8")
+    assert said not in call(*asked).out
+    (copy / "0.txt").write_text("other words " * 300)
+    assert said in call(*asked).out
+    outcome = call(*asked, f"--files={copy}/1.txt")
+    assert said not in outcome.out and f"--files: the run was trained on {copy}/1.txt" in outcome.out
+    outcome = call(*asked, f"--texts=held={copy}/1.txt")
+    assert outcome.code == 0 and f"held: the run was trained on {copy}/1.txt" in outcome.out
+
+
 def test_another_tokenizer_is_refused(run, tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     engine = tokenizers.Tokenizer(tokenizers.models.BPE({chr(c): c - 32 for c in range(32, 127)}, []))

@@ -115,6 +115,37 @@ def test_an_export_is_a_start(runs, texts, tmp_path):
     assert outcome.code == 0 and "teacher" not in outcome.out, outcome.err
 
 
+def test_the_text_is_the_starts_unless_another_is_named(runs, texts, tmp_path):
+    """Text, splits, tokenizer and cache of the dense run that was converted; an export says none."""
+    plain = {"finetune__teacher": "", "finetune__kl": 0.0, "finetune__ffn": 0.0}
+    named = ("--config.data.files", "--config.data.cache")
+    unnamed = lambda words: [word for word in words if not word.startswith(named)]
+    outcome = call(*unnamed(asked(texts, runs, tmp_path / "new", steps=3, **plain)))
+    assert outcome.code == 0, outcome.err
+    assert f"trains on {texts}/*.txt, the text of finetune.start" in outcome.out
+    new, old = (read_json(str(place), "data.json") for place in (tmp_path / "new", runs / "dense"))
+    assert new == old
+    config = read_json(str(tmp_path / "new"), "config.json")
+    assert config and config["data"]["corpus"] == "files" and config["data"]["tokenizer"] == "bytes"
+    assert "resumed at step 3" in call(*unnamed(asked(texts, runs, tmp_path / "new", steps=3, **plain))).out
+
+    (tmp_path / "other").mkdir()
+    for path in texts.glob("*.txt"):
+        (tmp_path / "other" / path.name).write_text("other words " + path.read_text())
+    other = {"data__files": f"{tmp_path}/other/*", **plain}
+    outcome = call(*asked(texts, runs, tmp_path / "on_other", steps=3, **other))
+    assert f"trains on {tmp_path}/other/*, another text than that of finetune.start" in outcome.out
+
+    assert call("export", f"--workdir={runs}/dense", f"--to={tmp_path}/out").code == 0
+    for changes, what in (
+        ({"finetune__start": f"{tmp_path}/out"}, "text"),
+        ({"finetune__task": "qa"}, "questions"),
+    ):
+        outcome = call(*unnamed(asked(texts, runs, tmp_path / "none", steps=3, **plain, **changes)))
+        assert outcome.code == 2 and f"says no {what} to train on: name files" in outcome.err, outcome
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [

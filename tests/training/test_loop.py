@@ -102,13 +102,35 @@ def test_usage_over_time(finished):
     np.testing.assert_array_equal(again.usage[0], visits)
 
 
+def test_a_text_that_is_read_often_is_said_before_and_after(texts, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("0.txt", "1.txt", "2.txt"):
+        shutil.copy(texts / name, tmp_path / "texts")
+    log = []
+    config = tiny_config(
+        tmp_path / "texts", kind="narrow", steps=80, train__eval_every=40, data__valid_share=0.4
+    )
+    figures = train(config, str(tmp_path / "run"), log=log.append, bar=False)
+    rows = json.loads((tmp_path / "run/data.json").read_text())["splits"]["train"]["rows"]
+    assert figures["passes"] == 80 * 8 / rows > 4
+    said = [line for line in log if line.startswith("the training text")]
+    times = f"read {figures['passes']:.1f} times: beyond 4 times, other text teaches more"
+    assert said == [f"the training text will be {times}", f"the training text was {times}"]
+    assert log[-1] == said[1] and log.index(said[0]) == 2  # after the two lines of preparing
+    valid = [line for line in lines(tmp_path / "run") if line["split"] == "valid"]
+    np.testing.assert_allclose(
+        [line["passes"] for line in valid], [8 * line["step"] / rows for line in valid]
+    )
+
+
 def test_without_the_probe(texts, tmp_path):
     figures = quiet(tiny_config(texts, train__probe=False), tmp_path)
     assert "changed/0" in figures and "working_units/0" not in figures
 
 
 def test_what_a_run_says(finished):
-    _, _, log = finished
+    _, figures, log = finished
+    assert figures["passes"] < 1 and not any("training text" in line for line in log)
     assert any(line.startswith("step 2/6: loss ") and "dead leaves" in line for line in log)
     assert any(line.startswith("step 6: validation loss ") and "bits per byte" in line for line in log)
 

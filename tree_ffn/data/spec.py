@@ -58,7 +58,10 @@ class CorpusSpec:
         if not self.cache_dir:
             raise InputError("data.cache_dir: '' is not allowed; name a directory.")
         if self.corpus == "files" and not self.files:
-            raise InputError("data.files: '' is not allowed with data.corpus=files; name text files.")
+            raise InputError(
+                "data.files: '' is not allowed with data.corpus=files; name text files, or ask for the "
+                "embedded corpus by data.corpus=python_stdlib."
+            )
         if self.corpus == "tfds" and not (self.tfds_dir or self.tfds_name):
             raise InputError(
                 "data.tfds_dir: '' is not allowed with data.corpus=tfds; name it or data.tfds_name."

@@ -24,6 +24,8 @@ from tree_ffn.training.sharding import put_batch
 def other_corpus(run: Restored, **changes):
     """The run's corpus, prepared, with the named fields of its CorpusSpec changed.
 
+    Where none is, and the text is no longer what the run was trained on, it prints so.
+
     Args:
       run: a restored run; its tokenizer must give the same ids as in training.
       **changes: fields of `CorpusSpec`; None keeps the run's.
@@ -35,7 +37,14 @@ def other_corpus(run: Restored, **changes):
     spec = CorpusSpec(**changed_fields(run.config.data, changes))
     # Before the text: to tokenise it by another tokenizer may take long.
     tokenizer_of(run, spec.tokenizer)
-    return prepare(spec, row_tokens=run.model.context + 1)
+    corpus = prepare(spec, row_tokens=run.model.context + 1)
+    known = run.meta["data"].get("sha256")
+    if not changes.keys() - {"tokenizer", "cache_dir"} and known not in (None, corpus.meta["sha256"]):
+        print(
+            "data: the text of the run has changed since it was trained; this is the text of today",
+            flush=True,
+        )
+    return corpus
 
 
 def tokenizer_of(run: Restored, where: str | None = None) -> Tokenizer:

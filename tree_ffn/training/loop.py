@@ -43,8 +43,8 @@ def train(
       compile: makes what runs on devices, as `compile_programs` does.
 
     Returns:
-      figures of the final validation (`loss`, `ppl`, `bits_per_byte`, usage),
-      with `step`, `train_loss`, `tokens_per_s` and `seconds_per_step`.
+      figures of the final validation (`loss`, `ppl`, `bits_per_byte`, usage), with `step`,
+      `train_loss`, `tokens_per_s`, `seconds_per_step`, and `passes` over the training text.
 
     Raises:
       InputError: the config, the data or the workdir cannot be used; another process may be writing there.
@@ -72,9 +72,15 @@ def train(
         if origin:
             workdirs.add_origin(workdir, {"step": run.step, **origin()})
         report = stack.enter_context(Report(workdir, plan, bytes_per_token, run.step, log, bar))
+        report.passes = plan.train.passes(len(data.train))
         if run.step:
             report.say(f"resumed at step {run.step} of {plan.train.steps}")
-        return run.train(report, stop)
+        if said := setup.many_passes(report.passes):
+            report.say(said)
+        figures = run.train(report, stop)
+        if said := setup.many_passes(report.passes, "was"):
+            report.say(said)
+        return figures | {"passes": report.passes}
 
 
 class Run:

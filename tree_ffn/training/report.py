@@ -41,6 +41,9 @@ class Report:
       start: finished steps when the run starts or resumes.
       log: takes plain lines.
       bar: draw a bar; None where stderr is a terminal.
+
+    Attributes:
+      passes: how often the whole run reads the training text; 0 where that is not known.
     """
 
     def __init__(self, workdir: str, plan, bytes_per_token: float, start: int, log, bar: bool | None):
@@ -50,6 +53,7 @@ class Report:
         self._progress = Progress(plan.train.steps, start, log, bar)
         self._tokens = plan.train.batch_size * plan.model.context
         self._throughput, self._losses, self._warned = Throughput(), [], set()
+        self.passes = 0.0
         self.summary: dict[str, float] = costs(plan.model)
         # Compiles, so that no step has to wait for it.
         usage_figures(jax.device_get(empty_usage(plan.model)), plan.model)
@@ -110,7 +114,8 @@ class Report:
         values = loss_figures(score.loss, self._bytes_per_token)
         values |= self.usage.valid(step, score, probed, write)
         if write:
-            self._writer.write(step, "valid", {**values, "tokens": score.tokens})
+            passes = self.passes * step / self._plan.train.steps
+            self._writer.write(step, "valid", {**values, "tokens": score.tokens, "passes": passes})
         bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
         self.say(f"step {step}: validation loss {score.loss:.4f}, perplexity {values['ppl']:.2f}{bits}")
         self._warn_dead(step, values, score.tokens)

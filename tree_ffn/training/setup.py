@@ -14,6 +14,9 @@ from tree_ffn.training.leak import leaks
 from tree_ffn.training.routers import check_routers
 from tree_ffn.tree import PrunedSpec, TreeSpec
 
+# So often, a text teaches nearly what as much new text would (Muennighoff et al. 2023, arXiv 2305.16264).
+MANY_PASSES = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
@@ -56,6 +59,10 @@ class TrainSpec:
                 f"use a multiple of train.accumulation = {self.accumulation}."
             )
 
+    def passes(self, n_rows: int) -> float:
+        """How often the run reads each of the training text's rows."""
+        return self.steps * self.batch_size / n_rows
+
     def fit(self, mesh: Mesh) -> None:
         """Raises InputError unless every device along "data" gets equally many rows."""
         rows, data = self.batch_size // self.accumulation, mesh.shape["data"]
@@ -64,6 +71,19 @@ class TrainSpec:
                 f"train.batch_size: {self.batch_size} is not allowed; a microbatch of {rows} rows "
                 f"does not split over {data} devices (mesh.data)."
             )
+
+
+def many_passes(passes: float, when: str = "will be") -> str | None:
+    """One line on a text that is read more than `MANY_PASSES` times; None for fewer.
+
+    Example:
+      >>> many_passes(236.21)
+      'the training text will be read 236.2 times: beyond 4 times, other text teaches more'
+    """
+    if passes <= MANY_PASSES:
+        return None
+    more = f"beyond {MANY_PASSES} times, other text teaches more"
+    return f"the training text {when} read {passes:.1f} times: {more}"
 
 
 def _fields(spec_class, section) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Implementations: what the chosen experts add up to. They see ids, gates, shapes and the activation only.
 
-    y = b_out + sum over k of g[k] sum over u of act(<w_in[j,u], x> + b_in[j,u]) w_out[j,u],    j = ids[k]
+y = b_out + sum over k of g[k] sum over u of act(<w_in[j,u], x> + b_in[j,u]) w_out[j,u],    j = ids[k]
 """
 
 import jax

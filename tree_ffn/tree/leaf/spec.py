@@ -153,6 +153,6 @@ class LeafSpec:
     def leak_at(self, done: jax.Array) -> jax.Array:
         """What experts that are not chosen add when a share `done` of the training is over: float32 scalar.
 
-            leak_at(d) = max(0, 1 - d / dense_start)
+        leak_at(d) = max(0, 1 - d / dense_start)
         """
         return jnp.maximum(0.0, 1.0 - jnp.asarray(done, jnp.float32) / self.dense_start)
