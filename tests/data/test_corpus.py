@@ -341,9 +341,10 @@ def test_rows_of_another_type_or_vocabulary_are_named(tmp_path, split):
 def test_a_damaged_description(tmp_path):
     write_texts(tmp_path)
     corpus = prepare(spec_of(tmp_path), 33, SILENT)
-    (corpus.directory / "meta.json").write_text("{")
-    with pytest.raises(InputError, match=r"meta\.json: cannot be read .* delete its directory"):
-        prepare(spec_of(tmp_path), 33, SILENT)
+    for text in ("{", "[" * 100_000):
+        (corpus.directory / "meta.json").write_text(text)
+        with pytest.raises(InputError, match=r"meta\.json: cannot be read .* delete its directory"):
+            prepare(spec_of(tmp_path), 33, SILENT)
     whole = corpus.meta
     for damage, said in (
         ({}, "has no corpus"),

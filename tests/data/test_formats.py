@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,9 @@ def test_bytes_that_are_not_utf8_are_named_by_offset(size):
         "".join(decoded([content[i : i + size] for i in range(0, len(content), size)], Path("a.txt")))
         == "né東🙂"
     )
+
+
+def test_without_pyarrow_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"a\.parquet: parquet needs the package pyarrow; `pip install -r"):
+        read(put(tmp_path / "a.parquet", b"PAR1"))

@@ -162,7 +162,5 @@ def test_files_of_any_name_and_with_marks(tmp_path):
     assert marked.encode("abab").tolist() == plain.encode("abab").tolist()
     assert marked.fingerprint == plain.fingerprint
     (folder / "vocab.json").write_text('{"a":' * 100_000)
-    with pytest.raises(
-        InputError, match=r"^data\.tokenizer: the vocabulary .* is nested too deeply"
-    ):
+    with pytest.raises(InputError, match=r"^data\.tokenizer: the vocabulary .* is nested too deeply"):
         load_tokenizer(f"{folder}/vocab.json,{folder}/merges.bpe")

@@ -119,3 +119,10 @@ def test_a_config_survives_json(texts):
     assert resolved(again) == plain
     assert again.ffn.node_width == (1,) and again["optim"]["lr"] == config.optim.lr
     assert differing_keys(plain, resolved(config)) == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, "\xff"])
+def test_a_config_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"^workdir: .*config\.json (cannot be read|holds no JSON object)"):
+        workdirs.read_json(str(tmp_path), "config.json")

@@ -43,7 +43,7 @@ def read_lines(workdir: str, name: str) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             found += [json.loads(line)] if line else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise InputError(f"workdir: {path}, line {number} is no JSON ({error}).") from error
     return found

@@ -95,7 +95,7 @@ def read_meta(path: Path, facts: dict) -> dict:
     """
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise foreign(path, f"cannot be read ({reason(error)})") from error
     if not isinstance(meta, dict):
         raise foreign(path, "holds no JSON object")

@@ -147,7 +147,7 @@ def read_json(workdir: str, name: str) -> dict | None:
             value = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"workdir: {path} cannot be read ({error}).") from error
     if not isinstance(value, dict):
         raise InputError(f"workdir: {path} holds no JSON object.")
