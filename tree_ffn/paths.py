@@ -57,7 +57,7 @@ def local_each(paths: str, field: str) -> str:
 
 
 def expanded(pattern: str) -> list[str]:
-    """The paths that a glob pattern matches, sorted; `**` descends.
+    """The paths that a glob pattern matches, sorted; `**` descends, through links too, once into a directory.
 
     A path that is there is itself, and so are the directories with which a pattern begins, whatever signs
     are in their names.
@@ -71,7 +71,25 @@ def expanded(pattern: str) -> list[str]:
     parts = Path(pattern).parts
     n = next(n for n in range(len(parts), -1, -1) if n == 0 or os.path.isdir(os.path.join(*parts[:n])))
     parts = [*map(glob.escape, parts[:n]), *parts[n:]]
-    return sorted(glob.glob(os.path.join(*parts), recursive=True)) if parts else []
+    return sorted(_matches(parts)) if parts else []
+
+
+def _matches(parts: list[str]) -> list[str]:
+    """glob.glob of the parts of a pattern; links in a circle, which that follows 40 deep, end here."""
+    if "**" not in parts:
+        return glob.glob(os.path.join(*parts))
+    n, seen, found = parts.index("**"), set(), []
+    for top in _matches(parts[:n]) if n else ["."]:
+        for directory, below, _ in os.walk(top, followlinks=True):
+            there = os.stat(directory)
+            if (there.st_dev, there.st_ino) in seen:
+                below.clear()
+                continue
+            seen.add((there.st_dev, there.st_ino))
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            inside = [glob.escape(directory).removeprefix("./")] if n or directory != "." else []
+            found += _matches([*inside, *(parts[n + 1 :] or ["*"])])
+    return found
 
 
 def split_at_commas(text: str) -> list[str]:

@@ -112,7 +112,8 @@ def test_links_to_a_file_are_one_and_copies_are_said(tmp_path):
     for name, text in {"a": "one", "b": "two", "c": "one", "d": "", "e": ""}.items():
         (tmp_path / f"{name}.txt").write_text(text)
     (tmp_path / "f.txt").symlink_to("b.txt")
-    (tmp_path / "loop").symlink_to(".")
+    for loop in ("loop", "again", "z"):  # of more than one, each name would be followed from each
+        (tmp_path / loop).symlink_to(".")
     inputs = file_inputs(files(tmp_path, "**/*.txt,b.txt"))
     assert [name for name, _, _ in inputs.listing] == ["a.txt", "b.txt", "c.txt", "d.txt", "e.txt"]
     assert inputs.notes == (f"{tmp_path}/c.txt is read as well as {tmp_path}/a.txt, which holds the same",)
