@@ -24,6 +24,7 @@ from tree_ffn.data.compressed import read_chunks
 from tree_ffn.data.formats import decoded
 from tree_ffn.data.json_stream import json_values
 from tree_ffn.errors import InputError
+from tree_ffn.json_output import json_text
 from tree_ffn.models import decode, scoring
 from tree_ffn.models.batch import Batch, Request
 from tree_ffn.models.sampling import Sampling
@@ -178,7 +179,8 @@ def of_prompt(asked: Request, stops: list[str]) -> dict:
     """A question as it is written: how does that prompt go on?"""
     sampling = dataclasses.asdict(asked.sampling)
     prompt = list(map(int, asked.prompt))
-    return {"prompt": prompt, "n_tokens": asked.n_tokens, "stops": stops, "sampling": sampling}
+    question = {"prompt": prompt, "n_tokens": asked.n_tokens, "stops": stops, "sampling": sampling}
+    return question | ({"seed": asked.seed} if asked.seed else {})  # files without are older
 
 
 def key_of(question: dict) -> str:
@@ -192,7 +194,8 @@ def answer_all(answerer: Answerer, questions: Sequence[dict]) -> list[dict]:
     prompts = [question for question in questions if "continuation" not in question]
     likelihoods = answerer.likelihoods([(one["context"], one["continuation"]) for one in pairs], False)
     requests = [
-        Request(tuple(one["prompt"]), one["n_tokens"], Sampling(**one["sampling"])) for one in prompts
+        Request(tuple(one["prompt"]), one["n_tokens"], Sampling(**one["sampling"]), one.get("seed", 0))
+        for one in prompts
     ]
     texts = answerer.texts(requests, [one["stops"] for one in prompts], False) if prompts else []
     answers = [*map(list, likelihoods), *texts]
@@ -210,7 +213,7 @@ def write_lines(path: str, head: dict, rows: Sequence[dict], flag: str) -> None:
     opener = packed if path.endswith(".xz") else open
     try:
         with opener(path, "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in (head, *rows))
+            file.writelines(json_text(line, path) + "\n" for line in (head, *rows))
     except OSError as error:
         raise InputError(f"--{flag}: {path} cannot be written ({error.strerror}).") from error
 

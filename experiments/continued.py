@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from tree_ffn.data.text_stream import TextStream
 from tree_ffn.data.tokenizers import Tokenizer
+from tree_ffn.errors import NotFinite
 from tree_ffn.models.batch import Batch, Request
 
 
@@ -23,6 +24,7 @@ def continued(
 
     Raises:
       InputError: the model cannot do a request.
+      NotFinite: names the request's place, if there are several.
     """
     for one in requests:
         batch.add(one)
@@ -31,6 +33,8 @@ def continued(
     while len(batch):
         for made in batch.step():
             place = places[made.request]
+            if made.failed:
+                raise NotFinite(f"prompt {place}: {made.failed}" if len(requests) > 1 else str(made.failed))
             text = texts[place].push(made.token)
             if texts[place].stopped:
                 batch.drop(made.request)

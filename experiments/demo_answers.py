@@ -7,7 +7,6 @@ Of an answer in nats five decimals are kept. Questions are not repeated: who rea
 """
 
 import hashlib
-import json
 import lzma
 import os
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from experiments import answering
 from tree_ffn.data.compressed import read_bytes
 from tree_ffn.errors import InputError
 from tree_ffn.json_input import parse_object
+from tree_ffn.json_output import json_text
 from tree_ffn.training.disk import replacing
 
 FILE = "answers.json.xz"  # of one model, in its workdir
@@ -46,7 +46,7 @@ def write_one(
     in_order = [_short(known[answering.key_of(question)]) for question in questions]
     line = {"row": row, "facts": facts, "device": device, "answers": in_order}
     with replacing(os.path.join(workdir, FILE), "wb") as file:
-        file.write(lzma.compress(json.dumps(line).encode()))
+        file.write(lzma.compress(json_text(line, FILE).encode()))
 
 
 def _short(answer):

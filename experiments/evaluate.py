@@ -21,13 +21,12 @@ Prints loss (nats a token), perplexity, bits per byte, active share, and the use
 of every layer's leaves or experts; --json writes the same.
 """
 
-import json
-
 from absl import flags
 
 from experiments import answering, cli, demo_answers, loaded, path_flags, questions, record, run_config, texts
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.json_output import json_text
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import evaluate, other_corpus
 from tree_ffn.training.sharding import make_mesh
@@ -117,13 +116,16 @@ def answer_questions() -> None:
     if isinstance(answerer, answering.Asked):
         questions_asked = list(answerer.questions.values())
         answering.write_lines(_ASK.value, answering.head_of(model), questions_asked, "ask")
+        n_asked, cuts = len(answerer.questions), questions.cuts(scores)
         print(
-            f"{len(answerer.questions):,} questions: {_ASK.value}; next: python -m experiments.answer --asked"
+            f"{n_asked:,} questions: {_ASK.value}; next: python -m experiments.answer --asked",
+            *cuts,
+            sep="\n",
         )
         return
     print(questions.table(scores))
     if _JSON.value:
-        write_json(_JSON.value, {"scores": [score._asdict() for score in scores]})
+        write_json(_JSON.value, {"scores": [score.as_json() for score in scores]})
     if _RESULTS.value:
         device = answerer.device if isinstance(answerer, answering.Answers) else None
         questions.append(_RESULTS.value, scores, model.facts, _ROW.value, _LIMIT.value, device)
@@ -207,9 +209,10 @@ def write_json(path: str, figures: dict) -> None:
     Raises:
       InputError: the file cannot be written.
     """
+    text = json_text(figures, path, indent=2)
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps(figures, indent=2) + "\n")
+            file.write(text + "\n")
     except OSError as error:
         raise InputError(f"--json: {path} cannot be written ({error.strerror}).") from error
 

@@ -4,17 +4,19 @@ It imports lm_eval, which only requirements-eval.txt installs; experiments/quest
 after it has looked for it.
 """
 
+import collections
+import dataclasses
+
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
 
 from experiments.answering import Answerer, Answering
+from experiments.kept import Kept
 from experiments.loaded import Loaded
+from experiments.task_options import read_options
 from tree_ffn.errors import InputError
 from tree_ffn.models.batch import Request
-from tree_ffn.models.sampling import Sampling
-
-MOST_NEW_TOKENS = 256  # of a task that names no number, as with the harness's own backends
 
 
 class HarnessModel(TemplateLM):
@@ -24,17 +26,22 @@ class HarnessModel(TemplateLM):
     contexts, prompts and whole texts. What would have nothing before it (an empty context, the first window
     of a whole text) follows the first of these, or the tokenizer's end-of-document token; so the rolling
     likelihood of an OPT predicts its leading `</s>` too. A pair or prompt that is too long for the context
-    loses its left end. Unlike there, text that spells a special token is still text.
+    loses its left end, which `kept` counts. Unlike there, text that spells a special token is still text, and
+    a task that names no number of new tokens leaves room for the question (`task_options.Options.room`).
 
     Args:
       model: as `loaded.load` returns it.
       answerer: who answers; the model, if it is not named.
+
+    Attributes:
+      kept: what of all that was asked so far the context had room for.
     """
 
     def __init__(self, model: Loaded, answerer: Answerer | None = None):
         super().__init__()
         self.context, self.text, self.begins_with = model.spec.context, model.tokenizer, model.begins_with
         self.answerer = answerer or Answering(model)
+        self.kept = Kept()
 
     @property
     def eot_token_id(self) -> int:
@@ -54,6 +61,13 @@ class HarnessModel(TemplateLM):
                 raise InputError(
                     f"prompt: {context[-40:]!r} with {continuation[:40]!r} has no tokens to read or to score."
                 )
+            if len(continuation_ids) > self.context:
+                raise InputError(
+                    f"answer: {continuation[:40]!r} has {len(continuation_ids)} tokens, which do not fit the "
+                    f"model's context of {self.context}; use a model with a longer one."
+                )
+            # The last token is predicted and not read.
+            self.kept.add(len(context_ids), self.context + 1 - len(continuation_ids))
         pairs = [(context_ids, continuation_ids) for _, context_ids, continuation_ids in requests]
         answers = self.answerer.likelihoods(pairs, disable_tqdm)
         for (text, _, _), answer in zip(requests, answers):
@@ -74,25 +88,21 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        asked = [self._request(*request.args) for request in requests]
-        stops = [_stops(request.args[1]) for request in requests]
+        asked, times = [], collections.Counter()
+        for request in requests:
+            one = self._request(*request.args)
+            # A question that is asked several times, which only sampling makes sense of, has several answers.
+            asked.append(dataclasses.replace(one, seed=one.seed + times[id(request)]))
+            times[id(request)] += not one.sampling.greedy
+        stops = [read_options(request.args[1], self.context).stops for request in requests]
         answers = self.answerer.texts(asked, stops, disable_tqdm)
         for request, answer in zip(requests, answers):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
 
     def _request(self, prompt: str, options: dict) -> Request:
-        """Greedy unless the task samples; seeds are all the same: a request's answer is its own."""
-        n_new = int(options.get("max_gen_toks", MOST_NEW_TOKENS))
-        n_new = max(1, min(n_new, self.context - 1))
-        ids = self.tok_encode(prompt)[-(self.context - n_new) :] or [self.prefix_token_id]
-        greedy = not options.get("do_sample", False) or not options.get("temperature", 1.0)
-        temperature = options.get("temperature") or 1.0
-        sampling = Sampling(greedy, temperature, options.get("top_k", 0), options.get("top_p", 1.0))
-        return Request(tuple(ids), n_new, sampling)
-
-
-def _stops(options: dict) -> list[str]:
-    """What ends an answer; an empty string ends none."""
-    until = options.get("until") or []
-    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+        """A prompt, cut on the left where it does not fit beside its answer."""
+        how, ids = read_options(options, self.context), self.tok_encode(prompt) or [self.prefix_token_id]
+        n_new = how.room(len(ids), self.context)
+        self.kept.add(len(ids), self.context - n_new)
+        return Request(tuple(ids[-(self.context - n_new) :]), n_new, how.sampling, how.seed)

@@ -1,5 +1,7 @@
 """Question answering by EleutherAI's harness: tasks run on a model, scores beside what chance gives."""
 
+import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -10,8 +12,10 @@ import statistics
 from typing import NamedTuple
 
 from experiments import record, task_files
+from experiments.kept import Kept
 from experiments.loaded import Loaded
 from tree_ffn.errors import InputError, check_positive_int, reason
+from tree_ffn.json_output import number_or_none
 
 
 class TaskScore(NamedTuple):
@@ -26,6 +30,7 @@ class TaskScore(NamedTuple):
       sha256: 12 digits of the task's definition.
       asked_sha256: of what was asked: every row, prompt and answer, by the harness's own hashes.
       data_sha256: of the task's data; None of data from the network.
+      kept: what the context had room for.
     """
 
     task: str
@@ -38,6 +43,13 @@ class TaskScore(NamedTuple):
     sha256: str
     asked_sha256: str
     data_sha256: str | None
+    kept: Kept
+
+    def as_json(self) -> dict:
+        """The fields; null where there is no number."""
+        numbers = {"value": number_or_none(self.value), "stderr": number_or_none(self.stderr)}
+        numbers["kept"] = dataclasses.asdict(self.kept)
+        return {**self._asdict(), **numbers}
 
     @property
     def above_chance(self) -> float | None:
@@ -112,21 +124,47 @@ def answer(
 
     from experiments.harness import HarnessModel
 
-    lm = HarnessModel(model, answerer)
-    scores = []
-    for name, shots, task in planned:
+    @contextlib.contextmanager
+    def named(name):
         try:
+            yield
+        except InputError as error:
+            raise type(error)(f"{name}: {error}") from None
+        except (
+            LookupError, ArithmeticError, ValueError, TypeError, AttributeError, OSError, TemplateError
+        ) as error:  # fmt: skip
+            raise InputError(f"--tasks: the harness cannot run {name} ({reason(error)}).") from error
+
+    lm, loaded, scores = HarnessModel(model, answerer), [], []
+    for name, *_ in planned:  # all of them before the first is asked
+        with named(name):
+            loaded.append(_task(manager, name, lm.context))
+    for (name, shots, task), one in zip(planned, loaded):
+        lm.kept = Kept()
+        with named(name):
             found = lm_eval.simple_evaluate(
-                model=lm, tasks=[name], num_fewshot=shots, limit=limit, task_manager=manager,
+                model=lm, tasks=[one], num_fewshot=shots, limit=limit, task_manager=manager,
                 bootstrap_iters=0, log_samples=True,  # it would fork this process, threads and all
             )  # fmt: skip
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
-        except (LookupError, ValueError, TypeError, AttributeError, OSError, TemplateError) as error:
-            raise InputError(f"--tasks: the harness cannot run {name} ({reason(error)}).") from error
         data_sha256 = None if task is None else task_files.data_sha256(task, cache)
-        scores += _scores(found, name, shots, task, data_sha256)
+        scores += _scores(found, name, shots, task, data_sha256, lm.kept)
     return scores
+
+
+def _task(manager, name: str, context: int):
+    """A task as the harness's object.
+
+    Raises:
+      InputError: it wants answers that cannot be made, or is a group.
+    """
+    from experiments.task_options import read_options
+
+    tasks = manager.load([name])["tasks"]
+    if list(tasks) != [name]:
+        raise InputError(f"it is a group of {len(tasks)} tasks; name tasks, such as {next(iter(tasks))}.")
+    if tasks[name].get_config("output_type") == "generate_until":
+        read_options(tasks[name].get_config("generation_kwargs") or {}, context)
+    return tasks[name]
 
 
 def task_manager(tasks: list, data: str | None, cache: str):
@@ -145,12 +183,13 @@ def task_manager(tasks: list, data: str | None, cache: str):
     return TaskManager(**where)
 
 
-def _scores(found: dict, name: str, shots: int, task, data_sha256: str | None) -> list[TaskScore]:
+def _scores(found: dict, name: str, shots: int, task, data_sha256: str | None, kept: Kept) -> list[TaskScore]:
     samples, figures = found["samples"][name], found["results"][name]
     definition = json.dumps(found["configs"][name], sort_keys=True, default=str)
     sha256 = task.sha256 if task else hashlib.sha256(definition.encode()).hexdigest()[:12]
     asked, kind = _asked(samples), found["configs"][name]["output_type"]
     guess = {"multiple_choice": _guess(samples), "generate_until": 0.0}.get(kind)
+    known = (len(samples), sha256, asked, data_sha256, kept)
     scores = []
     for key, value in figures.items():
         metric, _, filtered = key.partition(",")
@@ -159,11 +198,7 @@ def _scores(found: dict, name: str, shots: int, task, data_sha256: str | None) -
         # An accuracy of a choice can be guessed; a likelihood or a greedy match cannot.
         chance = guess if metric in ("acc", "acc_norm") or kind == "generate_until" else None
         error = _stderr(metric, samples)
-        scores.append(
-            TaskScore(
-                name, metric, shots, float(value), error, chance, len(samples), sha256, asked, data_sha256
-            )
-        )
+        scores.append(TaskScore(name, metric, shots, float(value), error, chance, *known))
     return scores
 
 
@@ -194,11 +229,18 @@ def table(scores: list[TaskScore]) -> str:
         chance = "" if score.chance is None else f"{score.chance:.4f}"
         above = "" if score.above_chance is None else f"{score.above_chance:.1f} s"
         error = "" if math.isnan(score.stderr) else f"{score.stderr:.4f}"
+        value = f"{score.value:.4f}" if math.isfinite(score.value) else "none"
         lines.append(
-            f"{score.task:<16}{score.shots:>3}  {score.metric:<16}{score.value:>10.4f}{error:>9}{chance:>9}"
+            f"{score.task:<16}{score.shots:>3}  {score.metric:<16}{value:>10}{error:>9}{chance:>9}"
             f"{above:>8}{score.n:>8,}"
         )
-    return "\n".join([*lines, "above: standard errors (s) between the score and chance"])
+    return "\n".join([*lines, "above: standard errors (s) between the score and chance", *cuts(scores)])
+
+
+def cuts(scores: list[TaskScore]) -> list[str]:
+    """A sentence for every task of whose prompts tokens were cut."""
+    of_task = {(score.task, score.shots): score.kept for score in scores if score.kept.cut}
+    return [f"{task}, {shots} shots: {kept.said}" for (task, shots), kept in of_task.items()]
 
 
 def append(
@@ -222,6 +264,8 @@ def append(
             "task": score.task, "shots": score.shots, "limit": limit, "n": score.n, "lm_eval": version,
             "task_sha256": score.sha256, "asked_sha256": score.asked_sha256, "data_sha256": score.data_sha256,
         }  # fmt: skip
+        if score.kept.cut:
+            scored["kept"] = dataclasses.asdict(score.kept)
         known = {**facts, "scored": scored}
         stem = f"{score.task}_{score.shots}shot_{score.metric}"
         values = {stem: score.value, f"{stem}_stderr": score.stderr, f"{stem}_chance": score.chance}

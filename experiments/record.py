@@ -14,6 +14,7 @@ import re
 
 from experiments.provenance import commit, device_name, public_command, versions
 from tree_ffn.errors import InputError, check_choice
+from tree_ffn.json_output import json_text
 from tree_ffn.paths import expanded
 from tree_ffn.training.config import resolved
 
@@ -90,7 +91,7 @@ def append_rows(path: str, results: list[dict]) -> None:
     """One write of whole lines; a torn line before them is closed first, never removed."""
     if not results:
         return
-    lines = "\n".join(json.dumps(result, allow_nan=False) for result in results)
+    lines = "\n".join(json_text(result, path) for result in results)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "ab+") as file:

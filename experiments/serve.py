@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments import cli, loaded, path_flags
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.models.batch import generate
 from tree_ffn.training.signals import Interrupted, StopSignals
 
 KEY_NAME = "TREE_FFN_API_KEY"
@@ -58,6 +59,7 @@ def main() -> None:
     with listening, StopSignals() as stop:
         model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value).for_decoding()
         template = chat_template.read(model.files, model.tokenizer.end_token)
+        generate(model.spec, model.variables, [model.prompt("")], 1)  # raises where its scores are no numbers
         name = _NAME.value or model.name
         where = f"http://{_HOST.value}:{listening.getsockname()[1]}"
         ready = lambda: print(f"{name} answers at {where}/v1/completions", flush=True)

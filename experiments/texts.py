@@ -8,7 +8,7 @@ from experiments import record, run_config
 from tree_ffn.data import corpus_spec_from_config
 from tree_ffn.data.inputs import matches, trained_on
 from tree_ffn.data.whole import whole_text
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, NotFinite
 from tree_ffn.training.checkpoint import Restored, restore_for_inference
 from tree_ffn.training.evaluate import evaluate_whole, tokenizer_of
 from tree_ffn.training.sharding import make_mesh
@@ -80,7 +80,10 @@ def score(
     for name, files in texts.items():
         say_if_trained_on(run, files, name)
         text = whole_text(files, encoder, text_field)
-        found[name] = figures = evaluate_whole(run, text, batch_size)
+        try:
+            found[name] = figures = evaluate_whole(run, text, batch_size)
+        except NotFinite as error:
+            raise NotFinite(f"{name}: {error}") from None
         shown = {key: figures[key] for key in FIGURES}
         said = ", ".join(f"{key.replace('_', ' ')} {value:,.4f}" for key, value in shown.items())
         print(f"{name}: {said}; {figures['tokens']:,} tokens, {figures['words']:,} words", flush=True)

@@ -12,6 +12,28 @@ class InputError(ValueError):
     """
 
 
+class NotFinite(InputError):
+    """A model's numbers are NaN or infinite where an answer needs them."""
+
+
+def not_finite(what: str) -> NotFinite:
+    """The one sentence for what a model cannot answer; `what` names the token, the text or the batch."""
+    return NotFinite(
+        f"{what}: the model's scores are NaN or infinite, as its weights are too large or damaged; use "
+        "another checkpoint, or float32 where it is kept or computed in 16 bits."
+    )
+
+
+def check_figure(what: str, value: float) -> None:
+    """Raises NotFinite unless a figure of a model, such as a loss, is a finite number.
+
+    Example:
+      >>> check_figure("loss", 2.5)
+    """
+    if not math.isfinite(value):
+        raise not_finite(what)
+
+
 def check_choice(field: str, value: object, allowed) -> None:
     """Raises InputError unless `value` is one of `allowed`.
 

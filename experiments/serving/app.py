@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from experiments.serving.engine import Engine
 from experiments.serving.metrics import Metrics, add_metrics
 from experiments.serving.refusal import Refusal
 from tree_ffn.errors import InputError
+from tree_ffn.json_output import json_text
 from tree_ffn.models.batch import Made
 
 
@@ -163,12 +163,12 @@ class Json(JSONResponse):
     """JSON in ASCII: half of a surrogate pair, which UTF-8 cannot hold, is named by its escape."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False).encode("ascii")
+        return json_text(content, "answer").encode("ascii")
 
 
 def event(values: dict) -> str:
     """One server-sent event."""
-    return f"data: {json.dumps(values)}\n\n"
+    return f"data: {json_text(values, 'answer')}\n\n"
 
 
 def _say_what_is_wrong(app: fastapi.FastAPI) -> None:

@@ -123,7 +123,7 @@ class Engine:
             if made.last:
                 self._open.pop(made.request, None)
         if deliver:
-            deliver(made)
+            deliver(Refusal(500, str(made.failed), code="not_finite") if made.failed else made)
 
     def _give_up(self, refusal: Refusal) -> None:
         with self._changed:

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import texts as other_texts
 from experiments.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.data import CorpusSpec
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, NotFinite
 from tree_ffn.models import Transformer
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import changed_fields, evaluate, other_corpus
@@ -250,3 +251,18 @@ def test_texts_need_names(run, given):
     outcome = call("evaluate", f"--workdir={run[0]}", f"--texts={given}")
     assert outcome.code == 2 and ("--texts: " in outcome.err or "matches no file" in outcome.err)
     assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_a_loss_that_is_no_number_is_no_figure(run, tmp_path):
+    restored = restore_for_inference(str(run[0]), "latest", make_mesh(1, 1))
+    restored.variables["params"]["embed"]["tokens"] *= np.float32(1e30)
+    with pytest.raises(
+        NotFinite, match="^loss on texts0 \\(valid\\): the model's scores are NaN or infinite"
+    ):
+        evaluate(restored, other_corpus(restored), "valid", 8)
+    path = tmp_path / "some.txt"
+    path.write_text("some words\n" * 40)
+    results = tmp_path / "results.jsonl"
+    with pytest.raises(NotFinite, match="^some: loss in windows 0 to 3 of the text"):
+        other_texts.score(restored, {"some": str(path)}, batch_size=4, results=str(results), row="a")
+    assert not results.exists()

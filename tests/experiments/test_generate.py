@@ -135,3 +135,16 @@ def test_mistakes_in_prompts_get_one_sentence(exported, tmp_path, flags, content
 def test_prompts_of_every_kind(tmp_path, name, content):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert read_prompts(tmp_path / name) == ["one", "two né"]
+
+
+def test_scores_that_are_no_numbers_make_no_text(exported, tmp_path):
+    spec, variables, config = export.load(exported)
+    variables["params"]["embed"]["tokens"] = variables["params"]["embed"]["tokens"] * np.float32(1e30)
+    export.save(str(tmp_path / "large"), spec, variables, config["tokenizer"])
+    to = tmp_path / "texts.jsonl"
+    for flags in ([], ["--greedy"], ["--prompt=b", f"--to={to}"]):
+        outcome = call("generate", f"--export={tmp_path / 'large'}", "--prompt=a", *flags)
+        assert outcome.code == 2 and outcome.out in ("a", "")
+        assert "token 1 after a prompt of 1: the model's scores are NaN or infinite" in outcome.err
+        assert len(outcome.err.splitlines()) == 1
+    assert "prompt 0: token 1" in outcome.err

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import questions, record, task_fields, task_files
+from experiments import answering, loaded, questions, record, task_fields, task_files
 from experiments.tasks import functions
 from tests.experiments import make_harness_fixture, questions_data
 from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, named
 from tests.experiments.programs import call
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, NotFinite
 from tree_ffn.models import batch, scoring
 from tree_ffn.models.sampling import Sampling
 
@@ -54,9 +54,14 @@ def test_scores_are_those_of_the_backend_of_transformers(family, models):
 @needs_harness
 @families
 def test_the_harness_gets_the_same_through_our_adapter(family, models, data, tmp_path, monkeypatch):
-    """Its requests in its order, with their tokens; windows of whole texts; answers; and every metric."""
-    from experiments import harness
+    """Its requests in its order, with their tokens; windows of whole texts; answers; and every metric.
 
+    Its answers take 256 tokens of any context; ours leave room for the question (test_task_options.py).
+    """
+    from experiments import harness, task_options
+
+    of_task = lambda options, prompt, context: options.n_tokens or task_options.MOST_NEW_TOKENS
+    monkeypatch.setattr(task_options.Options, "room", of_task)
     recorder = make_harness_fixture.recording(harness.HarnessModel)
     monkeypatch.setattr(harness, "HarnessModel", recorder)
     _, model = models[family]
@@ -515,3 +520,42 @@ def test_mistakes_get_one_sentence(flags, words, exported, data, tmp_path):
 def test_without_the_harness_a_sentence_says_how_to_get_it(data):
     outcome = call("evaluate", "--export=any", "--tasks=piqa", f"--task_data={data}")
     assert outcome.code == 2 and "pip install -r requirements-eval.txt" in outcome.err
+
+
+@needs_harness
+def test_scores_that_are_no_numbers_are_no_accuracy(models, data, tmp_path):
+    model = models["gpt2"][1]
+    embed = model.variables["params"]["embed"]
+    large = {**model.variables["params"], "embed": {**embed, "tokens": embed["tokens"] * np.float32(1e30)}}
+    model = model._replace(variables={**model.variables, "params": large})
+    said = {"boolq": "boolq: pair 1: ", "squad": "squad: token 1 after", "wikitext2": "wikitext2: pair"}
+    for task, words in said.items():
+        planned = questions.plan([task], "0", str(data))
+        with pytest.raises(NotFinite, match=f"^{words}.*the model's scores are NaN or infinite"):
+            questions.answer(model, planned, data=str(data), cache=str(tmp_path), limit=1)
+
+
+@needs_harness
+def test_what_the_context_cuts_is_said_and_recorded(data, tmp_path):
+    """And a task whose answers leave no room is refused before the first task is asked."""
+    ask = lambda context, tasks: call(
+        "evaluate", f"--ask={tmp_path / 'asked.jsonl'}", f"--context={context}", "--tokenizer=bytes",
+        f"--tasks={tasks}", f"--task_data={data}", f"--task_cache={tmp_path / 'cache'}",
+    )  # fmt: skip
+    refused = ask(52, "boolq,squad")
+    assert refused.code == 2 and len(refused.err.splitlines()) == 1, refused.err
+    assert "squad: generation_kwargs: max_gen_toks=48 leaves no room" in refused.err
+    assert not (tmp_path / "asked.jsonl").exists()
+    outcome = ask(64, "boolq,squad")
+    assert outcome.code == 0, outcome.err
+    assert "squad, 0 shots: 1 of 1 prompts lost their left end" in outcome.out
+    model = loaded.reader("bytes", 64, [])
+    planned = questions.plan(["squad"], "0", str(data))
+    scores = questions.answer(
+        model, planned, data=str(data), cache=str(tmp_path / "cache"), limit=None, answerer=answering.Asked()
+    )
+    assert "lost their left end" in questions.table(scores)
+    assert scores[0].as_json()["kept"]["cut"] == 1
+    questions.append(str(tmp_path / "rows.jsonl"), scores, {"model": {}, "seed": 0}, "tiny", None)
+    (row, *_) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert row["config"]["scored"]["kept"]["lost"] > 0

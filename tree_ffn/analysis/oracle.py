@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.ffn import FFN
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, unrolled
@@ -95,6 +95,7 @@ def better_leaves(model: ModelSpec, variables: dict, rows_BC: jax.Array, layer: 
     for _ in range(rounds):
         before, after, leaf_TP = _round(variables, rows_BC, here, leaf_TP, model=model, layer=layer)
         losses = [*(losses or [float(before)]), float(after)]
+        check_figure(f"loss with moved leaves of layer {layer}", sum(losses))
     return Oracle(tuple(losses), float(jnp.mean(leaf_TP != here.leaf_TP)))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from tree_ffn.data.pipeline import first_rows
 from tree_ffn.data.sources import RowSource
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layers import split_layers, stack_layers
 from tree_ffn.models.spec import FFNSpec, ModelSpec
@@ -77,6 +77,7 @@ def calibrate(
 
     Raises:
       InputError: too few tokens to judge a dead leaf, asked for or there.
+      NotFinite: the loss on the text is NaN or infinite.
 
     Example:
       >>> calibrate(run, [corpus.train]).tokens                     # doctest: +SKIP
@@ -99,6 +100,7 @@ def calibrate(
     batches = first_rows(sources, -(-tokens // context), batch_size)
     with jax.set_mesh(run.mesh):
         score = Scorer(run.model, run.mesh)(run.variables, batches)
+    check_figure("loss on the calibration text", score.loss)
     return Calibration(score.usage, score.tokens)
 
 

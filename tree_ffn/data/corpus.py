@@ -22,6 +22,7 @@ from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.data.storage import choose_format, open_rows, read_meta, write_rows, writing
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.json_output import json_text
 from tree_ffn.locks import locked
 
 META = "meta.json"
@@ -185,7 +186,7 @@ def _make(
         }
     )
     (made / CHECKSUMS).write_text(checksums(inputs.listing), encoding="utf-8")
-    (made / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    (made / META).write_text(json_text(meta, META, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)  # there only if somebody removed its description
     os.replace(made, directory)
     shutil.rmtree(work)

@@ -44,6 +44,7 @@ class Attention(nn.Module):
         if past is None:
             out_BCHK = self_attention(q_BCHK, k_BCHK, v_BCHK)
         else:
+            k_BCHK, v_BCHK = _marked(k_BCHK, v_BCHK)
             k, v = jnp.swapaxes(k_BCHK, 1, 2), jnp.swapaxes(v_BCHK, 1, 2)
             past = KeyValue(_written(past.k, k, start), _written(past.v, v, start))
             out_BCHK = causal_attention(q_BCHK, past.k, past.v, start)
@@ -76,6 +77,17 @@ def causal_attention(q_BCHK, k_BHMK, v_BHMK, start):
     logits = jnp.where(visible_BHCM, logits * q_BCHK.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(q_BCHK.dtype)
     return jnp.einsum("BHCM,BHMK->BCHK", weights, v_BHMK)
+
+
+def _marked(k_BCHK, v_BCHK):
+    """Keys and values whose overflow reaches only who attends to it: 0 * NaN in the values would reach all.
+
+    Padding behind a prompt may overflow where the prompt does not. Where a value is not finite, the key is
+    NaN in its place: a score that is masked is gone.
+    """
+    is_finite = jnp.isfinite(v_BCHK)
+    k_BCHK = jnp.where(is_finite.all(axis=-1, keepdims=True), k_BCHK, jnp.nan)
+    return k_BCHK, jnp.where(is_finite, v_BCHK, 0)
 
 
 def _written(past_BHMK, new_BHCK, start):

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tree_ffn.errors import check_positive_int
+from tree_ffn.errors import NotFinite, check_positive_int, not_finite
 from tree_ffn.models import cache_rows, decode
 from tree_ffn.models.penalties import Changes, changes
 from tree_ffn.models.request import Made, Request, program_of, read_together, rounded_top
-from tree_ffn.models.sampling import Sampling, keys, rules
+from tree_ffn.models.sampling import NO_TOKEN, Sampling, keys, rules
 from tree_ffn.models.scoring import TokenScores, token_scores
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Cache
@@ -37,10 +37,17 @@ class _Row:
 
     request: Request
     made: list[int] = dataclasses.field(default_factory=list)
+    failed: NotFinite | None = None
 
     @property
     def done(self) -> bool:
-        return len(self.made) >= self.request.n_tokens
+        return self.failed is not None or len(self.made) >= self.request.n_tokens
+
+    def fail(self) -> Made:
+        """What is said of a row whose scores are NaN or infinite."""
+        place = f"token {len(self.made)} after a " if self.request.n_tokens else ""
+        self.failed = not_finite(f"{place}prompt of {len(self.request.prompt)}")
+        return Made(self.request, None, None, None, last=True, failed=self.failed)
 
 
 class _Chosen(NamedTuple):
@@ -101,7 +108,10 @@ class Batch:
         self._running = [None if row and row.request is request else row for row in self._running]
 
     def step(self) -> list[Made]:
-        """The next token of every request under way, and the first of those that now get a row."""
+        """The next token of every request under way, and the first of those that now get a row.
+
+        A request whose scores are NaN or infinite fails alone (`Made.failed`).
+        """
         made = self._go_on() if self._n_running else []
         n_new = min(self.rows - self._n_running, len(self._waiting))
         new = [self._waiting.popleft() for _ in range(n_new)]
@@ -133,10 +143,15 @@ class Batch:
         rows: list[_Row | None] = [_Row(one) for one in group]
         made = self._tell(rows, self._scored(rows, token_B, logits_BV))
         if prompt is not None:
-            places = [(i, slice(len(one.prompt) - 1)) for i, one in enumerate(group)]
-            scores = [prompt.at(place, one.n_top or 0) for place, one in zip(places, group)]
-            made = [one._replace(prompt=of_one) for one, of_one in zip(made, scores)]
+            made = [self._with_prompt(new, row, prompt, i) for i, (new, row) in enumerate(zip(made, rows))]
         return made, _under_way(rows), cache
+
+    def _with_prompt(self, made: Made, row: _Row, scores: TokenScores, i: int) -> Made:
+        """A row's first step with the scores of its prompt, if they are wanted and finite."""
+        of_row = scores.at((i, slice(len(row.request.prompt) - 1)), row.request.n_top or 0)
+        if made.failed or not of_row.is_finite:
+            return made if made.failed else row.fail()
+        return made._replace(prompt=of_row)
 
     def _go_on(self) -> list[Made]:
         """One step of the rows under way; where nothing will change, the device begins the next one."""
@@ -178,11 +193,13 @@ class Batch:
                 continue
             row.made.append(token_B[i])
             one = row.request
-            if one.n_tokens == 0:
-                made.append(Made(one, None, None, None, last=True))
-                continue
             its_scores = None if scores is None or one.n_top is None else scores.at(i, one.n_top)
-            made.append(Made(one, token_B[i], its_scores, None, row.done))
+            if token_B[i] == NO_TOKEN or (its_scores and not its_scores.is_finite):
+                made.append(row.fail())
+            elif one.n_tokens == 0:
+                made.append(Made(one, None, None, None, last=True))
+            else:
+                made.append(Made(one, token_B[i], its_scores, None, row.done))
         return made
 
     def _rearrange(self, parts) -> None:
@@ -232,6 +249,7 @@ def generate(
 
     Raises:
       InputError: names the argument, its value and what is allowed.
+      NotFinite: the scores of a token are NaN or infinite.
 
     Example:
       >>> from tree_ffn.models import DenseSpec, Transformer
@@ -247,7 +265,7 @@ def generate(
         batch.add(one)
     while len(batch):
         for made in batch.step():
-            tokens[made.request].append(made.token)
+            tokens[made.request].append(made.checked().token)
             if made.token == stop_id:
                 batch.drop(made.request)
     return list(tokens.values())

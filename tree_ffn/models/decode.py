@@ -65,8 +65,9 @@ def prefill(
         scores of all V tokens are computed at the last position only.
 
     Returns:
-      token int32 [B], the model's scores float32 [B, V], the cache with `length_B` positions, and
-      `TokenScores` [B, C - 1] of the prompt's tokens from the second on, or None.
+      token int32 [B] (`sampling.NO_TOKEN` where there is none), the model's scores float32 [B, V], the cache
+      with `length_B` positions, and `TokenScores` [B, C - 1] of the prompt's tokens from the second on, or
+      None.
     """
     cache, last_B1 = init_cache(spec, *prompt_BC.shape), (length_B - 1)[:, None]
     only = last_B1 if n_top is None else None

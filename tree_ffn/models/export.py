@@ -4,7 +4,6 @@ model.safetensors   every leaf of the variables by its path, "params/run_0/attn/
 config.json         {"format": "tree_ffn", "version": 1, "model": ModelSpec, "tokenizer": name, "meta": ...}
 """
 
-import json
 import os
 import tempfile
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from tree_ffn.errors import InputError
 from tree_ffn.json_input import parse_object
+from tree_ffn.json_output import json_text
 from tree_ffn.models.describe import abstract_variables
 from tree_ffn.models.finite import check_finite
 from tree_ffn.models.safetensors_file import read_header
@@ -55,7 +55,7 @@ def save(
         with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as new:
             save_file(tensors, os.path.join(new, WEIGHTS), metadata={"format": FORMAT})
             with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
-                json.dump(config, file, indent=2)
+                file.write(json_text(config, CONFIG, indent=2))
             for name in (WEIGHTS, CONFIG):
                 os.replace(os.path.join(new, name), os.path.join(directory, name))
     except OSError as error:

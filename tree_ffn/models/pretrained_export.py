@@ -1,6 +1,5 @@
 """Our parameters as a Hugging Face checkpoint, one tensor at a time (see `pretrained.py`)."""
 
-import json
 import math
 import os
 import tempfile
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.json_output import json_text
 from tree_ffn.models.checkpoint_files import CONFIG, INDEX, WEIGHTS
 from tree_ffn.models.families import FAMILIES, HEAD, Place, full_name, places
 from tree_ffn.models.family_config import config_from_spec
@@ -149,5 +149,4 @@ def _shards(shapes: dict[str, Place], item_bytes: int, shard_bytes: int) -> list
 
 def _write_json(path: str, values: dict):
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
+        file.write(json_text(values, path, indent=2) + "\n")

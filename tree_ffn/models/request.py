@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, NotFinite, check_positive_int
 from tree_ffn.models import decode
 from tree_ffn.models.penalties import Penalties
 from tree_ffn.models.sampling import Sampling
@@ -59,7 +59,8 @@ class Made(NamedTuple):
       scores: of the new token, `TokenScores` without leading axes; None unless `n_top` is set.
       prompt: of the prompt's tokens from the second on, `TokenScores` of [C - 1];
         only with `scored`, in the request's first step.
-      last: it has all its tokens.
+      last: it has all its tokens, or failed.
+      failed: why it gets no more: the model's scores were NaN or infinite. Other requests go on.
     """
 
     request: Request
@@ -67,6 +68,13 @@ class Made(NamedTuple):
     scores: TokenScores | None
     prompt: TokenScores | None
     last: bool
+    failed: NotFinite | None = None
+
+    def checked(self) -> "Made":
+        """Itself; raises NotFinite if the request failed."""
+        if self.failed:
+            raise self.failed
+        return self
 
 
 def program_of(spec: ModelSpec, request: Request) -> tuple[int, int | None]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from tree_ffn.errors import InputError, check_positive_int
 
+# In place of a token, where the scores are NaN or infinite: there is none to choose.
+NO_TOKEN = -1
 # A temperature below it would be 0 in float32.
 SMALLEST = np.finfo(np.float32).tiny
 
@@ -92,6 +94,8 @@ _keys = jax.jit(jax.vmap(jax.random.key))
 def sample(logits_BV: jax.Array, key_B: jax.Array, place_B: jax.Array, by: Rules) -> jax.Array:
     """One token a row: int32 [B]; a row's token does not depend on the other rows.
 
+    A row whose largest score is NaN or infinite (one is NaN or +inf, or all are -inf) gets `NO_TOKEN`.
+
     Args:
       logits_BV: float32 [B, V].
       key_B: typed PRNG keys of the whole sequences; greedy rows do not read theirs.
@@ -99,6 +103,7 @@ def sample(logits_BV: jax.Array, key_B: jax.Array, place_B: jax.Array, by: Rules
       by: the rules.
     """
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    is_finite_B = jnp.isfinite(logits_BV.max(axis=-1))
 
     def drawn():
         kept_BV = kept(logits_BV, by)
@@ -106,7 +111,8 @@ def sample(logits_BV: jax.Array, key_B: jax.Array, place_B: jax.Array, by: Rules
         token_B = jax.vmap(jax.random.categorical)(key_of_place_B, kept_BV).astype(jnp.int32)
         return jnp.where(by.greedy_B, likeliest_B, token_B)
 
-    return jax.lax.cond(jnp.all(by.greedy_B), lambda: likeliest_B, drawn)
+    token_B = jax.lax.cond(jnp.all(by.greedy_B), lambda: likeliest_B, drawn)
+    return jnp.where(is_finite_B, token_B, NO_TOKEN)
 
 
 def kept(logits_BV: jax.Array, by: Rules) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, check_positive_int, not_finite
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, logits_of
 
@@ -50,6 +50,11 @@ class TokenScores(NamedTuple):
     log_p: jax.Array
     top_ids: jax.Array
     top_log_p: jax.Array
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether none of them is NaN or infinite."""
+        return bool(np.isfinite(self.log_p).all() and np.isfinite(self.top_log_p).all())
 
     def at(self, where, n_top: int | None = None) -> "TokenScores":
         """Those of some positions (any index), with the `n_top` likeliest (all of them by default)."""
@@ -89,6 +94,7 @@ def score(
     Raises:
       InputError: a pair has an empty part or an id outside the vocabulary, or a
         continuation is longer than the context.
+      NotFinite: names the pair whose log-probability is NaN or infinite.
 
     Example:
       >>> from tree_ffn.models.dense import DenseSpec
@@ -110,6 +116,8 @@ def score(
         start = 0
         for i, targets in ((i, targets) for row in members for i, targets in row.targets.items()):
             mine = slice(start, start + len(targets))
+            if not np.isfinite(log_p_N[mine]).all():
+                raise not_finite(f"pair {i}: continuation of {len(targets)} tokens")
             found[i] = Scored(float(log_p_N[mine].sum(dtype=np.float64)), bool(is_best_N[mine].all()))
             start = mine.stop
         if progress is not None:
@@ -212,6 +220,8 @@ def _arrays(rows: list[_Row], n_rows: int, length: int, room: int):
     places, wanted = [], []
     for b, row in enumerate(rows):
         token_BC[b, : len(row.read)] = row.read
+        # Weights of 0 would not keep what another token overflows to out of this row.
+        token_BC[b, len(row.read) :] = row.read[-1]
         end = b * length + len(row.read)
         for targets in row.targets.values():
             places += range(end - len(targets), end)

@@ -79,7 +79,10 @@ class Layer(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + eps) * scale + bias, computed in float32, returned in x's dtype."""
+    """(x - mean) / sqrt(var + eps) * scale + bias, computed in float32, returned in x's dtype.
+
+    NaN where var overflows.
+    """
 
     model: ModelSpec
 
@@ -90,7 +93,9 @@ class LayerNorm(nn.Module):
         bias_E = self.param("bias", nn.initializers.zeros, x_BCE.shape[-1:], param_dtype)
         x = x_BCE.astype(jnp.float32)
         x = x - x.mean(axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.model.norm_eps)
+        var = jnp.square(x).mean(axis=-1, keepdims=True)
+        # 1 / sqrt(inf) is 0: what overflows would come out as the same plausible numbers for every token.
+        x = x * jnp.where(jnp.isfinite(var), jax.lax.rsqrt(var + self.model.norm_eps), jnp.nan)
         y = x * scale_E.astype(jnp.float32)[None, None] + bias_E.astype(jnp.float32)[None, None]
         return y.astype(x_BCE.dtype)
 

@@ -12,7 +12,7 @@ import numpy as np
 from tree_ffn.data import CorpusSpec, PreparedCorpus, Tokenizer, load_tokenizer, prepare, valid_batches
 from tree_ffn.data.spec import FIELDS_OF, default_corpus
 from tree_ffn.data.whole import WholeText
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.transformer import padded_logits
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.losses import token_losses
@@ -100,6 +100,7 @@ def evaluate(
 
     Raises:
       InputError: batches do not split over the devices of `run.mesh`.
+      NotFinite: the loss is NaN or infinite.
     """
     _check_batch_size(run, batch_size)
     splits = ("train", "valid") if split == "all" else (split,)
@@ -107,6 +108,7 @@ def evaluate(
     batches = [valid_batches(source, batch_size, n_batches) for source in sources if len(source)]
     with jax.set_mesh(run.mesh):
         score = Scorer(run.model, run.mesh)(run.variables, itertools.chain(*batches))
+    check_figure(f"loss on {corpus.meta['corpus']} ({split})", score.loss)
     facts = [corpus.meta["splits"][name] for name in splits]
     bytes_per_token = sum(fact["bytes"] for fact in facts) / sum(fact["tokens"] for fact in facts)
     return {
@@ -146,6 +148,7 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
 
     Raises:
       InputError: batches do not split over the devices of `run.mesh`.
+      NotFinite: names the first rows whose loss is NaN or infinite.
     """
     _check_batch_size(run, batch_size)
     tokens, counted = text.rows(run.model.context)
@@ -158,6 +161,7 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
             rows = slice(start, start + batch_size)
             batch = (put_batch(array[rows], run.mesh) for array in (tokens, counted.astype(np.int32)))
             nats += float(score(run.variables, *batch))
+            check_figure(f"loss in windows {start} to {start + batch_size - 1} of the text", nats)
     n_tokens = int(text.counted.sum())
     return {
         **loss_figures(nats / n_tokens, text.bytes / n_tokens),
@@ -172,4 +176,4 @@ def _nats(variables: dict, tokens: jax.Array, counted_BC: jax.Array, model) -> j
     """Sum of the counted targets' cross-entropies."""
     logits_BCV, _ = padded_logits(model, variables, tokens[:, :-1])
     nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
-    return jnp.sum(nll_BC * counted_BC.astype(nll_BC.dtype))
+    return jnp.sum(jnp.where(counted_BC > 0, nll_BC, 0.0))

@@ -6,6 +6,7 @@ import time
 import jax
 import numpy as np
 
+from tree_ffn.errors import check_figure
 from tree_ffn.models.describe import products_figures
 from tree_ffn.models.ffn import units
 from tree_ffn.models.moe import MoESpec
@@ -21,10 +22,14 @@ def loss_figures(loss: float, bytes_per_token: float = 0.0) -> dict[str, float]:
 
         ppl = exp(loss),   bits_per_byte = loss / ln 2 / bytes_per_token
 
+    Raises:
+      NotFinite: the loss is NaN or infinite.
+
     Example:
       >>> loss_figures(math.log(256.0), bytes_per_token=1.0)["bits_per_byte"]
       8.0
     """
+    check_figure("loss", loss)
     values = {"loss": loss, "ppl": math.exp(min(loss, 700.0))}
     if bytes_per_token:
         values["bits_per_byte"] = loss / math.log(2.0) / bytes_per_token

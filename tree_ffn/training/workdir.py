@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tree_ffn.errors import InputError
+from tree_ffn.json_output import json_text
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.config import differing_keys, namespace, resolved
@@ -175,7 +176,8 @@ def write_json(workdir: str, name: str, value: dict) -> None:
       InputError: the workdir cannot be written.
     """
     path = os.path.join(workdir, name)
+    text = json_text(value, path, indent=2)
     with writing(path):
         os.makedirs(workdir, exist_ok=True)
     with replacing(path) as file:
-        file.write(json.dumps(value, indent=2) + "\n")
+        file.write(text + "\n")

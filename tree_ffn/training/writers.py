@@ -7,12 +7,14 @@ usage.jsonl     one array of one run of layers a line, see `encode`
 import base64
 import contextlib
 import json
+import math
 import os
 import time
 import zlib
 
 import numpy as np
 
+from tree_ffn.json_output import json_text
 from tree_ffn.training.disk import replacing, writing
 
 # pyright: reportAttributeAccessIssue=false
@@ -43,11 +45,12 @@ class MetricsWriter:
             opened.pop_all()
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Appends one line, and the same scalars as TensorBoard events.
+        """Appends one line, and the same scalars as TensorBoard events; without figures that are 0 / 0, NaN.
 
         Raises:
           InputError: a file cannot be written.
         """
+        values = {name: value for name, value in values.items() if not math.isnan(value)}
         self._metrics.write({"step": step, "split": split, **values})
         if self._events:
             with writing(self._directory):
@@ -88,7 +91,7 @@ class _Lines:
 
     def write(self, line: dict) -> None:
         with writing(self._path):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json_text(line, self._path) + "\n")
             self._file.flush()
 
     def close(self) -> None:
