@@ -168,7 +168,5 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
     pair = make_pair(tmp_path, LETTERS | {"</s>": 3})
     path = make(tmp_path, ["</s>"])
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
-    with pytest.raises(
-        InputError, match=f"{name}' is a pointer of git-lfs|vocabulary is a pointer of git-lfs"
-    ):
+    with pytest.raises(InputError, match=f"{name}'? is a pointer of git-lfs, not the file"):
         load_tokenizer(path if name.startswith("tokenizer") else pair)

@@ -1,5 +1,7 @@
 """Schedules, decay by name, and one AdamW step by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,15 +44,16 @@ def test_a_rate_is_the_same_for_an_array_of_steps():
 
 @pytest.mark.parametrize("kind", ["tree", "random_tree", "dense", "moe"])
 def test_matrices_decay_and_nothing_else(kind):
-    model = tiny_model(kind, ffn__shared_width=3)
+    model = dataclasses.replace(tiny_model(kind, ffn__shared_width=3), tied_head=kind != "dense")
     shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     flat, _ = jax.tree_util.tree_flatten_with_path(decay_mask(shapes["params"]))
     decayed = {path_name(path) for path, decays in flat if decays}
     kept = {path_name(path) for path, decays in flat if not decays}
     names = {name.split("/")[-1] for name in decayed}
     assert {"tokens", "positions", "w_qkv", "w_in", "w_out"} <= names <= {
-        "tokens", "positions", "w_qkv", "w_in", "w_out", "w_router",
+        "tokens", "head", "positions", "w_qkv", "w_in", "w_out", "w_router",
     }  # fmt: skip
+    assert ("head" in names) == (kind == "dense")
     assert {name.split("/")[-1] for name in kept} <= {"bias", "scale", "b_in", "b_out", "b_qkv"}
     assert not any("threshold" in name for name in decayed | kept)
 

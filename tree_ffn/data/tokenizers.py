@@ -14,7 +14,7 @@ from tree_ffn.data.byte_tokens import BYTE_TOKEN, HALF, byte_alphabet, kinds_in
 from tree_ffn.data.compressed import plain_name, read_bytes
 from tree_ffn.data.lost import Losses
 from tree_ffn.data.special_tokens import END_TOKENS, NOTHING, Added, Said, said_beside
-from tree_ffn.errors import InputError, check_not_pointer, reason
+from tree_ffn.errors import InputError, reason
 from tree_ffn.json_input import parse_object
 from tree_ffn.paths import local, split_at_commas
 
@@ -209,8 +209,6 @@ def load_tokenizer(text: str, model: str | None = None) -> Tokenizer:
         if not path.is_file():
             raise InputError(f"data.tokenizer: {str(path)!r} is not a file; use {ALLOWED}.")
     contents = [read_bytes(path).removeprefix(codecs.BOM_UTF8) for path in paths]
-    for path, content in zip(paths, contents):
-        check_not_pointer(f"data.tokenizer: {str(path)!r}", content[:40])
     said = said_beside(paths[0].parent, Path(model or paths[0].parent))
     build = _from_tokenizer_json if len(paths) == 1 else _from_vocab_and_merges
     try:

@@ -14,11 +14,11 @@ SCHEDULES = ("cosine", "wsd", "constant")
 
 # Which parameters decay, by name; the first row that matches a path decides,
 # and a path that no row matches is an error. As in GPT-2's training, every
-# matrix decays, embeddings and positions too; biases and norms do not.
+# matrix decays, embeddings, heads and positions too; biases and norms do not.
 # Thresholds are not parameters and never come here.
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
     (r"(^|/)(bias|scale|b_(in|out|qkv|router))$", False),
-    (r"(^|/)(tokens|positions|w_(in|out|qkv|router))$", True),
+    (r"(^|/)(tokens|head|positions|w_(in|out|qkv|router))$", True),
 )
 
 
