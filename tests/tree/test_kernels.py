@@ -1,7 +1,5 @@
 """The C++ part: it computes what numpy computes, in one order, and gather uses it where it is built."""
 
-import os
-import pathlib
 import shutil
 
 import jax
@@ -12,6 +10,7 @@ import pytest
 from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.tree import TreeShape, TreeSpec, gather, init_params, kernels, pick_implementation, tree_ffn
+from tree_ffn.tree.kernels import compilers, probe_elsewhere
 
 RECIPE = {
     "routing": "continuous", "openness": "logistic", "gate": "product", "router": "silent",
@@ -22,7 +21,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """The directory that the library was built into."""
-    if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+    if not compilers.found():
         pytest.skip("needs a C++ compiler (Debian package g++)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TREE_FFN_KERNELS", str(tmp_path_factory.mktemp("kernels")))
@@ -135,23 +134,96 @@ def test_more_tokens_are_for_gather():
     assert pick_implementation(spec, 17, "cpu") == "masked"
 
 
-def test_a_compiler_that_fails_or_is_not_there_is_named(not_built, monkeypatch):
-    monkeypatch.setenv("CXX", "/bin/false")
-    with pytest.raises(InputError, match=r"/bin/false failed .*CXX="):
-        kernels.build()
-    with pytest.raises(InputError, match="cannot be run"):
-        kernels.build("/no/such/compiler")
-    monkeypatch.delenv("CXX")
+@pytest.fixture
+def only_cxx(not_built, monkeypatch):
+    """Sets $CXX, the only compiler that there is, to a script; the lines that building says go to `said`."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match="install g"):
-        kernels.build()
-    assert not list(pathlib.Path(not_built).iterdir())
+    said = []
+
+    def build(script):
+        path = not_built / "cxx"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("CXX", f"{path} --driver-mode=g++")
+        return kernels.build(said.append)
+
+    build.said = said
+    return build
+
+
+@pytest.mark.parametrize(
+    "script, why",
+    [
+        ("exit 3", "exit code 3"),
+        ("echo 'rows.cc:9: fatal error: no ffi.h' >&2; echo stopped. >&2; exit 1", "fatal error: no ffi.h"),
+        ("echo 'internal: \\377 gave up' >&2; exit 1", "internal: . gave up"),
+        ("exit 0", "it made no file"),
+        ('for a; do to="$a"; done; echo text > "$to"', "what it made is wrong: OSError: "),
+    ],
+)
+def test_a_compiler_that_fails_is_named_with_its_words(only_cxx, not_built, script, why):
+    with pytest.raises(InputError, match=rf"kernels: .*cxx --driver-mode=g\+\+ failed \(.*{why}.*\); .*CXX="):
+        only_cxx(script)
+    assert [line.partition(" did not: ")[0].rpartition("g++")[2] for line in only_cxx.said] == [
+        " -march=native", " -mcpu=native", "",
+    ]  # fmt: skip
+    assert [path.name for path in not_built.iterdir()] == ["cxx"]
+
+
+def test_a_tuning_that_a_compiler_has_not_or_that_this_processor_has_not(only_cxx, library, monkeypatch):
+    """The first is refused, the second makes what ends by a signal here: the library is that without."""
+    (whole,) = library.glob("rows-*")
+    monkeypatch.setattr(
+        kernels, "probe_elsewhere", lambda made: "SIGILL" if "1.so" in made else probe_elsewhere(made)
+    )
+    copy = f'for a; do to="$a"; [ "$a" = -march=native ] && exit 1; done; cp {whole} "$to"'
+    assert only_cxx(copy).exists() and "-mcpu=native did not: SIGILL" in only_cxx.said[1]
+    assert only_cxx.said[2].endswith("--driver-mode=g++ made it.")
+
+
+def test_what_ends_by_a_signal_is_not_kept(tmp_path):
+    """As by an instruction that the processor lacks; here, a library that kills whoever loads it."""
+    compiler = next(iter(compilers.found()), None)
+    if compiler is None:
+        pytest.skip("needs a C++ compiler (Debian package g++)")
+    source, made = tmp_path / "ill.cc", str(tmp_path / "ill.so")
+    source.write_text("#include <csignal>\nstruct Ill { Ill() { raise(SIGILL); } } ill;")
+    assert compilers.compile_library(compiler, "", source, ".", made) is None
+    assert kernels.probe_elsewhere(made) == "what it made ends by SIGILL"
+
+
+def test_compilers_are_tried_once_each_and_named_ones_first(tmp_path, monkeypatch):
+    for name in ("g++", "clang++"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "c++").symlink_to("g++")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "ccache 'my g++'")
+    assert compilers.found() == [["ccache", "my g++"], ["c++"], ["clang++"]]
+    monkeypatch.setenv("CXX", "g++ '")
+    with pytest.raises(InputError, match="CXX: .* is no command"):
+        compilers.found()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    with pytest.raises(InputError, match=r"/no/such/compiler failed \(it cannot be run: No such file"):
+        kernels.build(lambda line: None)
+    monkeypatch.delenv("CXX")
+    with pytest.raises(InputError, match="no C.. compiler was found; install g"):
+        kernels.build(lambda line: None)
 
 
 def test_a_directory_that_is_not_there_is_named(not_built, monkeypatch):
     monkeypatch.setenv("TREE_FFN_KERNELS", str(not_built / "none"))
     with pytest.raises(InputError, match="none cannot be written .*TREE_FFN_KERNELS"):
-        kernels.build("g++")
+        kernels.build()
+
+
+def test_another_processor_or_jax_has_another_library(monkeypatch):
+    here = kernels.shared_object()
+    monkeypatch.setattr(kernels, "processor", lambda: "x86_64 flags : fpu")
+    other = kernels.shared_object()
+    monkeypatch.setattr(jax, "__version__", "0.0.1")
+    assert len({here, other, kernels.shared_object()}) == 3
 
 
 def test_a_library_that_cannot_be_loaded_is_named(not_built):

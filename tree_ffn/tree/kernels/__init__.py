@@ -14,85 +14,120 @@ not built.
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
 import shlex
-import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
 from tree_ffn.paths import local
+from tree_ffn.tree.kernels import compilers
 
 SOURCE = pathlib.Path(__file__).parent / "rows.cc"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 TARGETS = {"dots": "TreeFfnDots", "sums": "TreeFfnSums"}
 
 
 def shared_object() -> pathlib.Path:
     """Where the library of this source, jax and processor is, built or not."""
-    made_from = [SOURCE.read_text(encoding="utf-8"), jax.__version__, processor(), *FLAGS]
+    made_with = [jax.__version__, importlib.metadata.version("jaxlib"), *compilers.FLAGS, *compilers.TUNINGS]
+    made_from = [SOURCE.read_text(encoding="utf-8"), processor(), *made_with]
     name = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
     named = local(os.environ.get("TREE_FFN_KERNELS", ""), "TREE_FFN_KERNELS")
-    return pathlib.Path(named or SOURCE.parent) / f"rows-{name}.so"
+    return pathlib.Path(named or SOURCE.parent) / f"rows-{name}{compilers.SUFFIX}"
 
 
+@functools.cache
 def processor() -> str:
     """What the processor can do, as far as the system says; the library uses all of it."""
+    said = ""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+        if sys.platform == "darwin":
+            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            said = subprocess.run(asked, capture_output=True, encoding="utf-8").stdout
+        else:
+            with open("/proc/cpuinfo", encoding="utf-8") as file:
+                said = next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
-        flags = ""
-    return f"{platform.machine()} {platform.processor()} {flags}"
+        pass
+    return f"{platform.machine()} {platform.processor()} {said}"
 
 
-def build(compiler: str | None = None) -> pathlib.Path:
+def build(say: Callable[[str], object] = print) -> pathlib.Path:
     """Compiles the library, unless it is there, and returns its path.
 
+    Every compiler of `compilers.found` is tried with every tuning, until one makes a library that computes
+    what it should in a process of its own: an illegal instruction ends that process, and not a training.
+
     Args:
-      compiler: of C++17 with GCC's flags; by default $CXX, or the first of g++ and clang++ that is there.
+      say: takes a line on every attempt.
 
     Raises:
-      InputError: there is no compiler, it fails, or the directory cannot be written.
+      InputError: there is no compiler, all fail, or the directory cannot be written.
     """
-    to = shared_object()
+    to, failed = shared_object(), {}
     if to.exists():
         return to
-    compiler = compiler or os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        raise InputError(
-            "kernels: no C++ compiler was found; install g++ (on Debian or Ubuntu the package g++), or name "
-            "one by CXX=."
-        )
     try:
         with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-            made = os.path.join(folder, to.name)
-            _compile(shlex.split(compiler), made)
-            os.replace(made, to)  # whole or not at all, whoever else builds it
+            for command in compilers.found():
+                for tuning in compilers.TUNINGS:
+                    called = shlex.join([*command, *filter(None, [tuning])])
+                    made = os.path.join(folder, f"{len(failed)}{compilers.SUFFIX}")
+                    why = compilers.compile_library(command, tuning, SOURCE, jax.ffi.include_dir(), made)
+                    why = why or probe_elsewhere(made)
+                    if why is None:
+                        os.replace(made, to)  # whole or not at all, whoever else builds it
+                        say(f"{called} made it.")
+                        return to
+                    say(f"{called} did not: {why}")
+                    failed[called] = why
     except OSError as error:
         raise InputError(
             f"kernels: {to.parent} cannot be written ({error.strerror}); name another directory by "
             "TREE_FFN_KERNELS, here and where the layer is used."
         ) from error
-    return to
+    # Without tuning a compiler says what is really wrong.
+    said = "; ".join(f"{name} failed ({why})" for name, why in failed.items() if "native" not in name)
+    raise InputError(
+        f"kernels: {said or 'no C++ compiler was found'}; install g++ (on Debian or Ubuntu the package g++), "
+        "or name a C++ compiler by CXX=; without these kernels all works, a little slower."
+    )
 
 
-def _compile(compiler: list[str], made: str) -> None:
-    command = [*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", made]
-    named = "name a C++ compiler by CXX="
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise InputError(f"kernels: {compiler[0]} cannot be run ({error.strerror}); {named}.") from error
+def probe_elsewhere(library: str) -> str | None:
+    """Why a library cannot be used, found out by a process of its own; None if it can."""
+    program = "import sys; from tree_ffn.tree import kernels; kernels.probe(sys.argv[1])"
+    paths = [str(SOURCE.parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-c", program, library], capture_output=True, encoding="utf-8", errors="replace",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    if done.returncode < 0:
+        return f"what it made ends by {signal.Signals(-done.returncode).name}"
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        said = next((line for line in lines if "error" in line), "".join(lines[:1]))
-        raise InputError(f"kernels: {compiler[0]} failed ({said}); {named}.")
+        return f"what it made is wrong: {(done.stderr.strip().splitlines() or [''])[-1]}"
+    return None
+
+
+def probe(library: str) -> None:
+    """Raises unless a library's functions compute small whole numbers without an error."""
+    _register(library)
+    x_TE, h_TPW = jnp.arange(140.0).reshape(2, 70) % 7, jnp.ones((2, 1, 2))
+    rows_PUE, start_TP = jnp.arange(210.0).reshape(1, 3, 70) % 5, jnp.array([[0], [1]], jnp.int32)
+    run_TWE = jnp.stack([rows_PUE[0, :2], rows_PUE[0, 1:]])
+    right = (dots(x_TE, rows_PUE, start_TP, 2)[:, 0] == (run_TWE * x_TE[:, None]).sum(-1)).all()
+    right &= (sums(h_TPW, rows_PUE, start_TP) == run_TWE.sum(1)).all()
+    if not right:
+        raise ArithmeticError("its sums are not those of XLA")
 
 
 @functools.cache
@@ -112,11 +147,15 @@ def is_loaded() -> bool:
 def load_once() -> None:
     """Makes the functions known to XLA, once in a process."""
     try:
-        functions = ctypes.cdll.LoadLibrary(str(shared_object()))
+        _register(str(shared_object()))
     except OSError as error:
         raise InputError(
             f"kernels: {shared_object()} cannot be loaded ({error}); remove it, or build it again."
         ) from error
+
+
+def _register(library: str) -> None:
+    functions = ctypes.cdll.LoadLibrary(library)
     for name, symbol in TARGETS.items():
         function = jax.ffi.pycapsule(getattr(functions, symbol))
         jax.ffi.register_ffi_target(f"tree_ffn_{name}", function, platform="cpu")
