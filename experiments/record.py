@@ -4,6 +4,7 @@ One measurement a line; lines are appended, never edited. A later line with the
 same (table, row, metric, seed, device, config_hash) supersedes the earlier one.
 """
 
+import contextlib
 import datetime
 import fcntl
 import hashlib
@@ -95,7 +96,8 @@ def append_rows(path: str, results: list[dict]) -> None:
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # runs of a sweep write into one file
+            with contextlib.suppress(OSError):  # a file system without locks still appends
+                fcntl.flock(file, fcntl.LOCK_EX)  # runs of a sweep write into one file
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(size - 1)

@@ -26,6 +26,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             application, log_level="warning", timeout_graceful_shutdown=grace + TELLING, lifespan="on",
             loop="asyncio", server_header=False,
+            log_config=None,  # the root logger prints; uvicorn's own would close what that one prints to
         )  # fmt: skip
         super().__init__(config)
         self._engine, self._grace, self._stop = engine, grace, stop
