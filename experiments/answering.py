@@ -211,9 +211,10 @@ def write_lines(path: str, head: dict, rows: Sequence[dict], flag: str) -> None:
     # Few-shot examples come back after more text than the window of the usual preset holds.
     packed: Callable = functools.partial(lzma.open, preset=9 | lzma.PRESET_EXTREME)
     opener = packed if path.endswith(".xz") else open
+    lines = [json_text(line, path) + "\n" for line in (head, *rows)]  # all of them, before a file is opened
     try:
         with opener(path, "wt", encoding="utf-8") as file:
-            file.writelines(json_text(line, path) + "\n" for line in (head, *rows))
+            file.writelines(lines)
     except OSError as error:
         raise InputError(f"--{flag}: {path} cannot be written ({error.strerror}).") from error
 

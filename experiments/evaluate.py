@@ -13,9 +13,10 @@ white space and ends of line, as is usual for WikiText).
 --tasks asks questions by EleutherAI's harness (requirements-eval.txt): the task files of experiments/tasks
 over a folder of data, or without --task_data the harness's own tasks, which it fetches from the network.
 --shots=task puts as many solved examples before a question as the task file says. Every score comes with its
-standard error and with what chance gives. --ask and --answers let a machine answer that has not the harness
-(experiments/answer.py says how); with --asked, the answers are those of all models of a demonstration
-(experiments/convert_demo.py), whose rows have the names that are in the file.
+standard error and with what chance gives; prompts that the context cuts on the left are counted. --ask and
+--answers let a machine answer that has not the harness (experiments/answer.py says how); with --asked, the
+answers are those of all models of a demonstration (experiments/convert_demo.py), whose rows have the names
+that are in the file.
 
 Prints loss (nats a token), perplexity, bits per byte, active share, and the use
 of every layer's leaves or experts; --json writes the same.

@@ -113,16 +113,18 @@ def show(prompts: list[str], pieces: Iterable[tuple[int, str, bool]]) -> None:
 
 
 def write(prompts: list[str], pieces: Iterable[tuple[int, str, bool]], path: str) -> None:
-    """Writes prompts with their texts to a file.
+    """Writes prompts with their texts to a file; what it held stays until all are there.
 
     Raises:
       InputError: the file cannot be written.
     """
     texts = [""] * len(prompts)
     try:
+        with open(path, "a", encoding="utf-8"):  # what cannot be written is known before the work
+            pass
+        for place, text, _ in pieces:
+            texts[place] += text
         with open(path, "w", encoding="utf-8") as file:
-            for place, text, _ in pieces:
-                texts[place] += text
             for prompt, text in zip(prompts, texts):
                 file.write(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
     except OSError as error:

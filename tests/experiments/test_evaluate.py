@@ -13,6 +13,7 @@ from experiments import texts as other_texts
 from experiments.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
+from tree_ffn.analysis.calibration import ffn_inputs
 from tree_ffn.data import CorpusSpec
 from tree_ffn.errors import InputError, NotFinite
 from tree_ffn.models import Transformer
@@ -262,6 +263,8 @@ def test_a_loss_that_is_no_number_is_no_figure(run, tmp_path):
         evaluate(restored, other_corpus(restored), "valid", 8)
     path = tmp_path / "some.txt"
     path.write_text("some words\n" * 40)
+    with pytest.raises(NotFinite, match="^inputs of layer 0 on the calibration text: "):
+        ffn_inputs(restored, [other_corpus(restored).valid], 20, batch_size=4)
     results = tmp_path / "results.jsonl"
     with pytest.raises(NotFinite, match="^some: loss in windows 0 to 3 of the text"):
         other_texts.score(restored, {"some": str(path)}, batch_size=4, results=str(results), row="a")

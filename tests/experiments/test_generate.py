@@ -148,3 +148,6 @@ def test_scores_that_are_no_numbers_make_no_text(exported, tmp_path):
         assert "token 1 after a prompt of 1: the model's scores are NaN or infinite" in outcome.err
         assert len(outcome.err.splitlines()) == 1
     assert "prompt 0: token 1" in outcome.err
+    to.write_text("what was there\n")
+    assert call("generate", f"--export={tmp_path / 'large'}", "--prompt=a", f"--to={to}").code == 2
+    assert to.read_text() == "what was there\n"

@@ -9,7 +9,7 @@ import numpy as np
 
 from tree_ffn.data.pipeline import first_rows
 from tree_ffn.data.sources import RowSource
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.checkpoint import Restored
@@ -27,6 +27,7 @@ def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_s
 
     Raises:
       InputError: the text has not so many.
+      NotFinite: names the first layer whose inputs are NaN or infinite.
     """
     check_positive_int("batch_size", batch_size)
     there = sum(map(len, sources)) * run.model.context
@@ -43,7 +44,10 @@ def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_s
             size, read = len(filled), len(batch) * run.model.context
             for part, x_TE in zip(parts, jax.device_get(inputs(run.variables, put_batch(filled, run.mesh)))):
                 part.append(x_TE[:read].astype(np.float32))
-    return [np.concatenate(part)[:tokens] for part in parts]
+    found = [np.concatenate(part)[:tokens] for part in parts]
+    for layer, x_TE in enumerate(found):
+        check_figure(f"inputs of layer {layer} on the calibration text", float(np.abs(x_TE).max(initial=0.0)))
+    return found
 
 
 def _inputs(variables: dict, batch: jax.Array, model: ModelSpec) -> list[jax.Array]:
