@@ -71,8 +71,8 @@ def calibrate(
       run: a restored run.
       sources: rows of the model's context + 1 tokens, read in the fixed order of
         validation and never twice.
-      tokens: least number to read (whole rows are); 0 reads what
-        `tokens_needed` says.
+      tokens: least number to read (whole batches are, as far as there is text);
+        0 reads what `tokens_needed` says.
       batch_size: rows a batch.
 
     Raises:
@@ -97,7 +97,8 @@ def calibrate(
             f"calibration: the text has {there:,} tokens, and {tokens:,} are asked for; "
             f"{rule}, so use more text."
         )
-    batches = first_rows(sources, -(-tokens // context), batch_size)
+    n_rows = -(-tokens // (context * batch_size)) * batch_size
+    batches = first_rows(sources, n_rows, batch_size)
     with jax.set_mesh(run.mesh):
         score = Scorer(run.model, run.mesh)(run.variables, batches)
     check_figure("loss on the calibration text", score.loss)
