@@ -315,6 +315,8 @@ N_ROWS = {
     "t4_small": 32,
     "quickstart": 12,
     "quality": 81,
+    "fairness": 10,
+    "leaves": 8,
     "curves": 58,
     "transfer": 20,
     "quality_words": 78,

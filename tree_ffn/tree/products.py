@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def float32_product(x_TE: jax.Array, w_FE: jax.Array) -> jax.Array:
-    """x w^T in float32 from operands of any dtype; their gradients are products in that dtype.
+    """x w^T in float32 from operands of any dtype; its derivatives are products in that dtype.
 
     Differentiating a bfloat16 product with a float32 result would run the two
     backward products in float32; the operands' own dtype is enough.
@@ -25,17 +25,13 @@ def float32_product(x_TE: jax.Array, w_FE: jax.Array) -> jax.Array:
     return jnp.einsum("...e,fe->...f", x_TE, w_FE, preferred_element_type=jnp.float32)
 
 
-def _forward(x_TE, w_FE):
-    return float32_product(x_TE, w_FE), (x_TE, w_FE)
-
-
-def _backward(saved, d_TF):
-    x_TE, w_FE = saved
-    d_TF = d_TF.astype(x_TE.dtype)
-    return jnp.einsum("...f,fe->...e", d_TF, w_FE), jnp.einsum("...f,...e->fe", d_TF, x_TE)
-
-
-float32_product.defvjp(_forward, _backward)
+@float32_product.defjvp
+def _tangent(primals, tangents):
+    (x_TE, w_FE), (dx_TE, dw_FE) = primals, tangents
+    product = lambda x_TE, w_FE: jnp.einsum("...e,fe->...f", x_TE, w_FE)
+    # Rounded to the operands' dtype: its transpose rounds the gradient before the two backward products.
+    d_TF = (product(dx_TE, w_FE) + product(x_TE, dw_FE)).astype(jnp.float32)
+    return float32_product(x_TE, w_FE), d_TF
 
 
 def pre_activations(x_TE: jax.Array, w_PUE: jax.Array, b_PU: jax.Array) -> jax.Array:

@@ -38,12 +38,14 @@ def route(
     if spec.router == "hash":
         if token_T is None:
             raise InputError("token_T: is missing; router 'hash' chooses by the ids of the tokens.")
-        check_ids(token_T, len(x_TE))
-        return hashed(token_T, params["salt"], spec.n_experts)[:, None], jnp.ones((len(x_TE), 1), jnp.float32)
+        n_tokens = x_TE.shape[0]
+        check_ids(token_T, n_tokens)
+        ids_TK = hashed(token_T, params["salt"], spec.n_experts)[:, None]
+        return ids_TK, jnp.ones((n_tokens, 1), jnp.float32)
     logits_TR = _logits(params, x_TE, spec)
     preferred_TR = jax.lax.stop_gradient(logits_TR)
     if "selection_bias" in params:
-        preferred_TR = preferred_TR + params["selection_bias"][None]
+        preferred_TR = preferred_TR + params["selection_bias"].astype(jnp.float32)[None]
     ids_TK = choose(log_probabilities(preferred_TR, spec), spec)
     return ids_TK, _gates(_picked(log_probabilities(logits_TR, spec)[-1], ids_TK), spec.gate_norm)
 
