@@ -67,7 +67,7 @@ def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
         (["--jobs=-1"], "--jobs: -1 is not allowed; use at least 0"),
         (["--gpus=a"], "--gpus: 'a' is not allowed; use numbers such as 0,1"),
         (["--answers=x"], "--asked is missing"),
-        (["--asked=LICENSE"], "--asked: LICENSE is not what experiments.evaluate --ask"),
+        (["--asked=LICENSE"], "--asked: LICENSE, line 2 is not JSON that can be read"),
         (["--part=cluster_seed0"], "--part: 'cluster_seed0' is not allowed; it is done, or waits for others"),
     ],
 )
