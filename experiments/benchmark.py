@@ -297,24 +297,36 @@ def run_case(case: Case, executions: list[str], usage: str, seconds: float, seed
     if case.n_tokens > FLAGS.gather_limit:
         executions = [e for e in executions if e != "gather"]
     check_outputs(case, executions, usage, key)
-    timed = [
+    timed = layers_to_time(case, executions, usage, key)
+    time_all(case, timed, seconds, key)
+    return figures(timed, floor_seconds(case))
+
+
+def layers_to_time(case: Case, executions: list[str], usage: str, key) -> list[Timed]:
+    """The dense layer of F units, the narrow one of A, each in its fastest layout; then every execution."""
+    return [
         fastest(case, dense_variants(case, case.spec.total_units, "dense"), key),
         fastest(case, dense_variants(case, case.spec.active_units, "narrow"), key),
+        *(Timed(case, tree_variant(case, execution, usage), key) for execution in executions),
     ]
-    timed += [Timed(case, tree_variant(case, e, usage), key) for e in executions]
-    time_all(case, timed, seconds, key)
+
+
+def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
+    """{variant: {metric: value}} of `layers_to_time`, whose first two are the dense and the narrow layer.
+
+    Ratios are how many times as fast as these; floor: seconds.
+    """
     dense, narrow = timed[0].median, timed[1].median
-    floor = floor_seconds(case)
-    rows = {}
-    for t in timed:
-        rows[t.name] = {
+    return {
+        t.name: {
             "time_ms": 1e3 * t.median,
             "ratio_to_dense": dense / t.median,
             "ratio_to_narrow": narrow / t.median,
             "floor_share": floor / t.median,
             "memory_mb": t.memory() / 2**20,
         }
-    return rows
+        for t in timed
+    }
 
 
 def print_case(case: Case, rows: dict[str, dict]) -> None:

@@ -35,12 +35,37 @@ def test_training_has_three_times_the_products_of_a_forward_pass(benchmark, layo
 
 def test_times_every_variant(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e11))
-    train, forward = (case_of(benchmark, direction) for direction in ("train", "forward"))
+    train, forward = (case_of(benchmark, direction, n_tokens=512) for direction in ("train", "forward"))
     variants = [benchmark.tree_variant(train, name, "uniform") for name in IMPLEMENTATIONS]
     timed = [benchmark.Timed(train, variant, jax.random.key(0)) for variant in variants]
     benchmark.time_all(train, timed, 0.0, jax.random.key(1))
     assert all(len(t.times) >= 3 and t.median > 0 and t.memory() > 0 for t in timed)
     assert benchmark.floor_seconds(train) > benchmark.floor_seconds(forward)
+
+
+def test_dense_layers_have_the_layers_units_and_ratios_say_how_much_faster(benchmark):
+    case = case_of(benchmark, "forward", n_tokens=512, shape="recipe")  # one layer: less to compile
+    timed = benchmark.layers_to_time(case, ["masked"], "uniform", jax.random.key(0))
+    assert [t.name.partition("[")[0] for t in timed] == ["dense", "narrow", "masked"]
+    assert [t.weights[0]["b_in"].size for t in timed[:2]] == [256, 8]  # F and A
+    for t, seconds in zip(timed, (0.8, 0.1, 0.2)):
+        t.times = [seconds, 9.0, seconds]  # the median counts
+    masked = benchmark.figures(timed, floor=0.05)["masked"]
+    assert masked.pop("memory_mb") > 0
+    assert masked == {"time_ms": 200.0, "ratio_to_dense": 4.0, "ratio_to_narrow": 0.5, "floor_share": 0.25}
+
+
+@pytest.mark.parametrize("order", [("slow", "fast"), ("fast", "slow")])
+def test_of_layouts_the_fastest_is_kept(benchmark, order):
+    case = case_of(benchmark, "forward", n_tokens=1)
+    products = {"slow": 1000, "fast": 1}
+
+    def variant(name):
+        init = lambda key: jax.random.normal(key, (64, 64))
+        apply = lambda w, x: jax.lax.fori_loop(0, products[name], lambda _, x: jax.numpy.tanh(x @ w), x)
+        return benchmark.Variant(name, init, apply)
+
+    assert benchmark.fastest(case, list(map(variant, order)), jax.random.key(0)).name == "fast"
 
 
 def test_an_execution_that_computes_something_else_is_not_timed(benchmark, monkeypatch):

@@ -102,6 +102,16 @@ def test_a_tree_without_decisions_is_dense():
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
+def test_initial_weights_of_a_mixture():
+    """w_out's deviation is of the A active units, not of all X W; the router's is 1 / sqrt(E), as of trees."""
+    params = FFN(MoESpec(8, 16, top_k=2), w_in_scale=0.7, w_out_scale=0.05).init(
+        jax.random.key(0), jnp.ones((1, 64))
+    )["params"]
+    for name, std in (("w_router", 1 / 8), ("w_in", 0.7 / 8), ("w_out", 0.05 / 32**0.5)):
+        assert np.std(params[name]) == pytest.approx(std, rel=0.1), name
+    assert not np.asarray(params["b_in"]).any() and not np.asarray(params["b_out"]).any()
+
+
 @pytest.mark.parametrize("norm", [None, 1, 2])
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_moe_is_its_definition(top_k, norm):

@@ -67,6 +67,10 @@ def test_what_a_run_writes(finished):
     probed = {f"{name}/1" for name in ("changed", "working_units", "ever_working", "gradient_right")}
     assert train_line.keys() >= usage | {"loss", "ppl", "lr", "grad_norm", "update_norm", "tokens_per_s"}
     assert valid_line.keys() >= usage | probed | {"loss", "ppl", "bits_per_byte", "tokens"}
+    # A line's rate is that of its last step: cosine over 6 steps, the first 2 of them rising, to a tenth.
+    assert [line["lr"] for line in lines(workdir) if line["split"] == "train"] == pytest.approx(
+        [1e-3 * share for share in (1.0, 0.1 + 0.9 * (1 + 0.5**0.5) / 2, 0.1 + 0.9 * (1 - 0.5**0.5) / 2)]
+    )
     assert figures["loss"] == valid_line["loss"] < lines(workdir)[1]["loss"]
     assert figures["step"] == 6 and figures["active_share"] == 8 / 30 and figures["train_loss"] > 0
     assert figures["products"] == 16

@@ -63,20 +63,26 @@ def test_an_unknown_parameter_has_no_silent_rule():
         decay_mask({"ffn": {"gamma": 0.0}})
 
 
-def test_one_step_by_hand(rng):
+def test_two_steps_by_hand(rng):
+    """Two: in the first step means of any b1 and b2 are the gradient and its square."""
     spec = OptimSpec(steps=10, lr=0.1, schedule="constant", b1=0.9, b2=0.99, weight_decay=0.2, clip=1.0)
     params = {"w_in": rng.normal(size=(3, 2)).astype(np.float32), "b_in": np.ones(3, np.float32)}
-    grads = {"w_in": np.full((3, 2), 3.0, np.float32), "b_in": np.full(3, 4.0, np.float32)}
-    optimizer = make_optimizer(spec)
-    with jax.numpy_dtype_promotion("standard"):
-        updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    new = optax.apply_updates(params, updates)
-    norm = np.sqrt(6 * 9.0 + 3 * 16.0)
-    for name, decay in (("w_in", 0.2), ("b_in", 0.0)):
-        clipped = grads[name] / norm
-        mean, square = 0.1 * clipped / (1 - 0.9), 0.01 * clipped**2 / (1 - 0.99)
-        by_hand = params[name] - 0.1 * (mean / (np.sqrt(square) + 1e-8) + decay * params[name])
-        np.testing.assert_allclose(new[name], by_hand, rtol=1e-5)
+    first = {"w_in": np.full((3, 2), 3.0, np.float32), "b_in": np.full(3, 4.0, np.float32)}
+    second = {"w_in": np.full((3, 2), -0.1, np.float32), "b_in": np.full(3, 0.2, np.float32)}  # not clipped
+    optimizer, new, norm = make_optimizer(spec), params, np.sqrt(6 * 9.0 + 3 * 16.0)
+    state, by_hand = optimizer.init(params), dict(params)
+    mean, square = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
+    for step, (grads, scale) in enumerate(((first, 1 / norm), (second, 1.0)), start=1):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(grads, state, new)
+        new = optax.apply_updates(new, updates)
+        for name, decay in (("w_in", 0.2), ("b_in", 0.0)):
+            clipped = grads[name] * scale
+            mean[name] = 0.9 * mean[name] + 0.1 * clipped
+            square[name] = 0.99 * square[name] + 0.01 * clipped**2
+            moved = mean[name] / (1 - 0.9**step) / (np.sqrt(square[name] / (1 - 0.99**step)) + 1e-8)
+            by_hand[name] = by_hand[name] - 0.1 * (moved + decay * by_hand[name])
+            np.testing.assert_allclose(new[name], by_hand[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
