@@ -9,6 +9,7 @@ import numpy as np
 from tree_ffn.models import DenseSpec, ModelSpec, MoESpec, Transformer
 from tree_ffn.models.describe import abstract_variables
 from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree.leaf import LeafSpec
 from tree_ffn.tree.pruned import init_structure
 
 SHAPE = TreeShape(n_trees=2, depth=2, node_width=2, shared_width=3)
@@ -23,6 +24,9 @@ KINDS = {
     "continuous": TreeSpec(SHAPE, routing="continuous"),
     "random_tree": TreeSpec(SHAPE, router="frozen"),
     "hash_tree": TreeSpec(SHAPE, hash_levels=SHAPE.depth),
+    "leaf": LeafSpec(n_experts=8, expert_width=2, top_k=3, search="beam", balance_rate=1e-2),
+    "leaf_softmax": LeafSpec(n_experts=5, expert_width=3, top_k=2, router="softmax", gate_norm="l1"),
+    "leaf_hash": LeafSpec(n_experts=4, expert_width=5, top_k=1, router="hash", gate_norm="none"),
     "pruned": PrunedSpec(SHAPE, routing="continuous", nodes=(2, 3, 4)),
     "pruned_random_tree": PrunedSpec(SHAPE, router="frozen", nodes=(2, 2, 3)),
 }

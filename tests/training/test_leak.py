@@ -15,7 +15,7 @@ from tree_ffn.training.losses import next_token_loss
 from tree_ffn.training.setup import check_trainable
 
 PLAIN = {"ffn__routing": "straight_through"}
-LEAKING = {**PLAIN, "ffn__leak": 0.5, "ffn__leak_share": 0.5}
+LEAKING = {**PLAIN, "ffn__leak": 1.0, "ffn__leak_share": 0.5}
 
 
 def metrics_of_steps(model):
@@ -25,12 +25,12 @@ def metrics_of_steps(model):
 
 
 @pytest.mark.parametrize(
-    "layers", [pytest.param("", marks=pytest.mark.slow, id="tree"), "tree,dense", "moe,hash"]
+    "layers", [pytest.param("", marks=pytest.mark.slow, id="tree"), "tree,leaf", "moe,hash"]
 )
 def test_a_step_trains_what_leaks_by_then(layers):
     model, plain = (tiny_model("tree", model__layers=layers, **more) for more in (LEAKING, PLAIN))
     variables, leaking = start(plain).variables, metrics_of_steps(model)
-    for at, leak in ((0, 0.5), (3, 0.2), (5, 0.0), (9, 0.0)):
+    for at, leak in ((0, 1.0), (3, 0.4), (5, 0.0), (9, 0.0)):
         leaks = {
             f"run_{i}": {"ffn": {"leak": jnp.full(length, leak)}}
             for i, (ffn, length) in enumerate(model.runs)
@@ -44,7 +44,7 @@ def test_a_step_trains_what_leaks_by_then(layers):
     np.testing.assert_allclose(leaking(5)["grad_norm"], hard["grad_norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("layers", ["", "moe,hash"])
+@pytest.mark.parametrize("layers", ["", "moe,leaf"])
 def test_validations_have_no_leak(layers):
     (loss, *_), (plain, *_) = (
         step.eval_step(start(model).variables, step.empty_usage(model), BATCH, model=model)
@@ -64,3 +64,5 @@ def test_experts_leak_whatever_execution_is_named_for_trees():
     check_trainable(tiny_model("tree", model__layers="moe,hash", **leaking), OPTIM)
     with pytest.raises(InputError, match="'grouped' cannot train ffn.leak"):
         check_trainable(tiny_model("tree", model__layers="moe,tree", **leaking), OPTIM)
+    with pytest.raises(InputError, match="'gather' cannot train ffn.leak"):
+        check_trainable(tiny_model("leaf", ffn__leak=1.0, ffn__implementation="gather"), OPTIM)

@@ -268,9 +268,10 @@ def test_a_loss_that_is_no_number_stops_before_saving(texts, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("tokens,step,warned", [(8000, 3, True), (7999, 3, False), (8000, 2, False)])
-def test_dead_leaves_are_said_only_when_they_can_be_known(texts, tmp_path, tokens, step, warned):
-    plan, log = plan_run(tiny_config(texts)), []
-    usage = np.zeros((2, 2, 8), np.int32)
+@pytest.mark.parametrize("kind", ["tree", "leaf"])
+def test_dead_leaves_are_said_only_when_they_can_be_known(texts, tmp_path, kind, tokens, step, warned):
+    plan, log = plan_run(tiny_config(texts, kind, ffn__n_experts=8)), []
+    usage = np.zeros((2, 2 if kind == "tree" else 1, 8), np.int32)
     usage[:, :, 0] = tokens  # layer 0 and 1: 7 of 8 leaves are dead
     with contextlib.closing(Report(str(tmp_path), plan, 1.0, 0, log.append, False)) as report:
         for _ in range(2):
@@ -279,6 +280,8 @@ def test_dead_leaves_are_said_only_when_they_can_be_known(texts, tmp_path, token
             )
     warnings = [line for line in log if "left 88 % of its leaves without a visit" in line]
     assert len(warnings) == (2 if warned else 0)  # once a layer
+    remedy = {"tree": "ffn.balance='sign' or a smaller ffn.depth", "leaf": "ffn.moe_balance='bias', a higher"}
+    assert all(f"{tokens:,} validation tokens; {remedy[kind]}" in line for line in warnings)
 
 
 STRAIGHT = {"ffn__routing": "straight_through"}

@@ -42,7 +42,7 @@ def test_a_rate_is_the_same_for_an_array_of_steps():
     np.testing.assert_allclose(together, [schedule(i) for i in range(10)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["tree", "random_tree", "dense", "moe"])
+@pytest.mark.parametrize("kind", ["tree", "random_tree", "dense", "moe", "leaf"])
 def test_matrices_decay_and_nothing_else(kind):
     model = dataclasses.replace(tiny_model(kind, ffn__shared_width=3), tied_head=kind != "dense")
     shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
@@ -54,7 +54,7 @@ def test_matrices_decay_and_nothing_else(kind):
         "tokens", "head", "positions", "w_qkv", "w_in", "w_out", "w_router",
     }  # fmt: skip
     assert ("head" in names) == (kind == "dense")
-    assert {name.split("/")[-1] for name in kept} <= {"bias", "scale", "b_in", "b_out", "b_qkv"}
+    assert {name.split("/")[-1] for name in kept} <= {"bias", "scale", "b_in", "b_out", "b_qkv", "b_router"}
     assert not any("threshold" in name for name in decayed | kept)
 
 

@@ -25,6 +25,10 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 OPTIONS = {
     "steps": 9,
     "ffn__balance": "sign",
+    "model__layers": "tree,leaf",
+    "ffn__top_k": 2,
+    "ffn__leak": 1.0,
+    "ffn__leak_share": 0.5,
     "train__accumulation": 2,
     "train__log_every": 1,
     "train__keep": 9,
@@ -81,7 +85,7 @@ def test_killed_and_resumed_is_the_straight_run(texts, straight, tmp_path):
     assert (workdir / "usage.jsonl").read_text() == (straight / "usage.jsonl").read_text()
     expected = hashes(state_of(texts, straight))
     assert hashes(state_of(texts, workdir)) == expected
-    assert any("threshold" in name for name in expected) and any("mu" in name for name in expected)
+    assert all(any(part in name for name in expected) for part in ("threshold", "selection_bias", "mu"))
 
 
 def test_resumed_on_another_mesh(texts, straight, tmp_path, record_property):

@@ -43,10 +43,11 @@ def test_first_units_of_deciding_nodes_are_routers(ffn, first_units, n_units):
 
 
 def test_layers_without_learned_decisions_have_no_router():
-    for kind in ("dense", "narrow", "hash", "random_tree", "hash_tree", "pruned_random_tree"):
+    for kind in ("dense", "narrow", "hash", "random_tree", "hash_tree", "pruned_random_tree", "leaf_hash"):
         assert router_rows(KINDS[kind]) == {}
     assert router_rows(TreeSpec(TreeShape(n_trees=2, depth=0))) == {}
-    assert router_rows(KINDS["moe"]).keys() == {"w_router"}
+    assert router_rows(KINDS["moe"]).keys() == router_rows(KINDS["leaf_softmax"]).keys() == {"w_router"}
+    assert router_rows(KINDS["leaf"]).keys() == {"w_router", "b_router"}
 
 
 def states(config, compile=compile_programs):
@@ -88,7 +89,8 @@ def bits(values: dict) -> dict:
 
 
 TREES = {"ffn__routing": "straight_through", "ffn__balance": "sign", "ffn__leak": 1.0, "ffn__leak_share": 0.5}
-MIXED = {**TREES, "model__n_layers": 4, "model__layers": "tree*2,moe,random_tree", "ffn__shared_width": 3}
+MIXED = {**TREES, "model__n_layers": 5, "model__layers": "tree*2,moe,random_tree,leaf"}
+MIXED |= {"ffn__shared_width": 3}
 # eps: keys' biases have no gradient but rounding, and Adam would make a whole step of it.
 SHARDED = {"mesh__data": 2, "mesh__model": 2, "optim__eps": 1e-5}
 FINETUNING = lambda plan: compile_finetuning(plan, FinetuneSpec())

@@ -14,13 +14,15 @@ from tree_ffn.models.spec import DenseSpec, ModelSpec, MoESpec
 from tree_ffn.training import sharding, step
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
 from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree.leaf import LeafSpec
 
 BOTH = ("data", "model")
 NARROW_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), balance="sign")
 WIDE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=3, shared_width=5), routing="straight_through")
 RANDOM_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), router="frozen")
 PRUNED_TREES = PrunedSpec(TreeShape(n_trees=4, depth=2), router="frozen", nodes=(4, 4, 5))
-LAYERS = (NARROW_TREES, WIDE_TREE, RANDOM_TREES, MoESpec(4, 8, top_k=2), DenseSpec(24), PRUNED_TREES)
+LEAVES = LeafSpec(n_experts=8, expert_width=3, top_k=3, search="beam", balance_rate=1e-2, dense_start=0.2)
+LAYERS = (NARROW_TREES, WIDE_TREE, RANDOM_TREES, MoESpec(4, 8, top_k=2), DenseSpec(24), PRUNED_TREES, LEAVES)
 MODEL = ModelSpec(256, 16, 32, len(LAYERS), 2, LAYERS)
 OPTIM = OptimSpec(steps=10, lr=3e-3, warmup=2)
 
@@ -65,6 +67,8 @@ def expected_specs():
     spread_units = {"w_in": P(None, None, BOTH), "w_out": P(None, None, BOTH), "b_in": everywhere}
     structure = dict.fromkeys(("child", "path", "leaf"), everywhere)
     expected |= run_specs(spread_units, {"threshold": whole, "router/w": whole, **structure}, "run_5")
+    routers = {"w_router": everywhere, "b_router": everywhere}
+    expected |= run_specs(trees | routers, {"selection_bias": everywhere}, "run_6")
     moments = {name.removeprefix("params/"): spec for name, spec in expected.items() if "params/" in name}
     for moment in ("mu", "nu"):
         expected |= {f"opt_state/1/{moment}/{name}": spec for name, spec in moments.items()}
@@ -124,7 +128,7 @@ def train(mesh, model, accumulation=1, steps=3):
         state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
         one_step = functools.partial(
             step.train_step, model=model, optimizer=optimizer, schedule=learning_rate(OPTIM),
-            accumulation=accumulation,
+            accumulation=accumulation, steps=10,
         )  # fmt: skip
         run = jax.jit(one_step, out_shardings=(shardings, None, None), donate_argnums=(0, 1))
         usage, losses = step.empty_usage(model), []
@@ -138,7 +142,7 @@ def train(mesh, model, accumulation=1, steps=3):
     return losses, jax.device_get(state), jax.device_get(usage)
 
 
-MIXED = ModelSpec(256, 16, 32, 2, 2, (NARROW_TREES, MoESpec(4, 8, top_k=2)))
+MIXED = ModelSpec(256, 16, 32, 2, 2, (NARROW_TREES, LEAVES))
 
 
 @pytest.mark.parametrize(

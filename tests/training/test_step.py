@@ -70,7 +70,7 @@ def test_microbatches_change_nothing_of_experts(balance, accumulation):
     np.testing.assert_allclose(grads[2][0].aux_loss, found[2][0].aux_loss, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["tree", "moe", "dense"])
+@pytest.mark.parametrize("kind", ["tree", "moe", "dense", "leaf"])
 def test_rows_that_fill_up_a_batch_count_nowhere(kind):
     model = tiny_model(kind)
     state = start(model)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from tree_ffn.errors import InputError
+from tree_ffn.models.spec import FFNSpec
 from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
 from tree_ffn.training.programs import Score
 from tree_ffn.training.progress import Progress
@@ -15,6 +16,7 @@ from tree_ffn.training.step import empty_usage
 from tree_ffn.training.usage_log import UsageLog
 from tree_ffn.training.writers import MetricsWriter
 from tree_ffn.tree import TreeSpec
+from tree_ffn.tree.leaf import LeafSpec
 
 
 class Done(NamedTuple):
@@ -126,19 +128,20 @@ class Report:
         """Says once a layer that most of its leaves are dead, when that can be known.
 
         Not before warm-up ends: until then nearly all leaves of a healthy tree are
-        unvisited. And not below 1,000 * 2^D tokens, which is what dead means.
+        unvisited. And not below 1,000 tokens a leaf, which is what dead means.
         """
         if step <= self._plan.optim.warmup:
             return
         layers = [ffn for ffn, n_layers in self._plan.model.runs for _ in range(n_layers)]
         for layer, ffn in enumerate(layers):
             dead = values.get(f"dead_leaves/{layer}", 0.0)
-            enough = isinstance(ffn, TreeSpec) and tokens >= 1000 * ffn.shape.n_leaves
+            n_leaves, remedy = _can_die(ffn)
+            enough = n_leaves and tokens >= 1000 * n_leaves
             if enough and dead > 0.5 and layer not in self._warned:
                 self._warned.add(layer)
                 self.say(
                     f"step {step}: layer {layer} left {100 * dead:.0f} % of its leaves without a visit in "
-                    f"{tokens:,} validation tokens; ffn.balance='sign' or a smaller ffn.depth may help"
+                    f"{tokens:,} validation tokens; {remedy} may help"
                 )
 
     def interrupted(self, step: int) -> None:
@@ -155,6 +158,15 @@ class Report:
             self._progress.close()
         finally:
             self._writer.close()
+
+
+def _can_die(ffn: FFNSpec) -> tuple[int, str]:
+    """Leaves of a tree, or experts that are leaves; and what keeps them alive. 0 of other layers."""
+    if isinstance(ffn, TreeSpec):
+        return ffn.shape.n_leaves, "ffn.balance='sign' or a smaller ffn.depth"
+    if isinstance(ffn, LeafSpec):
+        return ffn.n_experts, "ffn.moe_balance='bias', a higher ffn.balance_rate or fewer ffn.n_experts"
+    return 0, ""
 
 
 def _check_finite(step: int, name: str, value: float) -> None:

@@ -18,13 +18,14 @@ from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.training.optimizer import OptimSpec
 from tree_ffn.tree import TreeSpec
 from tree_ffn.tree.layout import layout_of
+from tree_ffn.tree.leaf import LeafSpec
 
 
 def router_rows(ffn: FFNSpec) -> dict[str, np.ndarray]:
     """Which entries of a layer's trained arrays decide: bool arrays by name, equal in their last axes.
 
     Trees: w_in [U, 1] and b_in [U], true at the first units of the nodes that decide, those of `hash_levels`
-    left out. Experts: w_router, all of it. Layers that learn no decision have none.
+    left out. Experts: w_router and b_router, all of them. Layers that learn no decision have none.
 
     Example:
       >>> from tree_ffn.tree import TreeShape
@@ -34,6 +35,9 @@ def router_rows(ffn: FFNSpec) -> dict[str, np.ndarray]:
     """
     if isinstance(ffn, MoESpec) and ffn.router == "softmax":
         return {"w_router": np.ones((1, 1), bool)}
+    if isinstance(ffn, LeafSpec) and ffn.router in ("tree", "softmax"):
+        rows = {"w_router": np.ones((1, 1), bool), "b_router": np.ones(1, bool)}
+        return rows if ffn.router == "tree" else {"w_router": rows["w_router"]}
     if isinstance(ffn, TreeSpec) and ffn.router != "frozen" and ffn.hash_levels < ffn.shape.depth:
         layout = layout_of(ffn)
         decides_U = np.zeros(layout.unit_starts[-1], bool)
@@ -47,7 +51,7 @@ def check_routers(model: ModelSpec, optim: OptimSpec) -> None:
     if optim.router_steps is not None and not any(map(router_rows, model.ffns)):
         raise InputError(
             f"optim.routers_until: {optim.routers_until!r} cannot be used with ffn.kind (or model.layers) "
-            "of layers whose decisions are not learned; use 1, or a layer of 'tree' or 'moe'."
+            "of layers whose decisions are not learned; use 1, or a layer of 'leaf', 'tree' or 'moe'."
         )
 
 
