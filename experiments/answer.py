@@ -38,9 +38,12 @@ def main() -> None:
             raise InputError(f"--{flag.name} is missing; name a file.")
     check_positive_int("--batch_tokens", _BATCH_TOKENS.value)
     record.check_row_flag(_RESULTS.value, _ROW.value)
-    head, *questions = answering.read_lines(_ASKED.value, "asked", answering.HEAD)
+    head, questions = answering.read_asked(_ASKED.value)
     model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, _STEP.value)
     answering.check_fits(head, model)
+    for question in questions:
+        if "continuation" not in question:
+            answering.request_of(question).check(model.spec)
     answerer = answering.Answering(model, _BATCH_TOKENS.value)
     answers, cold = timed(answerer, questions)
     first = {"facts": model.facts, "asked": head, "device": record.device_name()}

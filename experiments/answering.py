@@ -31,7 +31,6 @@ from tree_ffn.models.sampling import Sampling
 
 Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context, and of a continuation
 BATCH_TOKENS = 8192
-HEAD = ("context", "tokenizer_sha256")  # fields of the head of a file of questions
 
 
 class Answerer(Protocol):
@@ -129,7 +128,7 @@ class Answers:
         Raises:
           InputError: it is no such file.
         """
-        head, *rows = read_lines(path, "answers", ("facts", "asked"))
+        head, rows = read_lines(path, "answers", _is_head_of_answers, _has_answer)
         known = {row["key"]: row["answer"] for row in rows}
         return cls(path, head["facts"], head["asked"], known, head.get("device"))
 
@@ -188,15 +187,18 @@ def key_of(question: dict) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def request_of(question: dict) -> Request:
+    """What is asked by a question that `of_prompt` wrote."""
+    sampling = Sampling(**question["sampling"])
+    return Request(tuple(question["prompt"]), question["n_tokens"], sampling, question.get("seed", 0))
+
+
 def answer_all(answerer: Answerer, questions: Sequence[dict]) -> list[dict]:
     """[{key, answer}] of questions as they are written; those of a kind are answered together."""
     pairs = [question for question in questions if "continuation" in question]
     prompts = [question for question in questions if "continuation" not in question]
+    requests = list(map(request_of, prompts))
     likelihoods = answerer.likelihoods([(one["context"], one["continuation"]) for one in pairs], False)
-    requests = [
-        Request(tuple(one["prompt"]), one["n_tokens"], Sampling(**one["sampling"]), one.get("seed", 0))
-        for one in prompts
-    ]
     texts = answerer.texts(requests, [one["stops"] for one in prompts], False) if prompts else []
     answers = [*map(list, likelihoods), *texts]
     return [{"key": key_of(question), "answer": answer} for question, answer in zip(pairs + prompts, answers)]
@@ -219,17 +221,79 @@ def write_lines(path: str, head: dict, rows: Sequence[dict], flag: str) -> None:
         raise InputError(f"--{flag}: {path} cannot be written ({error.strerror}).") from error
 
 
-def read_lines(path: str, flag: str, fields: tuple[str, ...]) -> list[dict]:
-    """What `write_lines` wrote, the head first.
+def read_lines(
+    path: str, flag: str, is_head: Callable[[dict], bool], is_row: Callable[[dict], bool]
+) -> tuple[dict, list[dict]]:
+    """What `write_lines` wrote: the head, and the rows.
 
     Raises:
-      InputError: the file cannot be read, or its head has not these fields.
+      InputError: the file cannot be read, or a line of it is not what its place asks for; names the line.
     """
-    where = f"--{flag}: {path}"
-    lines: list = [value for _, value in json_values(decoded(read_chunks(Path(path)), Path(path)), where)]
-    if not (lines and all(isinstance(line, dict) for line in lines) and lines[0].keys() >= {*fields}):
-        raise InputError(f"{where} is not what experiments.evaluate --ask or experiments.answer writes.")
-    return lines
+    where, found = f"--{flag}: {path}", []
+    for line, value in json_values(decoded(read_chunks(Path(path)), Path(path)), where):
+        if not (isinstance(value, dict) and (is_row if found else is_head)(value)):
+            raise _not_written(f"{where}, line {line}")
+        found.append(value)
+    if not found:
+        raise _not_written(where)
+    return found[0], found[1:]
+
+
+def _not_written(where: str) -> InputError:
+    return InputError(f"{where} is not what experiments.evaluate --ask or experiments.answer writes.")
+
+
+def read_asked(path: str) -> tuple[dict, list[dict]]:
+    """Head and questions of what `experiments.evaluate --ask` wrote; errors as of `read_lines`."""
+    return read_lines(path, "asked", is_head, _is_question)
+
+
+def is_head(value) -> bool:
+    """Whether a JSON value says of a model what `head_of` does."""
+    return (
+        isinstance(value, dict) and type(value.get("context")) is int
+        and isinstance(value.get("tokenizer_sha256"), str) and _are_ids(value.get("begins_with"))
+    )  # fmt: skip
+
+
+def _is_question(row: dict) -> bool:
+    if "continuation" in row:
+        return all(row.get(part) and _are_ids(row[part]) for part in ("context", "continuation"))
+    stops = row.get("stops")
+    if not (
+        row.get("prompt")
+        and _are_ids(row["prompt"])
+        and isinstance(stops, list)
+        and all(map(_is_stop, stops))
+    ):
+        return False
+    try:
+        request_of(row)
+    except (TypeError, KeyError):  # a field is missing, is no number, or nobody knows it
+        return False
+    return type(row["n_tokens"]) is int and type(row.get("seed", 0)) is int
+
+
+def is_answer(value) -> bool:
+    """Whether a JSON value is a text, or a log-likelihood and whether it is the greedy one."""
+    pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, (int, float)) for one in value)
+    return pair or isinstance(value, str)
+
+
+def _has_answer(row: dict) -> bool:
+    return isinstance(row.get("key"), str) and is_answer(row.get("answer"))
+
+
+def _is_head_of_answers(head: dict) -> bool:
+    return isinstance(head.get("facts"), dict) and is_head(head.get("asked"))
+
+
+def _are_ids(value) -> bool:
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < 2**31 for one in value)
+
+
+def _is_stop(value) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _bar(total: int, what: str, quiet: bool):

@@ -45,7 +45,7 @@ from experiments.processes import Job, Processes, stopped, why
 from tree_ffn.analysis.convert import Recipe, check_convertible, tokens_needed
 from tree_ffn.analysis.placement import METHODS
 from tree_ffn.data import load_tokenizer
-from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.locks import only_writer
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.tree import TreeShape
@@ -203,7 +203,7 @@ def check_jobs() -> None:
     """Raises InputError unless --jobs and --gpus say what can be done."""
     if _JOBS.value < 0:
         raise InputError(f"--jobs: {_JOBS.value} is not allowed; use at least 0.")
-    if any(not gpu.isdecimal() for gpu in _GPUS.value):
+    if any(not is_whole_number(gpu) for gpu in _GPUS.value):
         raise InputError(f"--gpus: {','.join(_GPUS.value)!r} is not allowed; use numbers such as 0,1.")
 
 
@@ -212,7 +212,7 @@ def checked_scoring() -> demo_scores.Scoring:
     if _ANSWERS.value and not _ASKED.value:
         raise InputError("--asked is missing; --answers needs the file of questions.")
     if _ASKED.value:
-        answering.read_lines(_ASKED.value, "asked", answering.HEAD)
+        answering.read_asked(_ASKED.value)
     if tasks_can_be_asked():
         questions.plan(_TASKS.value, "task", _TASK_DATA.value)
     elif _TASK_DATA.value:
@@ -224,7 +224,7 @@ def checked_scoring() -> demo_scores.Scoring:
 
 
 def _whole(flag) -> list[int]:
-    if not flag.value or not all(word.strip().isdecimal() for word in flag.value):
+    if not flag.value or not all(is_whole_number(word.strip()) for word in flag.value):
         raise InputError(
             f"--{flag.name}: {','.join(flag.value)!r} is not allowed; use whole numbers, e.g. 0,1."
         )

@@ -61,7 +61,7 @@ def gather(path: str, asked: str, workdirs: Iterable[str]) -> int:
       asked: file of the questions.
       workdirs: of the models.
     """
-    head, *questions = answering.read_lines(asked, "asked", answering.HEAD)
+    head, questions = answering.read_asked(asked)
     lines = []
     for workdir in workdirs:
         written = Path(workdir, FILE)
@@ -78,8 +78,9 @@ def read(path: str, asked: str) -> list[ModelAnswers]:
     Raises:
       InputError: a file is none, or the questions are not those that were answered.
     """
-    head, *questions = answering.read_lines(asked, "asked", answering.HEAD)
-    first, *models = answering.read_lines(path, "answers", ("asked", "questions_sha256"))
+    head, questions = answering.read_asked(asked)
+    has_digest = lambda first: isinstance(first.get("questions_sha256"), str)
+    first, models = answering.read_lines(path, "answers", has_digest, _is_of_a_model)
     if first["questions_sha256"] != digest(questions):
         raise InputError(f"--asked: {asked} has not the questions that {path} answers; name their file.")
     keys = [answering.key_of(question) for question in questions]
@@ -90,6 +91,13 @@ def read(path: str, asked: str) -> list[ModelAnswers]:
         )
         for model in models
     ]  # fmt: skip
+
+
+def _is_of_a_model(line: dict) -> bool:
+    named = isinstance(line.get("row"), str) and isinstance(line.get("device"), str)
+    answers = line.get("answers")
+    listed = isinstance(answers, list) and all(map(answering.is_answer, answers))
+    return named and listed and isinstance(line.get("facts"), dict)
 
 
 def digest(questions: Sequence[dict]) -> str:

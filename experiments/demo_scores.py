@@ -90,7 +90,7 @@ def ask_here(scoring: Scoring, workdir: str, row: str, results: str | None, fact
 
 def answer(asked: str, workdir: str, row: str, facts: dict) -> None:
     """Answers what was asked elsewhere, into the workdir."""
-    head, *rows = answering.read_lines(asked, "asked", answering.HEAD)
+    head, rows = answering.read_asked(asked)
     model = loaded.load(workdir, None, step="latest")
     answering.check_fits(head, model)
     answers = answering.answer_all(answering.Answering(model), rows)

@@ -105,9 +105,9 @@ def test_questions_of_another_model_are_refused(change, words, exported, tmp_pat
 
 def test_files_of_another_kind_are_named(tmp_path):
     path = tmp_path / "notes.jsonl"
-    not_ours, no_json = " is not what", ", line 1 is not JSON"
+    not_ours, no_json = ", line 1 is not what", ", line 1 is not JSON"
     cases = {
-        "": not_ours,
+        "": " is not what",
         "no JSON\n": no_json,
         "[1]\n": not_ours,
         '{"facts": {}}\n': not_ours,
@@ -116,4 +116,40 @@ def test_files_of_another_kind_are_named(tmp_path):
     for text, words in cases.items():
         path.write_text(text)
         with pytest.raises(InputError, match=rf"--answers: .*notes\.jsonl{words}"):
+            answering.Answers.read(str(path))
+
+
+PAIR = {"context": [1], "continuation": [2]}
+PROMPT = {"prompt": [1], "n_tokens": 2, "stops": ["a"], "sampling": {"greedy": True}}
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        PAIR | {"context": 1}, PAIR | {"continuation": ["2"]}, {"continuation": [2]}, {},
+        PROMPT | {"prompt": "a"}, PROMPT | {"n_tokens": "2"}, PROMPT | {"stops": [""]},
+        PROMPT | {"stops": None}, PROMPT | {"seed": 0.5}, PROMPT | {"sampling": None},
+        PROMPT | {"sampling": {"beams": 2}}, PROMPT | {"sampling": {"top_p": "1"}},
+    ],
+)  # fmt: skip
+def test_questions_that_are_none_name_their_line(question, tmp_path):
+    head = {"context": 9, "tokenizer_sha256": "0", "begins_with": []}
+    path = tmp_path / "asked.jsonl"
+    path.write_text("\n".join(map(json.dumps, [head, PAIR, PROMPT])))
+    assert answering.read_asked(str(path)) == (head, [PAIR, PROMPT])
+    path.write_text("\n".join(map(json.dumps, [head, PAIR, question])))
+    with pytest.raises(InputError, match=r"--asked: .*asked\.jsonl, line 3 is not what"):
+        answering.read_asked(str(path))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"key": "0"}, {"key": 0, "answer": ""}, {"key": "0", "answer": [1.0]}, {"key": "0", "answer": None}],
+)
+def test_answers_that_are_none_name_their_line(row, tmp_path):
+    head = {"facts": {}, "asked": {"context": 9, "tokenizer_sha256": "0", "begins_with": []}}
+    path = tmp_path / "answers.jsonl"
+    for lines, n in (([head, {"key": "0", "answer": [-0.5, True]}, row], 3), ([head | {"asked": row}], 1)):
+        path.write_text("\n".join(map(json.dumps, lines)))
+        with pytest.raises(InputError, match=rf"--answers: .*answers\.jsonl, line {n} is not what"):
             answering.Answers.read(str(path))

@@ -12,8 +12,8 @@ from tree_ffn.errors import InputError, check_positive_int
 
 # In place of a token, where the scores are NaN or infinite: there is none to choose.
 NO_TOKEN = -1
-# A temperature below it would be 0 in float32.
-SMALLEST = np.finfo(np.float32).tiny
+# A temperature below the first would be 0 in float32, and one above the second no number.
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def rules(samplings: Sequence[Sampling]) -> Rules:
     """
     return Rules(
         np.asarray([one.greedy for one in samplings]),
-        np.maximum(np.asarray([one.temperature for one in samplings], np.float32), SMALLEST),
+        np.asarray([min(max(one.temperature, SMALLEST), LARGEST) for one in samplings], np.float32),
         # No vocabulary is larger than int32 can count.
         np.asarray([min(one.top_k, 2**31 - 1) for one in samplings], np.int32),
         np.asarray([one.top_p for one in samplings], np.float32),
