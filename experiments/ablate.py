@@ -25,7 +25,7 @@ from experiments.processes import stopped
 from experiments.runners import SWEEP, ProcessRunner, Runner
 from experiments.sweep import Sweep, load_sweep
 from experiments.sweep_runs import Ablation, Run, tuning_path
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.locks import only_writer
 from tree_ffn.training.setup import many_passes
 
@@ -87,7 +87,7 @@ def check_flags() -> None:
             raise InputError(f"--{flag.name} is missing; name one, e.g. --{flag.name}={example}.")
     if _JOBS.value < 0:
         raise InputError(f"--jobs: {_JOBS.value} is not allowed; use at least 0.")
-    if any(not gpu.isdecimal() for gpu in _GPUS.value):
+    if any(not is_whole_number(gpu) for gpu in _GPUS.value):
         raise InputError(f"--gpus: {','.join(_GPUS.value)!r} is not allowed; use numbers such as 0,1.")
     if tuning_path(_RESULTS.value) == _RESULTS.value:
         raise InputError(

@@ -29,7 +29,7 @@ from absl import flags
 
 from configs.recipe import EXPERTS
 from experiments import cli, path_flags, record
-from tree_ffn.errors import InputError, check_choice
+from tree_ffn.errors import InputError, check_choice, is_whole_number
 from tree_ffn.models.ffn import ffn_flops
 from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec, activation, gather, init_params, tree_ffn
 
@@ -380,7 +380,7 @@ def cases_of_flags() -> list[Case]:
 def numbers(flag: str, words: list[str]) -> list[int]:
     """The words of a flag as whole numbers."""
     for word in words:
-        if not word.isdecimal() or int(word) < 1:
+        if not is_whole_number(word) or int(word) < 1:
             raise InputError(
                 f"{flag}: {word!r} is not allowed; use whole numbers of at least 1, such as 256,768."
             )

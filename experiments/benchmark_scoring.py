@@ -25,7 +25,7 @@ from absl import flags
 from experiments import cli, path_flags, questions, record, task_files
 from experiments.loaded import Loaded
 from tree_ffn.data.tokenizers import FileTokenizer, load_tokenizer
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, check_positive_int, is_whole_number
 from tree_ffn.models import DenseSpec, ModelSpec, Transformer, pretrained
 
 _TASK_DATA = path_flags.define("task_data", None, "Folder with the rows of HellaSwag.")
@@ -50,7 +50,7 @@ def main() -> None:
             raise InputError(f"--{flag.name} is missing; name files.")
     for flag in (_ROWS, _WIDTH, _LAYERS, _CONTEXT, _TURNS, _BATCH_TOKENS):
         check_positive_int(f"--{flag.name}", flag.value)
-    if not _HF_BATCHES.value or not all(word.isdecimal() and int(word) for word in _HF_BATCHES.value):
+    if not _HF_BATCHES.value or not all(is_whole_number(word) and int(word) for word in _HF_BATCHES.value):
         raise InputError(f"--hf_batches: {','.join(_HF_BATCHES.value)!r} is not allowed; use whole numbers.")
     versions = hf_versions()
     requests, data_sha256 = hellaswag(_TASK_DATA.value, _TASK_CACHE.value, _ROWS.value)

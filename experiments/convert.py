@@ -33,7 +33,7 @@ from experiments.converting import Sizes, convert_all
 from tree_ffn.analysis.convert import ROUTERS, Recipe, check_convertible, tokens_needed
 from tree_ffn.analysis.placement import METHODS
 from tree_ffn.data.spec import CORPORA
-from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.locks import new_directory
 from tree_ffn.tree import TreeShape
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _convert(recipes: list[Recipe], n_tokens: int) -> None:
-    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
+    step = int(_STEP.value) if is_whole_number(_STEP.value) else _STEP.value
     run = starts.load(_WORKDIR.value or _EXPORT.value, step, _TOKENIZER.value)
     for recipe in recipes:  # before any text is read
         check_convertible(run.model, recipe)
@@ -127,7 +127,7 @@ def _checked_flags() -> tuple[list[Recipe], int]:
 
 
 def _widths(words: list[str]) -> int | tuple[int, ...]:
-    if not words or not all(word.strip().isdecimal() for word in words):
+    if not words or not all(is_whole_number(word.strip()) for word in words):
         raise InputError(f"--node_width: {','.join(words)!r} is not allowed; use whole numbers, e.g. 1,1,32.")
     widths = tuple(map(int, words))
     return widths[0] if len(widths) == 1 else widths

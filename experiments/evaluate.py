@@ -26,7 +26,7 @@ from absl import flags
 
 from experiments import answering, cli, demo_answers, loaded, path_flags, questions, record, run_config, texts
 from tree_ffn.data.spec import CORPORA
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, check_positive_int, is_whole_number
 from tree_ffn.json_output import json_text
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import evaluate, other_corpus
@@ -181,7 +181,7 @@ def who_answers():
         return reader_of(answers), answers
     if _CONTEXT.value is None:
         raise InputError("--context is missing; --ask needs the model's.")
-    if not all(word.isdecimal() for word in _BEGINS_WITH.value):
+    if not all(is_whole_number(word) for word in _BEGINS_WITH.value):
         raise InputError(f"--begins_with: {','.join(_BEGINS_WITH.value)!r} is not allowed; use ids, e.g. 2.")
     check_positive_int("--context", _CONTEXT.value)
     begins_with = list(map(int, _BEGINS_WITH.value))

@@ -11,7 +11,7 @@ from experiments import provenance, record, run_config, starts
 from experiments.config_words import check_config
 from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, load_tokenizer, valid_batches
 from tree_ffn.data.questions import prepare_questions
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.training import setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Restored
@@ -114,7 +114,7 @@ def finetune_spec(config) -> FinetuneSpec:
 def load_start(config) -> Restored:
     """The model that `finetune.start` names, which can be trained."""
     values = config.finetune
-    step = int(values.step) if values.step.isdecimal() else values.step
+    step = int(values.step) if is_whole_number(values.step) else values.step
     start = starts.load(values.start, step, field="finetune.start")
     setup.check_trainable(start.model, setup.optim_spec(config))
     return start

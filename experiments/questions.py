@@ -14,7 +14,7 @@ from typing import NamedTuple
 from experiments import record, task_files
 from experiments.kept import Kept
 from experiments.loaded import Loaded
-from tree_ffn.errors import InputError, check_positive_int, reason
+from tree_ffn.errors import InputError, check_positive_int, is_whole_number, reason
 from tree_ffn.json_output import number_or_none
 
 
@@ -74,7 +74,7 @@ def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int,
         raise InputError(
             "--tasks: needs the package lm_eval; `pip install -r requirements-eval.txt` brings it."
         )
-    if shots != "task" and not shots.isdecimal():
+    if shots != "task" and not is_whole_number(shots):
         raise InputError(f"--shots: {shots!r} is not allowed; use 0, 1, 2, ... or task.")
     if data is None:
         if shots == "task":

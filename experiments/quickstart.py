@@ -19,7 +19,7 @@ from absl import flags
 
 from experiments import cli, path_flags, provenance, record
 from tree_ffn.data.pipeline import Batches
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.locks import only_writer
 from tree_ffn.models import active_units, total_units
 from tree_ffn.models.batch import generate
@@ -97,7 +97,7 @@ def configure(kind: str):
 
 def seeds() -> list[int]:
     """--seeds as numbers."""
-    if not _SEEDS.value or not all(word.isdecimal() for word in _SEEDS.value):
+    if not _SEEDS.value or not all(is_whole_number(word) for word in _SEEDS.value):
         raise InputError(f"--seeds: {','.join(_SEEDS.value)!r} is not allowed; use numbers such as 0,1,2.")
     return [int(word) for word in _SEEDS.value]
 

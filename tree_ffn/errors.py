@@ -54,6 +54,16 @@ def check_positive_int(field: str, value: object, *, least: int = 1) -> None:
         raise InputError(f"{field}: {value!r} is not allowed; use a whole number of at least {least}.")
 
 
+def is_whole_number(text: str) -> bool:
+    """Whether a text is a number from 0 as people write it, of at most 18 digits: `int` refuses thousands.
+
+    Example:
+      >>> is_whole_number("12"), is_whole_number("-1"), is_whole_number("9" * 5000)
+      (True, False, False)
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= 18
+
+
 def check_number(field: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
     """Raises InputError unless `value` is a finite number, of at least `least`, or above `above`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -130,6 +130,7 @@ def test_tokens_of_added_tokens_json_that_are_named_as_special_are(tmp_path):
         ({"added_tokens": {"<x>": -1}}, "added_tokens.json' gives '<x>' the id -1; an id is a whole number"),
         ({"added_tokens": ["<x>"]}, "added_tokens.json' is no JSON object"),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": "<x>"}}}, "has the entry 'x', which is no id"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"9" * 5000: "<x>"}}}, "has the entry .9999"),
         ({"tokenizer_config": {"added_tokens_decoder": {"9": {}}}}, "has the entry '9', which is no id"),
     ],
 )

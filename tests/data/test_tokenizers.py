@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.kinds_of_tokenizers import KINDS, file_tokenizer
+from tests.data.kinds_of_tokenizers import KINDS, file_tokenizer, tokenizer_json
 from tree_ffn.data import documents, load_tokenizer
 from tree_ffn.data.compressed import read_bytes
 from tree_ffn.errors import InputError
@@ -164,3 +164,34 @@ def test_files_of_any_name_and_with_marks(tmp_path):
     (folder / "vocab.json").write_text('{"a":' * 100_000)
     with pytest.raises(InputError, match=r"^data\.tokenizer: the vocabulary .* is nested too deeply"):
         load_tokenizer(f"{folder}/vocab.json,{folder}/merges.bpe")
+
+
+def word_level(tokenizers):
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return made
+
+
+def unigram(tokenizers):
+    return tokenizers.Tokenizer(tokenizers.models.Unigram([("a", -1.0), ("</s>", -2.0)], None))
+
+
+@pytest.mark.parametrize("make", [word_level, unigram])
+def test_text_that_the_library_cannot_encode_is_one_sentence(make, tmp_path):
+    make(pytest.importorskip("tokenizers")).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("a").tolist() == [0]
+    for encode in (tokenizer.encode, tokenizer.encode_marked):
+        with pytest.raises(InputError, match="'tokenizer.json' cannot encode the text"):
+            encode("b")
+
+
+def test_a_panic_of_the_library_is_one_sentence(tmp_path, capfd):
+    pytest.importorskip("tokenizers")
+    state = json.loads(tokenizer_json("byte level"))
+    state["model"]["continuing_subword_prefix"] = "longer than any token"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match=r"cannot be used \(range .* out of range .*\); use 'bytes'"):
+        load_tokenizer(str(tmp_path / "tokenizer.json"))
+    os.write(2, b"stderr as before")
+    assert capfd.readouterr().err == "stderr as before"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.json_input import parse_object
 
 # The token that ends a document, the first of these that the vocabulary has, where no file says it.
@@ -153,7 +153,7 @@ def _added(directory: Path, words: dict, special: set[str], described: list) -> 
         found[content] = Added(content, number, {name: bool(said[name]) for name in FLAGS if name in said})
     for number, said in _in(words, "added_tokens_decoder").items():
         content = _content(said)
-        if not number.isdecimal() or not content:
+        if not is_whole_number(number) or not content:
             raise InputError(
                 f"data.tokenizer: added_tokens_decoder in {str(directory / 'tokenizer_config.json')!r} has "
                 f"the entry {number!r}, which is no id of a token with its content."

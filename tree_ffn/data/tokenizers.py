@@ -2,9 +2,11 @@
 
 import abc
 import codecs
+import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -144,11 +146,13 @@ class FileTokenizer(Tokenizer):
         self.losses = None if losses.none else losses
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
+        with library_errors(f"{self.name!r} cannot encode the text"):
+            encoded = self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(one.ids, np.int32) for one in encoded]
 
     def encode_marked(self, text: str) -> np.ndarray:
-        return np.asarray(self._marking.encode(text, add_special_tokens=False).ids, np.int32)
+        with library_errors(f"{self.name!r} cannot encode the text"):
+            return np.asarray(self._marking.encode(text, add_special_tokens=False).ids, np.int32)
 
     @functools.cached_property
     def _marking(self):
@@ -178,6 +182,36 @@ class FileTokenizer(Tokenizer):
         text = self.engine.decode(kept)
         # Of a run of byte tokens with one half character the library makes nothing but U+FFFD.
         return super().decode(kept) if HALF in text else text
+
+
+@contextlib.contextmanager
+def library_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Turns what the library raises into an InputError: bare Exception, and of Rust's panics no Exception."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"data.tokenizer: {what} ({reason(error)}){advice}.") from error
+
+
+@contextlib.contextmanager
+def _silent_panics() -> Iterator[None]:
+    """Keeps what Rust writes of a panic from the terminal; the exception says it again."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # stderr is closed: nobody reads it
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def load_tokenizer(text: str, model: str | None = None) -> Tokenizer:
@@ -211,14 +245,9 @@ def load_tokenizer(text: str, model: str | None = None) -> Tokenizer:
     contents = [read_bytes(path).removeprefix(codecs.BOM_UTF8) for path in paths]
     said = said_beside(paths[0].parent, Path(model or paths[0].parent))
     build = _from_tokenizer_json if len(paths) == 1 else _from_vocab_and_merges
-    try:
+    with library_errors(f"{text!r} cannot be used", f"; use {ALLOWED}"), _silent_panics():
         engine, changed = build(said, *contents)
         found = FileTokenizer(engine, "+".join(names), "", said)
-    except InputError:
-        raise
-    except Exception as error:  # the library raises bare Exception
-        what = reason(error)
-        raise InputError(f"data.tokenizer: {text!r} cannot be used ({what}); use {ALLOWED}.") from error
     digest = hashlib.sha256(b"".join(contents))
     if changed or found.end_token != NOTHING.end_of(engine.get_vocab(with_added_tokens=True)):
         digest.update(json.dumps([found.end_id, changed]).encode())

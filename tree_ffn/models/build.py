@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from typing import Any
 
-from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
@@ -84,22 +84,22 @@ def layer_kinds(pattern: str, n_layers: int, default: str) -> tuple[str, ...]:
     check_choice("ffn.kind", default, KINDS)
     if not pattern:
         return (default,) * n_layers
-    kinds: list[str] = []
+    runs: list[tuple[str, int]] = []
     for item in pattern.split(","):
         kind, star, count = (part.strip() for part in item.partition("*"))
         check_choice("model.layers", kind, KINDS)
-        if star and (not count.isdecimal() or int(count) < 1):
+        if star and (not is_whole_number(count) or int(count) < 1):
             raise InputError(
                 f"model.layers: {item.strip()!r} is not allowed; write a kind and a count of at least 1, "
                 "e.g. tree*10."
             )
-        kinds += [kind] * (int(count) if star else 1)
-    if len(kinds) != n_layers:
+        runs.append((kind, int(count) if star else 1))
+    if (named := sum(count for _, count in runs)) != n_layers:
         raise InputError(
-            f"model.layers: {pattern!r} names {len(kinds)} layers, but model.n_layers is {n_layers}; "
+            f"model.layers: {pattern!r} names {named} layers, but model.n_layers is {n_layers}; "
             "make them equal."
         )
-    return tuple(kinds)
+    return tuple(kind for kind, count in runs for _ in range(count))
 
 
 def ffn_spec(ffn, kind: str) -> FFNSpec:

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.locks import in_use
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.finite import check_finite_variables
@@ -175,7 +175,7 @@ class Checkpoints:
         """
         if not self.steps:
             raise InputError(f"workdir: {self.directory} has no whole checkpoint.")
-        step = int(step) if isinstance(step, str) and step.isdecimal() else step
+        step = int(step) if isinstance(step, str) and is_whole_number(step) else step
         named = {"best": self.best, "latest": self.latest}
         found = named.get(step, step) if isinstance(step, str) else step
         if found not in self.steps:
