@@ -62,7 +62,7 @@ def point_of(row: dict) -> Point:
     ffn: Any = namespace(row["config"]["ffn"])
     kind = f"moe_top{ffn.top_k}" if ffn.kind == "moe" else ffn.kind
     if kind == "tree":
-        hashed = getattr(ffn, "hash_levels", 0)
+        hashed = ffn.hash_levels
         kind += f"_{ffn.routing.partition('_')[0]}" + (f"_hash{hashed}" if hashed else "")
     spec = ffn_spec(ffn, ffn.kind)
     if isinstance(spec, (TreeSpec, MoESpec)) and spec.renormalise:

@@ -58,7 +58,7 @@ def config_for(
       steps, seed: of the run.
       faded: dense layers fade out over the first half.
     """
-    trained = workdirs.read_json(dense, "config.json") or {}
+    trained = workdirs.read_config(dense) or {}
     config: Any = finetune_config.get_config(f"steps={steps},seed={seed}")
     config.data.update(trained["data"])
     config.mesh.update(trained["mesh"])

@@ -4,16 +4,15 @@ A line is one config: rows that differ in more than the seed and what changes no
 refused, never averaged. Spreads are sample standard deviations over seeds.
 """
 
-import functools
 import re
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from configs import common
 from experiments.page import Table
 from tree_ffn.errors import InputError
-from tree_ffn.training.config import differing_keys, flat, resolved
+from tree_ffn.training.config import differing_keys, flat
+from tree_ffn.upgrades import upgraded
 
 KINDS = (
     "dense", "narrow", "moe", "hash", "random_tree", "hash_tree", "tree_hard", "tree_straight",
@@ -29,9 +28,6 @@ COMMON = (
     r"(data\.(sha256|tokenizer_sha256|splits\..*)|train\.(steps|batch_size|eval_batches)"
     r"|model\.(context|width))$"
 )
-
-# Keys that configs no longer have, and their first values: rows that have these are like rows without.
-REMOVED = {"ffn.balance_floor": 0.5}
 
 # Cards of one chip with other memories: what a run learns on them is the same, how long it takes is not.
 ALIKE = {"h100": "Hopper GPU", "h200": "Hopper GPU"}
@@ -101,23 +97,8 @@ def differences(configs: list[dict], binding: str = COMMON) -> dict[str, tuple]:
 
 
 def telling_differences(one: dict, other: dict) -> dict[str, tuple]:
-    """{key: values} in which two recorded configs differ.
-
-    A key that came into the configs after a row was recorded counts there as having its first value, and so
-    does one that has left them since.
-    """
-    first = _first_values()
-    added = lambda old, new, key: old is None and key in first and new == first[key]
-    return {
-        key: (old, new)
-        for key, (old, new) in differing_keys(one, other).items()
-        if not added(old, new, key) and not added(new, old, key)
-    }
-
-
-@functools.cache
-def _first_values() -> dict:
-    return flat(resolved(common.base_config())) | REMOVED
+    """{key: values} in which two recorded configs differ, each read as one of its `config_version`."""
+    return differing_keys(upgraded(one), upgraded(other))
 
 
 def check_same(name: str, rows: list[dict], binding: str = rf"(?!{NO_MATTER})") -> None:

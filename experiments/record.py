@@ -18,6 +18,7 @@ from tree_ffn.errors import InputError, check_choice
 from tree_ffn.json_output import json_text
 from tree_ffn.paths import expanded
 from tree_ffn.training.config import resolved
+from tree_ffn.upgrades import stamped, upgraded
 
 TABLES = (
     "quickstart", "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small",
@@ -80,7 +81,7 @@ def make_row(table, row, metric, value, seed, config, unit=None, device=None, co
     result = {
         "table": table, "row": row, "metric": metric, "value": value,
         "unit": unit or UNITS.get(metric), "seed": seed, "device": device or device_name(),
-        "config": resolved(config), "config_hash": config_hash(config), "commit": commit(),
+        "config": stamped(resolved(config)), "config_hash": config_hash(config), "commit": commit(),
         "command": command or public_command(), "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip
@@ -180,13 +181,18 @@ def public_config(config, data_meta: dict) -> dict:
 
 
 def config_hash(config) -> str:
-    """12 hex digits of a config's content; its `seed` is left out, so that seeds can be averaged."""
-    values = {key: value for key, value in resolved(config).items() if key != "seed"}
+    """12 hex digits of a config's content; its `seed` is left out, so that seeds can be averaged.
+
+    So is its version: where that is all that is new, the later row supersedes the older one.
+    """
+    values = {key: value for key, value in resolved(config).items() if key not in ("seed", "config_version")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_results(paths) -> list[dict]:
     """Rows of results files in order, without those that a later row supersedes.
+
+    Configs of older versions are read as they would be recorded now (see `tree_ffn/upgrades.py`).
 
     Args:
       paths: files or globs, e.g. "results/*.jsonl", or a list of them; later files come later.
@@ -216,6 +222,7 @@ def _read_rows(path: str):
         try:
             row = json.loads(line)
             check_row(row)
+            row["config"] = upgraded(row["config"])
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"results: {path}, line {number}: {error}") from error
         yield row

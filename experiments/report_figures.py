@@ -14,7 +14,7 @@ from tree_ffn.analysis.scatter import Point, marker, scatter
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.ffn import units
 from tree_ffn.training.config import namespace
-from tree_ffn.training.workdir import read_json
+from tree_ffn.training.workdir import read_config, read_json
 
 MOST_HEAT_MAPS = 4  # of a run: its first and last layer of trees, and some between
 MOST_ROWS = 768  # of a heat map: no screen shows more
@@ -66,7 +66,8 @@ def load_run(workdir: str) -> Run:
       InputError: it is no run, or a file of it is damaged.
     """
     metrics = dynamics.read_lines(workdir, "metrics.jsonl")
-    config, data, origin = (read_json(workdir, f"{name}.json") or {} for name in ("config", "data", "origin"))
+    config = read_config(workdir) or {}
+    data, origin = (read_json(workdir, f"{name}.json") or {} for name in ("data", "origin"))
     has_usage = os.path.exists(os.path.join(workdir, "usage.jsonl"))
     usage = dynamics.load_usage(workdir) if has_usage else {}
     return Run(os.path.basename(os.path.normpath(workdir)), config, data, origin, metrics, usage)

@@ -84,8 +84,8 @@ class Known:
 def same_run(recorded: dict, wanted: dict) -> bool:
     """Whether a recorded config, text included, computes what the wanted one does.
 
-    More than equal hashes: keys that change no figure may differ (`lines.NO_MATTER`), and new ones (see
-    `lines.telling_differences`).
+    More than equal hashes: keys that change no figure may differ (`lines.NO_MATTER`), and their versions (see
+    `tree_ffn/upgrades.py`).
     """
     return all(re.match(NO_MATTER, key) for key in telling_differences(recorded, wanted))
 

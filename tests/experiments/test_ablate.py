@@ -353,10 +353,17 @@ def test_the_recorded_grid_of_t1_small_is_known(monkeypatch):
 
 
 def test_what_is_the_same_run():
-    recorded = {"optim": {"lr": 1e-3}, "ffn": {"kind": "tree"}, "data": {"sha256": "1"}, "seed": 0}
-    same = {**recorded, "train": {"log_every": 7, "probe": True, "z_loss": 0.0}, "mesh": {"data": 4}}
+    recorded = {
+        "optim": {"lr": 1e-3}, "ffn": {"kind": "tree"}, "data": {"sha256": "1"}, "seed": 0,
+        "train": {"steps": 9},
+    }  # fmt: skip
+    same = {**recorded, "train": {"steps": 9, "log_every": 7, "probe": True}, "mesh": {"data": 4}}
+    same |= {"ffn": {"kind": "tree", "leak": 0.0}}  # a key that is newer than the row
     assert same_run(recorded, same)
-    for other in ({"train": {"z_loss": 0.1}}, {"optim": {"lr": 2e-3}}, {"data": {"sha256": "2"}}):
+    for other in (
+        {"train": {"steps": 8}}, {"optim": {"lr": 2e-3}}, {"data": {"sha256": "2"}},
+        {"ffn": {"kind": "tree", "leak": 0.5}},
+    ):  # fmt: skip
         assert not same_run(recorded, {**same, **other})
 
 

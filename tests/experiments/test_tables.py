@@ -28,6 +28,7 @@ def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
         "optim": {"lr": lr},
         "data": {"corpus": "text", "sha256": sha, "vocab_size": 257, "splits": splits or {}},
         "ffn": {"implementation": "auto", **ffn},
+        "config_version": 0,
     }
 
 
@@ -141,7 +142,7 @@ def test_lengths_and_devices_are_tables_of_their_own(small):
     assert "Device `h100, h200`" in text
 
 
-def test_keys_newer_or_older_than_a_row_count_as_their_first_value(small):
+def test_keys_newer_or_older_than_a_row_count_as_what_was_computed_then(small):
     newer = config()
     newer["ffn"] |= {"leak": 0.0, "leak_share": 0.3}
     add(small, "dense", 2, of=newer, loss=2.2)
@@ -154,7 +155,7 @@ def test_keys_newer_or_older_than_a_row_count_as_their_first_value(small):
 
     newer["ffn"]["leak"] = 0.5
     add(small, "dense", 4, of=newer, loss=2.2)
-    with pytest.raises(InputError, match=r"dense: ffn\.leak is both None and 0\.5"):
+    with pytest.raises(InputError, match=r"dense: ffn\.leak is both 0\.0 and 0\.5"):
         render(str(small))
 
 

@@ -9,7 +9,7 @@ from configs import default
 from configs.presets import PRESETS
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, MoESpec
-from tree_ffn.models.build import ADDED_FIELDS, KINDS, layer_kinds, model_spec_from_config
+from tree_ffn.models.build import KINDS, layer_kinds, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables, describe, figures
 from tree_ffn.tree import Leaking, TreeSpec
 from tree_ffn.tree.leaf import LeafSpec
@@ -67,14 +67,6 @@ def test_what_chooses_hard_may_leak():
         assert "in training a leak of 0.5 until 20% are over" in describe(spec)[0]
     assert "leak" not in describe(build("preset=nano,kind=moe"))[0]
     assert build("preset=nano,kind=dense", ffn__leak=0.5) == build("preset=nano,kind=dense")
-
-
-@pytest.mark.parametrize("kind", ["tree", "moe", "hash"])
-def test_configs_older_than_a_field_mean_its_default(kind):
-    config = default.get_config(f"preset=nano,kind={kind}")
-    for name in ADDED_FIELDS:
-        del (config.ffn if name in config.ffn else config.model)[name]
-    assert model_spec_from_config(config, vocab_size=257) == build(f"preset=nano,kind={kind}")
 
 
 def test_layers_may_differ():

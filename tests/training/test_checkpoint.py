@@ -21,8 +21,9 @@ from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
 from tree_ffn.training.config import resolved
 from tree_ffn.training.disk import disk_error, steps_on_disk
 from tree_ffn.training.step import TrainState
+from tree_ffn.upgrades import stamped
 
-META = {"config": {"ffn": {"node_width": [1, 2]}, "flag": True}, "data": {"sha256": "abc"}}
+META = {"config": stamped({"ffn": {"node_width": [1, 2]}, "flag": True}), "data": {"sha256": "abc"}}
 
 
 def make_state(step=3, trees=2, width=16):

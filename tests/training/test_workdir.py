@@ -9,6 +9,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.config import differing_keys, namespace, resolved
 from tree_ffn.training.disk import replacing
+from tree_ffn.upgrades import ADDED
 
 
 def check(texts, step, known=(), **changes):
@@ -126,3 +127,28 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"^workdir: .*config\.json (cannot be read|holds no JSON object)"):
         workdirs.read_json(str(tmp_path), "config.json")
+
+
+def begun_before(texts, tmp_path, **changes):
+    """A workdir whose config.json is older than every key that was added."""
+    config = resolved(tiny_config(texts, **changes))
+    for section, values in ADDED.items():
+        for name in values:
+            config[section].pop(name, None)
+    workdirs.write_json(str(tmp_path), "config.json", config)
+    return str(tmp_path)
+
+
+def test_a_run_begun_before_a_key_was_added_goes_on_with_what_was_computed(texts, tmp_path):
+    workdir = begun_before(texts, tmp_path)
+    then = {f"ffn__{name}": value for name, value in ADDED["ffn"].items()}
+    workdirs.open_workdir(workdir, tiny_config(texts, **then), 1).close()
+    for key, value, was in (("leak", 0.5, "0.0"), ("openness", "logistic", "'exponential'")):
+        with pytest.raises(InputError, match=rf"keys differ: ffn.{key} \({was} there, {value!r} here\)"):
+            workdirs.open_workdir(workdir, tiny_config(texts, **then | {f"ffn__{key}": value}), 1)
+
+
+def test_a_run_that_used_an_option_that_is_gone_is_refused(texts, tmp_path):
+    workdir = begun_before(texts, tmp_path, ffn__balance_floor=0.2)
+    with pytest.raises(InputError, match="workdir: .*: ffn.balance_floor = 0.2 is no option any more"):
+        workdirs.open_workdir(workdir, tiny_config(texts), 1)

@@ -21,11 +21,6 @@ TREE_FIELDS = (
     "balance", "balance_rate", "hash_levels", "leak", "leak_share", "renormalise",
     "gate_norm", "beam",
 )  # fmt: skip
-# Runs and results older than these fields have configs without them: what the defaults say was computed then.
-ADDED_FIELDS = (
-    "router", "openness", "hash_levels", "unroll", "leak", "leak_share", "expert_groups",
-    "gate_norm", "beam", "leaf_trees", "leaf_router", "search",
-)  # fmt: skip
 MOE_FIELDS = (
     "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
     "leak", "leak_share", "expert_groups", "gate_norm",
@@ -61,7 +56,7 @@ def model_spec_from_config(config, vocab_size: int) -> ModelSpec:
             ffns=tuple(specs[kind] for kind in kinds),
             implementation=None if ffn.implementation == "auto" else ffn.implementation,
             init=InitSpec(**{name: getattr(model.init, name) for name in scales}),
-            **_present(model, MODEL_FIELDS),
+            **_fields(model, MODEL_FIELDS),
         )
 
 
@@ -117,7 +112,7 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
     check_choice("ffn.kind", kind, KINDS)
     with _named("ffn."):
         shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width), ffn.shared_width)
-        fields = _present(ffn, TREE_FIELDS)
+        fields = _fields(ffn, TREE_FIELDS)
         if kind != "tree":  # gates of moe, or of no layer; and no decisions to search
             fields |= {"renormalise": False, "beam": 1}
         if kind == "random_tree":
@@ -133,11 +128,11 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
             check_positive_int("top_k", ffn.top_k)
             check_choice("moe_balance", ffn.moe_balance, ("none", "aux", "bias"))
             width = ffn.expert_width or max(1, trees.active_units // ffn.top_k)
-            return MoESpec(expert_width=width, balance=ffn.moe_balance, **_present(ffn, MOE_FIELDS))
+            return MoESpec(expert_width=width, balance=ffn.moe_balance, **_fields(ffn, MOE_FIELDS))
         if kind == "leaf":
             return _leaf_spec(ffn, trees.active_units)
         if kind == "hash":
-            values = _present(ffn, MOE_FIELDS) | {"top_k": 1, "expert_groups": 1}
+            values = _fields(ffn, MOE_FIELDS) | {"top_k": 1, "expert_groups": 1}
             width = ffn.expert_width or trees.active_units
             return MoESpec(expert_width=width, balance="none", router="hash", **values)
         return trees
@@ -162,10 +157,8 @@ def _leaf_spec(ffn, active_units: int) -> LeafSpec:
     )
 
 
-def _present(section, names) -> dict[str, Any]:
-    """The named fields of a section, but those younger than the config."""
-    present = (name for name in names if name not in ADDED_FIELDS or hasattr(section, name))
-    return {name: getattr(section, name) for name in present}
+def _fields(section, names) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in names}
 
 
 def _node_width(value):

@@ -9,6 +9,7 @@ from tree_ffn.models.moe import MoESpec
 from tree_ffn.tree import IMPLEMENTATIONS, PrunedSpec, TreeShape, TreeSpec
 from tree_ffn.tree.apply import check_implementation
 from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.upgrades import KEY, readable, stamped
 
 FFNSpec = DenseSpec | LeafSpec | MoESpec | TreeSpec  # and PrunedSpec, a TreeSpec
 FFN_CLASSES = {
@@ -138,20 +139,21 @@ class ModelSpec:
 
 
 def spec_to_dict(spec: ModelSpec) -> dict:
-    """A ModelSpec as plain JSON values; each FFN carries its `kind`."""
+    """A ModelSpec as plain JSON values with their `config_version`; each FFN carries its `kind`."""
     values = dataclasses.asdict(spec)
     kinds = {cls: kind for kind, cls in FFN_CLASSES.items()}
     values["ffns"] = [{"kind": kinds[type(ffn)], **dataclasses.asdict(ffn)} for ffn in spec.ffns]
-    return values
+    return stamped(values)
 
 
 def spec_from_dict(values: dict) -> ModelSpec:
-    """The inverse of `spec_to_dict`.
+    """The inverse of `spec_to_dict`, also of what an older version of the library wrote.
 
     Raises:
-      InputError: a key is missing or unknown, or a value is not allowed.
+      InputError: a key is missing or unknown, a value is not allowed, or an option is gone.
     """
-    values = dict(values)
+    values = {**readable(values, "model")}
+    del values[KEY]
     values["init"] = _construct(InitSpec, "model.init", values.get("init", {}))
     values["ffns"] = tuple(_ffn_from_dict(ffn) for ffn in values.get("ffns", ()))
     return _construct(ModelSpec, "model", values)
@@ -170,14 +172,9 @@ def _ffn_from_dict(values):
 
 
 def _construct(cls, where, values):
-    known = {field.name for field in dataclasses.fields(cls)}
-    required = {
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
+    known = {field.name for field in dataclasses.fields(cls)}  # no default says what a file means
     for name in values:
         check_choice(f"{where}: field", name, sorted(known))
-    if missing := sorted(required - set(values)):
+    if missing := sorted(known - set(values)):
         raise InputError(f"{where}: {', '.join(missing)} missing; a model needs each of them.")
     return cls(**values)

@@ -28,6 +28,7 @@ from tree_ffn.training.disk import checkpoint_directory, copied_whole, disk_erro
 from tree_ffn.training.leaves import compare_leaves
 from tree_ffn.training.sharding import make_mesh, placed
 from tree_ffn.training.step import TrainState
+from tree_ffn.upgrades import readable
 
 # How often a step is looked up that is removed while it is copied.
 TRIES = 40
@@ -142,10 +143,16 @@ class Checkpoints:
         self._guard(self._orbax.close)
 
     def meta(self, step: int | None = None) -> dict:
-        """`meta` of the checkpoint of `step`, the latest by default."""
+        """`meta` of the checkpoint of `step`, the latest by default; its config as it would be recorded now.
+
+        Raises:
+          InputError: the config uses an option that is gone.
+        """
         step = self.latest if step is None else step
         saved: Any = self._orbax.checkpointables_metadata(step).custom_metadata
-        return saved
+        if "config" not in (saved or {}):
+            return saved
+        return {**saved, "config": readable(saved["config"], f"workdir: {os.path.dirname(self.directory)}")}
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
         """State and meta of a checkpoint, placed as `abstract` says.

@@ -15,6 +15,7 @@ from tree_ffn.training import setup, workdir
 from tree_ffn.training.checkpoint import Checkpoints, Restored, own_model
 from tree_ffn.training.optimizer import make_optimizer
 from tree_ffn.training.step import TrainState
+from tree_ffn.upgrades import stamped
 
 
 def begin_run(
@@ -42,7 +43,7 @@ def begin_run(
     params, routing = (_arrays(variables.get(name, {})) for name in ("params", "routing"))
     optimizer = make_optimizer(setup.optim_spec(source.config))
     state = TrainState(jnp.int32(0), params, routing, optimizer.init(params))
-    config, data = source.meta["config"], source.meta["data"]
+    config, data = stamped(source.meta["config"]), source.meta["data"]
     meta = {"config": config, "data": data, "model": spec_to_dict(model), **facts}
     with only_writer(directory):
         with Checkpoints(directory, source.config.train.keep) as checkpoints:

@@ -18,6 +18,7 @@ from tree_ffn.training.programs import Programs, compile_programs
 from tree_ffn.training.report import Done, Report
 from tree_ffn.training.sharding import put_batch
 from tree_ffn.training.signals import Interrupted, StopSignals
+from tree_ffn.upgrades import stamped
 
 
 def train(
@@ -65,8 +66,9 @@ def train(
         stack.enter_context(jax.set_mesh(plan.mesh))
         stop = stack.enter_context(StopSignals())
         batches = Batches(data.train, plan.train.batch_size, plan.seed, plan.corpus.workers)
-        run = Run(plan, batches, data, resolved(config), workdir, checkpoints, compile(plan))
-        workdirs.write_json(workdir, "config.json", resolved(config))
+        known = stamped(resolved(config))
+        run = Run(plan, batches, data, known, workdir, checkpoints, compile(plan))
+        workdirs.write_json(workdir, "config.json", known)
         workdirs.write_json(workdir, "data.json", data.meta)
         bytes_per_token = data.meta["bytes_per_token"]
         if origin:

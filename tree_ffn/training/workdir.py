@@ -17,6 +17,7 @@ from tree_ffn.training.disk import checkpoint_directory, replacing, steps_on_dis
 from tree_ffn.training.leak import leaks
 from tree_ffn.training.optimizer import learning_rate
 from tree_ffn.training.setup import optim_spec
+from tree_ffn.upgrades import readable, stamped
 
 # Keys that may change when a run is resumed: they say how and where it runs,
 # not what it computes. The data are compared by content, not by path.
@@ -50,12 +51,12 @@ def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
     """
     # Before orbax opens it for writing, which removes what another process has not finished saving.
     steps = steps_on_disk(checkpoint_directory(workdir))
-    known = read_json(workdir, "config.json")
+    known = read_config(workdir)
     if known is None and steps:  # a checkpoint says it too
         with Checkpoints(workdir) as checkpoints:
             known = checkpoints.meta(steps[-1])["config"]
     if known is not None:
-        check_same_config(workdir, known, resolved(config), steps[-1] if steps else 0)
+        check_same_config(workdir, known, stamped(resolved(config)), steps[-1] if steps else 0)
     return Checkpoints(workdir, keep)
 
 
@@ -153,6 +154,16 @@ def read_json(workdir: str, name: str) -> dict | None:
     if not isinstance(value, dict):
         raise InputError(f"workdir: {path} holds no JSON object.")
     return value
+
+
+def read_config(workdir: str) -> dict | None:
+    """The config of a run as it would be recorded now (see `upgrades`); None where there is none.
+
+    Raises:
+      InputError: the file is no JSON object, or the run uses an option that is gone.
+    """
+    known = read_json(workdir, "config.json")
+    return None if known is None else readable(known, f"workdir: {workdir}")
 
 
 def add_origin(workdir: str, start: dict) -> None:
