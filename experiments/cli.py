@@ -2,19 +2,21 @@
 
 Exit codes: 0 done (or saved after SIGTERM or another of `signals.STOPS`), 1 the run failed, 2 the input is
 wrong (one sentence on stderr says what), 130 stopped by Ctrl-C, 141 nobody reads
-what it prints (see experiments/streams.py).
+what it prints (see tree_ffn/streams.py).
 """
 
 import functools
 import inspect
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from experiments import provenance, streams
+from experiments import provenance
+from tree_ffn import streams
 from tree_ffn.errors import InputError
 from tree_ffn.paths import local
 from tree_ffn.training.signals import Diverged, Interrupted
@@ -38,6 +40,8 @@ def run(
       ...     run(main)
     """
     parse = functools.partial(_parse, main)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as experiments/__init__ leaves it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with streams.lasting(lambda: not flags.FLAGS.is_parsed() or prints()):  # --help is read before
         app.run(lambda rest: _main(main, rest), argv=argv, flags_parser=parse)
 
@@ -48,7 +52,7 @@ def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
         print(_help(main, argv[0]))
         sys.exit(0)
     try:
-        rest = flags.FLAGS([_with_local_config(word) for word in argv])
+        rest = flags.FLAGS(_with_local_config(argv))
         for name in flags.FLAGS:
             # A config file that cannot be read says so when it is looked at: now, not in the midst of main.
             hasattr(flags.FLAGS[name].value, "keys")
@@ -61,10 +65,17 @@ def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
     return rest
 
 
-def _with_local_config(word: str) -> str:
-    """A word of the command line; the path of a config file is read as those of other flags are."""
-    flag, equals, path = word.partition("=")
-    return f"{flag}={local(path, '--config')}" if equals and flag in ("--config", "-config") else word
+def _with_local_config(argv: list[str]) -> list[str]:
+    """The command line; the path of a config file is read as those of other flags are."""
+    words = []
+    for word in argv:
+        flag, equals, path = word.partition("=")
+        if equals and flag in ("--config", "-config"):
+            word = f"{flag}={local(path, '--config')}"
+        elif words and words[-1] in ("--config", "-config"):
+            word = local(word, "--config")
+        words.append(word)
+    return words
 
 
 def _help(main: Callable[[], None], program: str) -> str:

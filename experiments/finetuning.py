@@ -187,11 +187,11 @@ def begin(workdir: str, config, start: Restored, teacher: Restored | None, data:
         before["teacher"] = score(teacher, data, setup.train_spec(config))
     values = resolved(config)
     meta = {"config": values, "data": data.meta}
+    workdirs.write_json(workdir, "before.json", before)  # first: a run that has a checkpoint has begun
     begin_run(
         workdir, start._replace(config=namespace(values), meta=meta), start.model, start.variables,
         before["before"]["loss"], converted=start.meta.get("converted"),
     )  # fmt: skip
-    workdirs.write_json(workdir, "before.json", before)
     said = ", ".join(f"{name} {figures['loss']:.4f}" for name, figures in before.items())
     print(f"validation loss: {said}", flush=True)
 

@@ -153,7 +153,7 @@ def data_sha256(task: TaskFile, cache: str) -> str:
 def _write(path: str, text: str) -> None:
     with writing(path, "--task_cache"):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-    with locked(f"{path}.lock", wait=True), replacing(path, field="--task_cache") as file:
+    with locked(f"{path}.lock", waits=bool), replacing(path, field="--task_cache") as file:
         file.write(text)
 
 

@@ -41,6 +41,18 @@ def test_the_second_is_refused_and_a_dead_one_holds_nothing(repository, tmp_path
     assert os.listdir(workdir) == []
 
 
+def test_who_waits_is_told_for_whom(repository, tmp_path):
+    path, told = tmp_path / locks.NAME, []
+
+    def wait(holder):
+        told.append(str(holder))
+        first.kill()
+
+    with another_process(repository, tmp_path) as first, locks.locked(str(path), wait):
+        assert len(told) == 1 and told[0].startswith(f"process {first.pid} on host ")
+        assert str(os.getpid()) in path.read_text()
+
+
 def test_a_process_may_enter_its_own_again(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     with locks.only_writer(str(tmp_path / "run")):

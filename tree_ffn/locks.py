@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from tree_ffn.errors import InputError
@@ -76,21 +76,21 @@ def new_directory(directory: str, field: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: str, wait: bool = False) -> Iterator[None]:
+def locked(path: str, waits: Callable[[InUse], object] | None = None) -> Iterator[None]:
     """Holds the lock at `path`; the file goes with it.
 
     Args:
-      wait: until whoever holds it has ended; else `InUse` says who it is.
+      waits: called with who holds it, before waiting until they have ended; None: it is not waited.
 
     Raises:
-      InUse: another process holds it.
+      InUse: another process holds it, and `waits` is None.
       OSError: the file cannot be made.
     """
     name = os.path.realpath(path)
     if name in _held:
         yield
         return
-    with contextlib.closing(_open_locked(path, wait)):
+    with contextlib.closing(_open_locked(path, waits)):
         _held.add(name)
         try:
             yield
@@ -113,18 +113,21 @@ def in_use(directory: str) -> bool:
     return False
 
 
-def _open_locked(path: str, wait: bool) -> IO[str]:
+def _open_locked(path: str, waits: Callable[[InUse], object] | None) -> IO[str]:
     """The open lock file, which says who holds it."""
     tries = 0
     while True:
         file = open(path, "a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if tries < 3 else 0))
         except BlockingIOError:
             with file:
                 tries += 1
                 if tries == 3:
-                    raise InUse(_holder(file)) from None
+                    holder = InUse(_holder(file))
+                    if waits is None:
+                        raise holder from None
+                    waits(holder)
             time.sleep(0.05)  # it may be a look of `in_use`
             continue
         except OSError as error:  # ENOLCK, ENOSYS, ...: the run is worth more than the lock

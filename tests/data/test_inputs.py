@@ -108,6 +108,21 @@ def test_a_held_out_file_is_not_trained_on_by_another_name(tmp_path, name):
         file_inputs(files(folder, "a.txt,link.txt,copy.txt,hard.txt", valid_files=f"{folder}/{name}"))
 
 
+def test_a_held_out_text_is_not_trained_on_packed_otherwise(tmp_path):
+    """Also where it begins as others do, and where both are packed, which writes the time into .gz."""
+    begin = "a head of all, " * 9_000
+    for name, text in {"a": begin + "one", "b": begin + "two", "c": ""}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+        (tmp_path / f"{name}.txt.xz").write_bytes(lzma.compress(text.encode()))
+        (tmp_path / f"{name}.1.txt.gz").write_bytes(gzip.compress(text.encode(), mtime=1))
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/x.txt.gz").write_bytes(gzip.compress((begin + "two").encode(), mtime=2))
+    spec = files(tmp_path, "*.txt*", valid_files=f"{tmp_path}/held/*")
+    names = sorted(name for name, _, split in file_inputs(spec).listing if split == "train")
+    assert names == ["a.1.txt.gz", "a.txt", "a.txt.xz", "c.1.txt.gz", "c.txt", "c.txt.xz"]
+    assert trained_on(spec, f"{tmp_path}/a.txt.xz,{tmp_path}/b.txt.xz") == [tmp_path / "a.txt.xz"]
+
+
 def test_links_to_a_file_are_one_and_copies_are_said(tmp_path):
     for name, text in {"a": "one", "b": "two", "c": "one", "d": "", "e": ""}.items():
         (tmp_path / f"{name}.txt").write_text(text)

@@ -49,8 +49,9 @@ def test_every_path_flag_refuses_what_is_elsewhere(repository, tmp_path, monkeyp
 
 @pytest.mark.parametrize("config", ["gs://bucket/smoke.py", "~no_such_user/smoke.py"])
 def test_a_config_file_is_a_path_too(config):
-    outcome = call("train", f"--config={config}", "--workdir=x")
-    assert outcome.code == 2 and outcome.err.startswith(f"train.py: --config: {config!r} ")
+    for words in ([f"--config={config}"], ["--config", config]):
+        outcome = call("train", *words, "--workdir=x")
+        assert outcome.code == 2 and outcome.err.startswith(f"train.py: --config: {config!r} ")
 
 
 def test_home_in_flags_and_config(tmp_path, monkeypatch, repository):

@@ -226,8 +226,12 @@ def test_another_processor_or_jax_has_another_library(monkeypatch):
     assert len({here, other, kernels.shared_object()}) == 3
 
 
-def test_a_library_that_cannot_be_loaded_is_named(not_built):
+def test_a_library_that_cannot_be_loaded_is_named_and_built_again(not_built, monkeypatch):
     kernels.shared_object().write_text("no library")
     kernels.load_once.cache_clear()
     with pytest.raises(InputError, match="remove it, or build it again"):
         kernels.is_loaded()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CXX", "exit-3")
+    with pytest.raises(InputError, match="exit-3 failed"):  # it is tried, and not taken as it is
+        kernels.build()

@@ -100,7 +100,8 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
     cache = Path(spec.cache_dir)
     directory = cache / f"{inputs.name}-{_key(spec, inputs, facts, tokenizer.losses is not None)[:16]}"
     if not (directory / META).exists():
-        with writing(cache), locked(f"{directory}.lock", wait=True):
+        waits = lambda holder: log(f"{directory} is being prepared by {holder}; waits until it is done")
+        with writing(cache), locked(f"{directory}.lock", waits):
             if not (directory / META).exists():
                 _make(directory, facts, inputs, in_place, tokenizer, spec, log)
     meta = read_meta(directory / META, facts)

@@ -1,5 +1,7 @@
 """The texts a corpus is made from: found, named by their hashes, ready to read."""
 
+import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -160,8 +162,8 @@ class Texts(NamedTuple):
 def named_texts(spec: CorpusSpec) -> Texts:
     """The files that `files` and `valid_files` match, told apart by what they are and not by their names.
 
-    A file that is held out is not trained on, whether it is named by a link there or is a copy. Copies
-    within the text to train on are read, for some weigh texts so, and said.
+    A file that is held out is not trained on, whether it is named by a link there or is a copy, packed or
+    not. Copies within the text to train on are read, for some weigh texts so, and said.
 
     Raises:
       InputError: nothing is left to train on.
@@ -170,18 +172,48 @@ def named_texts(spec: CorpusSpec) -> Texts:
     held_out = set(map(_identity, valid))
     train = [path for path in matches("data.files", spec.files) if _identity(path) not in held_out]
     hashes = {path: file_hash(path) for path in [*train, *valid]}
-    held_hashes, first, notes = {hashes[path]: path for path in valid}, {}, []
+    copies, first, notes = same_text(train, valid), {}, []
     for path in filter(_has_text, train):
-        if same := held_hashes.get(hashes[path]):
+        if same := copies.get(path):
             notes.append(f"{path} is not trained on: it holds the same as {same}, which is held out")
         elif (same := first.setdefault(hashes[path], path)) != path:
             notes.append(f"{path} is read as well as {same}, which holds the same")
-    train = [path for path in train if not (_has_text(path) and hashes[path] in held_hashes)]
+    train = [path for path in train if path not in copies]
     if not train:
         raise InputError(
             f"data.files: {spec.files!r} matches nothing that data.valid_files leaves; name more."
         )
     return Texts(train, valid, hashes, tuple(notes))
+
+
+def same_text(paths: list[Path], others: list[Path]) -> dict[Path, Path]:
+    """{one of `paths`: one of `others` with the same text}, whatever packs each; not of empty ones."""
+    known: dict[bytes, list[Path]] = {}
+    for other in others:
+        known.setdefault(_beginning(other), []).append(other)
+    whole = functools.cache(_unpacked_hash)
+    known.pop(b"", None)
+    return {
+        path: same[0]
+        for path in (paths if known else ())
+        if (same := [other for other in known.get(_beginning(path), ()) if whole(other) == whole(path)])
+    }
+
+
+def _beginning(path: Path) -> bytes:
+    """A hash of up to 64 KiB of a file's text: enough to tell most apart, and soon unpacked; of none b""."""
+    found = b""
+    with contextlib.closing(read_chunks(path)) as chunks:
+        while len(found) < 1 << 16 and (chunk := next(chunks, b"")):
+            found += chunk
+    return hashlib.sha256(found[: 1 << 16]).digest() if found else b""
+
+
+def _unpacked_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _has_text(path: Path) -> bool:
@@ -199,21 +231,18 @@ def trained_on(spec: CorpusSpec, files: str) -> list[Path]:
     """Those of some files that `spec` trains on, whatever they are called there.
 
     Args:
-      spec: of a run; where its files are no longer there, nothing is known of them.
+      spec: of a run; where its files cannot be read any more, nothing is known of them.
       files: glob patterns, comma separated.
     """
     if spec.corpus != "files":
         return []
     asked = matches("data.files", files)
-    sizes = {path.stat().st_size for path in asked}
     try:
         valid = matches("data.valid_files", spec.valid_files) if spec.valid_files else []
-        known = [path for path in matches("data.files", spec.files) if path.stat().st_size in sizes]
+        trained, held_out = same_text(asked, matches("data.files", spec.files)), same_text(asked, valid)
     except InputError:
         return []
-    held_out = {file_hash(path) for path in valid if path.stat().st_size in sizes}
-    trained = set(map(file_hash, known)) - held_out
-    return [path for path in asked if _has_text(path) and file_hash(path) in trained]
+    return [path for path in asked if path in trained and path not in held_out]
 
 
 def _directory_names(paths: list[Path]) -> str:

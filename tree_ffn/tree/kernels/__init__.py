@@ -62,7 +62,7 @@ def processor() -> str:
 
 
 def build(say: Callable[[str], object] = print) -> pathlib.Path:
-    """Compiles the library, unless it is there, and returns its path.
+    """Compiles the library, unless it is there and right, and returns its path.
 
     Every compiler of `compilers.found` is tried with every tuning, until one makes a library that computes
     what it should in a process of its own: an illegal instruction ends that process, and not a training.
@@ -74,7 +74,7 @@ def build(say: Callable[[str], object] = print) -> pathlib.Path:
       InputError: there is no compiler, all fail, or the directory cannot be written.
     """
     to, failed = shared_object(), {}
-    if to.exists():
+    if to.exists() and probe_elsewhere(str(to)) is None:  # else a disk was full, or it was copied in part
         return to
     try:
         with tempfile.TemporaryDirectory(dir=to.parent) as folder:

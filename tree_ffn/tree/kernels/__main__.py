@@ -2,6 +2,7 @@
 
 import sys
 
+from tree_ffn import streams
 from tree_ffn.errors import InputError
 from tree_ffn.tree import kernels
 
@@ -16,4 +17,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with streams.lasting(bool):
+        sys.exit(main())

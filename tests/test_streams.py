@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from experiments.streams import lasting
+from tree_ffn.streams import lasting
 
 with lasting(lambda: {prints}):
     for i in range(3):
@@ -66,7 +66,7 @@ def test_a_file_does_not_get_the_number_of_a_closed_stream(repository, tmp_path)
 
 @pytest.mark.parametrize("encoding, written", [("ascii", b"\\xe9 \\u2192"), ("latin-1", b"\xe9 \\u2192")])
 def test_what_an_encoding_lacks_is_written_by_its_number(repository, tmp_path, encoding, written):
-    program = "from experiments.streams import lasting\nwith lasting(bool): print('\\xe9 \\u2192')"
+    program = "from tree_ffn.streams import lasting\nwith lasting(bool): print('\\xe9 \\u2192')"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(repository), "PYTHONIOENCODING": encoding},
