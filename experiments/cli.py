@@ -12,8 +12,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from experiments import provenance
 from tree_ffn import streams
@@ -58,11 +60,37 @@ def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
             hasattr(flags.FLAGS[name].value, "keys")
     except Exception as error:  # flags, config files and their arguments all end here
         said = error.__context__  # absl puts the flag before what its parser says, which names it too
-        _fail(said if isinstance(said, InputError) else error, 2)
+        _fail(said if isinstance(said, InputError) else _on_config(argv) or error, 2)
     # Other libraries log their own business at INFO level.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def config_flag(default: str, words: str) -> flags.FlagHolder:
+    """The flag --config with a default, which is read here and now, with the words that change a key of it.
+
+    Args:
+      default: the config file.
+      words: help text.
+
+    Raises:
+      SystemExit: a key is unknown or its value not allowed.
+    """
+    try:
+        return config_flags.DEFINE_config_file("config", default, words, lock_config=True)
+    except Exception as error:
+        _fail(_on_config(sys.argv) or error, 2)
+
+
+def _on_config(argv: list[str]) -> Exception | None:
+    """What is wrong with a key of the config, where a word sets one that it does not have."""
+    if not any("config." in word for word in argv):
+        return None
+    from experiments.config_words import unknown_key  # which imports the library: errors alone need it
+
+    said = unknown_key(_with_local_config(argv[1:]))
+    return InputError(said) if said else None
 
 
 def _with_local_config(argv: list[str]) -> list[str]:
@@ -103,7 +131,7 @@ def _main(main: Callable[[], None], rest: list[str]) -> int:
     return 0
 
 
-def _fail(error: Exception, code: int):
+def _fail(error: Exception, code: int) -> NoReturn:
     """Prints `error` as one line and exits."""
     if isinstance(error, KeyError):  # its str is a repr
         error = Exception(*error.args)

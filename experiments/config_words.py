@@ -1,14 +1,19 @@
 """Configs as words of a command line, and back: what a sweep runs is what experiments.train would read."""
 
+import difflib
 import functools
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs.common import base_config
 from tree_ffn.data import corpus_spec_from_config, load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.training.config import flat, resolved
 from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
 
 
@@ -56,14 +61,48 @@ def config_of(words: list[str], flag: str = "config") -> ConfigDict:
     Raises:
       InputError: in the words of ml_collections, or of the config file.
     """
-    own = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_file(flag, flag_values=own, lock_config=True, sys_argv=list(words))
-        own(["train", *words])
-        config: Any = own[flag].value
-        return config.copy_and_resolve_references()
+        return _read(words, flag)
     except Exception as error:  # a file, its argument, a key or a value: absl wraps them in many ways
-        raise InputError(f"{' '.join(words[:1])}: {last_line(error)}") from error
+        said = unknown_key(words, flag) or f"{' '.join(words[:1])}: {last_line(error)}"
+        raise InputError(said) from error
+
+
+def _read(words: list[str], flag: str) -> ConfigDict:
+    own = flags.FlagValues()
+    config_flags.DEFINE_config_file(flag, flag_values=own, lock_config=True, sys_argv=list(words))
+    own(["train", *words])
+    config: Any = own[flag].value
+    return config.copy_and_resolve_references()
+
+
+def unknown_key(words: list[str], flag: str = "config") -> str | None:
+    """One sentence on the first word that sets a key which the config does not have; None if each has one.
+
+    Example:
+      >>> unknown_key(["--config=configs/smoke.py", "--config.optim.learning_rate=1"])
+      '--config.optim.learning_rate is no key of the config; the nearest is optim.lr.'
+    """
+    file = re.search(rf"(?:^|\n)--?{flag}[=\n]([^\n]*)", "\n".join(words))
+    try:
+        known = flat(resolved(_read([f"--{flag}={file[1]}"], flag) if file else base_config()))
+    except Exception:  # then what is wrong is the file
+        return None
+    for word in words:
+        said = re.match(rf"--?(?:no)?{flag}\.([^=\[]+)", word)
+        if said and not any(f"{key}.".startswith(f"{said[1]}.") for key in known):
+            return f"--{flag}.{said[1]} is no key of the config; the nearest is {_nearest(said[1], known)}."
+    return None
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """The known key that is most like `key`: called so in another section, or as its initials, or nearly."""
+    section, _, name = key.rpartition(".")
+    names = {name, "".join(part[:1] for part in name.split("_"))}
+    if short := [other for other in known if other.rpartition(".")[2] in names]:
+        return short[0]
+    same = [other for other in known if section and other.startswith(f"{section}.")]
+    return difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)[0]
 
 
 def last_line(error: Exception) -> str:

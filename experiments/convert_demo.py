@@ -36,7 +36,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import answering, cli, demo_answers, demo_scores, path_flags, questions, texts, tuning
 from experiments.config_words import check_config
@@ -50,12 +49,7 @@ from tree_ffn.locks import only_writer
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.tree import TreeShape
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    "configs/quickstart.py:kind=dense,layer=paths",
-    "The dense model and its training.",
-    lock_config=True,
-)
+_CONFIG = cli.config_flag("configs/quickstart.py:kind=dense,layer=paths", "The dense model and its training.")
 _DENSE = path_flags.define("dense", None, "Workdir of a dense run, instead of training one for each seed.")
 _WORKDIR = path_flags.define("workdir", "runs/convert_demo", "Where the runs go, one directory each.")
 _N_TREES = flags.DEFINE_integer("n_trees", 2, "P, trees of a layer.")

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from experiments import processes, record, runners, sweep, tuning
-from experiments.config_words import config_of, words_of
+from experiments.config_words import config_of, unknown_key, words_of
 from experiments.sweep_runs import same_run
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
@@ -375,6 +375,32 @@ def test_words_are_read_as_the_program_reads_them(monkeypatch):
     assert (config.optim.lr, config.ffn.top_k) == (3e-5, 2)
     with pytest.raises(InputError, match="config argument: kinds=1|'kinds=1' is not known"):
         config_of(["--config=configs/smoke.py:kinds=1"])
+
+
+@pytest.mark.parametrize(
+    "word, nearest",
+    [
+        ("optim.learning_rate", "optim.lr"),
+        ("optm.lr", "optim.lr"),
+        ("lr", "optim.lr"),
+        ("train.warmup", "optim.warmup"),
+        ("train.steps.x", "train.steps"),
+        ("ffn.leaf_tree", "ffn.leaf_trees"),
+    ],
+)
+def test_a_key_that_the_config_does_not_have_is_told_the_nearest(word, nearest):
+    said = f"--config.{word} is no key of the config; the nearest is {nearest}."
+    for words in ([f"--config.{word}=1"], [f"--config.{word}", "1"]):
+        assert unknown_key(["--config=configs/smoke.py", *words]) == said
+        assert unknown_key(["--config", "configs/smoke.py", *words]) == said
+    with pytest.raises(InputError, match="is no key of the config"):
+        config_of(["--config=configs/smoke.py", f"--config.{word}=1"])
+
+
+def test_keys_that_the_config_has_are_not_unknown():
+    words = ["--config.ffn.node_width[0]=1", "--noconfig.train.probe", "--config.train=3", "--config.seed=1"]
+    assert unknown_key(["--config=configs/smoke.py", *words]) is None
+    assert unknown_key(["--config=configs/nowhere.py", "--config.a=1"]) is None  # the file is what is wrong
 
 
 def test_other_texts_are_scored_at_the_end_of_each_row(place, texts, tmp_path):

@@ -45,7 +45,7 @@ def options(texts, monkeypatch):
         ),
         (
             ["--config=configs/smoke.py", "--workdir=x", "--config.optim.lrr=1"],
-            'Did you mean "lr" instead of "lrr"?',
+            "--config.optim.lrr is no key of the config; the nearest is optim.lr.",
         ),
         (["--config=configs/smoke.py", "--workdir=x", "--config.train.steps=many"], "config.train.steps"),
         (["--config=configs/smoke.py", "--workdir=x", "--describe=perhaps"], "describe"),
