@@ -121,7 +121,7 @@ def base_config() -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.lr = 1e-3  # highest learning rate
     config.optim.schedule = "cosine"  # cosine | wsd | constant, after the warm-up
-    config.optim.warmup = 100  # steps of linear rise
+    config.optim.warmup = config.train.get_ref("steps") // 10  # steps of linear rise
     config.optim.final_share = 0.1  # final rate / lr
     config.optim.decay_share = 0.2  # of wsd: share of the steps that its decay takes
     config.optim.b1 = 0.9

@@ -52,6 +52,5 @@ def get_config(arg=None):
     config.train.eval_batches = 100
 
     config.optim.lr = LR_SHORT.get(arg.row, LR) if arg.length == "short" else LR
-    config.optim.warmup = config.train.steps // 10
     config.optim.final_share = 0.05
     return config

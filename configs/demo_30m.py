@@ -39,6 +39,6 @@ def get_config(arg=None):
     config.train.checkpoint_every = 0  # at the end only
 
     config.optim.lr = 2e-3
-    config.optim.warmup = max(1, arg.steps // 20)
+    config.optim.warmup = config.train.get_ref("steps") // 20
     config.optim.final_share = 0.05
     return config

@@ -45,6 +45,5 @@ def get_config(arg=None):
     config.train.eval_batches = 100
 
     config.optim.lr = LR
-    config.optim.warmup = arg.steps // 10
     config.optim.final_share = 0.05
     return config

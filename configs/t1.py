@@ -51,5 +51,5 @@ def get_config(arg=None):
     config.train.eval_every, config.train.checkpoint_every, config.train.eval_batches = 200, 200, 20
 
     config.optim.lr = 6e-4
-    config.optim.warmup = config.train.steps // 20
+    config.optim.warmup = config.train.get_ref("steps") // 20
     return config

@@ -60,6 +60,5 @@ def get_config(arg=None):
     config.train.checkpoint_every = 0  # at the end only
 
     config.optim.lr = 1.5e-3
-    config.optim.warmup = config.train.steps // 10
     config.optim.final_share = 0.05
     return config

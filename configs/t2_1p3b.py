@@ -56,5 +56,7 @@ def get_config(arg=None):
     config.train.eval_every = config.train.checkpoint_every = 500
 
     config.optim.lr = 2e-4
-    config.optim.warmup = 500
+    config.optim.warmup = common.follow(
+        500, lambda steps: min(500, steps // 10), config.train.get_ref("steps")
+    )
     return config

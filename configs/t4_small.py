@@ -46,5 +46,4 @@ def get_config(arg=None):
     if arg.activation == "leaky_relu":
         config.ffn.negative_slope = 0.2
     config.train.steps, config.train.eval_every = STEPS[arg.length], 50
-    config.optim.warmup = config.train.steps // 10
     return config

@@ -67,10 +67,11 @@ def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
     return rest
 
 
-def config_flag(default: str, words: str) -> flags.FlagHolder:
-    """The flag --config with a default, which is read here and now, with the words that change a key of it.
+def define_config(name: str, default: str, words: str) -> flags.FlagHolder:
+    """A flag of a config with a default, which is read here and now, with the words that change a key of it.
 
     Args:
+      name: of the flag.
       default: the config file.
       words: help text.
 
@@ -78,7 +79,7 @@ def config_flag(default: str, words: str) -> flags.FlagHolder:
       SystemExit: a key is unknown or its value not allowed.
     """
     try:
-        return config_flags.DEFINE_config_file("config", default, words, lock_config=True)
+        return config_flags.DEFINE_config_file(name, default, words, lock_config=True)
     except Exception as error:
         _fail(_on_config(sys.argv) or error, 2)
 

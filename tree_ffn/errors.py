@@ -1,6 +1,7 @@
 """The one exception that means: the input is wrong, not the program."""
 
 import math
+import numbers
 from typing import Any
 
 
@@ -49,8 +50,8 @@ def check_choice(field: str, value: object, allowed) -> None:
 
 
 def check_positive_int(field: str, value: object, *, least: int = 1) -> None:
-    """Raises InputError unless `value` is an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """Raises InputError unless `value` is a whole number, also one of NumPy, of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise InputError(f"{field}: {value!r} is not allowed; use a whole number of at least {least}.")
 
 
@@ -66,8 +67,13 @@ def is_whole_number(text: str) -> bool:
 
 def check_number(field: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
     """Raises InputError unless `value` is a finite number, of at least `least`, or above `above`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if number and (least is None or value >= least) and (above is None or value > above):
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)  # numbers of NumPy too
+    if (
+        real
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+    ):
         return
     rule = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
     raise InputError(f"{field}: {value!r} is not allowed; use a number{rule}.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import numbers
 from typing import Any
 
 from tree_ffn.errors import NotFinite
@@ -11,7 +12,7 @@ def json_text(value: Any, where: str, **options) -> str:
     """A value as JSON text.
 
     Args:
-      value: of JSON's kinds.
+      value: of JSON's kinds, or with numbers of NumPy in it.
       where: what the error begins with: the file, or the answer.
       **options: of `json.dumps`.
 
@@ -27,7 +28,7 @@ def json_text(value: Any, where: str, **options) -> str:
       tree_ffn.errors.NotFinite: x.json: a.1 is nan, which is no number of JSON; nothing was written.
     """
     try:
-        return json.dumps(value, allow_nan=False, **options)
+        return json.dumps(value, allow_nan=False, default=_plain, **options)
     except ValueError:
         found = _first_bad(value)
         if found is None:  # something else is wrong
@@ -40,9 +41,17 @@ def number_or_none(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
+def _plain(value):
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} is no value of JSON")
+
+
 def _first_bad(value, name: str = "value") -> str | None:
     """The first number that is not finite, with its place."""
-    if isinstance(value, float):
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
         return None if math.isfinite(value) else f"{name} is {value}, which"
     value = dict(enumerate(value)) if isinstance(value, list | tuple) else value
     parts = value.items() if isinstance(value, dict) else ()

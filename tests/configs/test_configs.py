@@ -16,7 +16,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import MoESpec, active_units
 from tree_ffn.models.build import KINDS, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables
-from tree_ffn.training.setup import plan_run
+from tree_ffn.training.setup import optim_spec, plan_run
 
 DIRECTORY = pathlib.Path(configs.__file__).parent
 FILES = sorted(path.stem for path in DIRECTORY.glob("*.py"))
@@ -32,6 +32,20 @@ def test_every_config_makes_a_model(name):
         if isinstance(values, ConfigDict):
             assert set(config[section]) == set(values)
     assert jax.tree.leaves(abstract_variables(model_spec_from_config(config, 257)))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_any_number_of_steps_just_works(name):
+    """The warm-up is a share of the steps until it is set."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert config.optim.warmup > 0
+    for steps in (1, 30):
+        config.train.steps = steps
+        assert config.optim.warmup <= max(2, steps // 6)
+        optim_spec(config)
+    config.optim.warmup = 7
+    config.train.steps = 70
+    assert config.optim.warmup == 7
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,5 +1,6 @@
 """From a config to a ModelSpec: the door where a config's values are checked."""
 
+import numbers
 from contextlib import contextmanager
 from typing import Any
 
@@ -163,7 +164,7 @@ def _fields(section, names) -> dict[str, Any]:
 
 def _node_width(value):
     """A single width for all levels may be written as a number or as a tuple of one."""
-    if isinstance(value, int):
+    if isinstance(value, numbers.Integral):
         return value
     return value[0] if len(value) == 1 else tuple(value)
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Leaking:
     leak_share: float = 0.3
 
     def __post_init__(self):
+        check_number("leak", self.leak)
+        check_number("leak_share", self.leak_share)
         if not 0 <= self.leak <= 1:
             raise InputError(f"leak: {self.leak!r} is not allowed; use a number from 0 to 1.")
         if not 0 < self.leak_share <= 1:
