@@ -25,6 +25,7 @@ of every layer's leaves or experts; --json writes the same.
 from absl import flags
 
 from experiments import answering, cli, demo_answers, loaded, path_flags, questions, record, run_config, texts
+from tree_ffn.data.rows import TooShort
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int, is_whole_number
 from tree_ffn.json_output import json_text
@@ -91,7 +92,10 @@ def main() -> None:
             write_json(_JSON.value, found)
         return
     flags_of_data = (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR)
-    corpus = other_corpus(run, **{flag.name: flag.value for flag in flags_of_data})
+    try:
+        corpus = other_corpus(run, **{flag.name: flag.value for flag in flags_of_data})
+    except TooShort as error:
+        raise InputError(f"{error} --texts=NAME=FILES scores a short text whole.") from error
     if _FILES.value:
         texts.say_if_trained_on(run, _FILES.value, "--files")
     split = _SPLIT.value or ("all" if _FILES.value else "valid")

@@ -161,6 +161,8 @@ def test_a_registered_data_set(run, tmp_path):
         (["--step=4"], "step: 4 has no checkpoint; use best, latest or one of"),
         (["--step=worst"], "step: 'worst' has no checkpoint"),
         (["--batch_size=0"], "batch_size: 0 is not allowed"),
+        (["--batches=-1"], "batches: -1 is not allowed; use a whole number of at least 0"),
+        ([f"--files={__file__}"], "data.valid_files. --texts=NAME=FILES scores a short text whole."),
         (["--batch_size=9"], "batch_size: 9 is not allowed; use a multiple of the 8 devices"),
         (["--files=/nowhere/*.txt"], "/nowhere"),
         (["--split=test"], "split"),

@@ -142,6 +142,7 @@ def valid_batches(source: RowSource, batch_size: int, n: int = 0) -> Iterator[np
       int32 [B, C + 1]; the last has the rows that are left, which may be fewer.
     """
     check_positive_int("train.batch_size", batch_size)
+    check_positive_int("batches", n, least=0)
     return first_rows([source], n * batch_size if n else len(source), batch_size)
 
 

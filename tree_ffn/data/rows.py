@@ -67,6 +67,10 @@ class Split:
             held = stream[n * width :]
 
 
+class TooShort(InputError):
+    """A text that gives no row to train on, or none to hold out."""
+
+
 def choose_splits(parts: list[Part], row_tokens: int, valid_share: float) -> dict[str, Split]:
     """Divides the segments of all parts between `train` and `valid`.
 
@@ -76,7 +80,8 @@ def choose_splits(parts: list[Part], row_tokens: int, valid_share: float) -> dic
     `valid_share` of the bytes is held out.
 
     Raises:
-      InputError: there is no text, or too little for a row of each split.
+      InputError: there is no text.
+      TooShort: there is too little for a row of each split.
     """
     if not any(part.sizes.sum() for part in parts):
         raise InputError("data: the corpus is empty; use files that hold text.")
@@ -90,7 +95,7 @@ def choose_splits(parts: list[Part], row_tokens: int, valid_share: float) -> dic
         short = [split for split in splits.values() if not split.n_rows]
         if not short:
             return splits
-    raise InputError(
+    raise TooShort(
         f"data: the {short[0].name} split has {short[0].tokens} tokens and a row needs {row_tokens}; "
         "use more text, a smaller model.context, or name data.valid_files."
     )
