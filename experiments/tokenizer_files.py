@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tree_ffn.data.special_tokens import Said
 from tree_ffn.data.tokenizers import Tokenizer
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, check_not_pointer
 from tree_ffn.paths import local, split_at_commas
 
 TEMPLATE = "chat_template.jinja"
@@ -63,9 +63,20 @@ def copy(paths: list[str], directory: str) -> None:
 
 
 def files_in(directory: str, names: Sequence[str] = FILES) -> list[str]:
-    """Paths of the tokenizer files that a directory has."""
+    """Paths of the tokenizer files that a directory has.
+
+    Raises:
+      InputError: one is a pointer of git-lfs, or cannot be read.
+    """
     paths = [os.path.join(directory, name) for name in names]
-    return [path for path in paths if os.path.isfile(path)]
+    paths = [path for path in paths if os.path.isfile(path)]
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                check_not_pointer(path, file.read(40))
+        except OSError as error:
+            raise InputError(f"--from: {path!r} cannot be read: {error.strerror}.") from None
+    return paths
 
 
 def check_fit(tokenizer: Tokenizer, said: Said, beside: bool = False) -> None:

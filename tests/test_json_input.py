@@ -22,6 +22,7 @@ def test_values_are_those_of_python():
     [
         ("", "expecting value at character 1"),
         ("{", "expecting property name enclosed in double quotes at character 2"),
+        ('["a\nb"]', "invalid control character at character 4"),
         ("[1] 2", "extra data at character 5"),
         ("[" * 100_000 + "]" * 100_000, "it is nested too deeply"),
         ('{"a":' * 100_000, "it is nested too deeply"),

@@ -48,7 +48,8 @@ def parse_json(
         why = "it is nested too deeply"
     except json.JSONDecodeError as error:
         check_not_pointer(where, error.doc[:40].encode(errors="replace"))
-        why = f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
+        what = error.msg.removesuffix(" at")
+        why = f"{what[:1].lower()}{what[1:]} at character {error.pos + 1}"
     except UnicodeDecodeError as error:
         why = f"byte {error.start} is not UTF-8"
     except ValueError as error:

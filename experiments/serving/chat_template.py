@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from experiments.serving.refusal import Refusal
 from experiments.tokenizer_files import TEMPLATE
-from tree_ffn.errors import InputError, reason
+from tree_ffn.errors import InputError, check_not_pointer, reason
 from tree_ffn.json_input import parse_object
 
 CONFIG = "tokenizer_config.json"
@@ -46,7 +46,7 @@ class ChatTemplate:
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         try:
             self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except Exception as error:  # Jinja's own, or Python's of the code that Jinja makes
             raise InputError(f"{where}: its chat template cannot be used ({reason(error)}).") from None
         self._names = names
 
@@ -98,7 +98,9 @@ def read(directory: str | None, end_token: str) -> ChatTemplate | None:
 def _text(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return file.read()
+            text = file.read()
+        check_not_pointer(path, text[:40].encode(errors="replace"))
+        return text
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:

@@ -10,8 +10,11 @@ NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true 
          dict: "an object"}  # fmt: skip
 # Fields of OpenAI's and vLLM's clients that are not done here, and their values (beside null) without effect.
 NEUTRAL: dict[str, tuple] = {
-    "add_special_tokens": (True,), "allowed_token_ids": (), "audio": (), "bad_words": ([],),
-    "chat_template": (), "early_stopping": (False,), "function_call": ("auto", "none"), "functions": ([],),
+    "add_generation_prompt": (True,), "add_special_tokens": (True,), "allowed_token_ids": (), "audio": (),
+    "bad_words": ([],),
+    "chat_template": (), "chat_template_kwargs": ({},), "continue_final_message": (False,),
+    "detokenize": (True,), "documents": ([],), "early_stopping": (False,), "echo": (False,),
+    "function_call": ("auto", "none"), "functions": ([],),
     "guided_choice": (), "guided_grammar": (), "guided_json": (), "guided_regex": (),
     "include_stop_str_in_output": (False,), "length_penalty": (1,), "min_tokens": (0,),
     "modalities": (["text"],), "parallel_tool_calls": (False, True), "prediction": (), "priority": (0,),

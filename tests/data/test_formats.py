@@ -22,6 +22,7 @@ ROWS = [{"text": text, "n": i} for i, text in enumerate(TEXTS)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 ARRAY = json.dumps(ROWS, indent=1).encode()
 NAMES = {
+    "a.ldjson": LINES,
     "a.jsonl": LINES, "a.ndjson": LINES, "a.jsonlines": LINES, "a.JSONL": LINES, "a.json": LINES,
     "c4-train.00000-of-00512.json.gz": gzip.compress(LINES), "a.Json.GZ": gzip.compress(ARRAY),
     "a.jsonl.bz2": bz2.compress(LINES), "b.json": ARRAY, "a.json.xz": lzma.compress(ARRAY), "c.jsonl": ARRAY,
@@ -172,6 +173,24 @@ def test_bytes_that_are_not_utf8_are_named_by_offset(size):
         "".join(decoded([content[i : i + size] for i in range(0, len(content), size)], Path("a.txt")))
         == "né東🙂"
     )
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["no mark\n".encode("utf-16-le"), b"a.txt".ljust(257, b"\0") + b"ustar".ljust(255, b"\0") + b"text"],
+)
+def test_what_is_no_text_by_its_beginning_is_refused(tmp_path, content):
+    for name, pack in (("a.txt", bytes), ("a.xz", lzma.compress), ("a.jsonl.gz", gzip.compress)):
+        with pytest.raises(InputError, match=rf"{name}: is no text \(many bytes are 0"):
+            read(put(tmp_path / name, pack(content)))
+    assert read(put(tmp_path / "b.txt", b"a\0b")) == ["a\0b"]
+
+
+def test_parquet_that_is_not_fetched_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = put(tmp_path / "a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    with pytest.raises(InputError, match=r"a\.parquet is a pointer of git-lfs"):
+        read(path)
 
 
 def test_without_pyarrow_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):

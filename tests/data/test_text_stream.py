@@ -1,10 +1,11 @@
 """Text that arrives token by token: no half characters, and it ends before a stop string."""
 
 import pytest
+import tokenizers
 
-from tests.data.kinds_of_tokenizers import KINDS, TEXTS, file_tokenizer
+from tests.data.kinds_of_tokenizers import KINDS, TEXTS, file_tokenizer, tokenizer_json
 from tree_ffn.data.text_stream import Characters, TextStream, first_stop
-from tree_ffn.data.tokenizers import ByteTokenizer, Tokenizer
+from tree_ffn.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 
 TEXT = "Zoë née 東京 🌳\u200d🌳 \U0001f468\u200d👩 ende"
 
@@ -144,6 +145,18 @@ def test_special_tokens_are_no_text(kind):
     assert behind(tokenizer, [*the, *(tokenizer.end_id,) * 9, *tree[len(the) :]], len(the) + 9) == " tree"
     assert behind(tokenizer, [tokenizer.end_id, *tree], 1) == "the tree"
     assert tokenizer.decode([-1, *tree, tokenizer.end_id, 10**6]) == "the tree"
+
+
+def test_added_tokens_of_byte_level_tokenizers_are_as_they_are_written():
+    """The library takes the letters of `né` for two bytes, which are no character."""
+    made = tokenizers.Tokenizer.from_str(tokenizer_json("byte level"))
+    made.add_tokens(["né", " the  tree", "Ġby"])
+    tokenizer = FileTokenizer(made, "added", "added")
+    assert "\ufffd" in made.decode(tokenizer.encode("né").tolist())
+    for text in ("né", "a né the  tree, né🌳"):
+        ids = tokenizer.encode(text).tolist()
+        assert tokenizer.decode(ids) == text == "".join(streamed(tokenizer, ids)[0])
+    assert tokenizer.piece(made.token_to_id("Ġby")) == b" by"
 
 
 def test_a_stop_spans_tokens(kind):

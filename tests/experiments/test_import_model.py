@@ -73,6 +73,13 @@ def test_a_chat_template_comes_with_its_tokenizer(checkpoint, tmp_path):
     assert loaded.load(None, str(to)).files == str(to)
 
 
+def test_a_template_that_git_lfs_has_not_fetched_is_named(checkpoint, tmp_path):
+    (checkpoint / "chat_template.jinja").write_text("version https://git-lfs.github.com/spec/v1\nsize 2\n")
+    outcome = call("import_model", f"--from={checkpoint}", f"--to={tmp_path / 'exported'}")
+    assert outcome.code == 2 and "chat_template.jinja is a pointer of git-lfs" in outcome.err, outcome.err
+    assert not (tmp_path / "exported" / "config.json").exists()
+
+
 def test_without_a_tokenizer(tmp_path):
     to = tmp_path / "exported"
     outcome = call("import_model", f"--from={FIXTURES}/gpt2_gelu", f"--to={to}")

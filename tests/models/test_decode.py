@@ -81,6 +81,7 @@ def test_generation_stops_at_the_stop_token_and_at_the_context():
     "prompt, n_tokens, words",
     [
         ([[1] * 10], 7, "tokens: 7 new tokens after a prompt of 10 .* context of 16; use at most 6,"),
+        ([[1] * 17], 1, "tokens: 1 new tokens after a prompt of 17 .* context of 16; use a shorter prompt"),
         ([[]], 1, "prompt: it has no tokens"),
         ([[1, 23]], 1, "prompt: token 23 is not allowed; use 0 to 22"),
         ([[-1, 2]], 1, "prompt: token -1 is not allowed"),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tree_ffn.data.compressed import SUFFIXES, plain_name, read_chunks
 from tree_ffn.data.json_stream import json_values
-from tree_ffn.errors import InputError, reason
+from tree_ffn.errors import InputError, check_not_pointer, reason
 from tree_ffn.json_input import check_characters, other_encoding
 
 TEXT, JSON, PARQUET = "text", "JSON", "parquet"
 KINDS = {
-    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), JSON),
+    **dict.fromkeys((".jsonl", ".ndjson", ".ldjson", ".jsonlines", ".json"), JSON),
     **dict.fromkeys((".parquet", ".pq"), PARQUET),
 }
 # What is none of these, and what to do.
@@ -36,6 +36,8 @@ _ADVICE = {suffix: advice for advice, suffixes in _REFUSED.items() for suffix in
 # What Windows' editors put before a text; files that were joined have it within.
 _MARK = re.compile(r"^\ufeff+", re.MULTILINE)
 _PARQUET_ROWS = 1024
+# A header of tar has so many bytes, most of them 0; half of UTF-16 without a mark is, too.
+_LOOKED_AT = 512
 
 OnStored = Callable[[int], None]
 
@@ -68,7 +70,7 @@ def decoded(chunks: Iterable[bytes], path: Path) -> Iterator[str]:
     """Chunks of UTF-8 as chunks of text; a byte order mark where a line begins is no text.
 
     Raises:
-      InputError: a byte is not UTF-8; names the file and the byte's offset.
+      InputError: a byte is not UTF-8; names the file and the byte's offset. Or it is no text at all.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     position, line_begins = 0, True
@@ -76,6 +78,10 @@ def decoded(chunks: Iterable[bytes], path: Path) -> Iterator[str]:
         held = len(decoder.getstate()[0])
         if position == 0 and (encoding := other_encoding(chunk)):
             raise InputError(f"{path}: is {encoding}; save it as UTF-8.")
+        if position == 0 and chunk[:_LOOKED_AT].count(0) > max(2, len(chunk[:_LOOKED_AT]) // 4):
+            raise InputError(
+                f"{path}: is no text (many bytes are 0, as in UTF-16 or archives); use UTF-8 text."
+            )
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
@@ -166,6 +172,8 @@ def _parquet_rows(
         ) from error
     number = 0
     try:
+        with open(path, "rb") as file:
+            check_not_pointer(where, file.read(40))
         with pyarrow.parquet.ParquetFile(path) as file:
             known = file.schema_arrow.names
             for field in fields or ():

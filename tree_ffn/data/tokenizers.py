@@ -138,6 +138,7 @@ class FileTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_id, self.end_token = vocabulary[end], end
         self.begin_id = vocabulary.get(said.begin) if said.begin else None
+        self._added = frozenset(added)
         self._not_text = {self.end_id, *(token for token, how in added.items() if how.special)}
         parts = kinds_in(engine.decoder)
         self._has_byte_tokens = "ByteFallback" in parts
@@ -168,8 +169,12 @@ class FileTokenizer(Tokenizer):
     def piece(self, token: int, before: int | None = None) -> bytes:
         written = self.engine.id_to_token(token)
         if self._bytes_of:
-            known = all(letter in self._bytes_of for letter in written)
-            return bytes(self._bytes_of[letter] for letter in written) if known else written.encode()
+            found = bytes(self._bytes_of.get(letter, 0xFF) for letter in written)
+            # Added tokens are written as they are; some libraries' users write them as the others are.
+            as_it_is = any(letter not in self._bytes_of for letter in written) or (
+                token in self._added and HALF in found.decode(errors="replace")
+            )
+            return written.encode() if as_it_is else found
         if self._has_byte_tokens and (byte := BYTE_TOKEN.fullmatch(written)):
             return bytes([int(byte[1], 16)])
         if before is None:

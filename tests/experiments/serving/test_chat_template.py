@@ -83,6 +83,12 @@ def test_what_a_template_does_not_take(source):
     [
         ("chat_template.jinja", b"{% for %}", "its chat template cannot be used"),
         ("chat_template.jinja", b"\xff", "is not UTF-8"),
+        ("chat_template.jinja", b"{% break %}", "its chat template cannot be used"),
+        (
+            "chat_template.jinja",
+            b"version https://git-lfs.github.com/spec/v1\nsize 2\n",
+            "is a pointer of git-lfs",
+        ),
         ("tokenizer_config.json", b"[" * 9999, "nested too deeply"),
         ("tokenizer_config.json", b"3", "is no JSON object"),
         ("tokenizer_config.json", b'{"chat_template": "{{"}', "its chat template cannot be used"),

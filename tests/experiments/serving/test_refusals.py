@@ -160,6 +160,8 @@ NEUTRAL = [
     {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "store": False},
     {"stream_options": {"include_usage": False}, "min_tokens": 0, "logit_bias": {}},
     {"top_k": 0},
+    {"add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": {}},
+    {"echo": False, "detokenize": True, "documents": []},
     dict.fromkeys(NULLS),
 ]  # fmt: skip
 
