@@ -56,12 +56,19 @@ def test_scores_are_those_of_the_backend_of_transformers(family, models):
 def test_the_harness_gets_the_same_through_our_adapter(family, models, data, tmp_path, monkeypatch):
     """Its requests in its order, with their tokens; windows of whole texts; answers; and every metric.
 
-    Its answers take 256 tokens of any context; ours leave room for the question (test_task_options.py).
+    Its answers take 256 tokens of any context, and questions that they leave no room for are cut: of those
+    alone the room here is its own; ours leaves room for them (test_task_options.py).
     """
     from experiments import harness, task_options
 
-    of_task = lambda options, prompt, context: options.n_tokens or task_options.MOST_NEW_TOKENS
-    monkeypatch.setattr(task_options.Options, "room", of_task)
+    ours, cut_there = task_options.Options.room, []
+
+    def room(options, prompt, context):
+        theirs = options.n_tokens or task_options.MOST_NEW_TOKENS
+        cut_there.append(prompt + theirs > context)
+        return theirs if cut_there[-1] else ours(options, prompt, context)
+
+    monkeypatch.setattr(task_options.Options, "room", room)
     recorder = make_harness_fixture.recording(harness.HarnessModel)
     monkeypatch.setattr(harness, "HarnessModel", recorder)
     _, model = models[family]
@@ -74,6 +81,7 @@ def test_the_harness_gets_the_same_through_our_adapter(family, models, data, tmp
         assert answers.get("rolling", []) == pytest.approx(wanted.get("rolling", []), rel=1e-6)
         assert answers.get("generated") == wanted.get("generated")
         assert {one.metric: one.value for one in scores} == pytest.approx(wanted["scores"], rel=1e-5)
+    assert False in cut_there and (family == "gpt2" or True in cut_there)
     lm = recorder(model)
     lm.answers = {}
     lm.loglikelihood(make_harness_fixture.likeliest(lm), disable_tqdm=True)
