@@ -129,7 +129,6 @@ def base_config() -> ConfigDict:
     config.optim.eps = 1e-8
     config.optim.weight_decay = 0.1  # of matrices; no biases, norms, thresholds
     config.optim.clip = 1.0  # largest norm of the gradient; 0: no clipping
-    config.optim.routers_until = 1.0  # share of the steps after which routers stand still; 1: they never do
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that "model" leaves

@@ -15,13 +15,15 @@ from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.training.config import flat, resolved
 from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
+from tree_ffn.upgrades import REMOVED
 
 
 def check_config(config) -> None:
     """Raises InputError unless a run of `config` could start; reads no text and looks at no device."""
     model = model_spec_from_config(config, _vocab_size(config.data.tokenizer))
     train_spec(config)
-    check_trainable(model, optim_spec(config))
+    check_trainable(model)
+    optim_spec(config)
     corpus_spec_from_config(config)
 
 
@@ -91,6 +93,8 @@ def unknown_key(words: list[str], flag: str = "config") -> str | None:
     for word in words:
         said = re.match(rf"--?(?:no)?{flag}\.([^=\[]+)", word)
         if said and not any(f"{key}.".startswith(f"{said[1]}.") for key in known):
+            if said[1] in REMOVED:
+                return f"--{flag}.{said[1]} is gone; the last commit that has it is {REMOVED[said[1]]}."
             return f"--{flag}.{said[1]} is no key of the config; the nearest is {_nearest(said[1], known)}."
     return None
 

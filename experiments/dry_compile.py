@@ -41,7 +41,7 @@ def compile_step(config) -> dict[str, float]:
     """
     model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
     train, optim = setup.train_spec(config), setup.optim_spec(config)
-    setup.check_trainable(model, optim)
+    setup.check_trainable(model)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     train.fit(mesh)
     # A plan without a corpus: compiling asks for none.

@@ -116,7 +116,7 @@ def load_start(config) -> Restored:
     values = config.finetune
     step = int(values.step) if is_whole_number(values.step) else values.step
     start = starts.load(values.start, step, field="finetune.start")
-    setup.check_trainable(start.model, setup.optim_spec(config))
+    setup.check_trainable(start.model)
     return start
 
 

@@ -50,14 +50,14 @@ class Steps:
         self.config, self.mesh = config, mesh
         self.model = model_spec_from_config(config, vocab_size)
         train, optim = train_spec(config), optim_spec(config)
-        check_trainable(self.model, optim)
+        check_trainable(self.model)
         train.fit(mesh)
         self.shape = (train.batch_size, self.model.context + 1)
         self._optimizer = optimizer.make_optimizer(optim)
         run = functools.partial(
             step.train_step, model=self.model, optimizer=self._optimizer,
             schedule=optimizer.learning_rate(optim), accumulation=train.accumulation, z_loss=train.z_loss,
-            steps=train.steps, router_steps=optim.router_steps,
+            steps=train.steps,
         )  # fmt: skip
         self._step = jax.jit(run, donate_argnums=(0, 1))
         self._plain = jax.jit(functools.partial(run, count=False), donate_argnums=(0, 1))

@@ -11,7 +11,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import spec_from_dict, spec_to_dict
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.training.config import flat, namespace, resolved
-from tree_ffn.upgrades import ADDED, KEY, VERSION, readable, stamped, upgraded
+from tree_ffn.upgrades import ADDED, KEY, REMOVED, VERSION, readable, stamped, upgraded
 
 
 def old_config(kind="tree"):
@@ -59,16 +59,25 @@ def test_sections_that_are_not_there_do_not_come():
     assert upgraded({"tokens": 8, "spec": {"depth": 3}}) == {"tokens": 8, "spec": {"depth": 3}, KEY: VERSION}
 
 
-def test_an_option_that_is_gone_is_dropped_where_it_changed_nothing():
+GONE = [("ffn.balance_floor", 0.5, 0.2), ("optim.routers_until", 1.0, 0.2)]
+
+
+@pytest.mark.parametrize("key, neutral, used", GONE)
+def test_an_option_that_is_gone_is_dropped_where_it_changed_nothing(key, neutral, used):
+    section, name = key.split(".")
     config = old_config()
-    config["ffn"]["balance_floor"] = 0.5
-    assert upgraded(config) == upgraded(old_config())
-    config["ffn"]["balance_floor"] = 0.2
-    assert upgraded(config)["ffn"]["balance_floor"] == 0.2  # rows are told apart by it
+    config[section][name] = neutral
+    assert key not in flat(upgraded(config)) and upgraded(config) == upgraded(old_config())
+    config[section][name] = used
+    assert flat(upgraded(config))[key] == used  # rows are told apart by it
     with pytest.raises(
-        InputError, match=r"runs/a: ffn.balance_floor = 0.2 is no option any more; the last co"
+        InputError, match=rf"runs/a: {key} = {used} is no option any more; the last commit that"
     ):
         readable(config, "runs/a")
+
+
+def test_every_option_that_is_gone_is_tried():
+    assert {key for key, _, _ in GONE} == set(REMOVED)
 
 
 @pytest.mark.parametrize("version", [VERSION + 1, -1, "1", True, None, 1.0])

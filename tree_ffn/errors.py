@@ -67,7 +67,7 @@ def is_whole_number(text: str) -> bool:
 
 def check_number(field: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
     """Raises InputError unless `value` is a finite number, of at least `least`, or above `above`."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)  # numbers of NumPy too
+    real = issubclass(type(value), numbers.Real) and not isinstance(value, bool)  # numbers of NumPy too
     if (
         real
         and math.isfinite(value)

@@ -22,7 +22,6 @@ ADDED = {
         "search": "best",
     },
     "train": {"probe": False},
-    "optim": {"routers_until": 1.0},
 }  # fmt: skip
 TREE_ADDED = {
     "openness": "exponential", "hash_levels": 0, "leak": 0.0, "leak_share": 0.3, "renormalise": False,
@@ -37,7 +36,7 @@ ADDED_TO_LAYERS = {
 
 # Keys that are gone, and the last commit that reads configs in which they stand at another value than the
 # one that everything computes now. Upgrades leave those in place: rows are still told apart by them.
-REMOVED = {"ffn.balance_floor": "25fb495"}
+REMOVED = {"ffn.balance_floor": "25fb495", "optim.routers_until": "6211090"}
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
@@ -135,5 +134,10 @@ def _add(section: dict, values: dict) -> None:
     section.update({name: value for name, value in values.items() if name not in section})
 
 
-UPGRADES: tuple[Callable[[dict], None], ...] = (_add_what_came_without_a_version,)
+def _drop_routers_until(config: dict) -> None:
+    """Version 2: routers learn to the end."""
+    _drop(config, "optim.routers_until", 1.0)
+
+
+UPGRADES: tuple[Callable[[dict], None], ...] = (_add_what_came_without_a_version, _drop_routers_until)
 VERSION = len(UPGRADES)

@@ -51,7 +51,6 @@ SUM1 = {"ffn.renormalise": True}  # a token's gates sum to 1
 NORM2 = {**SUM1, "ffn.gate_norm": 2}  # or their squares do
 EXPERTS = {**GATED, **NORM2, **DENSE_START}  # with `apart`, the recipe
 BEAM2 = {"ffn.beam": 2}
-FROZEN20, FROZEN50 = {"optim.routers_until": 0.2}, {"optim.routers_until": 0.5}
 MANY, FEW, ONE = _trees(12, (1,)), _trees(3, (4,)), _trees(1, (12,))
 LARGE = _trees(9, (1,), depth=9, shared=6)  # F = 9,213
 THIN, THREE_THIN = _trees(1, (1, 91), depth=5), _trees(3, (1, 27), depth=5)
@@ -138,9 +137,6 @@ ROWS = {
     "moe_top12_X1536_norm2_leak100_20": {
         "row": "moe_top4_X128", **NORM2, **experts(1536, 12, 8), **DENSE_START,
     },
-    # Routers that stop.
-    "tree_continuous_P96_D5_experts_norm2_leak100_20_frozen20": {**EXPERTS, **apart(96, 1, 5, 0), **FROZEN20},
-    "tree_continuous_P96_D5_experts_norm2_leak100_20_frozen50": {**EXPERTS, **apart(96, 1, 5, 0), **FROZEN50},
     # Without the dense start.
     "moe_top4_X128_sum1": {"row": "moe_top4_X128", **SUM1},
     "tree_continuous_P24_D5_experts": {"row": "tree_straight_P12_W1", **GATED, **apart(24, 4, 5, 0)},
@@ -150,8 +146,6 @@ ROWS = {
     "random_tree_P12_W1_leak100_20": {**MANY, "ffn.kind": "random_tree", **DENSE_START},
     "tree_straight_P12_W1_leak100_10": {**STRAIGHT, **MANY, **SHORT},
     "tree_straight_P12_W1_leak100_40": {**STRAIGHT, **MANY, **leak(1.0, 0.4)},
-    "tree_straight_P12_W1_leak100_20_frozen20": {**STRAIGHT, **MANY, **DENSE_START, **FROZEN20},
-    "tree_straight_P12_W1_leak100_20_frozen50": {**STRAIGHT, **MANY, **DENSE_START, **FROZEN50},
     "tree_straight_P1_D5_thin_leak100_20": {**STRAIGHT, **THIN, **DENSE_START},
     "tree_straight_P9_D9_S6_leak100_20": {**STRAIGHT, **LARGE, **DENSE_START},
     "hash_tree_P9_D9_S6_leak100_20": {"ffn.kind": "hash_tree", **LARGE, **DENSE_START},

@@ -18,8 +18,6 @@ from configs.sweeps.quality import (
     DENSE_START,
     EVEN,
     EXPERTS,
-    FROZEN20,
-    FROZEN50,
     GATED,
     HASH4,
     NORM2,
@@ -72,8 +70,6 @@ ROWS = {
     "tree_continuous_P16_D7_experts_norm2_leak100_20": {**EXPERTS, **apart(16, 1, 7, 0)},
     "moe_top4_X512_sum1_leak100_20": {"kind": "moe", **experts(512, 4, 4), **SUM1, **DENSE_START},
     "moe_top8_X1024_norm2_leak100_20": {"kind": "moe", **experts(1024, 8, 2), **NORM2, **DENSE_START},
-    "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen20": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN20},
-    "tree_continuous_P16_D5_experts_norm2_leak100_20_frozen50": {**EXPERTS, **apart(16, 1, 5, 0), **FROZEN50},
     # Without the dense start.
     "moe_top4_X128_sum1": {"kind": "moe", **experts(128, 4, 4), **SUM1},
     "tree_continuous_P16_D5_experts_norm2_beam2": {**RECIPE, "ffn.leak": 0.0},
@@ -143,10 +139,6 @@ ROWS = {
     "tree_straight_P2_W1_above_hash_leak100_20": {**PATHS, "model.layers": "hash_tree,tree"},
     "tree_straight_P2_W1_leak100_20_beta4": {**PATHS, "ffn.beta": 4.0},
     "tree_straight_P2_W1_leak100_20_beta025": {**PATHS, "ffn.beta": 0.25},
-    "tree_straight_P2_W1_leak100_20_frozen20": {**PATHS, **FROZEN20},
-    "tree_straight_P2_W1_leak100_20_frozen50": {**PATHS, **FROZEN50},
-    # Here what stops is a router and nothing else; a tree's first units are most of its A.
-    "moe_top1_X32_leak100_20_frozen20": {"kind": "moe", **DENSE_START, **FROZEN20},
 }  # fmt: skip
 
 

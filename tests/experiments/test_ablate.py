@@ -314,12 +314,12 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 32,
     "quickstart": 12,
-    "quality": 81,
+    "quality": 77,
     "fairness": 10,
     "leaves": 8,
     "curves": 58,
     "transfer": 20,
-    "quality_words": 78,
+    "quality_words": 73,
     "quality_cpu": 37,
 }
 
@@ -401,6 +401,8 @@ def test_keys_that_the_config_has_are_not_unknown():
     words = ["--config.ffn.node_width[0]=1", "--noconfig.train.probe", "--config.train=3", "--config.seed=1"]
     assert unknown_key(["--config=configs/smoke.py", *words]) is None
     assert unknown_key(["--config=configs/nowhere.py", "--config.a=1"]) is None  # the file is what is wrong
+    said = "--config.optim.routers_until is gone; the last commit that has it is 6211090."
+    assert unknown_key(["--config=configs/smoke.py", "--config.optim.routers_until=0.5"]) == said
 
 
 def test_other_texts_are_scored_at_the_end_of_each_row(place, texts, tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.test_step import BATCH, OPTIM, one_step, start
+from tests.training.test_step import BATCH, one_step, start
 from tests.training.tiny import tiny_model
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer
@@ -61,8 +61,8 @@ def test_models_without_a_leak_are_given_none():
 
 def test_experts_leak_whatever_execution_is_named_for_trees():
     leaking = {"ffn__routing": "hard", "ffn__leak": 0.5, "ffn__implementation": "grouped"}
-    check_trainable(tiny_model("tree", model__layers="moe,hash", **leaking), OPTIM)
+    check_trainable(tiny_model("tree", model__layers="moe,hash", **leaking))
     with pytest.raises(InputError, match="'grouped' cannot train ffn.leak"):
-        check_trainable(tiny_model("tree", model__layers="moe,tree", **leaking), OPTIM)
+        check_trainable(tiny_model("tree", model__layers="moe,tree", **leaking))
     with pytest.raises(InputError, match="'gather' cannot train ffn.leak"):
-        check_trainable(tiny_model("leaf", ffn__leak=1.0, ffn__implementation="gather"), OPTIM)
+        check_trainable(tiny_model("leaf", ffn__leak=1.0, ffn__implementation="gather"))

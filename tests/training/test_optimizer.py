@@ -91,7 +91,6 @@ def test_two_steps_by_hand(rng):
         ("lr", 0.0), ("lr", float("nan")), ("schedule", "linear"), ("warmup", -1), ("warmup", 11),
         ("b1", 1.0), ("b2", -0.1), ("eps", 0.0), ("final_share", 1.5), ("decay_share", -0.1),
         ("weight_decay", -1.0), ("clip", -1.0),
-        ("routers_until", 0.0), ("routers_until", 1.5), ("routers_until", float("nan")),
     ],
 )  # fmt: skip
 def test_bad_values_name_their_field(field, value):

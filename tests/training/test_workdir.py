@@ -50,13 +50,6 @@ def test_a_run_may_be_lengthened_if_its_past_stays(texts, schedule, step, allowe
             check(texts, step, known, train__steps=12)
 
 
-def test_a_lengthened_run_may_not_have_stopped_its_routers_too_early(texts):
-    known = {"optim__schedule": "constant", "optim__routers_until": 0.5}
-    check(texts, 3, known, train__steps=12)  # none has stopped yet
-    with pytest.raises(InputError, match=r"train.steps \(6 there, 12 here\)"):
-        check(texts, 4, known, train__steps=12)
-
-
 def test_a_lengthened_run_may_not_have_leaked_otherwise(texts):
     known = {"optim__schedule": "constant", "ffn__leak": 1.0, "ffn__leak_share": 0.5}
     check(texts, 1, known, train__steps=12)  # the first step leaks wholly, however many follow

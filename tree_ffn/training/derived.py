@@ -66,7 +66,7 @@ def with_own_model(plan: setup.Plan, checkpoints: Checkpoints) -> setup.Plan:
         return plan
     how = {name: getattr(plan.model, name) for name in ("implementation", "remat", "unroll")}
     model = dataclasses.replace(saved, **how)
-    setup.check_trainable(model, plan.optim)
+    setup.check_trainable(model)
     return plan._replace(model=model)
 
 

@@ -37,7 +37,6 @@ class OptimSpec:
       b1, b2, eps: of Adam.
       weight_decay: decoupled decay, multiplied by the learning rate.
       clip: largest global norm of the gradient; 0 does not clip.
-      routers_until: share of `steps` after which routers stand still (see `routers`); 1: they never do.
     """
 
     steps: int
@@ -51,7 +50,6 @@ class OptimSpec:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
-    routers_until: float = 1.0
 
     def __post_init__(self):
         check_positive_int("train.steps", self.steps)
@@ -70,20 +68,9 @@ class OptimSpec:
             ("decay_share", 0 <= self.decay_share <= 1, "a number from 0 to 1"),
             ("weight_decay", self.weight_decay >= 0, "a number of at least 0"),
             ("clip", self.clip >= 0, "a number of at least 0 (0 does not clip)"),
-            ("routers_until", 0 < self.routers_until <= 1, "a number above 0, at most 1"),
         ):
             if not good:
                 raise InputError(f"optim.{field}: {getattr(self, field)!r} is not allowed; use {rule}.")
-
-    @property
-    def router_steps(self) -> int | None:
-        """Finished steps from which routers stand still; None where they learn to the end.
-
-        Example:
-          >>> OptimSpec(steps=1000, lr=1e-3, routers_until=0.2).router_steps
-          200
-        """
-        return None if self.routers_until == 1 else round(self.routers_until * self.steps)
 
 
 def learning_rate(spec: OptimSpec) -> optax.Schedule:

@@ -110,7 +110,6 @@ def compile_programs(plan: Plan) -> Programs:
         accumulation=plan.train.accumulation,
         z_loss=plan.train.z_loss,
         steps=plan.train.steps,
-        router_steps=plan.optim.router_steps,
     )
     return Programs(
         abstract=abstract,

@@ -11,7 +11,6 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.leak import leaks
-from tree_ffn.training.routers import check_routers
 from tree_ffn.tree import PrunedSpec, TreeSpec
 from tree_ffn.tree.leaf import LeafSpec
 
@@ -125,18 +124,14 @@ def plan_run(config) -> Plan:
     check_positive_int("seed", config.seed, least=0)
     model = model_spec_from_config(config, vocab_size)
     optim = optim_spec(config)
-    check_trainable(model, optim)
+    check_trainable(model)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     train.fit(mesh)
     return Plan(model, optim, train, corpus_spec_from_config(config), mesh, config.seed)
 
 
-def check_trainable(model: ModelSpec, optim: optimizer.OptimSpec) -> None:
-    """Raises InputError where a model that can be applied cannot be trained so.
-
-    That is: the named execution cannot differentiate a layer, or routers are to stop where none learns.
-    """
-    check_routers(model, optim)
+def check_trainable(model: ModelSpec) -> None:
+    """Raises InputError where a model can be applied, but its execution cannot differentiate a layer."""
     for layer, ffn in enumerate(model.ffns):
         if isinstance(ffn, PrunedSpec) and ffn.routing == "straight_through":
             raise InputError(

@@ -16,7 +16,6 @@ from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
 from tree_ffn.training.leak import with_leaks
 from tree_ffn.training.losses import next_token_loss, row_mean, token_losses
-from tree_ffn.training.routers import hold_balance, hold_routers
 from tree_ffn.tree import Info, TreeSpec
 from tree_ffn.tree.leaf import LeafSpec
 from tree_ffn.tree.usage import leaf_counts
@@ -147,7 +146,6 @@ def train_step(
     accumulation: int = 1,
     z_loss: float = 0.0,
     steps: int | None = None,
-    router_steps: int | None = None,
     count: bool = True,
     loss=None,
 ):
@@ -163,7 +161,6 @@ def train_step(
       accumulation: microbatches; divides B.
       z_loss: weight of the z-loss.
       steps: of the whole training: leaks fall with the share that is over; without it nothing leaks.
-      router_steps: finished steps from which routers stand still (see `routers`); None: they never do.
       count: add this step's visits to `usage`; without it one sees what that costs.
       loss: another loss than `loss_fn`: (params, batch) to (loss, (cross-entropy, infos)).
 
@@ -179,10 +176,6 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     routing = update_model_routing(model, state.routing, infos)
-    if router_steps is not None:
-        held = state.step >= router_steps
-        updates = hold_routers(updates, model, held)
-        routing = hold_balance(routing, state.routing, held)
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": nll,

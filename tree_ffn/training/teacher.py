@@ -80,7 +80,6 @@ def compile_finetuning(
             optimizer=optimizer.make_optimizer(plan.optim),
             schedule=optimizer.learning_rate(plan.optim),
             accumulation=plan.train.accumulation,
-            router_steps=plan.optim.router_steps,
         ),
         in_shardings=(shardings, everywhere, rows, jax.tree.map(lambda leaf: leaf.sharding, given)),
         out_shardings=(shardings, everywhere, everywhere),

@@ -29,8 +29,7 @@ MAY_DIFFER = (
     r"^data\.(files|valid_files|tfds_dir|cache_dir|format|workers)$",
 )
 
-# These may change too, if every step already made stays as it was: its learning rate, whether routers learned
-# in it, and what leaked.
+# These may change too, if every step already made stays as it was: its learning rate, and what leaked.
 SCHEDULE_KEYS = {"train.steps", "optim.schedule", "optim.final_share", "optim.decay_share"}
 
 # And before the first step, as in a run that begins with a pruned model, how it trains is still open.
@@ -103,14 +102,11 @@ def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> Non
 
 
 def same_past(known: dict, wanted: dict, step: int) -> bool:
-    """Whether the first `step` steps are alike: learning rates, what leaks, and whether routers learn."""
+    """Whether the first `step` steps are alike: learning rates, and what leaks."""
     made = np.arange(step, dtype=np.float32)
     old, new = (optim_spec(namespace(config)) for config in (known, wanted))
-    learned = [step if spec.router_steps is None else min(step, spec.router_steps) for spec in (old, new)]
-    return (
-        learned[0] == learned[1]
-        and np.array_equal(learning_rate(old)(made), learning_rate(new)(made))
-        and np.array_equal(_leaked(known, made), _leaked(wanted, made))
+    return np.array_equal(learning_rate(old)(made), learning_rate(new)(made)) and np.array_equal(
+        _leaked(known, made), _leaked(wanted, made)
     )
 
 
