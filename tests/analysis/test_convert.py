@@ -303,5 +303,5 @@ def test_what_cannot_be_converted(dense_model, rng):
         convert(model, Recipe(SHAPE, "best"))
     with pytest.raises(InputError, match="router: 'none' is not known; use one of: separate, spent"):
         convert(model, Recipe(SHAPE, "random", "none"))
-    with pytest.raises(InputError, match=r"layer 1 is not dense \(MoESpec\)"):
+    with pytest.raises(InputError, match=r"layer 1 is not dense \(ffn.kind 'moe'\)"):
         convert(model_spec(DenseSpec(9), KINDS["moe"]), Recipe(SHAPE, "random"))

@@ -155,5 +155,5 @@ def test_what_cannot_be_pruned(trained):
     assert tokens_needed(model) == 8000
     with pytest.raises(InputError, match=r"threshold: 1.5 is not allowed; use a share .* from 0 to 1"):
         prune_model(model, variables, calibrated(model, variables), 1.5)
-    with pytest.raises(InputError, match="no layer of trees"):
-        tokens_needed(model_spec(KINDS["dense"]))
+    with pytest.raises(InputError, match="no layer of trees, its ffn.kind is 'dense', 'leaf'; only layers"):
+        tokens_needed(model_spec(KINDS["dense"], KINDS["leaf"]))

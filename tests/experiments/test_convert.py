@@ -122,4 +122,4 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(run, arguments, said, tmp_p
 
 def test_trees_are_not_dense(converted):
     outcome = call("convert", f"--workdir={converted[0]}/new", *ASKED)
-    assert outcome.code == 2 and "layer 0 is not dense (TreeSpec)" in outcome.err
+    assert outcome.code == 2 and "layer 0 is not dense (ffn.kind 'tree')" in outcome.err

@@ -26,7 +26,7 @@ LAYERS = {
     "random": LeafSpec(n_experts=6, expert_width=2, top_k=2, router="random"),
     "hash": LeafSpec(n_experts=6, expert_width=2, top_k=1, router="hash", gate_norm="none"),
 }
-FEW, MANY = 4, 40  # tokens that are gathered, and that are masked
+FEW, MANY = 2, 40  # tokens that are gathered, and that are masked
 every_layer = pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for name, spec in LAYERS.items()])
 few_and_many = pytest.mark.parametrize("n_tokens", [FEW, MANY])
 
@@ -45,7 +45,7 @@ def case(spec, n_tokens):
         ids = jnp.arange(x.shape[0], dtype=jnp.int32) % 11
         return FFN(spec).apply(variables, x, ids)[0]
 
-    return variables, x, layer
+    return variables, x, jax.jit(layer)
 
 
 @every_layer

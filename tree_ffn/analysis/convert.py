@@ -28,7 +28,7 @@ from tree_ffn.analysis.routers import fit_tree, path_energies, put_routers
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layers import split_layers, stack_layers
-from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.spec import ModelSpec, kind_of
 from tree_ffn.tree import TreeShape, TreeSpec, activation
 
 ROUTERS = ("separate", "spent")
@@ -95,7 +95,8 @@ def check_convertible(model: ModelSpec, recipe: Recipe) -> None:
     for layer, ffn in enumerate(model.ffns):
         if not isinstance(ffn, DenseSpec):
             raise InputError(
-                f"model: layer {layer} is not dense ({type(ffn).__name__}); only dense layers are converted."
+                f"model: layer {layer} is not dense (ffn.kind {kind_of(ffn)!r}); only dense layers are "
+                "converted."
             )
         tree_spec(ffn, recipe)
         if not recipe.drop:

@@ -22,7 +22,7 @@ from tree_ffn.data.sources import RowSource
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layers import split_layers, stack_layers
-from tree_ffn.models.spec import FFNSpec, ModelSpec
+from tree_ffn.models.spec import FFNSpec, ModelSpec, kind_of
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.programs import Scorer
 from tree_ffn.tree import PrunedSpec, TreeSpec
@@ -58,7 +58,11 @@ def tokens_needed(model: ModelSpec) -> int:
     """
     leaves = [ffn.shape.n_leaves for ffn in model.ffns if isinstance(ffn, TreeSpec)]
     if not leaves:
-        raise InputError("model: it has no layer of trees; only trees can be pruned.")
+        kinds = ", ".join(sorted({repr(kind_of(ffn)) for ffn in model.ffns}))
+        raise InputError(
+            f"model: it has no layer of trees, its ffn.kind is {kinds}; only layers of 'tree', 'random_tree' "
+            "and 'hash_tree' can be pruned."
+        )
     return TOKENS_PER_LEAF * max(leaves)
 
 

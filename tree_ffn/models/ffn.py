@@ -61,7 +61,8 @@ def ffn_params(spec: FFNSpec, width: int) -> int:
     """Trained parameters: w_in and b_in of units and routers, w_out of units, b_out; experts' routers."""
     router = spec.router_rows * width if isinstance(spec, MoESpec) else 0
     if isinstance(spec, LeafSpec):
-        router = 0 if spec.router == "random" else spec.router_rows * (width + (spec.router == "tree"))
+        sizes = {"w_router": width, "b_router": 1}
+        router = spec.router_rows * sum(sizes[name] for name in spec.router_params)
     rows = spec.stored_units if isinstance(spec, TreeSpec) else total_units(spec)
     return rows * (width + 1) + total_units(spec) * width + width + router
 

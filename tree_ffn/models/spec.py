@@ -6,7 +6,7 @@ import itertools
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
-from tree_ffn.tree import IMPLEMENTATIONS, PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree import IMPLEMENTATIONS, PrunedSpec, TreeShape, TreeSpec, leaf
 from tree_ffn.tree.apply import check_implementation
 from tree_ffn.tree.leaf import LeafSpec
 from tree_ffn.upgrades import KEY, readable, stamped
@@ -109,6 +109,11 @@ class ModelSpec:
             for ffn in self.ffns:
                 if isinstance(ffn, TreeSpec):
                     check_implementation(ffn, self.implementation)
+                elif isinstance(ffn, LeafSpec) and self.implementation not in leaf.IMPLEMENTATIONS:
+                    raise InputError(
+                        f"implementation: {self.implementation!r} cannot execute a layer of ffn.kind 'leaf'; "
+                        f"use one of: {', '.join(leaf.IMPLEMENTATIONS)}, or name none ('auto' in a config)."
+                    )
         check_choice("tied_head", self.tied_head, (True, False))
         if not self.norm_eps > 0:
             raise InputError(f"norm_eps: {self.norm_eps!r} is not allowed; use a number above 0.")
@@ -138,11 +143,15 @@ class ModelSpec:
         return tuple((ffn, len(list(group))) for ffn, group in itertools.groupby(self.ffns))
 
 
+def kind_of(ffn: FFNSpec) -> str:
+    """The name of a layer's class in `FFN_CLASSES`."""
+    return next(kind for kind, cls in FFN_CLASSES.items() if cls is type(ffn))
+
+
 def spec_to_dict(spec: ModelSpec) -> dict:
     """A ModelSpec as plain JSON values with their `config_version`; each FFN carries its `kind`."""
     values = dataclasses.asdict(spec)
-    kinds = {cls: kind for kind, cls in FFN_CLASSES.items()}
-    values["ffns"] = [{"kind": kinds[type(ffn)], **dataclasses.asdict(ffn)} for ffn in spec.ffns]
+    values["ffns"] = [{"kind": kind_of(ffn), **dataclasses.asdict(ffn)} for ffn in spec.ffns]
     return stamped(values)
 
 

@@ -3,9 +3,9 @@
 `route` is the first half, `combine` the second: whatever a router is, `combine` sees ids and gates alone.
 """
 
-from tree_ffn.tree.leaf.combine import combine
+from tree_ffn.tree.leaf.combine import IMPLEMENTATIONS, combine
 from tree_ffn.tree.leaf.layer import balance_update, init_params, leaf_ffn
 from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.spec import LeafSpec
 
-__all__ = ["LeafSpec", "balance_update", "combine", "init_params", "leaf_ffn", "route"]
+__all__ = ["IMPLEMENTATIONS", "LeafSpec", "balance_update", "combine", "init_params", "leaf_ffn", "route"]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from tree_ffn.tree.leaf.combine import combine
 from tree_ffn.tree.leaf.route import route
+from tree_ffn.tree.leaf.routers import ROUTERS
 from tree_ffn.tree.leaf.spec import LeafSpec
 from tree_ffn.tree.spec import Info
 from tree_ffn.tree.usage import leaf_counts, sides
@@ -27,11 +28,11 @@ def init_params(
         "w_out": normal(key_out, *units) * scale_out,
         "b_out": jnp.zeros((width,), param_dtype),
     }
-    if spec.router == "hash":
+    if ROUTERS[spec.router].log_p is None:
         return params | {"salt": jax.random.randint(key_router, (), 0, 2**31 - 1, jnp.int32)}
     w_router = normal(key_router, spec.router_rows) * scale_in
-    params |= {"router": {"w": w_router}} if spec.router == "random" else {"w_router": w_router}
-    if spec.router == "tree":
+    params |= {"w_router": w_router} if ROUTERS[spec.router].trained else {"router": {"w": w_router}}
+    if "b_router" in spec.router_params:
         params |= {"b_router": jnp.zeros((spec.router_rows,), param_dtype)}
     if spec.balance_rate:
         params |= {"selection_bias": jnp.zeros((spec.router_rows,), jnp.float32)}
@@ -76,7 +77,7 @@ def balance_update(bias_R: jax.Array, ids_TK: jax.Array, spec: LeafSpec) -> jax.
     Source: Wang et al. 2024 (arXiv 2408.15664) for flat routers; of trees, the same at every decision.
     """
     load_X = leaf_counts(ids_TK.reshape(-1, 1), spec.n_experts)[0]
-    if spec.router != "tree":
+    if not ROUTERS[spec.router].trees:
         load_X = load_X.astype(jnp.float32)
         return bias_R + spec.balance_rate * jnp.sign(load_X.mean() - load_X)
     left_PN, right_PN = sides(load_X.reshape(spec.n_trees, -1))

@@ -8,10 +8,8 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
 from tree_ffn.tree.activations import ACTIVATIONS
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
 
-ROUTERS = ("tree", "softmax", "hash", "random")
-SEARCHES = ("best", "beam")
-GATE_NORMS = ("none", "l1", "l2")
 SMOOTH = tuple(name for name in ACTIVATIONS if name != "leaky_relu")  # which has a slope to say
 
 
@@ -81,13 +79,13 @@ class LeafSpec:
 
     def _check_router(self):
         """Options that are not in force are refused: equal layers have equal specs."""
-        trees, size = self.router == "tree", self.n_experts // self.n_trees
-        if trees and (self.n_experts % self.n_trees or size & (size - 1)):
+        router, size = ROUTERS[self.router], self.n_experts // self.n_trees
+        if router.trees and (self.n_experts % self.n_trees or size & (size - 1)):
             raise InputError(
                 f"n_experts: {self.n_experts} is not allowed with n_trees = {self.n_trees}; use n_trees "
                 "times a power of two."
             )
-        if not trees and (self.n_trees, self.search) != (1, "best"):
+        if not router.trees and (self.n_trees, self.search) != (1, "best"):
             raise InputError(
                 f"router: {self.router!r} cannot be used with n_trees {self.n_trees} and search "
                 f"{self.search!r}; it has no trees: use 1 and 'best'."
@@ -102,9 +100,9 @@ class LeafSpec:
                 f"gate_norm: {self.gate_norm!r} cannot be used with top_k 1, whose gate would always be 1; "
                 "use 'none'."
             )
-        if self.router == "hash" and (self.top_k, self.balance_rate) != (1, 0):
+        if router.log_p is None and (self.top_k, self.balance_rate) != (1, 0):
             raise InputError(
-                f"router: 'hash' cannot be used with top_k {self.top_k} and balance_rate "
+                f"router: {self.router!r} cannot be used with top_k {self.top_k} and balance_rate "
                 f"{self.balance_rate!r}; an id names one expert for good: use 1 and 0."
             )
 
@@ -126,7 +124,13 @@ class LeafSpec:
     @property
     def router_rows(self) -> int:
         """Rows of the router, trained or frozen."""
-        return {"tree": self.n_experts - self.n_trees, "hash": 0}.get(self.router, self.n_experts)
+        return ROUTERS[self.router].rows(self.n_experts, self.n_trees)
+
+    @property
+    def router_params(self) -> tuple[str, ...]:
+        """Names of what a router trains: its rows' weights, and the biases of trees."""
+        router = ROUTERS[self.router]
+        return ("w_router", *(["b_router"] if router.trees else [])) if router.trained else ()
 
     @property
     def routers_asked(self) -> int:
