@@ -38,6 +38,9 @@ def main() -> None:
         raise InputError("--to is missing; name a directory.")
     if _EXPORT.value is not None and _FORMAT.value != "hf":
         raise InputError("--export: that model is in our own form already; --format=hf writes another.")
+    for flag in (_FAMILY, _DTYPE):
+        if flag.present and _FORMAT.value != "hf":
+            raise InputError(f"--{flag.name}: {flag.value!r} is of --format=hf; give both, or neither.")
     with only_writer(_TO.value, "--to"):
         _export()
 

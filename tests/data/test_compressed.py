@@ -3,8 +3,10 @@
 import bz2
 import gzip
 import lzma
+import os
 import random
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +113,12 @@ def test_what_needs_too_much_memory_is_named(tmp_path):
 def test_what_git_lfs_left_is_named(tmp_path, suffix):
     with pytest.raises(InputError, match=r"a\.txt.* is a pointer of git-lfs, not the file; fetch it"):
         read(tmp_path, suffix, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+
+
+def test_a_pipe_is_read():
+    """Prompts may come from one, as --prompts=/dev/stdin."""
+    reads, writes = os.pipe()
+    with open(writes, "wb") as file:
+        file.write(b"one\ntwo\n")
+    assert read_bytes(Path(f"/dev/fd/{reads}")) == b"one\ntwo\n"
+    os.close(reads)

@@ -47,6 +47,7 @@ def test_any_step_can_be_exported(run, tmp_path):
         (["--to=x"], "--workdir is missing"),
         (["--workdir={}"], "--to is missing"),
         (["--workdir={}", "--to=x", "--step=7"], "step: 7 has no checkpoint"),
+        (["--workdir={}", "--to=x", "--dtype=float32"], "--dtype: 'float32' is of --format=hf; give both"),
     ],
 )
 def test_mistakes_get_one_sentence(run, flags, said, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def read_chunks(path: Path, on_stored: Callable[[int], None] = lambda position: 
             if unpack and not beginning:
                 raise _Damaged("it is empty")
             for chunk in unpack(stored) if unpack else iter(lambda: stored.read(_CHUNK), b""):
-                on_stored(stored.tell())
+                on_stored(stored.tell() if stored.seekable() else 0)  # a pipe has no positions
                 yield chunk
     except (_Damaged, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: cannot be unpacked ({reason(error)}); use an intact file.") from error
