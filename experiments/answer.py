@@ -20,7 +20,7 @@ from experiments import answering, cli, loaded, path_flags, record
 from tree_ffn.errors import InputError, check_positive_int
 
 _ASKED = path_flags.define("asked", None, "What experiments.evaluate --ask wrote.")
-_TO = path_flags.define("to", None, "File for the answers; .xz packs it.")
+_TO = path_flags.define_written("to", None, "File for the answers; .xz packs it.", (".xz",))
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _EXPORT = path_flags.define("export", None, "Instead of a run: an exported model's directory.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
@@ -28,7 +28,7 @@ _TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokeni
 _BATCH_TOKENS = flags.DEFINE_integer(
     "batch_tokens", answering.BATCH_TOKENS, "About how many tokens run at once."
 )
-_RESULTS = path_flags.define("results", None, "Append the speed to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append the speed to this results file (JSONL).")
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows.")
 
 

@@ -212,7 +212,7 @@ def write_lines(path: str, head: dict, rows: Sequence[dict], flag: str) -> None:
     """
     # Few-shot examples come back after more text than the window of the usual preset holds.
     packed: Callable = functools.partial(lzma.open, preset=9 | lzma.PRESET_EXTREME)
-    opener = packed if path.endswith(".xz") else open
+    opener = packed if path.lower().endswith(".xz") else open
     lines = [json_text(line, path) + "\n" for line in (head, *rows)]  # all of them, before a file is opened
     try:
         with opener(path, "wt", encoding="utf-8") as file:

@@ -50,7 +50,7 @@ flags.DEFINE_enum("usage", "uniform", ["uniform", "skewed", "one_leaf"], "Which 
 flags.DEFINE_string("dtype", "", "float32 or bfloat16; default: bfloat16 on accelerators, float32 on CPUs.")
 flags.DEFINE_float("seconds", 2.0, "Time to spend on a measurement of one variant.")
 flags.DEFINE_integer("gather_limit", 256, "Most tokens for which gather is timed (it is for few).")
-path_flags.define("results", "", "File to append rows to, e.g. results/speed_layer.jsonl.")
+path_flags.define_written("results", "", "File to append rows to, e.g. results/speed_layer.jsonl.")
 flags.DEFINE_integer("seed", 0, "Seed of weights and inputs.")
 
 

@@ -38,7 +38,7 @@ _CONTEXT = flags.DEFINE_integer("context", 256, "Its positions.")
 _TURNS = flags.DEFINE_integer("turns", 3, "How often each is timed.")
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", 4096, "Tokens of a batch of ours.")
 _HF_BATCHES = flags.DEFINE_list("hf_batches", ["1", "8", "32"], "Rows of a batch of theirs, tried first.")
-_RESULTS = path_flags.define("results", None, "Append rows of table scoring_speed to this file.")
+_RESULTS = path_flags.define_written("results", None, "Append rows of table scoring_speed to this file.")
 
 TOLERANCE = 1e-3  # nats of a whole continuation
 ANSWERS = 4  # of a row of HellaSwag

@@ -27,7 +27,7 @@ _RUNS = flags.DEFINE_multi_string(
 )
 _VOCAB = flags.DEFINE_integer("vocab", 257, "Size of the vocabulary, e.g. 50257.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Time to spend on every config.")
-_RESULTS = path_flags.define("results", None, "Append rows of table speed_steps to this file.")
+_RESULTS = path_flags.define_written("results", None, "Append rows of table speed_steps to this file.")
 
 
 def main() -> None:

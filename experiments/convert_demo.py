@@ -76,9 +76,11 @@ _TASK_DATA = path_flags.define(
 )
 _TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
-_RESULTS = path_flags.define("results", None, "Append all figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append all figures to this results file (JSONL).")
 _ASKED = path_flags.define("asked", None, "Questions that evaluate --ask wrote, for every scored model.")
-_ANSWERS = path_flags.define("answers", None, "File for the answers of all models; .xz packs it.")
+_ANSWERS = path_flags.define_written(
+    "answers", None, "File for the answers of all models; .xz packs it.", (".xz",)
+)
 _JOBS = flags.DEFINE_integer("jobs", 0, "Parts as processes, so many at a time; 0: one by one here.")
 _GPUS = flags.DEFINE_list("gpus", [], "GPUs for --jobs to take in turns, e.g. 0,1; all see all by default.")
 _PART = flags.DEFINE_string("part", None, "Make this part alone; --jobs starts processes so.")

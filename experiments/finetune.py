@@ -24,7 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )  # fmt: skip
 _WORKDIR = path_flags.define("workdir", None, "Directory of the run; a run that is there goes on.")
-_RESULTS = path_flags.define("results", None, "Append the figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append the figures to this results file (JSONL).")
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. cluster_distilled.")
 
 

@@ -36,7 +36,7 @@ _PROMPT = flags.DEFINE_multi_string(
 _PROMPTS = path_flags.define(
     "prompts", None, 'File of prompts: one a line, or JSON of strings or {"prompt": ...}, packed or not.'
 )
-_TO = path_flags.define("to", None, 'Write {"prompt", "text"} of each prompt to this .jsonl instead.')
+_TO = path_flags.define_written("to", None, 'Write {"prompt", "text"} of each prompt to this .jsonl instead.')
 _TOKENS = flags.DEFINE_integer(
     "tokens", None, "Tokens to make; by default 200, or what the context has room for."
 )
@@ -62,6 +62,8 @@ def main() -> None:
     for ids in map(model.prompt, prompts):
         room = max(1, min(200, model.spec.context - len(ids)))
         requests.append(Request(ids, room if _TOKENS.value is None else _TOKENS.value, sampling, _SEED.value))
+    for one in requests:
+        one.check(model.spec)
     batch = Batch(model.spec, model.variables, _ROWS.value)
     speed = Speed()
     pieces = speed.watch(continued(batch, requests, model.tokenizer, [_STOP.value] * len(requests)))

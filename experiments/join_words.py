@@ -17,7 +17,7 @@ from tree_ffn.data.formats import read_text
 from tree_ffn.errors import InputError
 
 _TEXT = path_flags.define("text", None, "Text with WikiText's spacing: plain or packed.")
-_TO = path_flags.define("to", None, "The file to write.")
+_TO = path_flags.define_written("to", None, "The file to write.")
 
 # (what, by what), in this order; a line's double quotes are paired before them.
 RULES = tuple(

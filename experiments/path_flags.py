@@ -5,11 +5,14 @@
 A path flag is never a plain string: tests/experiments/test_path_flags.py looks at those of all programs.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
+from tree_ffn.data.compressed import SUFFIXES
+from tree_ffn.errors import InputError
 from tree_ffn.paths import local, local_each
 
 flags.disclaim_key_flags()  # they are those of the module that calls `define`
@@ -44,6 +47,22 @@ class _List(flags.ListParser):
 def define(name: str, default: str | None, help: str) -> Any:
     """A flag with one path or glob pattern; as flags.DEFINE_string."""
     return flags.DEFINE(_Path(local, name), name, default, help)
+
+
+def define_written(name: str, default: str | None, help: str, packs: tuple[str, ...] = ()) -> Any:
+    """A flag with the path of a file that is written: packed by the suffixes `packs`, and plain otherwise.
+
+    A name that says another packing is refused: who reads the file goes by it.
+    """
+
+    def read(path: str, field: str) -> str:
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in SUFFIXES and suffix not in packs:
+            also = f", or with {', '.join(packs)}" if packs else ""
+            raise InputError(f"{field}: {path!r} would not be packed; use a name without {suffix}{also}.")
+        return local(path, field)
+
+    return flags.DEFINE(_Path(read, name), name, default, help)
 
 
 def define_each(name: str, default: str | None, help: str) -> Any:

@@ -33,7 +33,9 @@ from tree_ffn.paths import expanded
 
 _WORKDIR = path_flags.define_list("workdir", [], "Directories of runs (glob patterns, comma separated).")
 _RESULTS = path_flags.define("results", None, "Results files (a glob pattern): tables, Pareto plots.")
-_TO = path_flags.define("to", None, "The page to write, e.g. report.html; an older report is replaced.")
+_TO = path_flags.define_written(
+    "to", None, "The page to write, e.g. report.html; an older report is replaced."
+)
 _TITLE = flags.DEFINE_string("title", "", "Title of the page; by default the names of what it shows.")
 _DETAILS = flags.DEFINE_integer("details", 1, "Of so many runs the use of trees is shown.")
 _MIXED = flags.DEFINE_bool(

@@ -26,7 +26,7 @@ _FILES = path_flags.define_each(
 )
 _TEXT_FIELD = flags.DEFINE_string("text_field", "text", "Of JSON and parquet.")
 _VOCAB = flags.DEFINE_integer("vocab", 4096, "Tokens, the 256 bytes and the end of a document among them.")
-_TO = path_flags.define("to", None, "The file to write, e.g. tokenizer.json.")
+_TO = path_flags.define_written("to", None, "The file to write, e.g. tokenizer.json.")
 
 
 def main() -> None:

@@ -4,8 +4,10 @@ import ast
 
 import pytest
 
+from experiments import answering
 from tests.experiments.programs import call
 from tests.training.tiny import write_texts
+from tree_ffn.data.formats import read_objects
 
 # Flags that hold text and name no file. A new string flag is one of them, or is made by `path_flags`.
 TEXT = {
@@ -72,3 +74,22 @@ def test_home_in_flags_and_config(tmp_path, monkeypatch, repository):
     assert {"cache", "rows.jsonl", "run", "smoke.py", "texts"} == {path.name for path in home.iterdir()}
     assert call("evaluate", "--workdir=~/run", "--batch_size=8", "--json=~/out.json").code == 0
     assert (home / "out.json").exists() and [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_name_of_packing_that_is_not_done_is_refused(repository, tmp_path):
+    """Else the file could not be read again, by its name."""
+    written = [
+        (program, name) for program, kind, name in defined(repository) if kind == "path_flags.define_written"
+    ]
+    assert {program for program, name in written if name == "results"} >= {"train", "evaluate", "ablate"}
+    for program, name in written:
+        outcome = call(program, f"--{name}={tmp_path}/a.JSONL.GZ")
+        assert outcome.code == 2 and outcome.err.startswith(
+            f"{program}.py: --{name}: '{tmp_path}/a.JSONL.GZ'"
+        )
+        assert "would not be packed; use a name without .gz" in outcome.err
+
+
+def test_xz_of_answers_in_large_letters_is_packed(tmp_path):
+    answering.write_lines(f"{tmp_path}/a.JSONL.XZ", {"a": 1}, [], "to")
+    assert list(read_objects(tmp_path / "a.JSONL.XZ", "x")) == [("x, line 1", {"a": 1})]
