@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn import tree
+from tree_ffn.errors import InputError
 from tree_ffn.models import dense, moe
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
@@ -216,12 +217,20 @@ class FFN(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, tokens: jax.Array | None = None) -> tuple[jax.Array, Info]:
+    def __call__(
+        self, x: jax.Array, tokens: jax.Array | None = None, done: jax.Array | float | None = None
+    ) -> tuple[jax.Array, Info]:
         """y of x's shape [..., E] and dtype, and Info over the T = prod(...) tokens.
 
         Args:
           x: what the layer transforms.
           tokens: int32 [...], the ids of the tokens; read where a hash of them decides.
+          done: share of the training that is over, a scalar from 0 to 1: give it in every training step of a
+            layer with a dense start (`tree_ffn.recipe` has an example), and never elsewhere. Without it
+            the layer computes what it does in use, and is trained without its dense start.
+
+        Raises:
+          InputError: `done` is given to a layer without a dense start.
         """
         width, n_rows = x.shape[-1], math.prod(x.shape[:-2])
         if self.is_initializing():
@@ -236,13 +245,21 @@ class FFN(nn.Module):
         self.sow("intermediates", "x", x)
         self.sow("intermediates", "tokens", tokens)
         token_T = None if tokens is None else tokens.reshape(-1)
-        leak = self.variables.get("leak", {}).get("leak")  # in training alone (see training/leak.py)
+        leak = self.variables.get("leak", {}).get("leak")  # of our own trainer (see training/leak.py)
+        if done is not None:
+            leak = _leak_at(self.spec, done)
         x_TE = x.reshape(-1, width)
         y_TE, info = apply_ffn(params, x_TE, self.spec, self.implementation, token_T, leak, n_rows)
         if beside := self.variables.get("beside"):  # fine-tuning of converted layers (training/finetune.py)
             y_TE, gap = blend(beside, x_TE, y_TE, self.spec, n_rows)
             self.sow("gap", "ffn", gap)
         return y_TE.reshape(x.shape), info
+
+
+def _leak_at(spec: FFNSpec, done: jax.Array | float) -> jax.Array:
+    if isinstance(spec, DenseSpec) or not spec.leak:
+        raise InputError(f"done: the layer {spec} has no dense start; leave it out.")
+    return spec.leak_at(jnp.asarray(done, jnp.float32))
 
 
 def build_ffn(spec: FFNSpec, **options) -> FFN:
