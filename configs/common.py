@@ -168,7 +168,6 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.kind = "tree"  # dense | narrow | moe | hash | tree | random_tree | hash_tree | leaf
     ffn.width = 0  # of dense; 0: F of the tree fields (narrow always has their A)
     ffn.activation = "gelu"  # a name of tree_ffn/tree/activations.py
-    ffn.negative_slope = 0.01  # of leaky_relu
     ffn.n_trees = 1  # P
     ffn.depth = 7  # D
     # W: one for all levels, or one per level, e.g. 1,1,1,32

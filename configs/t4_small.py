@@ -43,7 +43,5 @@ def get_config(arg=None):
     common.check_known(arg, routing=ROUTINGS, length=STEPS)
     config = t1_small.get_config(f"row={ROUTINGS[arg.routing]},seed={arg.seed}")
     config.ffn.activation, config.ffn.act_site, config.ffn.balance = arg.activation, arg.site, arg.balance
-    if arg.activation == "leaky_relu":
-        config.ffn.negative_slope = 0.2
     config.train.steps, config.train.eval_every = STEPS[arg.length], 50
     return config

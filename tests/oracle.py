@@ -109,7 +109,7 @@ def out_rows_of(spec, node):
 
 
 def _act(spec, z):
-    return ACTIVATIONS[spec.activation](z, spec.negative_slope)
+    return ACTIVATIONS[spec.activation](z, 0.01)  # leaky_relu's slope
 
 
 def _unit(spec, z):

@@ -59,7 +59,7 @@ def test_sections_that_are_not_there_do_not_come():
     assert upgraded({"tokens": 8, "spec": {"depth": 3}}) == {"tokens": 8, "spec": {"depth": 3}, KEY: VERSION}
 
 
-GONE = [("ffn.balance_floor", 0.5, 0.2), ("optim.routers_until", 1.0, 0.2)]
+GONE = [("ffn.balance_floor", 0.5, 0.2), ("optim.routers_until", 1.0, 0.2), ("ffn.negative_slope", 0.01, 0.2)]
 
 
 @pytest.mark.parametrize("key, neutral, used", GONE)
@@ -69,11 +69,18 @@ def test_an_option_that_is_gone_is_dropped_where_it_changed_nothing(key, neutral
     config[section][name] = neutral
     assert key not in flat(upgraded(config)) and upgraded(config) == upgraded(old_config())
     config[section][name] = used
+    config["ffn"]["activation"] = {"ffn.negative_slope": "leaky_relu"}.get(key, "gelu")
     assert flat(upgraded(config))[key] == used  # rows are told apart by it
     with pytest.raises(
         InputError, match=rf"runs/a: {key} = {used} is no option any more; the last commit that"
     ):
         readable(config, "runs/a")
+
+
+def test_a_slope_that_nothing_used_is_dropped():
+    config = old_config()
+    config["ffn"]["negative_slope"] = 0.2  # of gelu
+    assert readable(config, "runs/a") == upgraded(old_config())
 
 
 def test_every_option_that_is_gone_is_tried():

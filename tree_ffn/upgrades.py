@@ -36,7 +36,11 @@ ADDED_TO_LAYERS = {
 
 # Keys that are gone, and the last commit that reads configs in which they stand at another value than the
 # one that everything computes now. Upgrades leave those in place: rows are still told apart by them.
-REMOVED = {"ffn.balance_floor": "25fb495", "optim.routers_until": "6211090"}
+REMOVED = {
+    "ffn.balance_floor": "25fb495",
+    "optim.routers_until": "6211090",
+    "ffn.negative_slope": "6211090",
+}
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
@@ -108,11 +112,11 @@ def _get(values, name):
     return values.get(name) if isinstance(values, dict) else None
 
 
-def _drop(config: dict, key: str, neutral) -> None:
-    """Removes a key where it stands at the value that everything computes now."""
+def _drop(config: dict, key: str, neutral, used: Callable[[dict], bool] = lambda section: True) -> None:
+    """Removes a key where it stands at the value that everything computes now, or is not used."""
     section, name = key.split(".")
     for values in _sections(config, section):
-        if values.get(name) == neutral:
+        if name in values and (values[name] == neutral or not used(values)):
             del values[name]
 
 
@@ -139,5 +143,12 @@ def _drop_routers_until(config: dict) -> None:
     _drop(config, "optim.routers_until", 1.0)
 
 
-UPGRADES: tuple[Callable[[dict], None], ...] = (_add_what_came_without_a_version, _drop_routers_until)
+def _drop_negative_slope(config: dict) -> None:
+    """Version 3: leaky_relu has a slope of .01 below 0."""
+    _drop(config, "ffn.negative_slope", 0.01, lambda ffn: ffn.get("activation") == "leaky_relu")
+
+
+UPGRADES: tuple[Callable[[dict], None], ...] = (
+    _add_what_came_without_a_version, _drop_routers_until, _drop_negative_slope,
+)  # fmt: skip
 VERSION = len(UPGRADES)

@@ -312,7 +312,7 @@ N_ROWS = {
     "t1_cpu": 7,
     "t1_small": 11,
     "t4_cpu": 12,
-    "t4_small": 32,
+    "t4_small": 30,
     "quickstart": 12,
     "quality": 77,
     "fairness": 10,

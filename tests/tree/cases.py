@@ -23,7 +23,7 @@ def make_spec(routing="hard", P=2, D=2, W=1, S=0, **fields) -> TreeSpec:
         W = (2, *range(1, D + 1))
     if routing.startswith("continuous_"):
         routing, fields["gate"] = routing.split("_")
-    fields = {"kappa": 0.75, "beta": 1.5, "negative_slope": 0.125} | fields
+    fields = {"kappa": 0.75, "beta": 1.5} | fields
     return TreeSpec(TreeShape(n_trees=P, depth=D, node_width=W, shared_width=S), routing=routing, **fields)
 
 

@@ -296,7 +296,6 @@ def test_products_all_in():
         ({"balance_rate": -1.0}, "balance_rate: -1.0 is not allowed"),
         ({"dense_start": 1.5}, "dense_start: 1.5 is not allowed; use a number from 0 to 1"),
         ({"dense_start": float("nan")}, "dense_start: nan is not allowed"),
-        ({"activation": "leaky_relu"}, "activation: 'leaky_relu' is not known; use one of: gelu"),
     ],
 )
 def test_refused(changed, message):

@@ -72,7 +72,6 @@ def test_decision_logits_carry_no_gradient(rng):
         ({"kappa": float("nan")}, "kappa: nan"),
         ({"kappa": float("inf")}, "kappa: inf .*above 0"),
         ({"kappa": "1"}, "kappa: '1' .*a number above 0"),
-        ({"negative_slope": float("nan")}, "negative_slope: nan"),
         ({"balance_rate": -0.1}, "balance_rate: -0.1 .*at least 0"),
         ({"hash_levels": 2}, "hash_levels: 2 .*at most depth = 1"),
         ({"hash_levels": -1}, "hash_levels: -1 .*at least 0"),

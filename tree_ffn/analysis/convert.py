@@ -87,7 +87,7 @@ def tree_spec(dense: DenseSpec, recipe: Recipe) -> TreeSpec:
     """
     check_choice("router", recipe.router, ROUTERS)
     how = {"routing": "straight_through"} if recipe.spent else {"routing": "hard", "router": "frozen"}
-    return TreeSpec(recipe.shape, dense.activation, dense.negative_slope, **how)
+    return TreeSpec(recipe.shape, dense.activation, **how)
 
 
 def check_convertible(model: ModelSpec, recipe: Recipe) -> None:
@@ -113,7 +113,7 @@ def units_at_work(params: dict, spec: DenseSpec, x_TE: np.ndarray) -> tuple[np.n
 
     e[f, t] = act(z[f, t])^2 ||w_out[f]||^2
     """
-    act = activation(spec.activation, spec.negative_slope)
+    act = activation(spec.activation)
     z_FT = params["w_in"] @ x_TE.T + params["b_in"][:, None]
     h_FT = np.array(act(jnp.asarray(z_FT)))
     return h_FT, h_FT**2 * np.square(params["w_out"]).sum(axis=1)[:, None]

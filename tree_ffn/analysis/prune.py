@@ -153,7 +153,7 @@ def static_layer(params: dict, spec: PrunedSpec) -> tuple[DenseSpec, dict]:
     parts = [params, *([params["shared"]] if spec.shape.shared_width else [])]
     dense = {name: np.concatenate([part[name] for part in parts]) for name in ("w_in", "b_in", "w_out")}
     width = dense["b_in"].shape[0]
-    return DenseSpec(width, spec.activation, spec.negative_slope), {**dense, "b_out": params["b_out"]}
+    return DenseSpec(width, spec.activation), {**dense, "b_out": params["b_out"]}
 
 
 def prune_model(

@@ -100,7 +100,7 @@ def output_at(params: dict, spec: TreeSpec, x_TE: np.ndarray, leaf_TP: np.ndarra
 def place_outputs(params: dict, spec: TreeSpec, x_TE: np.ndarray) -> np.ndarray:
     """act(z) of every place, visited or not: float32 [T, I]; trees first, shared units last."""
     z_TI = x_TE @ _joined(params, "w_in").T + _joined(params, "b_in")
-    return np.array(activation(spec.activation, spec.negative_slope)(z_TI))
+    return np.array(activation(spec.activation)(z_TI))
 
 
 def visited(leaf_TP: np.ndarray, shape: TreeShape) -> np.ndarray:

@@ -18,12 +18,12 @@ MODEL_FIELDS = (
     "unroll",
 )  # fmt: skip
 TREE_FIELDS = (
-    "activation", "negative_slope", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
+    "activation", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
     "balance", "balance_rate", "hash_levels", "leak", "leak_share", "renormalise",
     "gate_norm", "beam",
 )  # fmt: skip
 MOE_FIELDS = (
-    "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation", "negative_slope",
+    "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation",
     "leak", "leak_share", "expert_groups", "gate_norm",
 )  # fmt: skip
 
@@ -124,7 +124,7 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
         if kind in ("dense", "narrow"):
             check_positive_int("width", ffn.width, least=0)
             width = trees.active_units if kind == "narrow" else ffn.width or trees.total_units
-            return DenseSpec(width, ffn.activation, ffn.negative_slope)
+            return DenseSpec(width, ffn.activation)
         if kind == "moe":
             check_positive_int("top_k", ffn.top_k)
             check_choice("moe_balance", ffn.moe_balance, ("none", "aux", "bias"))

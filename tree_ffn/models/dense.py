@@ -16,7 +16,6 @@ class DenseSpec:
     Attributes:
       width: F.
       activation: a name of `tree.activations.ACTIVATIONS`.
-      negative_slope: slope of `leaky_relu` below zero.
 
     Raises:
       InputError: names the field, its value and what is allowed.
@@ -24,7 +23,6 @@ class DenseSpec:
 
     width: int
     activation: str = "gelu"
-    negative_slope: float = 0.01
 
     def __post_init__(self):
         check_positive_int("width", self.width)
@@ -67,7 +65,7 @@ def dense_ffn(params, x_TE: jax.Array, spec: DenseSpec) -> tuple[jax.Array, Info
         params[name].astype(x_TE.dtype) for name in ("w_in", "b_in", "w_out", "b_out")
     )
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
-    act = jax.checkpoint(activation(spec.activation, spec.negative_slope), prevent_cse=False)
+    act = jax.checkpoint(activation(spec.activation), prevent_cse=False)
     h_TF = act(jnp.einsum("TE,FE->TF", x_TE, w_in_FE) + b_in_F[None, :])
     y_TE = jnp.einsum("TF,FE->TE", h_TF, w_out_FE) + b_out_E[None, :]
     no_leaves = jnp.zeros((x_TE.shape[0], 0), jnp.int32)

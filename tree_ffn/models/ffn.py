@@ -181,7 +181,7 @@ def blend(
       the blend in y's dtype, and the gap, a float32 scalar.
     """
     width = beside["b_in"].shape[0]
-    d_TE, _ = dense.dense_ffn(beside, x_TE, DenseSpec(width, spec.activation, spec.negative_slope))
+    d_TE, _ = dense.dense_ffn(beside, x_TE, DenseSpec(width, spec.activation))
     y, d = y_TE.astype(jnp.float32), d_TE.astype(jnp.float32)
     apart_R, size_R = (jnp.square(value).reshape(n_rows, -1).mean(axis=1) for value in (y - d, d))
     gap_R = apart_R / jnp.maximum(jax.lax.stop_gradient(size_R), 1e-12)

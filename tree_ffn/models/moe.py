@@ -44,7 +44,6 @@ class MoESpec(Leaking):
       balance_rate: step of `bias` per update.
       aux_weight: weight of `aux`.
       activation: a name of `tree.activations.ACTIVATIONS`.
-      negative_slope: slope of `leaky_relu` below zero.
       leak, leak_share: what experts add in training that are not chosen (see `Leaking`).
 
     Raises:
@@ -59,7 +58,6 @@ class MoESpec(Leaking):
     balance_rate: float = 1e-3
     aux_weight: float = 1e-2
     activation: str = "gelu"
-    negative_slope: float = 0.01
     router: str = "softmax"
     expert_groups: int = 1
     gate_norm: int = 1
@@ -208,7 +206,7 @@ def _softmax_choice(params, x_TE, spec: MoESpec, n_rows: int):
 def _weighed_experts(params, x_TE, gate_TX, spec: MoESpec):
     """y_TE: every expert's output times its gate."""
     dtype = x_TE.dtype
-    act = activation(spec.activation, spec.negative_slope)
+    act = activation(spec.activation)
     z_TXW = jnp.einsum("TE,XWE->TXW", x_TE, params["w_in"].astype(dtype))
     h_TXW = act(z_TXW + params["b_in"].astype(dtype)[None]) * gate_TX.astype(dtype)[:, :, None]
     y_TE = jnp.einsum("TXW,XWE->TE", h_TXW, params["w_out"].astype(dtype))

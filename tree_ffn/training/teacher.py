@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tree_ffn.errors import InputError
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layers import split_layers, stack_runs
-from tree_ffn.models.spec import FFNSpec, ModelSpec
+from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.finetune import FinetuneSpec, finetune_step, score_step
 from tree_ffn.training.programs import Programs, Scorer, compile_programs
@@ -26,16 +26,11 @@ def check_teacher(student: ModelSpec, teacher: ModelSpec, spec: FinetuneSpec) ->
                 f"finetune.teacher: its {name} is {there}, the student's {here}; use its dense model."
             )
     for layer, (ffn, own) in enumerate(zip(teacher.ffns, student.ffns)):
-        if spec.beside and not (isinstance(ffn, DenseSpec) and _slope(ffn) == _slope(own)):
+        if spec.beside and not (isinstance(ffn, DenseSpec) and ffn.activation == own.activation):
             raise InputError(
                 f"finetune.teacher: layer {layer} is not a dense one with the student's activation; "
                 "use the model that was converted."
             )
-
-
-def _slope(ffn: FFNSpec) -> tuple[str, float]:
-    """A layer's activation, and its slope below 0 where that is a choice."""
-    return ffn.activation, ffn.negative_slope if ffn.activation == "leaky_relu" else 0.0
 
 
 def given_by(student: ModelSpec, teacher: ModelSpec, variables: dict, spec: FinetuneSpec) -> dict:

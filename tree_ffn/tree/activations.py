@@ -46,12 +46,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def activation(name: str, negative_slope: float = 0.01) -> Callable[[jax.Array], jax.Array]:
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The elementwise function called `name`.
 
     Args:
       name: one of `ACTIVATIONS`.
-      negative_slope: slope of `leaky_relu` below zero; other names ignore it.
 
     Raises:
       InputError: `name` is not known; the message lists the known names.
@@ -61,6 +60,4 @@ def activation(name: str, negative_slope: float = 0.01) -> Callable[[jax.Array],
       9.0
     """
     check_choice("activation", name, ACTIVATIONS)
-    if name == "leaky_relu":
-        return lambda z: jax.nn.leaky_relu(z, negative_slope)
     return ACTIVATIONS[name]

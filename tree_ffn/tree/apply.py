@@ -75,7 +75,7 @@ def finish(params: dict, x_TE: jax.Array, s_TE: jax.Array, spec: TreeSpec) -> ja
     if spec.shape.shared_width:
         s_TE = s_TE + _shared(params["shared"], x_TE, spec)
     if spec.act_site == "sum":
-        act = activation(spec.activation, spec.negative_slope)
+        act = activation(spec.activation)
         s_TE = act(s_TE.astype(jnp.float32)).astype(x_TE.dtype)
     return s_TE + params["b_out"].astype(x_TE.dtype)[None]
 
@@ -177,7 +177,7 @@ def _shared(shared, x_TE, spec):
         + shared["b_in"].astype(x_TE.dtype)[None]
     )
     if spec.act_site == "node":
-        z_TS = activation(spec.activation, spec.negative_slope)(z_TS)
+        z_TS = activation(spec.activation)(z_TS)
     return jnp.einsum("ts,se->te", z_TS, shared["w_out"].astype(x_TE.dtype))
 
 

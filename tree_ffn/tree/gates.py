@@ -54,7 +54,7 @@ def unit_activation(spec: TreeSpec):
     """What a unit's pre-activation becomes: act at site `node`, itself at site `sum`."""
     if spec.act_site == "sum":
         return lambda z: z
-    return activation(spec.activation, spec.negative_slope)
+    return activation(spec.activation)
 
 
 def hidden_on_path(

@@ -26,7 +26,6 @@ class TreeSpec(Leaking):
     Attributes:
       shape: P, D, W, S.
       activation: a name of `activations.ACTIVATIONS`.
-      negative_slope: slope of `leaky_relu` below zero.
       act_site: `node`, act of every unit; or `sum`, act of the summed output.
       routing: how decisions learn: `hard` (they do not), `straight_through`
         (a sigmoid surrogate in the backward pass), `continuous` (gates that
@@ -60,7 +59,6 @@ class TreeSpec(Leaking):
 
     shape: TreeShape
     activation: str = "gelu"
-    negative_slope: float = 0.01
     act_site: str = "node"
     routing: str = "hard"
     gate: str = "min"
@@ -88,7 +86,6 @@ class TreeSpec(Leaking):
         for field in ("kappa", "beta"):
             check_number(field, getattr(self, field), above=0)
         check_number("balance_rate", self.balance_rate, least=0)
-        check_number("negative_slope", self.negative_slope)
         if self.router == "silent" and self.routing == "hard":
             raise InputError(
                 "routing: 'hard' cannot be used with router 'silent', which would never learn; use "

@@ -1,7 +1,6 @@
 """What a leaf layer computes, as one frozen and hashable value."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,6 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
 from tree_ffn.tree.activations import ACTIVATIONS
 from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
-
-SMOOTH = tuple(name for name in ACTIVATIONS if name != "leaky_relu")  # which has a slope to say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +32,7 @@ class LeafSpec:
       balance_rate: step by which the choice, not the gate, is moved against the load; 0: it is not.
       dense_start: share of the training in which experts that are not chosen still add something: all of
         themselves at first, less and less, then nothing. 0: they never do.
-      activation: a name of `ACTIVATIONS`, but `leaky_relu`.
+      activation: a name of `ACTIVATIONS`.
 
     Raises:
       InputError: names the field, its value and what is allowed.
@@ -58,7 +55,6 @@ class LeafSpec:
     balance_rate: float = 0.0
     dense_start: float = 0.0
     activation: str = "gelu"
-    negative_slope: ClassVar[float] = 0.01  # what specs of other layers say; no activation here reads it
 
     def __post_init__(self):
         for field in ("n_experts", "expert_width", "top_k", "n_trees"):
@@ -66,7 +62,7 @@ class LeafSpec:
         check_choice("router", self.router, ROUTERS)
         check_choice("search", self.search, SEARCHES)
         check_choice("gate_norm", self.gate_norm, GATE_NORMS)
-        check_choice("activation", self.activation, SMOOTH)
+        check_choice("activation", self.activation, ACTIVATIONS)
         check_number("balance_rate", self.balance_rate, least=0)
         check_number("dense_start", self.dense_start, least=0)
         if self.dense_start > 1:
