@@ -120,6 +120,7 @@ def answer(
         check_positive_int("--limit", limit)
     manager = task_manager([task for *_, task in planned], data, cache)
     import lm_eval  # pyright: ignore[reportMissingImports]
+    from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
     from jinja2 import TemplateError  # pyright: ignore[reportMissingImports]
 
     from experiments.harness import HarnessModel
@@ -131,9 +132,11 @@ def answer(
         except InputError as error:
             raise type(error)(f"{name}: {error}") from None
         except (
-            LookupError, ArithmeticError, ValueError, TypeError, AttributeError, OSError, TemplateError
+            LookupError, ArithmeticError, ValueError, TypeError, AttributeError, OSError, TemplateError,
+            AssertionError, DatasetsError,
         ) as error:  # fmt: skip
-            raise InputError(f"--tasks: the harness cannot run {name} ({reason(error)}).") from error
+            why = reason(error.__cause__ or error)  # of data that it cannot read datasets says nothing itself
+            raise InputError(f"--tasks: the harness cannot run {name} ({why}).") from error
 
     lm, loaded, scores = HarnessModel(model, answerer), [], []
     for name, *_ in planned:  # all of them before the first is asked

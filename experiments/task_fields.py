@@ -4,6 +4,7 @@ The harness fills a template's unknown fields with nothing and goes on; a task o
 score that looks like one.
 """
 
+import collections
 import re
 from collections.abc import Iterable
 
@@ -55,6 +56,8 @@ def asked_for(text: str) -> tuple[set[str], set[str]]:
 def check_rows(rows: Iterable[tuple[str, dict]], task: str, text: str) -> None:
     """Raises InputError, which names file, line and field, unless all rows have what the templates need.
 
+    What a field holds is of one kind in all rows: of another the harness makes text, such as "None".
+
     Args:
       rows: (place, row) of a data file; a place is for messages.
       task: name of the task.
@@ -66,3 +69,22 @@ def check_rows(rows: Iterable[tuple[str, dict]], task: str, text: str) -> None:
     for place, row in rows:
         for field in sorted(needed - row.keys()):
             raise InputError(f"{place}: no field {field!r}, which {task} needs.")
+    for field in sorted(needed):
+        kinds = [(place, _kind(row[field])) for place, row in rows]
+        told = collections.Counter(kind for _, kind in kinds if kind not in ("null", "a list"))
+        most = next(iter(told.most_common(1)), ("a value", 0))[0]
+        for place, kind in kinds:
+            # An empty list may be one of anything.
+            if kind != most and not (kind == "a list" and most.startswith(kind)):
+                raise InputError(
+                    f"{place}: the field {field!r} is {kind}; {task} needs {most}, as elsewhere."
+                )
+
+
+def _kind(value) -> str:
+    """What a JSON value is, in words."""
+    if isinstance(value, list):
+        inner = sorted({_kind(one) for one in value})
+        return f"a list of {' and '.join(inner)}" if inner else "a list"
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
+    return names.get(type(value), "null")

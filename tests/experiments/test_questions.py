@@ -483,6 +483,25 @@ def test_rows_that_lack_a_field(task, file, field, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "value, said",
+    [
+        (None, "is null"), (3, "is a number"), (["a", 3], "is a list of a number and text"),
+        ("a", "is text"), ({"a": 1}, "is an object"), (True, "is true or false"),
+    ],
+)  # fmt: skip
+def test_fields_of_another_kind_name_their_line(value, said):
+    """The harness would write them into the prompt, as None."""
+    field, needs = ("choices", "a list of text") if isinstance(value, str) else ("q", "text")
+    text = 'doc_to_text: "{{q}}"\ndoc_to_choice: choices\n'
+    rows = [{"q": "a?", "choices": ["a", "b"], "id": n} for n in range(3)]
+    rows[2]["choices"] = []  # one of anything
+    task_fields.check_rows([("x, line 1", row) for row in rows], "mine", text)
+    rows = [rows[0] | {field: value}, *rows]
+    with pytest.raises(InputError, match=f"^x, line 1: the field '{field}' {said}; mine needs {needs}, as"):
+        task_fields.check_rows([(f"x, line {i + 1}", row) for i, row in enumerate(rows)], "mine", text)
+
+
+@pytest.mark.parametrize(
     "value, needed",
     [
         ('"{{passage}}\\nQ: {{question}}?"', {"passage", "question"}),
