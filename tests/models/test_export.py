@@ -1,6 +1,8 @@
 """A model as safetensors and config.json, and back, bit for bit."""
 
 import json
+import resource
+import signal
 
 import jax
 import numpy as np
@@ -90,3 +92,17 @@ def test_a_foreign_directory_is_not_written_over(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         export.save(str(tmp_path / "file"), spec, random_variables(spec))
+
+
+def test_a_full_disk_leaves_what_was_there(exported):
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    spec, limit = model_spec(KINDS["dense"]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    variables, handler = random_variables(spec), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limit[1]))  # no file gets longer
+    try:
+        with pytest.raises(InputError, match="cannot be written: .*File too large"):
+            export.save(str(exported), spec, variables)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before

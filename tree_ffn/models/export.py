@@ -10,7 +10,7 @@ import tempfile
 import jax
 import numpy as np
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 from tree_ffn.json_input import parse_object
 from tree_ffn.json_output import json_text
 from tree_ffn.models.describe import abstract_variables
@@ -37,6 +37,7 @@ def save(
     Raises:
       InputError: the directory holds other files of these names, or cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     tensors = {path: np.asarray(leaf) for path, leaf in _by_path(variables).items()}
@@ -58,8 +59,9 @@ def save(
                 file.write(json_text(config, CONFIG, indent=2))
             for name in (WEIGHTS, CONFIG):
                 os.replace(os.path.join(new, name), os.path.join(directory, name))
-    except OSError as error:
-        raise InputError(f"export: {directory!r} cannot be written: {error.strerror or error}.") from None
+    except (OSError, SafetensorError) as error:  # the latter of a full disk
+        why = getattr(error, "strerror", None) or reason(error)
+        raise InputError(f"export: {directory!r} cannot be written: {why}.") from None
 
 
 def load(directory: str) -> tuple[ModelSpec, dict, dict]:

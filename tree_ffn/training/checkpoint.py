@@ -6,6 +6,7 @@ config, facts about the data; the model where it is not the config's). The data
 state is the step: row order is a pure function of it.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -57,6 +58,7 @@ class Checkpoints:
         self.directory = checkpoint_directory(workdir)
         if keep is None and not os.path.isdir(self.directory):
             raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
+        logging.getLogger("absl").addFilter(_is_news)
         best = _policies.BestN(
             get_metric_fn=_val_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -217,6 +219,11 @@ class Checkpoints:
             steps = steps_on_disk(self.directory)
             whole = f"checkpoints up to step {steps[-1]} are whole" if steps else "no checkpoint is whole"
             raise InputError(f"workdir: {self.directory} cannot be written ({cause}); {whole}.") from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False of a failure that orbax logs, with its traceback, in every thread: it is raised too."""
+    return not (record.exc_info and "/orbax/" in record.pathname)
 
 
 class Restored(NamedTuple):
