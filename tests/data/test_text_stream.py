@@ -126,6 +126,13 @@ def test_half_characters_of_files_tokenizers(kind):
     assert streamed(tokenizer, [*ids[-4:-2], *ids[:1]])[0][2].startswith("\ufffd")
 
 
+def test_a_byte_that_is_a_space_begins_a_text_as_the_library_has_it():
+    tokenizer = file_tokenizer("byte fallback")
+    space, a = (tokenizer.engine.token_to_id(token) for token in ("<0x20>", "<0x61>"))
+    for ids in ([space, a], [space, space, a], [a, space]):
+        assert "".join(streamed(tokenizer, ids)[0]) == tokenizer.engine.decode(ids) == tokenizer.decode(ids)
+
+
 def test_the_library_s_own_stream_does_not_do_it():
     """Why `Characters` is ours: half a character behind a whole one ends the library's in an error."""
     from tokenizers.decoders import DecodeStream

@@ -175,8 +175,10 @@ class FileTokenizer(Tokenizer):
                 token in self._added and HALF in found.decode(errors="replace")
             )
             return written.encode() if as_it_is else found
-        if self._has_byte_tokens and (byte := BYTE_TOKEN.fullmatch(written)):
-            return bytes([int(byte[1], 16)])
+        if self._has_byte_tokens and (match := BYTE_TOKEN.fullmatch(written)):
+            byte = int(match[1], 16)
+            if before is not None or byte >= 0x80:  # a space that begins a text may be left out, as below
+                return bytes([byte])
         if before is None:
             return self.engine.decode([token]).encode()
         # A word's space and the like depend on whether something stands before, not on what.
