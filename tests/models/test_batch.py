@@ -14,8 +14,8 @@ PROMPTS = ((1, 2, 3), (7,), (4, 5, 6, 7, 8, 9, 10, 11, 3, 2, 1, 0, 14, 15, 16, 1
 RULES = (Sampling(greedy=True), Sampling(), Sampling(top_k=4, temperature=2.0), Sampling(top_p=0.7))
 
 
-def model(name, context=24):
-    spec = model_spec(KINDS[name], context=context)
+def model(*names, context=24):
+    spec = model_spec(*(KINDS[name] for name in names), context=context)
     return decode.for_decoding(spec, random_variables(spec))
 
 
@@ -36,7 +36,7 @@ def tokens_of(a_batch, new):
 
 
 def test_together_as_alone():
-    spec, variables = model("continuous", context=16)
+    spec, variables = model("continuous", "leaf", context=16)
     new = requests(longest=11)
     alone = [tokens_of(Batch(spec, variables), [one])[0] for one in new]
     assert [len(tokens) for tokens in alone] == [5] * 4

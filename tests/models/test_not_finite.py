@@ -45,7 +45,9 @@ def test_a_row_of_scores_that_are_none_has_no_token(rule):
     assert found[0] == choose([good])[0] and found[4:] == [1, 1]
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe", "continuous", "hard", "pruned"])
+@pytest.mark.parametrize(
+    "kind", ["dense", "moe", "continuous", "pruned", "leaf", pytest.param("hard", marks=pytest.mark.slow)]
+)
 def test_one_request_fails_alone(kind):
     spec, variables = decode.for_decoding(*hot_model(kind))
     assert np.isfinite(forward(spec)(variables, np.asarray([HEALTHY[0]]))[0]).all()

@@ -8,7 +8,7 @@ from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import scoring
 
-SPEC = model_spec(KINDS["dense"], KINDS["continuous"])
+SPEC = model_spec(KINDS["leaf"], KINDS["continuous"])
 
 
 @pytest.fixture(scope="module")
