@@ -176,8 +176,8 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.act_site = "node"  # node | sum
     ffn.routing = "continuous"  # hard (the paper) | straight_through | continuous
     ffn.router = "first_unit"  # what decides: first_unit | silent (the same, adding nothing to the output)
-    # Of trees, moe, hash and leaf (1 or 0), in training: what units off the path, or of experts not chosen, add at first,
-    # a share; falls to 0.
+    # Of trees, moe, hash and leaf (1 or 0), in training: what units off the path, or of experts not chosen,
+    # add at first, a share; falls to 0.
     ffn.leak = 0.0
     ffn.leak_share = 0.3  # share of the training after which they add nothing
     ffn.hash_levels = 0  # first decisions that a hash of the token's id takes; of hash_tree: all

@@ -23,6 +23,11 @@ def build(arg="preset=nano", **changes):
     return model_spec_from_config(config, vocab_size=257)
 
 
+def test_an_execution_that_a_layer_has_not_is_refused():
+    with pytest.raises(InputError, match="^ffn.implementation: 'grouped' cannot execute a layer of ffn.kind"):
+        build("preset=nano,kind=leaf", ffn__implementation="grouped")
+
+
 def test_kinds_share_the_units_of_the_tree_fields():
     dense, narrow, moe, hashing, tree, random_tree, hash_tree, leaf = (
         build(f"preset=opt_125m,kind={kind}").ffns[0] for kind in KINDS

@@ -103,7 +103,7 @@ def test_a_tree_without_decisions_is_dense():
 
 
 def test_initial_weights_of_a_mixture():
-    """w_out's deviation is of the A active units, not of all X W; the router's is 1 / sqrt(E), as of trees."""
+    """w_out's deviation is of the A active units, not of all X W; the router's is 1 / sqrt(E), as trees'."""
     params = FFN(MoESpec(8, 16, top_k=2), w_in_scale=0.7, w_out_scale=0.05).init(
         jax.random.key(0), jnp.ones((1, 64))
     )["params"]

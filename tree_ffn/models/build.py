@@ -7,7 +7,7 @@ from typing import Any
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.moe import MoESpec
-from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
+from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec, check_implementations
 from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
 from tree_ffn.tree.leaf import LeafSpec
 
@@ -50,6 +50,9 @@ def model_spec_from_config(config, vocab_size: int) -> ModelSpec:
     check_choice("model.param_dtype", model.param_dtype, DTYPES)  # float16 would need its loss scaled
     kinds = layer_kinds(model.layers, model.n_layers, ffn.kind)
     specs = {kind: ffn_spec(ffn, kind) for kind in kinds}
+    if ffn.implementation != "auto":
+        with _named("ffn."):
+            check_implementations(ffn.implementation, tuple(specs.values()))
     scales = ("embed", "attn_in", "attn_out", "w_in", "w_out")
     with _named("model."):
         return ModelSpec(

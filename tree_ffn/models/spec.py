@@ -44,6 +44,19 @@ class InitSpec:
                 raise InputError(f"init.{field.name}: {value!r} is not allowed; use a number of at least 0.")
 
 
+def check_implementations(implementation: str, ffns: tuple[FFNSpec, ...]) -> None:
+    """Raises InputError where a layer has no such implementation."""
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    for ffn in ffns:
+        if isinstance(ffn, TreeSpec):
+            check_implementation(ffn, implementation)
+        elif isinstance(ffn, LeafSpec) and implementation not in leaf.IMPLEMENTATIONS:
+            raise InputError(
+                f"implementation: {implementation!r} cannot execute a layer of ffn.kind 'leaf'; use one of: "
+                f"{', '.join(leaf.IMPLEMENTATIONS)}, or name none ('auto' in a config)."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """A pre-LN decoder (GPT-2 / OPT style): learned positions, one FFN spec per layer.
@@ -105,15 +118,7 @@ class ModelSpec:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("param_dtype", self.param_dtype, STORED_DTYPES)
         if self.implementation is not None:
-            check_choice("implementation", self.implementation, IMPLEMENTATIONS)
-            for ffn in self.ffns:
-                if isinstance(ffn, TreeSpec):
-                    check_implementation(ffn, self.implementation)
-                elif isinstance(ffn, LeafSpec) and self.implementation not in leaf.IMPLEMENTATIONS:
-                    raise InputError(
-                        f"implementation: {self.implementation!r} cannot execute a layer of ffn.kind 'leaf'; "
-                        f"use one of: {', '.join(leaf.IMPLEMENTATIONS)}, or name none ('auto' in a config)."
-                    )
+            check_implementations(self.implementation, self.ffns)
         check_choice("tied_head", self.tied_head, (True, False))
         if not self.norm_eps > 0:
             raise InputError(f"norm_eps: {self.norm_eps!r} is not allowed; use a number above 0.")
