@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import check_choice, check_positive_int
 from tree_ffn.tree import ACTIVATIONS, Info, activation
+from tree_ffn.tree.products import weighed_units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def dense_ffn(params, x_TE: jax.Array, spec: DenseSpec) -> tuple[jax.Array, Info
     """y = act(x w_in^T + b_in) w_out + b_out.
 
     Args:
-      params: as `init_params` gives them; cast to x's dtype.
+      params: as `init_params` gives them; `weighed_units` says in which precision they are used.
       x_TE: tokens [T, E].
       spec: width and activation.
 
@@ -61,12 +62,7 @@ def dense_ffn(params, x_TE: jax.Array, spec: DenseSpec) -> tuple[jax.Array, Info
       >>> dense_ffn(params, jnp.ones((3, 4)), spec)[0].shape
       (3, 4)
     """
-    w_in_FE, b_in_F, w_out_FE, b_out_E = (
-        params[name].astype(x_TE.dtype) for name in ("w_in", "b_in", "w_out", "b_out")
-    )
-    # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
-    act = jax.checkpoint(activation(spec.activation), prevent_cse=False)
-    h_TF = act(jnp.einsum("TE,FE->TF", x_TE, w_in_FE) + b_in_F[None, :])
-    y_TE = jnp.einsum("TF,FE->TE", h_TF, w_out_FE) + b_out_E[None, :]
+    y_TE = weighed_units(params, x_TE, activation(spec.activation))
+    y_TE = y_TE + params["b_out"].astype(x_TE.dtype)[None, :]
     no_leaves = jnp.zeros((x_TE.shape[0], 0), jnp.int32)
     return y_TE, Info(no_leaves, jnp.float32(0.0))

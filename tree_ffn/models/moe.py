@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.tree import ACTIVATIONS, Info, Leaking, activation
 from tree_ffn.tree.gates import gate_norm
+from tree_ffn.tree.products import float32_product, weighed_units
 from tree_ffn.tree.routing import check_ids, hashed
 from tree_ffn.tree.spec import GATE_NORMS
 from tree_ffn.tree.usage import leaf_counts
@@ -142,8 +143,7 @@ def moe_ffn(
     the others would be another start: p_e is about 1 / X at first, and the chosen would weigh least.
 
     Args:
-      params: as `init_params` gives them; weights are cast to x's dtype, router
-        logits and gates are float32.
+      params: as `init_params` gives them; `weighed_units` says in which precision they are used.
       x_TE: tokens [T, E].
       spec: sizes, gate and balance.
       token_T: int32 ids of the tokens, for router `hash`.
@@ -182,10 +182,7 @@ def _choices(chosen_Tk, spec: MoESpec):
 
 def _softmax_choice(params, x_TE, spec: MoESpec, n_rows: int):
     """Chosen experts int32 [T, k], gates of all experts float32 [T, X], and the auxiliary loss."""
-    dtype = x_TE.dtype
-    logits_TX = jnp.einsum(
-        "TE,XE->TX", x_TE, params["w_router"].astype(dtype), preferred_element_type=jnp.float32
-    )
+    logits_TX = float32_product(x_TE, params["w_router"].astype(x_TE.dtype))
     T, X, G = len(x_TE), spec.n_experts, spec.expert_groups
     p_TGX = jax.nn.softmax(logits_TX.reshape(T, G, X // G), axis=-1)
     # The choice carries no gradient; the gate does.
@@ -205,12 +202,8 @@ def _softmax_choice(params, x_TE, spec: MoESpec, n_rows: int):
 
 def _weighed_experts(params, x_TE, gate_TX, spec: MoESpec):
     """y_TE: every expert's output times its gate."""
-    dtype = x_TE.dtype
-    act = activation(spec.activation)
-    z_TXW = jnp.einsum("TE,XWE->TXW", x_TE, params["w_in"].astype(dtype))
-    h_TXW = act(z_TXW + params["b_in"].astype(dtype)[None]) * gate_TX.astype(dtype)[:, :, None]
-    y_TE = jnp.einsum("TXW,XWE->TE", h_TXW, params["w_out"].astype(dtype))
-    return y_TE + params["b_out"].astype(dtype)[None, :]
+    y_TE = weighed_units(params, x_TE, activation(spec.activation), gate_TX)
+    return y_TE + params["b_out"].astype(x_TE.dtype)[None, :]
 
 
 def balance_update(bias_X: jax.Array, chosen_Tk: jax.Array, spec: MoESpec) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree import gather, grouped, masked
 from tree_ffn.tree.activations import activation
+from tree_ffn.tree.products import weighed_units
 from tree_ffn.tree.routing import check_ids
 from tree_ffn.tree.spec import Info, PrunedSpec, TreeSpec
 from tree_ffn.tree.weights import array_shapes
@@ -172,13 +173,8 @@ _masked_backward.defvjp(_masked_backward_fwd, _masked_backward_bwd)
 
 def _shared(shared, x_TE, spec):
     """Output of the S units that are always on."""
-    z_TS = (
-        jnp.einsum("te,se->ts", x_TE, shared["w_in"].astype(x_TE.dtype))
-        + shared["b_in"].astype(x_TE.dtype)[None]
-    )
-    if spec.act_site == "node":
-        z_TS = activation(spec.activation)(z_TS)
-    return jnp.einsum("ts,se->te", z_TS, shared["w_out"].astype(x_TE.dtype))
+    act = activation(spec.activation) if spec.act_site == "node" else lambda z: z
+    return weighed_units(shared, x_TE, act)
 
 
 def check_fit(params: dict, x_TE: jax.Array, spec: TreeSpec, token_T: jax.Array | None = None) -> None:

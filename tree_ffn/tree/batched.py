@@ -42,7 +42,7 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
       spec: the layer.
 
     Returns:
-      s_TE in x's dtype; z float32 [P, M, size, path_units].
+      s_TE float32; z float32 [P, M, size, path_units].
     """
     layout = weights.layout(spec)
     if weights.w_in.shape[0] == 1:
@@ -51,14 +51,13 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
 
     def add_tree(sum_TE, tree_and_blocks):
         s_TE, z = _forward_tree(tree_and_blocks[0], x_TE, tree_and_blocks[1], size, layout)
-        return sum_TE + s_TE.astype(jnp.float32), z
+        return sum_TE + s_TE, z
 
-    s_TE, z = jax.lax.scan(add_tree, jnp.zeros(x_TE.shape, jnp.float32), (weights, blocks_P))
-    return s_TE.astype(x_TE.dtype), z
+    return jax.lax.scan(add_tree, jnp.zeros(x_TE.shape, jnp.float32), (weights, blocks_P))
 
 
 def backward(weights: Weights, x_TE, ds_TE, z, blocks_P: Blocks, size: int, spec: TreeSpec):
-    """Gradients: dx_TE in x's dtype, and float32 dw_in, db_in and dw_out of all trees."""
+    """Gradients: dx_TE, dw_in, db_in and dw_out of all trees, float32."""
     layout = weights.layout(spec)
     if weights.w_in.shape[0] == 1:
         dx_TE, *grads = _backward_tree(_only(weights), x_TE, ds_TE, z[0], _only(blocks_P), size, layout)
@@ -67,10 +66,10 @@ def backward(weights: Weights, x_TE, ds_TE, z, blocks_P: Blocks, size: int, spec
     def add_tree(sum_TE, inputs):
         tree, blocks, z_tree = inputs
         dx_TE, *grads = _backward_tree(tree, x_TE, ds_TE, z_tree, blocks, size, layout)
-        return sum_TE + dx_TE.astype(jnp.float32), grads
+        return sum_TE + dx_TE, grads
 
     dx_TE, grads = jax.lax.scan(add_tree, jnp.zeros(x_TE.shape, jnp.float32), (weights, blocks_P, z))
-    return dx_TE.astype(x_TE.dtype), *grads
+    return dx_TE, *grads
 
 
 def _only(stacked):
@@ -85,7 +84,7 @@ def _forward_tree(tree: Weights, x_TE: jax.Array, blocks: Blocks, size: int, lay
     z_MBA = jnp.einsum("mbe,mae->mba", x_MBE, w_in_MAE, preferred_element_type=jnp.float32) + b_in_MA[:, None]
     h_MBA = _hidden(z_MBA, tree, blocks, layout).astype(dtype)
     w_out_MAE = _path_rows(tree.w_out.astype(dtype), blocks.leaf_M, layout.outputs)
-    s_MBE = jnp.einsum("mba,mae->mbe", h_MBA, w_out_MAE)
+    s_MBE = jnp.einsum("mba,mae->mbe", h_MBA, w_out_MAE, preferred_element_type=jnp.float32)
     return _token_rows(s_MBE, blocks), z_MBA
 
 
@@ -108,12 +107,12 @@ def _backward_tree(
     db_in_U = _sum_over_blocks(dz_MBA.sum(axis=1), blocks.leaf_M, layout)
     dz_MBA = dz_MBA.astype(dtype)
     w_in_MAE = _path_rows(tree.w_in.astype(dtype), blocks.leaf_M, layout)
-    dx_TE = _token_rows(jnp.einsum("mba,mae->mbe", dz_MBA, w_in_MAE), blocks)
+    dx_MBE = jnp.einsum("mba,mae->mbe", dz_MBA, w_in_MAE, preferred_element_type=jnp.float32)
     dw_in_UE = _sum_over_blocks(jnp.einsum("mba,mbe->mae", dz_MBA, x_MBE), blocks.leaf_M, layout)
     dw_out_UE = _sum_over_blocks(
         jnp.einsum("mba,mbe->mae", h_MBA.astype(dtype), ds_MBE), blocks.leaf_M, layout.outputs
     )
-    return dx_TE, dw_in_UE, db_in_U, dw_out_UE
+    return _token_rows(dx_MBE, blocks), dw_in_UE, db_in_U, dw_out_UE
 
 
 def _hidden(z_MBA, tree: Weights, blocks: Blocks, layout: Layout):

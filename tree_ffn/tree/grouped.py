@@ -35,7 +35,8 @@ def along(params: dict, x_TE: jax.Array, leaf_TP: jax.Array, spec: TreeSpec) -> 
     Differentiable in x and in w_in, b_in and w_out; each gradient touches the
     visited units alone, and none goes through the leaves.
     """
-    return routing.renormalised(_blocks(params, x_TE, leaf_TP, spec), params, x_TE, leaf_TP, spec)
+    s_TE = routing.renormalised(_blocks(params, x_TE, leaf_TP, spec), params, x_TE, leaf_TP, spec)
+    return s_TE.astype(x_TE.dtype)
 
 
 def _blocks(params, x_TE, leaf_TP, spec):
@@ -66,6 +67,7 @@ def refuse_straight_through(spec: TreeSpec, implementation: str) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _block_products(spec, weights, x_TE, leaf_TP):
+    """The sum of the trees, not rounded yet: float32 [T, E]."""
     return _forward(spec, weights, x_TE, leaf_TP)[0]
 
 
@@ -93,8 +95,8 @@ def _block_products_bwd(spec, saved, ds_TE):
     weights, x_TE, blocks_P, z = saved
     form = _form()
     size = form.block_size(blocks_P.order_T.shape[1], layout_of(spec).n_leaves)
-    dx, *grads = form.backward(weights, x_TE, ds_TE, z, blocks_P, size, spec)
-    dx_TE = _joined(dx, x_TE.shape[0])
+    dx, *grads = form.backward(weights, x_TE, ds_TE.astype(x_TE.dtype), z, blocks_P, size, spec)
+    dx_TE = _joined(dx, x_TE.shape[0]).astype(x_TE.dtype)
     grads = [grad.astype(weight.dtype) for grad, weight in zip(grads, weights)]
     return Weights(*grads, threshold=jnp.zeros_like(weights.threshold)), dx_TE, None
 
@@ -103,8 +105,7 @@ def _joined(rows: jax.Array, n_tokens: int) -> jax.Array:
     """Sums of a forest's rows [P * T, E] over its trees; the rows of full trees are sums already."""
     if rows.shape[0] == n_tokens:
         return rows
-    rows_PTE = rows.reshape(-1, n_tokens, rows.shape[1])
-    return rows_PTE.astype(jnp.float32).sum(axis=0).astype(rows.dtype)
+    return rows.reshape(-1, n_tokens, rows.shape[1]).sum(axis=0)
 
 
 _block_products.defvjp(_block_products_fwd, _block_products_bwd)

@@ -72,7 +72,7 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
       spec: the layer.
 
     Returns:
-      s_TE in x's dtype; z float32 [R, path_units].
+      s_TE float32; z float32 [R, path_units].
     """
     work, layout = _work_list(blocks_P, size), weights.layout(spec)
     z_RA = _into_units(_sorted_rows(x_TE, work), weights.w_in, work, layout)
@@ -82,7 +82,7 @@ def forward(weights: Weights, x_TE: jax.Array, blocks_P: Blocks, size: int, spec
 
 
 def backward(weights: Weights, x_TE, ds_TE, z_RA, blocks_P: Blocks, size: int, spec: TreeSpec):
-    """Gradients: dx_TE in x's dtype, and float32 dw_in, db_in and dw_out of all trees."""
+    """Gradients: dx_TE, dw_in, db_in and dw_out of all trees, float32."""
     dtype = x_TE.dtype
     work, layout = _work_list(blocks_P, size), weights.layout(spec)
     x_RE, ds_RE = _sorted_rows(x_TE, work), _sorted_rows(ds_TE, work)
@@ -113,13 +113,13 @@ def _into_units(rows_RE, w_PUE, work: _Work, layout: Layout):
 
 
 def _out_of_units(h_RA, w_PUE, work: _Work, layout: Layout):
-    """Sums of every row's path's units, weighted by h: [R, E] in h's dtype."""
+    """Sums of every row's path's units, weighted by h: float32 [R, E]."""
 
     def one_block(i, out_RE):
         sums = _matmul("ba,ae->be", _rows(h_RA, i, work), _path(w_PUE, i, work, layout))
-        return _write_rows(out_RE, sums.astype(h_RA.dtype), i, work)
+        return _write_rows(out_RE, sums, i, work)
 
-    out_RE = jnp.zeros((h_RA.shape[0], w_PUE.shape[2]), h_RA.dtype)
+    out_RE = jnp.zeros((h_RA.shape[0], w_PUE.shape[2]), jnp.float32)
     return jax.lax.fori_loop(0, work.count, one_block, out_RE)
 
 
@@ -152,10 +152,9 @@ def _sum_of_trees(rows, blocks_P: Blocks):
 
     def add_tree(p, sum_TE):
         row_T = p * n_tokens + blocks_P.position_T[p]
-        return sum_TE + jnp.take(rows, row_T, axis=0, mode="clip").astype(jnp.float32)
+        return sum_TE + jnp.take(rows, row_T, axis=0, mode="clip")
 
-    sum_TE = jax.lax.fori_loop(0, n_trees, add_tree, jnp.zeros((n_tokens, rows.shape[1]), jnp.float32))
-    return sum_TE.astype(rows.dtype)
+    return jax.lax.fori_loop(0, n_trees, add_tree, jnp.zeros((n_tokens, rows.shape[1]), jnp.float32))
 
 
 def _matmul(subscripts: str, a, b):

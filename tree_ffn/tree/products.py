@@ -1,5 +1,8 @@
 """Matrix products whose results need more digits than their operands have."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -44,3 +47,32 @@ def pre_activations(x_TE: jax.Array, w_PUE: jax.Array, b_PU: jax.Array) -> jax.A
     w_FE = w_PUE.astype(x_TE.dtype).reshape(b_PU.size, x_TE.shape[1])
     z_TPU = float32_product(x_TE, w_FE).reshape(x_TE.shape[0], *b_PU.shape)
     return z_TPU + b_PU.astype(jnp.float32)[None]
+
+
+def weighed_units(
+    params: dict, x_TE: jax.Array, act: Callable, gate_TX: jax.Array | None = None
+) -> jax.Array:
+    """What units computed for every token add up to, without b_out: [T, E] of x's dtype.
+
+        sum over groups x of g[x] sum over units w of act(<w_in[x,w], x> + b_in[x,w]) w_out[x,w]
+
+    Pre-activations, activations and gates are float32. g act(z) is rounded to x's dtype once, and so is the
+    sum, which is in float32: the precision of every layer (docs/layer.md).
+
+    Args:
+      params: {w_in [X,W,E], b_in [X,W], w_out [X,W,E]}; without gates also [F,E] and [F].
+      x_TE: tokens.
+      act: the activation.
+      gate_TX: float32; None: all are 1.
+    """
+    dtype = x_TE.dtype
+
+    # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def hidden(z, gate_TX):
+        units = act(z) if gate_TX is None else act(z) * gate_TX[..., None]
+        return units.astype(dtype)
+
+    z = pre_activations(x_TE, params["w_in"], params["b_in"])
+    h_TF = hidden(z, gate_TX).reshape(x_TE.shape[0], params["b_in"].size)
+    return jnp.einsum("tf,fe->te", h_TF, params["w_out"].astype(dtype).reshape(h_TF.shape[1], x_TE.shape[1]))

@@ -56,7 +56,7 @@ def renormalised(
     """The sum of trees over the norm of their leaves' gates, where the layer says so: `TreeSpec.renormalise`.
 
     Args:
-      s_TE: sum of the trees with gates as they are.
+      s_TE: float32, sum of the trees with gates as they are.
       params, x_TE, spec: of the layer.
       place_TP: places in the bottom level that tokens reach, as `leaves` gives them.
     """
@@ -67,8 +67,7 @@ def renormalised(
     for level in range(spec.hash_levels, spec.shape.depth):
         r_TP = logits(level, layout.ancestor(level, place_TP))
         gate_TP = child_gate(gate_TP, towards(r_TP, layout.goes_right(level, place_TP), spec), spec)
-    norm_T1 = gate_norm(gate_TP, spec.gate_norm)
-    return (s_TE.astype(jnp.float32) / norm_T1).astype(s_TE.dtype)
+    return s_TE / gate_norm(gate_TP, spec.gate_norm)
 
 
 def gathered(r_TPR: jax.Array, layout: Layout):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree.activations import activation
 from tree_ffn.tree.leaf.spec import LeafSpec
+from tree_ffn.tree.products import weighed_units
 
 
 def combine(
@@ -23,7 +24,7 @@ def combine(
     """The sum of the chosen experts, of x's shape and dtype.
 
     Args:
-      params: {w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E]}, cast to x's dtype.
+      params: {w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E]}.
       x_TE: tokens.
       ids_TK, gates_TK: of `route`.
       spec: the layer.
@@ -60,29 +61,20 @@ def _fastest(n_tokens, spec: LeafSpec) -> str:
 
 def masked(params, x_TE, ids_TK, gates_TK, spec: LeafSpec, leak=None) -> jax.Array:
     """Every expert of every token, those that are not chosen times 0: two dense products. For training."""
-    dtype = x_TE.dtype
     mine_TKX = ids_TK[..., None] == jnp.arange(spec.n_experts, dtype=ids_TK.dtype)[None, None]
     gate_TX = jnp.where(mine_TKX, gates_TK[..., None], 0.0).sum(axis=1)
     if leak is not None:
         gate_TX = leak + (1 - leak) * gate_TX
-
-    # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
-    @jax.checkpoint
-    def hidden(z_TXW, gate_TX):
-        units = activation(spec.activation)(z_TXW)
-        return units * gate_TX.astype(dtype)[..., None]
-
-    z_TXW = jnp.einsum("TE,XWE->TXW", x_TE, params["w_in"].astype(dtype))
-    h_TXW = hidden(z_TXW + params["b_in"].astype(dtype)[None], gate_TX)
-    return jnp.einsum("TXW,XWE->TE", h_TXW, params["w_out"].astype(dtype))
+    return weighed_units(params, x_TE, activation(spec.activation), gate_TX)
 
 
 def gather(params, x_TE, ids_TK, gates_TK, spec: LeafSpec) -> jax.Array:
     """The rows of the chosen experts, read for each token by itself."""
     dtype = x_TE.dtype
-    w_in, b_in, w_out = (params[name][ids_TK].astype(dtype) for name in ("w_in", "b_in", "w_out"))
-    h_TKW = activation(spec.activation)(jnp.einsum("TE,TKWE->TKW", x_TE, w_in) + b_in)
-    return jnp.einsum("TKW,TKWE->TE", h_TKW * gates_TK.astype(dtype)[..., None], w_out)
+    w_in, b_in, w_out = (params[name][ids_TK] for name in ("w_in", "b_in", "w_out"))
+    z_TKW = jnp.einsum("TE,TKWE->TKW", x_TE, w_in.astype(dtype), preferred_element_type=jnp.float32)
+    h_TKW = activation(spec.activation)(z_TKW + b_in.astype(jnp.float32)) * gates_TK[..., None]
+    return jnp.einsum("TKW,TKWE->TE", h_TKW.astype(dtype), w_out.astype(dtype))
 
 
 # A new one is an entry here; it may do as it likes, but for rounding, within what `combine` says.
