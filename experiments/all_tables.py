@@ -15,6 +15,8 @@ from experiments.lines import (
     clocked,
     differences,
     groups,
+    is_called_so,
+    kind_of_layer,
     last_of,
     learning_rate,
     lines_of,
@@ -63,7 +65,7 @@ def read_rows(pattern: str) -> tuple[list[dict], list[dict]]:
     """(measured, tuning): rows of results files; *_tuning.jsonl hold the runs that chose learning rates.
 
     Args:
-      pattern: glob of results files; those later by name are the later ones.
+      pattern: glob of results files; of rows of one measurement that of the later date counts.
 
     Raises:
       InputError: a file has no rows, or a line of it is no row.
@@ -106,12 +108,12 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
 
 def baselines(rows: list[dict], measured: list[dict]) -> list[dict]:
     """T1's rows, of the same task and device, for the baselines that attempts at its protocol have not."""
-    own = {row["row"].partition("_")[0] for row in rows}
+    own = {kind_of_layer(row) for row in rows if is_called_so(row)}
     return [
         row
         for row in measured
         if row["table"] == "t1_small"
-        and row["row"].partition("_")[0] in {"dense", "narrow", "moe"} - own
+        and kind_of_layer(row) in {"dense", "narrow", "moe"} - own
         and trained(row) == trained(rows[0])
         and not differences([rows[0]["config"], row["config"]])
     ]
@@ -132,7 +134,7 @@ def quickstart(rows: list[dict]) -> Table:
     cells, verdict = [], ""
     for name, line in lines.items():
         bits = by_seed(line, BITS)
-        margin = [] if name.startswith("narrow") else paired(lambda n, x: n - x, narrow, bits)
+        margin = [] if kind_of_layer(line[0]) == "narrow" else paired(lambda n, x: n - x, narrow, bits)
         if margin:
             below = sum(value > 0 for value in margin)
             verdict += f" `{name}` ended below narrow in {below} of {len(margin)} seeds."

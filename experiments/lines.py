@@ -19,15 +19,18 @@ KINDS = (
     "tree_continuous", "tree",
 )  # fmt: skip
 
-# Keys that may differ within a line, and keys that may not differ even between the lines of a table.
+# Keys that may differ within a line.
 NO_MATTER = (
-    r"(seed|scored.*|mesh\..*|model\.(remat|unroll)|ffn\.implementation"
+    r"(seed|scored.*|mesh\..*|model\.(remat|unroll)|ffn\.implementation|data\.tokenizer"
     r"|train\.(log_every|eval_every|checkpoint_every|probe|keep))$"
 )
-COMMON = (
-    r"(data\.(sha256|tokenizer_sha256|splits\..*)|train\.(steps|batch_size|eval_batches)"
-    r"|model\.(context|width))$"
+# Keys that may differ between the lines of a table too: the layer, how it was made, and what is tuned for it.
+OWN = (
+    r"((ffn|convert|finetune|prune)\..*|model\.(layers|ffns|init\.w_out)"
+    r"|optim\.(lr|b2|routers_until))$"
 )
+# All other keys may not.
+COMMON = rf"(?!{NO_MATTER})(?!{OWN})"
 
 # Cards of one chip with other memories: what a run learns on them is the same, how long it takes is not.
 ALIKE = {"h100": "Hopper GPU", "h200": "Hopper GPU"}
@@ -57,7 +60,7 @@ def lines_of(rows: list[dict], free: str = NO_MATTER, common: str = COMMON) -> d
         check_same(name, line, rf"(?!{free})")
     if "mixed" not in rows[0]:
         check_same("its lines", rows, common)
-    return dict(sorted(lines.items(), key=lambda item: (rank(item[0]), item[0])))
+    return dict(sorted(lines.items(), key=lambda item: (rank(item[1][0]), item[0])))
 
 
 def mixed(rows: list[dict]) -> list[dict]:
@@ -72,9 +75,29 @@ def mixed(rows: list[dict]) -> list[dict]:
     return [{**row, "row": row["row"] + label(row), "mixed": sorted(found)} for row in rows]
 
 
-def rank(name: str) -> int:
-    """Place of a kind of layer in a table."""
-    return next((i for i, kind in enumerate(KINDS) if name.startswith(kind)), len(KINDS))
+def kind_of_layer(row: dict) -> str:
+    """The kind of layer that a row's config says it has, whatever the row is called; "" where it says none.
+
+    Example:
+      >>> kind_of_layer({"config": {"ffn": {"kind": "tree", "routing": "straight_through"}}})
+      'tree_straight'
+      >>> kind_of_layer({"config": {"model": {"layers": "dense,narrow"}, "ffn": {"kind": "dense"}}})
+      'dense,narrow'
+    """
+    if "convert" in row["config"]:
+        return "converted"
+    if layers := setting(row, "model.layers"):
+        return layers
+    if ffns := setting(row, "model.ffns"):
+        return ",".join(sorted({ffn["kind"] for ffn in ffns}))
+    kind = setting(row, "ffn.kind") or ""
+    return f"tree_{str(setting(row, 'ffn.routing')).partition('_')[0]}" if kind == "tree" else kind
+
+
+def rank(row: dict) -> int:
+    """Place of a row's kind of layer in a table; rows that say none stand last."""
+    kind = kind_of_layer(row)
+    return KINDS.index(kind) if kind in KINDS else len(KINDS)
 
 
 def differences(configs: list[dict], binding: str = COMMON) -> dict[str, tuple]:
@@ -152,9 +175,14 @@ def by_seed(line: list[dict], metric: str) -> dict:
 
 
 def baseline(lines: dict[str, list[dict]], kind: str) -> list[dict]:
-    """Rows of the only line of a kind; empty if there is none, or more than one."""
-    found = [line for name, line in lines.items() if re.match(rf"{kind}(_|$)", name)]
+    """Rows of the only line that is of a kind and called so; empty if there is none, or more than one."""
+    found = [line for line in lines.values() if kind_of_layer(line[0]) == kind and is_called_so(line[0])]
     return found[0] if len(found) == 1 else []
+
+
+def is_called_so(row: dict) -> bool:
+    """Whether a row's name begins with its kind, as `narrow_A96` does and `plain_A336` does not."""
+    return re.match(rf"{kind_of_layer(row)}(_|$)", row["row"]) is not None
 
 
 def paired(formula: Callable, *by_seeds: dict) -> list[float]:

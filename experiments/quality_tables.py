@@ -62,7 +62,7 @@ def gap_cell(lines: dict[str, list[dict]], name: str, metric: str = "val_loss") 
     """Gap closed of a line: 1 and 0 at the two ends; empty without both of them."""
     ends = {"dense": "1", "narrow": "0"}
     both = all(baseline(lines, kind) for kind in ends)
-    end = ends.get(name.split("_")[0]) if both else None
+    end = next((end for kind, end in ends.items() if both and baseline(lines, kind) is lines[name]), None)
     return end or spread(gap_closed(lines, lines[name], metric), ".3f")
 
 
@@ -166,7 +166,7 @@ def t3_small(rows: list[dict]) -> Table:
       InputError: models were asked different questions.
     """
     lines = groups(rows, lambda row: row["row"])
-    lines = dict(sorted(lines.items(), key=lambda item: (rank(item[0]), item[0])))
+    lines = dict(sorted(lines.items(), key=lambda item: (rank(item[1][0]), item[0])))
     tasks = groups(rows, lambda row: (row["config"]["scored"]["task"], row["config"]["scored"]["shots"]))
     columns, chances = [], []
     for (name, shots), found in tasks.items():

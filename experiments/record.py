@@ -1,7 +1,7 @@
 """The measured rows in results/*.jsonl that README and tables are made from.
 
-One measurement a line; lines are appended, never edited. A later line with the
-same (table, row, metric, seed, device, config_hash) supersedes the earlier one.
+One measurement a line; lines are appended, never edited. Of lines with the same
+(table, row, metric, seed, device, config_hash) that of the later date counts.
 """
 
 import contextlib
@@ -131,6 +131,7 @@ def check_row(result: dict) -> None:
         ("config", isinstance(result["config"], dict), "a dict"),
         ("command", isinstance(result["command"], str) and result["command"], "a command line"),
         ("versions", isinstance(result["versions"], dict), "a dict of package versions"),
+        ("date", _is_date(result["date"]), "a day such as 2026-11-30"),
     ):
         if not good:
             raise InputError(f"results row: {field} {result[field]!r} is not allowed; use {rule}.")
@@ -139,6 +140,10 @@ def check_row(result: dict) -> None:
         raise InputError(
             f"results row: {path.group()!r} is a path of this machine; name data by corpus and sha256."
         )
+
+
+def _is_date(value) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value) is not None
 
 
 def is_name(value) -> bool:
@@ -190,12 +195,14 @@ def config_hash(config) -> str:
 
 
 def load_results(paths) -> list[dict]:
-    """Rows of results files in order, without those that a later row supersedes.
+    """Rows of results files by date, without those that a later row supersedes.
+
+    Rows of one day stand in the order of files and lines.
 
     Configs of older versions are read as they would be recorded now (see `tree_ffn/upgrades.py`).
 
     Args:
-      paths: files or globs, e.g. "results/*.jsonl", or a list of them; later files come later.
+      paths: files or globs, e.g. "results/*.jsonl", or a list of them.
 
     Raises:
       InputError: names the file and line that is no row.
@@ -205,9 +212,10 @@ def load_results(paths) -> list[dict]:
         for path in expanded(pattern) or [pattern]:
             for row in _read_rows(path):
                 key = tuple(row[field] for field in KEY)
-                rows.pop(key, None)
-                rows[key] = row
-    return list(rows.values())
+                if key not in rows or rows[key]["date"] <= row["date"]:
+                    rows.pop(key, None)
+                    rows[key] = row
+    return sorted(rows.values(), key=lambda row: row["date"])
 
 
 def _read_rows(path: str):

@@ -213,7 +213,7 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
     """Points (x, validation loss, its spread over seeds) of a table's rows, by what x is."""
     found: dict[str, list[Point]] = {kind: [] for kind in AGAINST}
     on = timed_on(rows)
-    for name, line in sorted(groups(rows, lambda row: row["row"]).items(), key=lambda item: rank(item[0])):
+    for name, line in sorted(groups(rows, lambda row: row["row"]).items(), key=lambda item: rank(item[1][0])):
         losses = list(by_seed(line, "val_loss").values())
         if not losses:
             continue
@@ -230,7 +230,7 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
         ]:
             places["time"] = 1e3 * statistics.fmean(seconds)
         for kind, x in places.items():
-            found[kind].append(Point(name, x, loss, spread, rank(name)))
+            found[kind].append(Point(name, x, loss, spread, rank(line[0])))
     # The numbers of the points are the same in every figure: one that lacks some is not drawn.
     return {kind: points for kind, points in found.items() if len(points) == len(found["active"])}
 

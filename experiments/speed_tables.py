@@ -3,7 +3,6 @@
 Only experiments/benchmark.py times layers; all ratios of a line come from one of its runs.
 """
 
-import re
 import statistics
 
 from experiments.lines import (
@@ -24,20 +23,23 @@ from experiments.lines import (
 )  # fmt: skip
 from experiments.page import Table
 from tree_ffn.errors import InputError
+from tree_ffn.training.config import flat
 
 EXECUTIONS = ("masked", "gather", "grouped")
-SPEED_ROW = r"d(\d+)_T(\d+)_P(\d+)_W([\dx]+)_(forward|train)\.(dense|narrow|masked|gather|grouped)"
 # Within a line of timings the variants differ; the ceilings are measured anew each time.
 SPEED_FREE = r"(variant|copy_gb_per_s|product_gflop_per_s)$"
 SPEED_COMMON = r"(spec\.(routing|activation|shape\.depth)|cores)$"
 
 
 def trained_on(row: dict) -> tuple:
-    """Runs of one length on one device, however alike others are, with one shape of the inputs.
+    """Runs of one length on one device, however alike others are, of one model and as many tokens a step."""
+    return *clocked(row), size(row)
 
-    That is `opt_125m_T16384` of `opt_125m_T16384_tree`.
-    """
-    return *clocked(row), size_and_kind(row["row"])[0]
+
+def size(row: dict) -> str:
+    """`opt_125m_T16384`: the model without its layers, and the tokens of a step."""
+    model = setting(row, "model.preset") or f"{setting(row, 'model.n_layers')}x{setting(row, 'model.width')}"
+    return f"{model}_T{row['config']['train']['batch_size'] * row['config']['model']['context']}"
 
 
 def timed(row: dict) -> tuple:
@@ -86,13 +88,19 @@ def gather_limit(rows: list[dict]) -> str:
 
 
 def speed_name(row: dict) -> tuple:
-    """(E, T, P, W, pass, variant) of a row's name."""
-    match = re.fullmatch(SPEED_ROW, row["row"])
-    if not match:
-        raise InputError(
-            f"results: speed_layer row {row['row']!r} is not known; use d768_T4096_P1_W12_train.grouped etc."
-        )
-    return *map(int, match.groups()[:3]), *match.groups()[3:]
+    """(E, T, P, W, pass, variant) of a row, by its config; a W for each level is written 1x1x24.
+
+    Raises:
+      InputError: the config does not say all of these.
+    """
+    known = flat(row["config"])
+    keys = ("width", "tokens", "spec.shape.n_trees", "spec.shape.node_width", "direction", "variant")
+    for key in keys:
+        if key not in known:
+            raise InputError(f"results: speed_layer row {row['row']!r} has no {key} in its config.")
+    width, tokens, n_trees, node, direction, name = (known[key] for key in keys)
+    node = "x".join(map(str, node)) if isinstance(node, list) else str(node)
+    return width, tokens, n_trees, node, direction, name.partition("[")[0]
 
 
 def variant(row: dict) -> str:
@@ -125,14 +133,8 @@ def milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if value < 0.1 else f"{value:.{2 if value < 100 else 1}f}"
 
 
-def size_and_kind(name: str) -> tuple[str, str]:
-    """('opt_125m_T16384', 'tree_hard_P1_W12') of 'opt_125m_T16384_tree_hard_P1_W12'."""
-    match = re.fullmatch(r"(.+?)_((?:dense|narrow|moe|hash|random_tree|tree).*)", name)
-    return (match[1], match[2]) if match else ("", name)
-
-
 def speed_train(rows: list[dict]) -> Table:
-    named = [{**row, "row": size_and_kind(row["row"])[1]} for row in rows]
+    named = [{**row, "row": row["row"].removeprefix(f"{size(row)}_")} for row in rows]
     lines = lines_of(named, free="seed$")  # an execution changes the speed
     rates = {name: by_seed(line, "tokens_per_s") for name, line in lines.items()}
     dense = by_seed(baseline(lines, "dense"), "tokens_per_s")
@@ -145,12 +147,10 @@ def speed_train(rows: list[dict]) -> Table:
             f"{statistics.fmean(ratio):.2f}" if ratio else "", mean(line, "active_share", ".1%"),
             spread(losses.values()), learning_rate(line), str(len(losses)),
         ])  # fmt: skip
-    size = size_and_kind(rows[0]["row"])[0]
     text = f"Training of whole models: {task(rows)}. Validation loss in nats a token. {origin(rows)}"
     head = ["", "tokens/s", "x dense", "active share", "val loss", "lr", "seeds"]
-    return block(
-        f"Speed of training, {size}, {rows[0]['device']}", text, head, cells, last_of(lines), lines=lines
-    )
+    title = f"Speed of training, {size(rows[0])}, {rows[0]['device']}"
+    return block(title, text, head, cells, last_of(lines), lines=lines)
 
 
 def stepped(row: dict) -> tuple:

@@ -32,6 +32,7 @@ def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
     }
 
 
+LAYERS = ("dense", "narrow", "moe", "hash_tree", "hash", "random_tree", "tree")
 # What a feed-forward layer has beside what a test says of it.
 FFN = {
     "activation": "gelu", "negative_slope": 0.01, "act_site": "node", "routing": "hard", "gate": "min",
@@ -43,9 +44,12 @@ FFN = {
 def add(path, row, seed, table="cpu_small", device="cpu", figures=None, of=None, **loss):
     """Appends a run's figures; bits per byte is half of the loss."""
     figures = figures or {"val_loss": loss["loss"], "bits_per_byte": loss["loss"] / 2}
+    of = of or config()
+    if kind := next((kind for kind in LAYERS if kind in row), None) if "ffn" in of else None:
+        of = {**of, "ffn": {"kind": kind, "routing": "hard", **of["ffn"]}}
     for metric, value in figures.items():
         record.append_result(
-            str(path), table=table, row=row, metric=metric, value=value, seed=seed, config=of or config(),
+            str(path), table=table, row=row, metric=metric, value=value, seed=seed, config=of,
             device=device, unit="1", command="python -m experiments.train --config=configs/cpu_small.py",
         )  # fmt: skip
 
@@ -216,13 +220,17 @@ def test_what_differs_is_not_averaged(small, row, other, key):
         render(str(small))
 
 
+def opt_125m(**fields):
+    return config(**fields) | {"model": config()["model"] | {"preset": "opt_125m"}}
+
+
 def test_steps_are_never_mixed(tmp_path):
     path = tmp_path / "speed_train.jsonl"
     for kind, rate, steps in (("dense", 100.0, 10), ("tree", 150.0, 10), ("tree", 9000.0, 20)):
         figures = {"tokens_per_s": rate, "val_loss": 3.0}
-        add(path, f"opt_125m_T16384_{kind}", 0, "speed_train", "h200", figures, config(steps=steps))
+        add(path, f"opt_125m_T2048_{kind}", 0, "speed_train", "h200", figures, opt_125m(steps=steps))
     text = render(str(path))
-    assert text.count("### Speed of training, opt_125m_T16384, h200") == 2
+    assert text.count("### Speed of training, opt_125m_T2048, h200") == 2
     first, second = cells(text, "`tree`")
     assert first[1:3] == ["150", "1.50"] and second[1:3] == ["9,000", ""]
     assert first[4] == "3.0000 (one seed)"
@@ -230,11 +238,11 @@ def test_steps_are_never_mixed(tmp_path):
 
 def test_rates_of_cards_that_learn_alike_are_not_averaged(tmp_path):
     path = tmp_path / "speed_train.jsonl"
-    for table, name in (("speed_train", "opt_125m_T16384_dense"), ("quickstart", "narrow_A16")):
+    for table, name in (("speed_train", "opt_125m_T2048_dense"), ("quickstart", "narrow_A16")):
         for device, rate in (("h100", 100.0), ("h200", 150.0)):
             figures = {"tokens_per_s": rate, "val_loss": 3.0, "bits_per_byte": 1.5}
-            add(path, name, 0, table, device, figures)
-            add(path, name, 1, table, device, figures)
+            add(path, name, 0, table, device, figures, opt_125m())
+            add(path, name, 1, table, device, figures, opt_125m())
     text = render(str(path))
     assert [row[1] for row in cells(text, "`dense`")] == ["100", "150"]
     assert [row[4] for row in cells(text, "`narrow_A16`")] == ["100", "150"]
@@ -268,7 +276,8 @@ def test_tuning_stays_apart(small):
 
 def add_time(path, name, variant, ms, ratio, usage="uniform", depth=7):
     spec = dataclasses.asdict(TreeSpec(TreeShape(1, depth, 12)))
-    of = {"variant": variant, "dtype": "float32", "usage": usage, "spec": spec, "cores": 2}
+    of = {"variant": variant, "dtype": "float32", "usage": usage, "spec": spec, "cores": 2, "width": 768}
+    of |= {"tokens": 1, "direction": "forward"} if "_T1_" in name else {"tokens": 4096, "direction": "train"}
     of["copy_gb_per_s"] = ms  # measured anew each time
     figures = {"time_ms": ms, "ratio_to_dense": ratio, "floor_share": 0.25, "memory_mb": 8.0}
     add(path, f"{name}.{variant}", None, "speed_layer", figures=figures, of=of)
@@ -296,11 +305,55 @@ def test_speed_of_the_layer(tmp_path):
         render(str(path))
 
 
-def test_a_speed_row_of_another_form_is_named(tmp_path):
+def test_a_speed_row_that_does_not_say_what_was_timed_is_named(tmp_path):
     path = tmp_path / "speed_layer.jsonl"
     add_time(path, "fast", "grouped", 1.0, 2.0)
-    with pytest.raises(InputError, match=r"fast\.grouped"):
+    assert cells(render(str(path)), "768")[0][1:4] == ["4096", "P=1 W=12", "train"]  # whatever it is called
+    add(path, "slow.grouped", None, "speed_layer", figures={"time_ms": 1.0}, of={"width": 768})
+    with pytest.raises(InputError, match=r"'slow\.grouped' has no tokens in its config"):
         render(str(path))
+
+
+@pytest.mark.parametrize(
+    "section, changed, key",
+    [
+        ("model", {"n_layers": 24}, "model.n_layers"), ("model", {"dtype": "bfloat16"}, "model.dtype"),
+        ("optim", {"warmup": 300}, "optim.warmup"), ("optim", {"b1": 0.8}, "optim.b1"),
+        ("model", {"init": {"embed": 1.0}}, "model.init.embed"),
+    ],
+)  # fmt: skip
+def test_only_the_layer_its_rate_and_its_output_scale_may_differ(section, changed, key, small):
+    other = config()
+    other["model"] |= {"init": {"w_out": 0.5}}
+    other["optim"] |= {"lr": 1e-3, "b2": 0.99}
+    add(small, "hash_X32", 0, of=other, loss=2.5)
+    assert cells(render(str(small)), "`hash_X32`")[0][3] == "0.500 (one seed)"
+    other[section] |= changed
+    add(small, "moe_top4_X128", 0, of=other, loss=2.2)
+    with pytest.raises(InputError, match=f"its lines: {key} is both"):
+        render(str(small))
+
+
+def test_a_baseline_is_one_by_its_config(small):
+    dense = config(kind="moe")
+    rows = small.with_name("other.jsonl")
+    add(rows, "narrow_A16", 0, loss=3.0)
+    add(rows, "dense", 0, of=dense, loss=2.0)
+    add(rows, "tree_hard_P2_W1", 0, loss=2.5)
+    assert [cells(render(str(rows)), name)[0][3] for name in ("`dense`", "`tree_hard_P2_W1`")] == ["", ""]
+
+
+def test_the_later_date_counts_whatever_file_it_is_in(tmp_path):
+    add(tmp_path / "b.jsonl", "dense", 0, loss=2.0)
+    old = (tmp_path / "b.jsonl").read_text()
+    today = record.load_results(str(tmp_path / "b.jsonl"))[0]["date"]
+    add(tmp_path / "a.jsonl", "dense", 0, loss=1.0)
+    (tmp_path / "b.jsonl").write_text(old.replace(today, "2026-01-31"))
+    values = {row["metric"]: row["value"] for row in record.load_results(str(tmp_path / "*.jsonl"))}
+    assert values == {"val_loss": 1.0, "bits_per_byte": 0.5}
+    (tmp_path / "b.jsonl").write_text(old.replace(today, "yesterday"))
+    with pytest.raises(InputError, match="date 'yesterday' is not allowed; use a day such as 2026-11-30"):
+        record.load_results(str(tmp_path / "*.jsonl"))
 
 
 def page_at(tmp_path, text=f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n"):
