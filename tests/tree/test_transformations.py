@@ -27,7 +27,14 @@ LAYERS = {
     "hash": LeafSpec(n_experts=6, expert_width=2, top_k=1, router="hash", gate_norm="none"),
 }
 FEW, MANY = 2, 40  # tokens that are gathered, and that are masked
-every_layer = pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for name, spec in LAYERS.items()])
+every_layer = pytest.mark.parametrize(
+    "spec",
+    [
+        # What is never trained is `softmax` to every transformation but a gradient.
+        pytest.param(spec, id=name, marks=[pytest.mark.slow] if name == "random" else [])
+        for name, spec in LAYERS.items()
+    ],
+)
 few_and_many = pytest.mark.parametrize("n_tokens", [FEW, MANY])
 
 
@@ -96,7 +103,7 @@ def test_trained_parameters_alone_have_gradients(spec):
 
 
 @every_layer
-@pytest.mark.parametrize("first", ["b", "16*b"])
+@pytest.mark.parametrize("first", ["b", pytest.param("16*b", marks=pytest.mark.slow)])
 def test_export_with_a_batch_of_any_size(spec, first):
     variables, _, layer = case(spec, MANY)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), variables)
