@@ -145,7 +145,7 @@ def model_config() -> ConfigDict:
         model[name] = follow(0, lambda preset, place=place: PRESETS[preset or "micro"][place], preset)
     model.layers = ""  # '': ffn.kind everywhere; or e.g. 'dense,tree*4,dense'
     model.dtype = "float32"  # of activations and products: float32 | bfloat16
-    model.param_dtype = "float32"  # of stored weights
+    model.param_dtype = "float32"  # of stored weights; training needs float32
     model.remat = False  # recompute activations in the backward pass: less memory, a third more time
     model.unroll = 12  # equal layers in one turn of their loop: more run faster and compile longer
     model.norm_eps = 1e-5

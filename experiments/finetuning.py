@@ -1,17 +1,20 @@
 """Fine-tuning as a function of a config (configs/finetune.py): what experiments/finetune runs."""
 
+import dataclasses
 import functools
 import json
 import math
 import os
 
 import jax
+import jax.numpy as jnp
 
 from experiments import provenance, record, run_config, starts
 from experiments.config_words import check_config
 from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, load_tokenizer, valid_batches
 from tree_ffn.data.questions import prepare_questions
 from tree_ffn.errors import InputError, is_whole_number
+from tree_ffn.models.spec import spec_to_dict
 from tree_ffn.training import setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Restored
@@ -115,9 +118,22 @@ def load_start(config) -> Restored:
     """The model that `finetune.start` names, which can be trained."""
     values = config.finetune
     step = int(values.step) if is_whole_number(values.step) else values.step
-    start = starts.load(values.start, step, field="finetune.start")
+    start = in_float32(starts.load(values.start, step, field="finetune.start"))
     setup.check_trainable(start.model)
     return start
+
+
+def in_float32(start: Restored) -> Restored:
+    """The start with weights that can be trained: imported ones may be stored in 16 bits."""
+    if start.model.param_dtype == "float32":
+        return start
+    model = dataclasses.replace(start.model, param_dtype="float32")
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start.variables["params"])
+    return start._replace(
+        model=model,
+        variables={**start.variables, "params": weights},
+        meta={**start.meta, "model": spec_to_dict(model)},
+    )
 
 
 def on_text_of(start: Restored, config):

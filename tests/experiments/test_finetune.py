@@ -1,17 +1,22 @@
 """From a converted run to a fine-tuned one: figures, resuming to the bit, questions, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import record
+from experiments.finetuning import in_float32
 from experiments.tables import render
 from tests.experiments.programs import call
-from tests.training.tiny import tiny_config
-from tree_ffn.training.checkpoint import restore_for_inference
+from tests.training.tiny import tiny_config, tiny_model
+from tree_ffn.models import spec_from_dict, spec_to_dict
+from tree_ffn.training.checkpoint import Restored, restore_for_inference
 from tree_ffn.training.loop import train
+from tree_ffn.training.setup import check_trainable
 from tree_ffn.training.workdir import read_json
 
 
@@ -170,3 +175,13 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(runs, texts, tmp_path, chan
 def test_other_configs_are_refused(tmp_path):
     outcome = call("finetune", "--config=configs/smoke.py", f"--workdir={tmp_path}/new")
     assert outcome.code == 2 and "it has no section finetune; use configs/finetune.py" in outcome.err
+
+
+def test_a_start_of_16_bits_is_trained_in_float32():
+    model = dataclasses.replace(tiny_model("dense"), param_dtype="bfloat16")
+    low = {"params": {"w_in": jnp.full(3, 1.5, jnp.bfloat16)}, "routing": {"salt": jnp.int32(7)}}
+    start = in_float32(Restored(None, model, low, {"model": spec_to_dict(model), "step": 0}, None))
+    assert start.variables["params"]["w_in"].dtype == jnp.float32
+    assert start.variables["params"]["w_in"].tolist() == [1.5] * 3 and start.variables["routing"]["salt"] == 7
+    assert start.model.param_dtype == spec_from_dict(start.meta["model"]).param_dtype == "float32"
+    check_trainable(start.model)

@@ -1,15 +1,19 @@
 """The loss, accumulation, visit counts, and what changes which part of the state."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.training.tiny import random_batch, tiny_model
+from tree_ffn.errors import InputError
 from tree_ffn.training import step
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
+from tree_ffn.training.setup import check_trainable
 
 OPTIM = OptimSpec(steps=10, lr=1e-2, schedule="constant")
 BATCH = random_batch()
@@ -121,3 +125,25 @@ def test_experts_are_counted_and_their_aux_loss_is_not_reported():
 
 def test_dense_layers_have_no_counts():
     assert step.empty_usage(tiny_model("narrow")) == (None,)
+
+
+def test_what_learns_is_float32_where_activations_are_bfloat16():
+    """A scale of 1 moves by less than bfloat16 sees, and the mean of 1,024 gradients of 1 is 1."""
+    model = dataclasses.replace(tiny_model("dense"), dtype="bfloat16")
+    optimizer = make_optimizer(dataclasses.replace(OPTIM, lr=1e-3))
+    state = jax.eval_shape(lambda key: step.init_state(key, model, optimizer), jax.random.key(0))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+    scale = {"scale": jnp.ones(4)}
+    loss = lambda params, rows: (params["scale"].sum(), (jnp.float32(0), ()))
+    grads, *_ = step._gradients(scale, jnp.zeros((1024, 2), jnp.int32), loss, accumulation=1024)
+    assert grads["scale"].tolist() == [1.0] * 4
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(grads, optimizer.init(scale), scale)
+    np.testing.assert_allclose(optax.apply_updates(scale, updates)["scale"], 0.999, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_16_bits_are_not_trained(dtype):
+    model = dataclasses.replace(tiny_model("dense"), param_dtype=dtype)
+    with pytest.raises(InputError, match=f"^model.param_dtype: '{dtype}' is not allowed in training"):
+        check_trainable(model)

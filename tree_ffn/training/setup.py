@@ -131,7 +131,16 @@ def plan_run(config) -> Plan:
 
 
 def check_trainable(model: ModelSpec) -> None:
-    """Raises InputError where a model can be applied, but its execution cannot differentiate a layer."""
+    """Raises InputError where a model can be applied, but not trained.
+
+    Its execution cannot differentiate a layer, or its weights are too coarse: in bfloat16 a norm's scale of 1
+    stays 1 at any update below 2^-8, sums over microbatches and Adam's second moment come to a halt.
+    """
+    if model.param_dtype != "float32":
+        raise InputError(
+            f"model.param_dtype: {model.param_dtype!r} is not allowed in training, where most updates of "
+            "such weights would be lost; use 'float32' (model.dtype='bfloat16' still computes in bfloat16)."
+        )
     for layer, ffn in enumerate(model.ffns):
         if isinstance(ffn, PrunedSpec) and ffn.routing == "straight_through":
             raise InputError(
