@@ -116,7 +116,6 @@ def base_config() -> ConfigDict:
     config.train.checkpoint_every = 200  # steps between checkpoints; 0: at the end only
     config.train.probe = True  # at validations of trees: gradients by node, units that work
     config.train.keep = 2  # latest checkpoints kept, beside the best
-    config.train.z_loss = 0.0  # weight of mean(logsumexp(logits)^2); 1e-4 where logits drift
 
     config.optim = ConfigDict()
     config.optim.lr = 1e-3  # highest learning rate

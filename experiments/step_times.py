@@ -56,7 +56,7 @@ class Steps:
         self._optimizer = optimizer.make_optimizer(optim)
         run = functools.partial(
             step.train_step, model=self.model, optimizer=self._optimizer,
-            schedule=optimizer.learning_rate(optim), accumulation=train.accumulation, z_loss=train.z_loss,
+            schedule=optimizer.learning_rate(optim), accumulation=train.accumulation,
             steps=train.steps,
         )  # fmt: skip
         self._step = jax.jit(run, donate_argnums=(0, 1))

@@ -59,7 +59,12 @@ def test_sections_that_are_not_there_do_not_come():
     assert upgraded({"tokens": 8, "spec": {"depth": 3}}) == {"tokens": 8, "spec": {"depth": 3}, KEY: VERSION}
 
 
-GONE = [("ffn.balance_floor", 0.5, 0.2), ("optim.routers_until", 1.0, 0.2), ("ffn.negative_slope", 0.01, 0.2)]
+GONE = [
+    ("ffn.balance_floor", 0.5, 0.2),
+    ("optim.routers_until", 1.0, 0.2),
+    ("ffn.negative_slope", 0.01, 0.2),
+    ("train.z_loss", 0.0, 0.1),
+]
 
 
 @pytest.mark.parametrize("key, neutral, used", GONE)

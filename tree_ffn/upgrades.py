@@ -40,6 +40,7 @@ REMOVED = {
     "ffn.balance_floor": "25fb495",
     "optim.routers_until": "6211090",
     "ffn.negative_slope": "6211090",
+    "train.z_loss": "6211090",
 }
 
 
@@ -148,7 +149,13 @@ def _drop_negative_slope(config: dict) -> None:
     _drop(config, "ffn.negative_slope", 0.01, lambda ffn: ffn.get("activation") == "leaky_relu")
 
 
+def _drop_z_loss(config: dict) -> None:
+    """Version 4: the loss is the cross-entropy, and what balances experts."""
+    _drop(config, "train.z_loss", 0.0)
+
+
 UPGRADES: tuple[Callable[[dict], None], ...] = (
     _add_what_came_without_a_version, _drop_routers_until, _drop_negative_slope,
+    _drop_z_loss,
 )  # fmt: skip
 VERSION = len(UPGRADES)

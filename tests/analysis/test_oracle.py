@@ -30,7 +30,7 @@ def rows_of(rng, n_rows, context):
 @functools.partial(jax.jit, static_argnames="spec")
 def mean_loss(variables, rows, spec):
     logits, _ = Transformer(spec).apply(variables, rows[:, :-1])
-    return token_losses(logits, rows[:, 1:])[0].mean()
+    return token_losses(logits, rows[:, 1:]).mean()
 
 
 def own_loss(spec, variables, rows):

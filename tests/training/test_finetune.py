@@ -53,7 +53,7 @@ def loss_of(model, spec, given, teacher=DENSE):
 
 def plain_loss(model):
     """The loss of training, compiled."""
-    return jax.jit(functools.partial(step.loss_fn, model=model, z_loss=0.0))
+    return jax.jit(functools.partial(step.loss_fn, model=model))
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher):
@@ -123,7 +123,7 @@ def test_prompts_are_read_and_not_learned(teacher, student):
     run = loss_of(TREES, FinetuneSpec(), {}, None)
     (loss, _), grads = run(student, rows)
     logits, _ = jax.jit(Transformer(TREES).apply)(student, ROWS[:, :-1])
-    nll = np.asarray(token_losses(logits, ROWS[:, 1:])[0])
+    nll = np.asarray(token_losses(logits, ROWS[:, 1:]))
     np.testing.assert_allclose(loss, nll[:, 8:13].mean(), rtol=1e-5)
     other = rows.copy()
     other[:, -1] = -1 - (ROWS[:, -1] + 1) % 23  # never read, and not counted as a target

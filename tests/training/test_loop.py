@@ -295,7 +295,6 @@ STRAIGHT = {"ffn__routing": "straight_through"}
         ({"mesh__data": 3, "mesh__model": 3}, "mesh: data=3, model=3 does not fit 8 devices"),
         ({"train__steps": 0}, "train.steps: 0 is not allowed"),
         ({"train__log_every": 0}, "train.log_every: 0 is not allowed"),
-        ({"train__z_loss": -1.0}, "train.z_loss: -1.0 is not allowed"),
         ({"seed": -1}, "seed: -1 is not allowed"),
         (
             {"optim__schedule": "step"},

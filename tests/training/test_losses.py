@@ -9,8 +9,6 @@ from tests.training.tiny import random_batch, tiny_model
 from tree_ffn.models.transformer import Transformer, logits_of
 from tree_ffn.training import losses
 
-Z_LOSS = 0.5
-
 
 @pytest.fixture
 def scores(rng):
@@ -18,22 +16,19 @@ def scores(rng):
     return rng.normal(size=(2, 3, 5)).astype(np.float32), rng.integers(0, 5, (2, 3)).astype(np.int32)
 
 
-def test_loss_and_z_loss(scores):
+def test_loss(scores):
     logits, targets = scores
     total = np.log(np.exp(logits.astype(np.float64)).sum(-1))
     nll = (total - np.take_along_axis(logits, targets[..., None], -1)[..., 0]).mean()
-    plain, same = losses.next_token_loss(logits, targets)
-    again, with_z = losses.next_token_loss(logits, targets, z_loss=Z_LOSS)
-    np.testing.assert_allclose([plain, same, again], nll, rtol=1e-6)
-    np.testing.assert_allclose(with_z, nll + Z_LOSS * (total**2).mean(), rtol=1e-6)
+    np.testing.assert_allclose(losses.next_token_loss(logits, targets), nll, rtol=1e-6)
 
 
 def test_derivative(scores):
     logits, targets = scores
     exp = np.exp(logits.astype(np.float64))
-    total, softmax = np.log(exp.sum(-1, keepdims=True)), exp / exp.sum(-1, keepdims=True)
-    wanted = (softmax - np.eye(5)[targets] + 2 * Z_LOSS * total * softmax) / targets.size
-    got = jax.grad(lambda logits: losses.next_token_loss(logits, targets, Z_LOSS)[1])(logits)
+    softmax = exp / exp.sum(-1, keepdims=True)
+    wanted = (softmax - np.eye(5)[targets]) / targets.size
+    got = jax.grad(losses.next_token_loss)(logits, targets)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-8)
 
 
@@ -42,7 +37,7 @@ def loss_of(params, variables, batch, model, padded=True):
     scores, _ = Transformer(model).apply({**variables, "params": params}, batch[:, :-1], states=padded)
     logits = logits_of(model, params, scores) if padded else scores
     assert logits.shape[-1] == (model.vocab_rows if padded else model.vocab_size)
-    return losses.next_token_loss(logits, batch[:, 1:])[0]
+    return losses.next_token_loss(logits, batch[:, 1:])
 
 
 def test_rows_beyond_the_vocabulary_weigh_nothing():

@@ -109,7 +109,7 @@ def test_resumed_on_another_mesh(texts, straight, tmp_path, record_property):
 def decision_margins(workdir) -> dict[str, float]:
     """How many tokens would take another path if every decision logit were moved by so much."""
     run = restore_for_inference(str(workdir), "latest")
-    scored = jax.jit(functools.partial(step.loss_fn, model=run.model, z_loss=0.0))
+    scored = jax.jit(functools.partial(step.loss_fn, model=run.model))
 
     def leaves(shift):
         routing = jax.tree.map(lambda threshold: threshold + shift, run.variables["routing"])

@@ -115,7 +115,7 @@ def test_eval_step_is_the_training_loss_before_the_step(trees):
 def test_experts_are_counted_and_their_aux_loss_is_not_reported():
     model = tiny_model("moe", ffn__top_k=2, ffn__moe_balance="aux", ffn__aux_weight=1.0)
     state = start(model)
-    loss_fn = jax.jit(functools.partial(step.loss_fn, model=model, z_loss=0.0))
+    loss_fn = jax.jit(functools.partial(step.loss_fn, model=model))
     loss, (nll, infos) = loss_fn(state.params, state.routing, BATCH)
     np.testing.assert_allclose(loss, nll + sum(jnp.sum(info.aux_loss) for info in infos), rtol=1e-6)
     assert loss > nll + 1.0  # two layers, each at least its balanced value of 1

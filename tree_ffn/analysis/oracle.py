@@ -163,5 +163,5 @@ def _loss(variables, rows_BC, y_TE, *, model: ModelSpec, layer: int):
 
     with nn.intercept_methods(put):
         logits_BCR, _ = padded_logits(model, variables, rows_BC[:, :-1])
-    nll_BC, _ = token_losses(logits_BCR, rows_BC[:, 1:])
+    nll_BC = token_losses(logits_BCR, rows_BC[:, 1:])
     return nll_BC.sum()

@@ -175,5 +175,5 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
 def _nats(variables: dict, tokens: jax.Array, counted_BC: jax.Array, model) -> jax.Array:
     """Sum of the counted targets' cross-entropies."""
     logits_BCV, _ = padded_logits(model, variables, tokens[:, :-1])
-    nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
+    nll_BC = token_losses(logits_BCV, tokens[:, 1:])
     return jnp.sum(jnp.where(counted_BC > 0, nll_BC, 0.0))

@@ -113,7 +113,7 @@ def is_trained(path, spec: FinetuneSpec) -> bool:
 
 def finetune_loss(
     params, routing, rows, given: dict, step: jax.Array, *, model: ModelSpec, teacher: ModelSpec | None,
-    spec: FinetuneSpec, z_loss: float = 0.0,
+    spec: FinetuneSpec,
 ):  # fmt: skip
     """The loss in the head of this file of one batch, and (nll, infos).
 
@@ -125,7 +125,6 @@ def finetune_loss(
       step: finished steps.
       model, teacher: what they compute.
       spec: the losses.
-      z_loss: weight of mean(logsumexp^2) over the targets that count.
     """
     tokens, counted_BC = read_rows(rows)
     held = lambda path, leaf: leaf if is_trained(path, spec) else jax.lax.stop_gradient(leaf)
@@ -133,11 +132,8 @@ def finetune_loss(
     if spec.beside:
         variables["beside"] = with_shares(given["beside"], shares(spec, step, model.n_layers), model)
     (logits_BCV, infos), sown = Transformer(model).apply(variables, tokens[:, :-1], mutable=["gap"])
-    nll_BC, total_BC = token_losses(logits_BCV, tokens[:, 1:])
-    nll = row_mean(nll_BC, counted_BC)
+    nll = row_mean(token_losses(logits_BCV, tokens[:, 1:]), counted_BC)
     loss = spec.ce * nll + sum(jnp.sum(info.aux_loss) for info in infos)
-    if z_loss:
-        loss += z_loss * row_mean(jnp.square(total_BC), counted_BC)
     if spec.kl:
         assert teacher is not None
         teacher_BCV, _ = Transformer(teacher).apply(given["teacher"], tokens[:, :-1])
@@ -170,12 +166,12 @@ def of_trained(optimizer: optax.GradientTransformation, spec: FinetuneSpec) -> o
 
 def finetune_step(
     state: TrainState, usage, rows, given: dict, *, model: ModelSpec, teacher: ModelSpec | None,
-    spec: FinetuneSpec, optimizer: optax.GradientTransformation, z_loss: float = 0.0, **options,
+    spec: FinetuneSpec, optimizer: optax.GradientTransformation, **options,
 ):  # fmt: skip
     """`train_step` by `finetune_loss`, of the leaves that are trained."""
 
     def loss(params, rows):
-        parts = {"model": model, "teacher": teacher, "spec": spec, "z_loss": z_loss}
+        parts = {"model": model, "teacher": teacher, "spec": spec}
         return finetune_loss(params, state.routing, rows, given, state.step, **parts)
 
     trained = of_trained(optimizer, spec)
@@ -186,6 +182,6 @@ def score_step(variables: dict, usage, rows, n_rows: jax.Array | None = None, *,
     """`step.eval_step` over the targets that count."""
     tokens, counted_BC = read_rows(rows)
     logits_BCV, infos = padded_logits(model, variables, tokens[:, :-1])
-    nll_BC, _ = token_losses(logits_BCV, tokens[:, 1:])
+    nll_BC = token_losses(logits_BCV, tokens[:, 1:])
     nll, usage = row_mean(nll_BC, counted_BC, n_rows), count_usage(usage, infos, tokens_of(rows, n_rows))
     return nll, usage, tuple(info.leaf_TP for info in infos)

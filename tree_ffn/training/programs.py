@@ -108,7 +108,6 @@ def compile_programs(plan: Plan) -> Programs:
         optimizer=optim,
         schedule=optimizer.learning_rate(plan.optim),
         accumulation=plan.train.accumulation,
-        z_loss=plan.train.z_loss,
         steps=plan.train.steps,
     )
     return Programs(

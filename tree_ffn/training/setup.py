@@ -32,7 +32,6 @@ class TrainSpec:
       checkpoint_every: a checkpoint (and a validation, so that `best` is known); 0 only at the end.
       probe: at validations of trees also measure gradients by node and units that work.
       keep: latest checkpoints kept, beside the best.
-      z_loss: weight of the z-loss; 0 is off.
     """
 
     batch_size: int
@@ -44,15 +43,12 @@ class TrainSpec:
     checkpoint_every: int
     probe: bool
     keep: int
-    z_loss: float
 
     def __post_init__(self):
         for field in ("batch_size", "steps", "accumulation", "log_every", "keep"):
             check_positive_int(f"train.{field}", getattr(self, field))
         for field in ("eval_every", "eval_batches", "checkpoint_every"):
             check_positive_int(f"train.{field}", getattr(self, field), least=0)
-        if not self.z_loss >= 0:
-            raise InputError(f"train.z_loss: {self.z_loss!r} is not allowed; use a number of at least 0.")
         if self.batch_size % self.accumulation:
             raise InputError(
                 f"train.batch_size: {self.batch_size} is not allowed; "

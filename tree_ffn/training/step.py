@@ -51,7 +51,7 @@ def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransf
     return TrainState(jnp.int32(0), params, routing, optimizer.init(params))
 
 
-def loss_fn(params, routing, batch, model: ModelSpec, z_loss: float, done: jax.Array | None = None):
+def loss_fn(params, routing, batch, model: ModelSpec, done: jax.Array | None = None):
     """Training loss of one batch, and (cross-entropy, infos).
 
     `done` is the share of the training that is over, by which leaks fall (`leak`); without it nothing leaks.
@@ -60,8 +60,8 @@ def loss_fn(params, routing, batch, model: ModelSpec, z_loss: float, done: jax.A
     if done is not None:
         variables = with_leaks(variables, model, done)
     logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
-    nll, loss = next_token_loss(logits_BCV, batch[:, 1:], z_loss)
-    loss = loss + sum(jnp.sum(info.aux_loss) for info in infos)
+    nll = next_token_loss(logits_BCV, batch[:, 1:])
+    loss = nll + sum(jnp.sum(info.aux_loss) for info in infos)
     return loss, (nll, infos)
 
 
@@ -144,7 +144,6 @@ def train_step(
     optimizer,
     schedule,
     accumulation: int = 1,
-    z_loss: float = 0.0,
     steps: int | None = None,
     count: bool = True,
     loss=None,
@@ -159,7 +158,6 @@ def train_step(
       optimizer: of `make_optimizer`.
       schedule: its learning rate, to report it.
       accumulation: microbatches; divides B.
-      z_loss: weight of the z-loss.
       steps: of the whole training: leaks fall with the share that is over; without it nothing leaks.
       count: add this step's visits to `usage`; without it one sees what that costs.
       loss: another loss than `loss_fn`: (params, batch) to (loss, (cross-entropy, infos)).
@@ -171,7 +169,7 @@ def train_step(
     """
     if loss is None:
         done = None if steps is None else state.step.astype(jnp.float32) / steps
-        loss = lambda params, rows: loss_fn(params, state.routing, rows, model, z_loss, done)
+        loss = lambda params, rows: loss_fn(params, state.routing, rows, model, done)
     grads, nll, infos = _gradients(state.params, batch, loss, accumulation)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -193,6 +191,6 @@ def eval_step(variables: dict, usage, batch, n_rows: jax.Array | None = None, *,
     Of loss and visits only the first `n_rows` rows count, by default all: the others fill up the batch.
     """
     logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
-    nll_BC, _ = token_losses(logits_BCV, batch[:, 1:])
+    nll_BC = token_losses(logits_BCV, batch[:, 1:])
     nll, usage = row_mean(nll_BC, n_rows=n_rows), count_usage(usage, infos, tokens_of(batch, n_rows))
     return nll, usage, tuple(info.leaf_TP for info in infos)

@@ -71,7 +71,6 @@ def compile_finetuning(
             model=plan.model,
             teacher=teacher,
             spec=spec,
-            z_loss=plan.train.z_loss,
             optimizer=optimizer.make_optimizer(plan.optim),
             schedule=optimizer.learning_rate(plan.optim),
             accumulation=plan.train.accumulation,
