@@ -21,9 +21,8 @@ from absl import flags
 
 from experiments import cli, loaded, path_flags
 from experiments.continued import continued
-from tree_ffn.data.formats import TEXT, kind_of, read_rows, read_text
+from experiments.prompts import read_prompts
 from tree_ffn.errors import InputError, check_positive_int
-from tree_ffn.json_input import check_characters
 from tree_ffn.models.batch import Batch, Request
 from tree_ffn.models.sampling import Sampling
 
@@ -73,31 +72,6 @@ def main() -> None:
         write(prompts, pieces, _TO.value)
     if speed.value:
         print(f"{speed.value:.1f} tokens/s", file=sys.stderr)
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file.
-
-    Raises:
-      InputError: it cannot be read, or names the line that is no prompt.
-    """
-    where = f"--prompts: {path}"
-    if kind_of(path, where) == TEXT:
-        lines = read_text(path, where).removesuffix("\n").split("\n")
-        found = [(f"{where}, line {i}", line.removesuffix("\r")) for i, line in enumerate(lines, start=1)]
-    else:
-        rows = read_rows(path, where)
-        found = [(place, row.get("prompt") if isinstance(row, dict) else row) for place, row in rows]
-    if not found or found[0][1] == "" and len(found) == 1:
-        raise InputError(f"{where} has no lines; write one prompt a line.")
-    return [_checked(prompt, place) for place, prompt in found]
-
-
-def _checked(prompt: object, place: str) -> str:
-    if not isinstance(prompt, str) or not prompt:
-        raise InputError(f"{place} has no text; use a string of at least one character.")
-    check_characters(prompt, place)
-    return prompt
 
 
 def show(prompts: list[str], pieces: Iterable[tuple[int, str, bool]]) -> None:

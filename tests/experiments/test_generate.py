@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.generate import read_prompts
+from experiments.prompts import read_prompts
 from tests.experiments.programs import call
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.models import export
@@ -126,7 +126,7 @@ def test_mistakes_in_prompts_get_one_sentence(exported, tmp_path, flags, content
     "name, content",
     [
         ("p.txt", "\ufeffone\r\ntwo né\n"),
-        ("p.txt.gz", gzip.compress(b"one\ntwo n\xc3\xa9")),
+        ("p.txt.gz", gzip.compress(b"one\ntwo n\xc3\xa9", mtime=0)),
         ("p.jsonl", '\ufeff"one"\n\n{"prompt": "two né", "id": NaN}\n'),
         ("p.ndjson", '{"prompt": "one"}\r\n"two né"'),
         ("p.JSON", '["one",\n {"prompt": "two né"}]'),
