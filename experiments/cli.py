@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from experiments import provenance
 from tree_ffn import streams
@@ -78,6 +77,8 @@ def define_config(name: str, default: str, words: str) -> flags.FlagHolder:
     Raises:
       SystemExit: a key is unknown or its value not allowed.
     """
+    from ml_collections import config_flags  # which programs without a config do without
+
     try:
         return config_flags.DEFINE_config_file(name, default, words, lock_config=True)
     except Exception as error:

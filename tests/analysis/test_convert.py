@@ -130,6 +130,7 @@ def test_no_method_beats_the_oracle(activation, rng):
         assert (shares.oracle, shares.static) == (found["random"].oracle, found["random"].static)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", convert.ROUTERS)
 def test_solving_for_output_weights_keeps_more(router, rng):
     """On held-out tokens, and more with routers fitted to the error; what units read stays as it was."""

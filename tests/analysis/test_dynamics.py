@@ -113,6 +113,7 @@ def test_freeze_step(shares, expected):
     assert dynamics.freeze_step(layer(shares, [100, 200, 300, 400], [0, 100, 200, 300, 400])) == expected
 
 
+@pytest.mark.slow
 def test_a_run_says_the_same(run):
     usage = dynamics.load_usage(str(run))
     assert list(usage) == [1]

@@ -57,6 +57,7 @@ def test_the_loss_begins_as_the_models_own_and_never_rises(rng, ffn, layer):
     assert found.losses[-1] < found.losses[0] - 1e-3 and 0 < found.moved <= 1
 
 
+@pytest.mark.slow
 def test_one_token_ends_where_trying_all_leaves_ends(rng):
     """One tree, one position: moves are what a search over its four leaves finds, or none."""
     tree = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=1))

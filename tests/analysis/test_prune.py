@@ -90,6 +90,7 @@ def test_threshold_0_loses_no_bit_on_the_calibration_tokens(ffns, jit_as_users):
     np.testing.assert_allclose(near, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_runs_are_made_anew(trained):
     """Layers of one run part where they lose different leaves, and layers that lose nothing stay."""
     model, variables = trained

@@ -212,6 +212,7 @@ def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
     assert "1 runs, 1 of them are done" in again.out and "to choose" not in again.out
 
 
+@pytest.mark.slow
 def test_rows_of_a_kind_whose_every_rate_diverged_are_not_run(place, tmp_path):
     grid = {"values": [1e29, 1e30, 1e31], "extensions": 1}
     rows = {"wild": {"set": {"kind": "narrow", "optim.clip": 0.0}}}
@@ -419,6 +420,7 @@ def test_other_texts_are_scored_at_the_end_of_each_row(place, texts, tmp_path):
     assert refused.code == 2 and "matches no file" in refused.err
 
 
+@pytest.mark.slow
 def test_a_row_whose_texts_could_not_be_scored_is_not_done(place, texts, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise InputError("some: it cannot be read.")

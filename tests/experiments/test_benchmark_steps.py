@@ -49,6 +49,7 @@ def test_figures_are_of_medians_in_turns(steps):
     )
 
 
+@pytest.mark.slow
 def test_the_program(tmp_path):
     results = tmp_path / "rows.jsonl"
     sweep = tmp_path / "sweep.py"

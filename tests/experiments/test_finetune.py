@@ -79,6 +79,7 @@ def test_before_during_and_after(runs, tuned):
     assert config["model"] == found["val_loss"]["config"]["model"]
 
 
+@pytest.mark.slow
 def test_resuming_changes_no_bit(texts, runs, tuned):
     """Six steps at once, and three, then the others by the same command."""
     to = runs / "resumed"

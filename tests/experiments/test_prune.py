@@ -100,6 +100,7 @@ def test_a_pruned_run_is_a_run(run, pruned, tmp_path):
     assert call("prune", f"--workdir={to}", "--thresholds=0", "--batch_size=8").code == 0  # once more
 
 
+@pytest.mark.slow
 def test_a_pruned_run_trains_further(texts, pruned, tmp_path):
     """By the config of the run before; how it trains may be another. Then it goes on like any run."""
     to = pruned[0]
@@ -178,6 +179,7 @@ def test_a_model_without_trees_is_refused(texts, tmp_path):
     assert outcome.code == 2 and "it has no layer of trees" in outcome.err
 
 
+@pytest.mark.slow
 def test_pruned_straight_through_cannot_be_trained_but_used(texts, tmp_path):
     config = config_of(texts, ffn__routing="straight_through", steps=2)
     train(config, str(tmp_path / "run"), log=lambda _: None, bar=False)

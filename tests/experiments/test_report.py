@@ -64,6 +64,7 @@ def test_without_the_probe_and_without_trees(runs, tmp_path):
         assert ("Dead leaves" in text) == shown and "Working units" not in text and "Loss over steps" in text
 
 
+@pytest.mark.slow
 def test_everything_together(page):
     text = page.read_text()
     for name in ("hard", "continuous", "narrow"):

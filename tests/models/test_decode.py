@@ -43,6 +43,7 @@ def test_the_form_for_decoding_scores_alike_in_bfloat16():
     np.testing.assert_array_equal(forward(spec)(variables, TOKENS)[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_text_is_that_of_the_full_forward(kind):
     spec = model_spec(KINDS[kind])

@@ -75,6 +75,7 @@ def test_scores_and_keys_are_those_of_transformers(name, param_dtype):
     np.testing.assert_allclose(logits, expected(name)["logits"], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_counts(name, tmp_path):
     """Moving the values of any one tensor moves scores or keys far beyond the tolerance."""

@@ -139,6 +139,7 @@ def mutated(random: random.Random, whole: bytes) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 def test_thousands_of_damaged_headers(tmp_path):
     """Each is refused in one sentence, or it describes its file still: then the package reads it too.
 

@@ -38,6 +38,7 @@ def test_equal_neighbours_make_one_run():
     assert w_in.shape == (2, 2, 14, 16)
 
 
+@pytest.mark.slow
 def test_scan_equals_layers_one_by_one():
     spec = model_spec(DENSE, TREE, TREE)
     variables = random_variables(spec)

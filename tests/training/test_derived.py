@@ -51,6 +51,7 @@ def test_what_is_written(source, begun):
         assert (checkpoints.best, checkpoints.latest) == (0, 0)
 
 
+@pytest.mark.slow
 def test_it_goes_on_and_resumes_with_its_model(texts, begun):
     workdir, model, params = begun
     config = tiny_config(texts, kind="dense", steps=4, optim__lr=1e-3, train__checkpoint_every=2)

@@ -94,6 +94,7 @@ def test_the_losses_are_their_formulas(teacher, student):
     np.testing.assert_allclose(value["ffn"], np.mean(gaps), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_microbatches_change_no_gradient(teacher, student, accumulation):
     """Of all three losses together: each is a mean over rows."""

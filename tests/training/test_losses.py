@@ -52,6 +52,7 @@ def test_rows_beyond_the_vocabulary_weigh_nothing():
     assert not jnp.any(padded[1]["embed"]["tokens"][model.vocab_size :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_unrolling_the_layers_changes_nothing(remat, jit_as_users):
     batch, results = random_batch(), []

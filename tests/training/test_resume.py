@@ -88,6 +88,7 @@ def test_killed_and_resumed_is_the_straight_run(texts, straight, tmp_path):
     assert all(any(part in name for name in expected) for part in ("threshold", "selection_bias", "mu"))
 
 
+@pytest.mark.slow
 def test_resumed_on_another_mesh(texts, straight, tmp_path, record_property):
     workdir = tmp_path / "other"
     shutil.copytree(straight, workdir)

@@ -114,6 +114,7 @@ def test_agrees_with_the_oracle_everywhere(case, rng):
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "routing, W",
     [
@@ -137,6 +138,7 @@ def test_logistic_openness(routing, rng):
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "routing, router, act_site, D, norm",
     [
@@ -153,6 +155,7 @@ def test_gates_of_norm_one(routing, router, act_site, D, norm, rng):
     check(*cases.grid_case(rng, spec), spec, executions=ALL_FORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "beam, D, fields",
     [
@@ -204,6 +207,7 @@ def test_one_leaf_takes_all(routing, rng):
     check(params, x, dy, spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing, P, W", [("hard", 1, 2), ("continuous_min", 3, "per_level")])
 def test_many_tokens_few_leaves(routing, P, W, rng):
     """More tokens than one block holds, in every tree; some leaves are empty."""

@@ -70,6 +70,7 @@ def test_agrees_with_the_oracle(execution, fields, rng):
         np.testing.assert_allclose(got[name], grads[name], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_tree_is_hashed_down_to_its_level_and_no_further(rng):
     spec, params, x, _, token = case(rng, T=200, D=4, W=1, hash_levels=2)
     _, info = run(spec, cases.on_device(params), jnp.asarray(x), jnp.asarray(token), "grouped")
@@ -80,6 +81,7 @@ def test_a_tree_is_hashed_down_to_its_level_and_no_further(rng):
     assert np.any(other.leaf_TP != info.leaf_TP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [pytest.param({}, marks=pytest.mark.slow), {"hash_levels": 2, "routing": "continuous_min"}],

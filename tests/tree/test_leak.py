@@ -64,6 +64,7 @@ def test_a_leaking_layer_is_the_oracles(rng, fields, leak):
     assert_same_gradients(got_grads, grads, "leaking")
 
 
+@pytest.mark.slow
 def test_a_leak_of_nothing_is_the_layer(rng):
     spec = cases.make_spec("straight_through", P=2, D=3, W=2)
     params, x, dy = cases.on_device(cases.random_case(rng, spec))

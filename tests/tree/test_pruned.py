@@ -129,6 +129,7 @@ def test_agrees_with_the_oracle_everywhere(case, rng):
     check(*make(**case, rng=rng))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gates, W",
     [
@@ -148,6 +149,7 @@ def test_silent_routers(gates, W, rng):
     check(spec, params, x, dy, keep_PJ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", [pytest.param("hard", marks=pytest.mark.slow), "continuous_min"])
 def test_many_tokens_few_leaves(routing, rng):
     spec, params, *_, keep_PJ = make(routing, "some", rng, P=3, D=4, W="per_level")
@@ -228,6 +230,7 @@ def test_balancing_moves_forks_alone(rng):
         assert step == (np.sign(visits[1] - visits[0]) if both else 0)
 
 
+@pytest.mark.slow
 def test_memory_falls(rng):
     """A quarter of the leaves: less memory for the weights, and less at the peak, forward and backward."""
     spec = cases.make_spec("hard", P=1, D=6, W=8)
