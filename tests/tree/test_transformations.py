@@ -159,7 +159,9 @@ def test_64_bit_types(spec):
         y = layer(wide, jnp.asarray(x, jnp.float64))
         assert y.dtype == jnp.float64
         ids = jnp.arange(FEW, dtype=jnp.int64) % 11
-        np.testing.assert_allclose(FFN(spec).apply(wide, jnp.asarray(x, jnp.float64), ids)[0], y)
+        again = FFN(spec).apply(wide, jnp.asarray(x, jnp.float64), ids)[0]
+        # Gates and activations are float32: a compiled program and ops one by one round differently.
+        np.testing.assert_allclose(again, y, atol=1e-6)
     np.testing.assert_allclose(y, layer(variables, x), atol=1e-5)
 
 
