@@ -336,14 +336,15 @@ def test_models_that_were_asked_different_questions_have_no_table(change, words,
 def test_which_tasks_say_something_stands_under_chance(tmp_path):
     """The dense model's distance to chance, in brackets below three standard errors."""
     scores = {"piqa": {"acc": 0.58, "acc_norm": 0.5}, "arc_easy": {"acc": 0.9, "acc_norm": 0.55}}
-    for name in ("converted", "dense"):
+    layers = {"converted": {"convert": {}}, "dense": {"ffn": {"kind": "dense"}}}
+    for name, layer in layers.items():
         for task, values in scores.items():
             for metric, score in values.items():
                 stem = f"{task}_0shot_{metric}"
                 for ending, value in (("", score), ("_stderr", 0.02), ("_chance", 0.5)):
                     record.append_result(
                         f"{tmp_path}/r.jsonl", table="t3_small", row=name, metric=stem + ending, value=value,
-                        seed=0, config={"scored": {**SCORED, "task": task}}, unit="1",
+                        seed=0, config={**layer, "scored": {**SCORED, "task": task}}, unit="1",
                         command="python -m experiments.evaluate",
                     )  # fmt: skip
     lines = call("tables", f"--results={tmp_path}/r.jsonl").out.split("\n")

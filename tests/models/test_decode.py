@@ -17,7 +17,14 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 23, (2, 12)), jnp.int3
 GREEDY = Sampling(greedy=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW = pytest.mark.slow
+# A dense layer of fewer units, and layers that choose as another kind here does.
+LIKE_OTHERS = ("narrow", "hash", "random_tree", "pruned_random_tree", "leaf_hash")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=SLOW if kind in LIKE_OTHERS else ()) for kind in KINDS]
+)
 def test_cache_equals_the_full_forward_token_by_token(kind):
     spec = model_spec(KINDS[kind], KINDS[kind])
     variables = random_variables(spec)

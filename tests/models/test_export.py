@@ -13,7 +13,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import export
 
 
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("param_dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_back_bit_for_bit(tmp_path, param_dtype):
     spec = model_spec(*KINDS.values(), param_dtype=param_dtype, remat=True)
     variables = random_variables(spec)

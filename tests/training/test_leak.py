@@ -25,7 +25,12 @@ def metrics_of_steps(model):
 
 
 @pytest.mark.parametrize(
-    "layers", [pytest.param("", marks=pytest.mark.slow, id="tree"), "tree,leaf", "moe,hash"]
+    "layers",
+    [
+        pytest.param("", marks=pytest.mark.slow, id="tree"),
+        "tree,leaf",
+        pytest.param("moe,hash", marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_trains_what_leaks_by_then(layers):
     model, plain = (tiny_model("tree", model__layers=layers, **more) for more in (LEAKING, PLAIN))

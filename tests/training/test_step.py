@@ -54,7 +54,7 @@ def test_microbatches_change_nothing(trees):
 
 
 @pytest.mark.parametrize("balance", ["aux", "bias"])
-@pytest.mark.parametrize("accumulation", [2, 8])
+@pytest.mark.parametrize("accumulation", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_microbatches_change_nothing_of_experts(balance, accumulation):
     """Gradient, visits, selection bias: a loss that is a product of means is one of each row's."""
     model = tiny_model("moe", ffn__moe_balance=balance, ffn__aux_weight=1.0, ffn__top_k=2)
