@@ -136,11 +136,6 @@ class LeafSpec:
         return sum(min(self.n_trees * 2**level, self.top_k) for level in range(self.depth))
 
     @property
-    def products(self) -> int:
-        """Dot products of E numbers that a token needs: 2 A of units, and those of routing."""
-        return 2 * self.active_units + self.routers_asked
-
-    @property
     def leak(self) -> float:
         """What experts that are not chosen add at first: all of themselves, or nothing."""
         return 1.0 if self.dense_start else 0.0
