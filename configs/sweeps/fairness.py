@@ -28,8 +28,8 @@ RATES = [7.5e-4, 1.06e-3, 1.5e-3, 2.12e-3]
 
 
 def get_sweep(arg=None):
-    """The sweep as plain data. Arguments: seeds, length (of configs/t1_small.py)."""
-    arg = common.parse_arg(arg, seeds=3, length="full")
+    """The sweep as plain data. Arguments: seeds, the first of them, length (of configs/t1_small.py)."""
+    arg = common.parse_arg(arg, seeds=3, first=0, length="full")
     rows = {
         f"{name}_b{b2}": {"set": {**layer, "optim.b2": b2 / 100, "length": arg.length}}
         for b2 in (99, 95)
@@ -41,7 +41,7 @@ def get_sweep(arg=None):
     return {
         "config": "configs/t1_small.py",
         "table": "quality_attempts",
-        "seeds": list(range(arg.seeds)),
+        "seeds": list(range(arg.first, arg.seeds)),
         "rows": rows,
         "tuning": {"key": "optim.lr", "values": RATES, "set": {"train.eval_every": 0}},
     }

@@ -4,10 +4,10 @@
         --results=results/quality.jsonl \\
         --set=data.files=... --set=data.valid_files=... --set=data.tokenizer=...
 
-Text and tokenizer as for configs/t1_small.py. All rows have A = 96 units of F = 3,072, or of 6,144 (`x2`).
-They screen, with seed 0: exact search against a beam, the balancing of decisions, the same experts behind a
-flat softmax, and twice the store; at the rate and b2 that were best for mixtures in the sweep fairness.py
-(2.12e-3 and .95), and at dense's (1.5e-3 and .99).
+Text and tokenizer as for configs/t1_small.py. All rows have A = 96 units, of F = 3,072, or of twice (`x2`) or
+four times (`x4`) as many. They screen, with seed 0: exact search against a beam, the balancing of decisions,
+the same experts behind a flat softmax, more store, and a dense start twice as long; at the rate and b2 that
+were best for mixtures in the sweep fairness.py (2.12e-3 and .95), and at dense's (1.5e-3 and .99).
 """
 
 from configs import common
@@ -17,7 +17,7 @@ LEAVES = {"row": "moe_top4_X128", "ffn.kind": "leaf", **NORM2, **DENSE_START, "o
 SLOW = {"optim.lr": 1.5e-3, "optim.b2": 0.99}
 BEAM, SOFTMAX = {"ffn.search": "beam"}, {"ffn.leaf_router": "softmax"}
 FREE = {"ffn.moe_balance": "none"}
-X512, X1024 = {**LEAVES, **experts(512, 16, 6)}, {**LEAVES, **experts(1024, 16, 6)}
+X512, X1024, X2048 = ({**LEAVES, **experts(x, 16, 6)} for x in (512, 1024, 2048))
 
 
 def balanced(rate):
@@ -33,16 +33,18 @@ ROWS = {
     "leaf_X512_K16_beam_balance1e-3": {**X512, **balanced(1e-3), **BEAM},
     "leaf_X512_K16": {**X512, **FREE},
     "leaf_X512_K16_softmax_balance1e-3": {**X512, **balanced(1e-3), **SOFTMAX},
+    "leaf_X512_K16_beam_start40": {**X512, **FREE, **BEAM, "ffn.leak_share": 0.4},
     "leaf_x2_X1024_K16_beam_balance1e-2": {**X1024, **balanced(1e-2), **BEAM},
+    "leaf_x4_X2048_K16_beam_balance1e-2": {**X2048, **balanced(1e-2), **BEAM},
 }
 
 
 def get_sweep(arg=None):
-    """The sweep as plain data. Arguments: seeds, length (of configs/t1_small.py)."""
-    arg = common.parse_arg(arg, seeds=1, length="full")
+    """The sweep as plain data. Arguments: seeds, the first of them, length (of configs/t1_small.py)."""
+    arg = common.parse_arg(arg, seeds=1, first=0, length="full")
     return {
         "config": "configs/t1_small.py",
         "table": "quality_attempts",
-        "seeds": list(range(arg.seeds)),
+        "seeds": list(range(arg.first, arg.seeds)),
         "rows": {name: {"set": {"length": arg.length, **row}} for name, row in ROWS.items()},
     }
