@@ -192,7 +192,7 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.top_k = 1  # experts a token uses
     ffn.expert_groups = 1  # of moe: groups, each with a softmax of its own and top_k / expert_groups choices
     ffn.renormalise = False  # of moe and of tree (continuous, logistic): a token's gates have norm 1
-    ffn.gate_norm = 1  # which norm: 1, the gates sum to 1; 2, their squares do
+    ffn.gate_norm = 1  # which norm: 1, the gates sum to 1; 2, their squares do; of leaf also 3, to top_k
     ffn.beam = 1  # of tree (continuous, logistic, product): nodes of a level that the search for a leaf keeps
     ffn.leaf_trees = 1  # of leaf: P, trees whose leaves are the experts
     ffn.leaf_router = "tree"  # of leaf: tree | softmax | hash | random

@@ -317,7 +317,7 @@ N_ROWS = {
     "quickstart": 12,
     "quality": 77,
     "fairness": 10,
-    "leaves": 10,
+    "leaves": 16,
     "curves": 58,
     "transfer": 20,
     "quality_words": 73,

@@ -118,7 +118,7 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
         shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width), ffn.shared_width)
         fields = _fields(ffn, TREE_FIELDS)
         if kind != "tree":  # gates of moe, or of no layer; and no decisions to search
-            fields |= {"renormalise": False, "beam": 1}
+            fields |= {"renormalise": False, "beam": 1, "gate_norm": 1}
         if kind == "random_tree":
             fields |= {"routing": "hard", "router": "frozen"}
         elif kind == "hash_tree":
@@ -154,7 +154,7 @@ def _leaf_spec(ffn, active_units: int) -> LeafSpec:
         router=ffn.leaf_router,
         n_trees=ffn.leaf_trees,
         search=ffn.search,
-        gate_norm=f"l{ffn.gate_norm}" if ffn.renormalise else "none",
+        gate_norm={1: "l1", 2: "l2", 3: "rms"}.get(ffn.gate_norm, "") if ffn.renormalise else "none",
         balance_rate=ffn.balance_rate if ffn.moe_balance == "bias" else 0.0,
         dense_start=ffn.leak_share if ffn.leak else 0.0,
         activation=ffn.activation,

@@ -3,6 +3,7 @@
 A new one is an entry here, and nothing elsewhere: specs, first weights, costs and tests read the tables.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -83,4 +84,5 @@ GATE_NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda log_p: log_p,
     "l1": lambda log_p: jax.nn.log_softmax(log_p, axis=-1),
     "l2": lambda log_p: log_p - 0.5 * jax.nn.logsumexp(2 * log_p, axis=-1, keepdims=True),
+    "rms": lambda log_p: GATE_NORMS["l2"](log_p) + 0.5 * math.log(log_p.shape[-1]),
 }

@@ -28,7 +28,7 @@ class LeafSpec:
       search: of `tree`: `best`, the K experts of the highest scores; or `beam`, those that a search finds
         which keeps the K likeliest nodes of every level.
       gate_norm: the gates of the chosen are their probabilities, as they are (`none`), over their sum
-        (`l1`), or over the root of the sum of their squares (`l2`).
+        (`l1`), over the root of the sum of their squares (`l2`), or of the mean of their squares (`rms`).
       balance_rate: step by which the choice, not the gate, is moved against the load; 0: it is not.
       dense_start: share of the training in which experts that are not chosen still add something: all of
         themselves at first, less and less, then nothing. 0: they never do.
