@@ -1,32 +1,28 @@
-"""The layer as mathematics: pure functions of jax arrays.
+"""The layers as mathematics: pure functions of jax arrays.
 
-A compiled kernel goes into `tree/kernels/`, beside the plain form it falls back
-to: a third form of the block products is chosen in `grouped._form`, a whole
-execution is one more entry of `IMPLEMENTATIONS`.
+A router chooses K of X experts for a token and says how much each counts (`leaf.route`, `path.route`); an
+implementation adds them up (`combine`). A compiled kernel goes into `tree/kernels/`, beside the plain form
+it falls back to.
 """
 
 from tree_ffn.tree.activations import ACTIVATIONS, activation
-from tree_ffn.tree.apply import IMPLEMENTATIONS, pick_implementation, tree_ffn
-from tree_ffn.tree.balancing import balance_by_counts, balance_update
-from tree_ffn.tree.leaking import Leaking
-from tree_ffn.tree.pruned import prune
+from tree_ffn.tree.combine import IMPLEMENTATIONS, combine
+from tree_ffn.tree.info import Info
+from tree_ffn.tree.leaf import LeafSpec, leaf_ffn
+from tree_ffn.tree.path import PrunedSpec, TreeSpec, prune, tree_ffn
 from tree_ffn.tree.shape import TreeShape
-from tree_ffn.tree.spec import Info, PrunedSpec, TreeSpec
-from tree_ffn.tree.weights import init_params
 
 __all__ = [
     "ACTIVATIONS",
     "IMPLEMENTATIONS",
     "Info",
-    "Leaking",
+    "LeafSpec",
     "PrunedSpec",
     "TreeShape",
     "TreeSpec",
     "activation",
-    "balance_by_counts",
-    "balance_update",
-    "init_params",
-    "pick_implementation",
+    "combine",
+    "leaf_ffn",
     "prune",
     "tree_ffn",
 ]

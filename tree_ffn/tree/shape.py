@@ -1,4 +1,4 @@
-"""Counts, heap indices and costs of a layer of trees: plain integers, no arrays.
+"""Counts and heap indices of trees: plain integers, no arrays.
 
 A tree is a full binary tree in heap order: the root is node 0 and the children
 of node n are 2n + 1 (left) and 2n + 2 (right). A node of level l carries W_l
@@ -13,19 +13,18 @@ from tree_ffn.errors import InputError, check_positive_int
 
 @dataclasses.dataclass(frozen=True)
 class TreeShape:
-    """The size of a layer: P trees of depth D plus S shared units.
+    """The size of a path layer: P trees of depth D.
 
     With L = D + 1 levels and `node_width` W (or one W_l per level):
 
         units of a tree   U = sum_l 2^l W_l
-        units in all      F = P U + S
-        active units      A = P sum_l W_l + S
+        units in all      F = P U
+        active units      A = P sum_l W_l
 
     Attributes:
       n_trees: P, at least 1.
       depth: D, the number of decisions on a path; 0 gives a dense layer.
       node_width: W, the units of a node: one number, or one per level (D + 1).
-      shared_width: S, units that are always on.
 
     Raises:
       InputError: names the field, its value and what is allowed.
@@ -39,12 +38,10 @@ class TreeShape:
     n_trees: int
     depth: int
     node_width: int | tuple[int, ...] = 1
-    shared_width: int = 0
 
     def __post_init__(self):
         check_positive_int("n_trees", self.n_trees)
         check_positive_int("depth", self.depth, least=0)
-        check_positive_int("shared_width", self.shared_width, least=0)
         if self.depth > 20:
             raise InputError(f"depth: {self.depth} is not allowed; use 0 to 20 (2**21 nodes a tree).")
         if isinstance(self.node_width, list):
@@ -56,6 +53,8 @@ class TreeShape:
             )
         for width in self.widths:
             check_positive_int("node_width", width)
+        if isinstance(self.node_width, tuple) and len(set(self.node_width)) == 1:  # one shape, one value
+            object.__setattr__(self, "node_width", self.node_width[0])
 
     @property
     def n_levels(self) -> int:
@@ -92,14 +91,6 @@ class TreeShape:
             starts.append(starts[-1] + 2**level * width)
         return tuple(starts)
 
-    @functools.cached_property
-    def path_starts(self) -> tuple[int, ...]:
-        """First unit of every level among the units of one path; closed by sum_l W_l."""
-        starts = [0]
-        for width in self.widths:
-            starts.append(starts[-1] + width)
-        return tuple(starts)
-
     @property
     def tree_units(self) -> int:
         """U."""
@@ -108,17 +99,17 @@ class TreeShape:
     @property
     def path_units(self) -> int:
         """sum_l W_l: the units that one path of one tree visits."""
-        return self.path_starts[-1]
+        return sum(self.widths)
 
     @property
     def total_units(self) -> int:
-        """F = P U + S."""
-        return self.n_trees * self.tree_units + self.shared_width
+        """F = P U."""
+        return self.n_trees * self.tree_units
 
     @property
     def active_units(self) -> int:
-        """A = P sum_l W_l + S."""
-        return self.n_trees * self.path_units + self.shared_width
+        """A = P sum_l W_l."""
+        return self.n_trees * self.path_units
 
     @property
     def active_share(self) -> float:
@@ -159,23 +150,3 @@ def path_of(leaf: int, depth: int) -> tuple[int, ...]:
       (0, 2, 5, 12)
     """
     return tuple((2**level - 1) + (leaf >> (depth - level)) for level in range(depth + 1))
-
-
-def leaf_of(node: int, depth: int) -> int:
-    """Number of the leaf that is heap node `node` of the bottom level."""
-    return node - (2**depth - 1)
-
-
-def param_count(shape: TreeShape, width: int) -> int:
-    """Trained parameters of a layer: w_in, b_in and w_out of F units, and b_out."""
-    return shape.total_units * (2 * width + 1) + width
-
-
-def flops_per_token(shape: TreeShape, width: int) -> int:
-    """Multiply-adds x 2 of one token's forward pass over its A active units."""
-    return 4 * shape.active_units * width
-
-
-def dense_flops_per_token(shape: TreeShape, width: int) -> int:
-    """The same for a dense layer of all F units."""
-    return 4 * shape.total_units * width

@@ -1,11 +1,11 @@
 """The leaf layer: a router chooses and weighs K of X experts for a token; their outputs are added up.
 
-`route` is the first half, `combine` the second: whatever a router is, `combine` sees ids and gates alone.
+`route` is the first half, `tree_ffn.tree.combine` the second: whatever a router is, that sees ids and gates
+alone.
 """
 
-from tree_ffn.tree.leaf.combine import IMPLEMENTATIONS, combine
 from tree_ffn.tree.leaf.layer import balance_update, init_params, leaf_ffn
 from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.spec import LeafSpec
 
-__all__ = ["IMPLEMENTATIONS", "LeafSpec", "balance_update", "combine", "init_params", "leaf_ffn", "route"]
+__all__ = ["LeafSpec", "balance_update", "init_params", "leaf_ffn", "route"]

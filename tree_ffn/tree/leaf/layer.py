@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree.leaf.combine import combine
+from tree_ffn.tree.combine import combine
 from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.routers import ROUTERS
 from tree_ffn.tree.leaf.spec import LeafSpec
-from tree_ffn.tree.spec import Info
+from tree_ffn.tree.info import Info
 from tree_ffn.tree.usage import leaf_counts, sides
 
 
@@ -55,7 +55,7 @@ def leaf_ffn(
       spec, implementation, token_T, leak: as `route` and `combine` take them.
 
     Returns:
-      y_TE of x's dtype, Info(ids int32 [T, K], 0).
+      y_TE of x's dtype, Info(ids int32 [T, K]).
 
     Example:
       >>> spec = LeafSpec(n_experts=8, expert_width=2, top_k=3)
@@ -65,7 +65,8 @@ def leaf_ffn(
       ((5, 4), (5, 3))
     """
     ids_TK, gates_TK = route(params, x_TE, spec, token_T)
-    return combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak), Info(ids_TK, jnp.float32(0.0))
+    s_TE = combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak)
+    return s_TE + params["b_out"].astype(x_TE.dtype)[None], Info(ids_TK)
 
 
 def balance_update(bias_R: jax.Array, ids_TK: jax.Array, spec: LeafSpec) -> jax.Array:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
-from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES, chosen
 from tree_ffn.tree.leaf.spec import LeafSpec
 from tree_ffn.tree.products import float32_product
-from tree_ffn.tree.routing import check_ids, hashed
+from tree_ffn.tree.leaf.hashing import check_ids, hashed
 
 
 def route(
@@ -76,5 +76,4 @@ def choose(levels: list[jax.Array], spec: LeafSpec) -> jax.Array:
 
 def _picked(log_p_TX: jax.Array, ids_TK: jax.Array) -> jax.Array:
     """log_p[t, ids[t, k]]: a sum over a mask, since the gradient of a gather is a contended scatter."""
-    mine_TKX = ids_TK[..., None] == jnp.arange(log_p_TX.shape[1], dtype=ids_TK.dtype)[None, None]
-    return jnp.where(mine_TKX, log_p_TX[:, None], 0.0).sum(axis=-1)
+    return jnp.where(chosen(ids_TK, log_p_TX.shape[1]), log_p_TX[:, None], 0.0).sum(axis=-1)

@@ -60,6 +60,11 @@ ROUTERS = {
 }
 
 
+def chosen(ids_TK: jax.Array, n_experts: int) -> jax.Array:
+    """Which expert the k-th of a token is, a row of a mask: bool [T, K, X]."""
+    return ids_TK[..., None] == jnp.arange(n_experts, dtype=ids_TK.dtype)[None, None]
+
+
 def best(levels: Levels, top_k: int) -> jax.Array:
     """The K experts of the highest scores, from the best on; of equal ones the lower id."""
     return jax.lax.top_k(levels[-1], top_k)[1]

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
-from tree_ffn.tree.activations import ACTIVATIONS
-from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
+from tree_ffn.tree.activations import ACTIVATIONS, activation
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES, chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,21 @@ class LeafSpec:
     def active_units(self) -> int:
         """A."""
         return self.top_k * self.expert_width
+
+    @property
+    def act(self):
+        """The activation, a function."""
+        return activation(self.activation)
+
+    def runs(self, params: dict, ids: jax.Array) -> list[tuple[jax.Array, int]]:
+        """Where the units of experts stand in [F, ...]: (first rows int32 [..., 1], rows of a run)."""
+        del params
+        return [((ids * self.expert_width)[..., None], self.expert_width)]
+
+    def unit_gates(self, params: dict, ids_TK: jax.Array, gates_TK: jax.Array) -> jax.Array:
+        """Gates of all experts, 0 where they are not chosen: [T, X]."""
+        del params
+        return jnp.where(chosen(ids_TK, self.n_experts), gates_TK[..., None], 0.0).sum(axis=1)
 
     @property
     def router_rows(self) -> int:

@@ -1,10 +1,10 @@
-"""Pruned layers: which arrays hold them, how they come from full ones, how they are balanced.
+"""Pruned path layers: which arrays hold them, how they come from full ones.
 
 Of a layer of P trees some nodes are kept, all trees together K_l of level l
 (`PrunedSpec.nodes`), U = sum_l K_l W_l units and R = sum_{l<D} K_l deciding nodes.
 Nodes stand in (level, tree, place in the level) order, so a level is a slice:
 
-    w_in [U,E], b_in [U], w_out [U,E]   rows of the kept nodes, nothing else (w_out: without silent routers)
+    w_in [U,E], b_in [U], w_out [U,E]   rows of the kept nodes, nothing else
     threshold [R], router.w [R,E]       of the kept deciding nodes
     child [R,2]    place of the left and right child in the level below; one
                    place twice where the other child is gone
@@ -13,8 +13,7 @@ Nodes stand in (level, tree, place in the level) order, so a level is a slice:
     leaf [K_D]     number, 0 .. 2^D - 1, that each kept leaf has in its full tree
 
 The last three are int32 and no optimizer touches them. A node with one child
-keeps its units and, under continuous routing, its gate (with a beam, that of the
-child's own side); its decision is constant.
+keeps its units; its decision is constant.
 """
 
 import jax
@@ -22,29 +21,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError
-from tree_ffn.tree.balancing import balance_step
-from tree_ffn.tree.layout import Layout, layout_of
+from tree_ffn.tree.path.spec import PrunedSpec, TreeSpec
 from tree_ffn.tree.shape import TreeShape
-from tree_ffn.tree.spec import PrunedSpec, TreeSpec
-from tree_ffn.tree.usage import leaf_counts
 
 STRUCTURE = ("child", "path", "leaf")
 
 
 def array_shapes(spec: PrunedSpec, width: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of a pruned layer's own arrays, without b_out and the shared units."""
-    layout, shape = layout_of(spec), spec.shape
+    """Shapes of a pruned layer's own arrays, without b_out."""
+    n_units, n_deciding = spec.total_units, sum(spec.nodes[:-1])
     shapes: dict[str, tuple[int, ...]] = {
-        "w_in": (spec.kept_units, width),
-        "b_in": (spec.kept_units,),
-        "w_out": (layout.outputs.unit_starts[-1], width),
-        "threshold": (layout.n_deciding,),
-        "child": (layout.n_deciding, 2),
-        "path": (layout.n_leaves, shape.n_levels),
-        "leaf": (layout.n_leaves,),
+        "w_in": (n_units, width),
+        "b_in": (n_units,),
+        "w_out": (n_units, width),
+        "threshold": (n_deciding,),
+        "child": (n_deciding, 2),
+        "path": (spec.nodes[-1], spec.shape.n_levels),
+        "leaf": (spec.nodes[-1],),
     }
     if spec.router == "frozen":
-        shapes["router.w"] = (layout.n_deciding, width)
+        shapes["router.w"] = (n_deciding, width)
     return shapes
 
 
@@ -52,11 +48,10 @@ def prune(params: dict, spec: TreeSpec, keep_PJ: np.ndarray) -> tuple[PrunedSpec
     """The same layer with the named leaves and the nodes above them, stored without the others.
 
     A token that reaches a node with one child left goes to that child. Tokens
-    whose leaf is kept in every tree keep their output; with a beam, unless the
-    search now finds a likelier leaf, where a removed node took a place in it.
+    whose leaf is kept in every tree keep their output.
 
     Args:
-      params: of a layer of trees, pruned already or not; NumPy arrays or jax's.
+      params: of a path layer, pruned already or not; NumPy arrays or jax's.
       spec: the layer.
       keep_PJ: bool [P, 2^D], the leaves to keep, at least one of every tree;
         of a pruned layer, leaves that it still has.
@@ -68,7 +63,7 @@ def prune(params: dict, spec: TreeSpec, keep_PJ: np.ndarray) -> tuple[PrunedSpec
       InputError: a tree would lose all its leaves, or a leaf is gone already.
 
     Example:
-      >>> from tree_ffn.tree import TreeShape, TreeSpec, init_params
+      >>> from tree_ffn.tree.path import init_params
       >>> spec = TreeSpec(TreeShape(n_trees=1, depth=1))
       >>> params = init_params(jax.random.key(0), spec, width=4)
       >>> pruned_spec, pruned = prune(params, spec, np.array([[False, True]]))
@@ -77,23 +72,19 @@ def prune(params: dict, spec: TreeSpec, keep_PJ: np.ndarray) -> tuple[PrunedSpec
     """
     params, shape = jax.tree.map(np.asarray, params), spec.shape
     _check_keep(params, spec, keep_PJ)
-    kept = [_per_level(keep_PJ, level, np.any) for level in range(shape.n_levels)]
-    fields = {**_fields(spec), "leak": 0.0}  # there is nothing left to train off the path
+    kept = [keep_PJ.reshape(shape.n_trees, 2**level, -1).any(axis=-1) for level in range(shape.n_levels)]
+    fields = {name: getattr(spec, name) for name in TreeSpec.__dataclass_fields__}
     pruned_spec = PrunedSpec(**fields, nodes=tuple(int(level.sum()) for level in kept))
-    layout, place = layout_of(spec), _places(params, spec)
-    rows, out_rows = (_unit_rows(place, kept, spec, of) for of in (layout, layout.outputs))
-    deciding = _deciding_nodes(place, kept, spec)
+    rows, deciding = _kept_rows(params, spec, kept)
     width = params["b_out"].shape[0]
-    new = {name: params[name] for name in ("b_out", "shared", "salt") if name in params}
-    of_units = {"w_in": rows, "w_out": out_rows}
-    new |= {name: params[name].reshape(-1, width)[at] for name, at in of_units.items()}
-    new |= {"b_in": params["b_in"].reshape(-1)[rows], "threshold": params["threshold"].reshape(-1)[deciding]}
+    new = {name: params[name].reshape(-1, width)[rows] for name in ("w_in", "w_out")}
+    new |= {"b_in": params["b_in"].reshape(-1)[rows], "b_out": params["b_out"]}
+    threshold = params["threshold"]
+    if not isinstance(spec, PrunedSpec):  # which has a threshold for leaves too
+        threshold = threshold[:, : shape.n_deciding]
+    new["threshold"] = threshold.reshape(-1)[deciding]
     if spec.router == "frozen":
-        # A full layer has a threshold for every node, a frozen router for every deciding one.
-        routers = deciding
-        if not isinstance(spec, PrunedSpec):
-            routers = deciding // shape.n_nodes * shape.n_deciding + deciding % shape.n_nodes
-        new["router"] = {"w": params["router"]["w"].reshape(-1, width)[routers]}
+        new["router"] = {"w": params["router"]["w"].reshape(-1, width)[deciding]}
     return pruned_spec, new | _structure(kept)
 
 
@@ -122,75 +113,39 @@ def init_structure(spec: PrunedSpec) -> dict[str, np.ndarray]:
     return {name: a.astype(np.int32) for name, a in zip(STRUCTURE, (child, paths[-1], leaf_K))}
 
 
-def balance_update(routing: dict, leaf_TP: jax.Array, spec: PrunedSpec) -> jax.Array:
-    """Thresholds [R] after one step of sign balancing: nodes with one child left stay as they are.
-
-    Args:
-      routing: `threshold` and the structure of the layer.
-      leaf_TP: int32 leaves of the step's tokens.
-      spec: `balance_rate` is read.
-    """
-    path_JL, leaf_J, threshold_R = routing["path"], routing["leaf"], routing["threshold"]
-    if spec.shape.depth == 0:
-        return threshold_R
-    counts_J = leaf_counts(leaf_TP, spec.shape.n_leaves)[path_JL[:, 0], leaf_J]
-    sides = []
+def sides(structure: dict, counts_PJ: jax.Array, spec: PrunedSpec) -> tuple[jax.Array, jax.Array]:
+    """Visits of the left and of the right child of every kept deciding node, [R] each, from those of leaves."""
+    path_JL, leaf_J = structure["path"], structure["leaf"]
+    counts_J, found = counts_PJ[path_JL[:, 0], leaf_J], [jnp.zeros((0, 2), counts_PJ.dtype)]
     for level in range(spec.shape.depth):
         side_J = (leaf_J >> (spec.shape.depth - 1 - level)) & 1
         here_J2 = jnp.where(side_J[:, None] == jnp.arange(2)[None], counts_J[:, None], 0)
         place_J, n_nodes = path_JL[:, level], spec.nodes[level]
-        sides.append(jax.ops.segment_sum(here_J2, place_J, n_nodes, indices_are_sorted=True))
-    visits_R2 = jnp.concatenate(sides)
-    forks_R = routing["child"][:, 0] != routing["child"][:, 1]
-    step_R = jnp.where(forks_R, balance_step(visits_R2[:, 0], visits_R2[:, 1], spec), 0.0)
-    return threshold_R + step_R.astype(threshold_R.dtype)
+        found.append(jax.ops.segment_sum(here_J2, place_J, n_nodes, indices_are_sorted=True))
+    visits_R2 = jnp.concatenate(found)
+    return visits_R2[:, 0], visits_R2[:, 1]
 
 
-def _fields(spec: TreeSpec) -> dict:
-    """The fields of TreeSpec, of a pruned spec too."""
-    return {name: getattr(spec, name) for name in TreeSpec.__dataclass_fields__}
-
-
-def _per_level(per_leaf_PJ: np.ndarray, level: int, reduce) -> np.ndarray:
-    """[P, 2^l] of [P, 2^D]: what the leaves below each node of a level come to."""
-    return reduce(per_leaf_PJ.reshape(len(per_leaf_PJ), 2**level, -1), axis=-1)
-
-
-def _places(params: dict, spec: TreeSpec) -> list[np.ndarray]:
-    """Per level [P, 2^l]: the place of each node, within its tree, or of a pruned layer over all trees."""
-    shape = spec.shape
-    if not isinstance(spec, PrunedSpec):
-        return [np.tile(np.arange(2**level), (shape.n_trees, 1)) for level in range(shape.n_levels)]
-    places = []
-    for level in range(shape.n_levels):
-        place = np.zeros((shape.n_trees, 2**level), int)
-        place[params["path"][:, 0], params["leaf"] >> (shape.depth - level)] = params["path"][:, level]
-        places.append(place)
-    return places
-
-
-def _of_tree(spec: TreeSpec, size: int) -> np.ndarray:
-    """Where every tree begins in an array of `size` entries a tree: [P, 1]; a pruned layer is one forest."""
-    return np.arange(spec.shape.n_trees)[:, None] * (0 if isinstance(spec, PrunedSpec) else size)
-
-
-def _unit_rows(places, kept, spec: TreeSpec, layout: Layout) -> np.ndarray:
-    """Rows of the kept nodes' units, level by level, in arrays that `layout` describes."""
-    rows = [np.zeros(0, int)]
-    for level, width in layout.levels:
-        first = _of_tree(spec, layout.unit_starts[-1]) + layout.unit_starts[level] + places[level] * width
-        rows.append((first[kept[level]][:, None] + np.arange(width)[None]).reshape(-1))
-    return np.concatenate(rows)
-
-
-def _deciding_nodes(places, kept, spec: TreeSpec) -> np.ndarray:
-    """Entries of the kept deciding nodes in arrays of one entry a node."""
-    layout = layout_of(spec)
-    nodes = [
-        (_of_tree(spec, layout.node_starts[-1]) + layout.node_starts[level] + places[level])[kept[level]]
-        for level in range(spec.shape.depth)
-    ]
-    return np.concatenate([np.zeros(0, int), *nodes])
+def _kept_rows(params: dict, spec: TreeSpec, kept: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the kept nodes' units, and entries of the kept deciding nodes, in the layer's flat arrays."""
+    shape, rows, deciding = spec.shape, [], [np.zeros(0, int)]
+    tree_P1 = np.arange(shape.n_trees)[:, None]
+    nodes = 0
+    for level, width in enumerate(shape.widths):
+        if isinstance(spec, PrunedSpec):
+            place_PJ = np.zeros((shape.n_trees, 2**level), int)
+            leaf = params["leaf"] >> (shape.depth - level)
+            place_PJ[params["path"][:, 0], leaf] = params["path"][:, level]
+            first_PJ, node_PJ = spec.level_starts[level] + place_PJ * width, nodes + place_PJ
+            nodes += spec.nodes[level]
+        else:
+            place_J = np.arange(2**level)[None]
+            first_PJ = tree_P1 * shape.tree_units + shape.level_starts[level] + place_J * width
+            node_PJ = tree_P1 * shape.n_deciding + 2**level - 1 + place_J
+        rows.append((first_PJ[kept[level]][:, None] + np.arange(width)[None]).reshape(-1))
+        if level < shape.depth:
+            deciding.append(node_PJ[kept[level]])
+    return np.concatenate(rows), np.concatenate(deciding)
 
 
 def _structure(kept: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,150 @@
+"""Implementations: what chosen experts add up to. They see ids, gates, shapes and the activation only.
+
+    s = sum over k of g[k] sum over the units u of expert ids[k] of act(<w_in[u], x> + b_in[u]) w_out[u]
+
+An expert of a leaf layer is some rows of units of its own; of a path layer it is a path, whose units it
+shares with others. Where they stand says the spec: `runs` of rows, or `unit_gates`, a gate for every unit.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.errors import InputError, check_choice
+from tree_ffn.tree import rows
+from tree_ffn.tree.products import weighed_units
+
+BLOCK = 64  # pairs of a token and an expert that `grouped` multiplies at a time
+
+
+def combine(
+    params: dict,
+    x_TE: jax.Array,
+    ids_TK: jax.Array,
+    gates_TK: jax.Array,
+    spec,
+    implementation: str | None = None,
+    leak: jax.Array | None = None,
+) -> jax.Array:
+    """The sum of the chosen experts, without b_out, of x's shape and dtype.
+
+    Args:
+      params: {w_in, b_in, w_out} of the layer.
+      x_TE: tokens.
+      ids_TK, gates_TK: of `route`.
+      spec: the layer, a LeafSpec or TreeSpec.
+      implementation: a name of `IMPLEMENTATIONS`; None: by the number of tokens.
+      leak: float32 scalar of a dense start (`LeafSpec.leak_at`): every expert's gate is then leak +
+        (1 - leak) g, g = 0 where it is not chosen. `masked` alone computes that.
+
+    Raises:
+      InputError: there is no such implementation, or it is another than `masked` and there is a leak.
+    """
+    if implementation is None:
+        implementation = "masked" if leak is not None else fastest(x_TE.shape[0], spec)
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if leak is None:
+        return IMPLEMENTATIONS[implementation](params, x_TE, ids_TK, gates_TK, spec)
+    if implementation != "masked":
+        raise InputError(
+            f"implementation: {implementation!r} computes no expert that is not chosen, and a dense start "
+            "needs all; use 'masked', or name none ('auto' in a config)."
+        )
+    return masked(params, x_TE, ids_TK, gates_TK, spec, leak)
+
+
+def fastest(n_tokens, spec) -> str:
+    """`gather` as long as it reads no more rows than there are; X, K, W = 512, 16, 6 and 128, 4, 24, E = 768.
+
+    There it takes .03 of masked's time for a token on a CPU, a half for X / K = 32, and 2 to 8 times for 64.
+    """
+    few = isinstance(n_tokens, int) and n_tokens * spec.active_units <= spec.total_units
+    return "gather" if few else "masked"  # an exported batch has no number
+
+
+def masked(params, x_TE, ids_TK, gates_TK, spec, leak=None) -> jax.Array:
+    """Every unit of every token, those that are not chosen times 0: two dense products. For training."""
+    gate_TX = spec.unit_gates(params, ids_TK, gates_TK)
+    if leak is not None:
+        gate_TX = leak + (1 - leak) * gate_TX
+    return weighed(params, x_TE, gate_TX, spec)
+
+
+def weighed(params, x_TE, gate_TX: jax.Array, spec) -> jax.Array:
+    """All units, in X groups of F / X in a row with one gate each."""
+    shape = (gate_TX.shape[1], -1)
+    units = {name: params[name].reshape(*shape, x_TE.shape[1]) for name in ("w_in", "w_out")}
+    return weighed_units(units | {"b_in": params["b_in"].reshape(shape)}, x_TE, spec.act, gate_TX)
+
+
+def gather(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
+    """The rows of the chosen experts, read for each token by itself. For few tokens."""
+    w_in, b_in, w_out = _flat(params, x_TE.shape[1])
+    s_TE = jnp.zeros(x_TE.shape, jnp.float32)
+    for start_TKn, width in spec.runs(params, ids_TK):
+        start_TK = start_TKn.reshape(ids_TK.shape[0], -1)
+        gate_TK = jnp.repeat(gates_TK, start_TKn.shape[-1], axis=1)
+        z_TKW = rows.dots(x_TE, w_in, start_TK, width) + _float32(rows.rows(b_in, start_TK, width))
+        s_TE += rows.sums((spec.act(z_TKW) * gate_TK[..., None]).astype(x_TE.dtype), w_out, start_TK)
+    return s_TE.astype(x_TE.dtype)
+
+
+def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
+    """Pairs of a token and an expert, sorted by expert and multiplied in blocks. For many tokens.
+
+    A block is `BLOCK` pairs of one expert, whose last block may be filled up: T K / BLOCK + X blocks at most.
+    """
+    n_tokens, top_k = ids_TK.shape
+    if not n_tokens:
+        return x_TE
+    pair_TK, slot_TK, expert_M, is_used_MB = _blocks(ids_TK, spec.n_experts)
+    w_in, b_in, w_out = _flat(params, x_TE.shape[1])
+    x_MBE = jnp.where(is_used_MB[..., None], x_TE[pair_TK // top_k], 0)
+    s_MBE = jnp.zeros(x_MBE.shape, jnp.float32)
+    for start_Mn, width in spec.runs(params, expert_M):
+        unit = lambda array, start_Mn=start_Mn, width=width: _merged(rows.rows(array, start_Mn, width))
+        w_MUE, v_MUE = (unit(array).astype(x_TE.dtype) for array in (w_in, w_out))
+        z_MBU = jnp.einsum("mbe,mue->mbu", x_MBE, w_MUE, preferred_element_type=jnp.float32)
+        h_MBU = spec.act(z_MBU + _float32(unit(b_in))[:, None]).astype(x_TE.dtype)
+        s_MBE += jnp.einsum("mbu,mue->mbe", h_MBU, v_MUE, preferred_element_type=jnp.float32)
+    s_TKE = s_MBE.reshape(-1, x_TE.shape[1]).at[slot_TK].get(mode="promise_in_bounds", unique_indices=True)
+    return jnp.einsum("tke,tk->te", s_TKE, gates_TK).astype(x_TE.dtype)
+
+
+def _blocks(ids_TK: jax.Array, n_experts: int):
+    """Where pairs stand, sorted by expert and filled up to whole blocks.
+
+    Returns:
+      pair_MB, the pair (t K + k) of every place; slot_TK, the place of every pair; expert_M, of every block;
+      is_used_MB, whether there is a pair at a place.
+    """
+    n_pairs, ids_N = ids_TK.size, ids_TK.reshape(-1)
+    n_blocks = min(n_pairs, n_pairs // BLOCK + n_experts)
+    order_N = jnp.argsort(ids_N, stable=True).astype(jnp.int32)
+    counts_X = jnp.bincount(ids_N, length=n_experts).astype(jnp.int32)
+    ends_X, blocks_X = jnp.cumsum(counts_X), jnp.cumsum((counts_X + BLOCK - 1) // BLOCK)
+    expert_M = jnp.searchsorted(blocks_X, jnp.arange(n_blocks), side="right").astype(jnp.int32)
+    expert_M = jnp.minimum(expert_M, n_experts - 1)
+    first_X = (blocks_X - (counts_X + BLOCK - 1) // BLOCK) * BLOCK  # place of an expert's first pair
+    rank_N = jnp.arange(n_pairs, dtype=jnp.int32) - (ends_X - counts_X)[ids_N[order_N]]
+    place_N = first_X[ids_N[order_N]] + rank_N
+    options = {"unique_indices": True, "mode": "promise_in_bounds"}
+    pair_MB = jnp.zeros(n_blocks * BLOCK, jnp.int32).at[place_N].set(order_N, **options)
+    is_used_MB = jnp.zeros(n_blocks * BLOCK, bool).at[place_N].set(True, **options)
+    slot_TK = jnp.zeros(n_pairs, jnp.int32).at[order_N].set(place_N, **options).reshape(ids_TK.shape)
+    return pair_MB.reshape(-1, BLOCK), slot_TK, expert_M, is_used_MB.reshape(-1, BLOCK)
+
+
+def _flat(params, width: int):
+    return params["w_in"].reshape(-1, width), params["b_in"].reshape(-1), params["w_out"].reshape(-1, width)
+
+
+def _merged(array_MnW: jax.Array) -> jax.Array:
+    return array_MnW.reshape(array_MnW.shape[0], -1, *array_MnW.shape[3:])
+
+
+def _float32(array: jax.Array) -> jax.Array:
+    return array.astype(jnp.float32)
+
+
+# A new one is an entry here; it may do as it likes, but for rounding, within what `combine` says.
+IMPLEMENTATIONS = {"masked": masked, "gather": gather, "grouped": grouped}

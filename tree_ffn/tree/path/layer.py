@@ -1,0 +1,192 @@
+"""The path layer whole: its first weights, its output, and what balances its load."""
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.errors import InputError
+from tree_ffn.tree.combine import combine, fastest, weighed
+from tree_ffn.tree.activations import activation
+from tree_ffn.tree.info import Info
+from tree_ffn.tree.path import pruned
+from tree_ffn.tree.path.route import decision_logits, route, straight_through, visits
+from tree_ffn.tree.path.spec import PrunedSpec, TreeSpec
+from tree_ffn.tree.usage import leaf_counts, node_counts
+
+
+def init_params(
+    key: jax.Array, spec: TreeSpec, width: int, *, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32
+) -> dict:
+    """Initial weights: normal w_in and w_out, zero biases and thresholds.
+
+        std(w_in) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
+
+    A, not F, is the fan-in of an output: that many units reach it.
+
+    Returns:
+      {w_in [P,U,E], b_in [P,U], w_out [P,U,E], b_out [E], threshold [P,N]}, and {router: {w [P,R,E]}} of
+      router `frozen`; thresholds and routers are not trained. Of a PrunedSpec, the arrays of `pruned` with
+      some structure of these sizes.
+    """
+    keys = jax.random.split(key, 5)
+    in_std, out_std = w_in_scale / width**0.5, w_out_scale / spec.active_units**0.5
+    shapes = array_shapes(spec, width)
+    normal = lambda key, name, std, dtype: (std * jax.random.normal(key, shapes[name])).astype(dtype)
+    params = {
+        "w_in": normal(keys[0], "w_in", in_std, param_dtype),
+        "b_in": jnp.zeros(shapes["b_in"], param_dtype),
+        "w_out": normal(keys[1], "w_out", out_std, param_dtype),
+        "b_out": jnp.zeros(shapes["b_out"], param_dtype),
+        "threshold": jnp.zeros(shapes["threshold"], jnp.float32),
+    }
+    if isinstance(spec, PrunedSpec):
+        params |= jax.tree.map(jnp.asarray, pruned.init_structure(spec))
+    if spec.router == "frozen":
+        params["router"] = {"w": normal(keys[4], "router.w", in_std, jnp.float32)}
+    return params
+
+
+def array_shapes(spec: TreeSpec, width: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every array that a layer needs, by its path in `params`."""
+    shape = spec.shape
+    if isinstance(spec, PrunedSpec):
+        return {"b_out": (width,)} | pruned.array_shapes(spec, width)
+    units = (shape.n_trees, shape.tree_units)
+    shapes = {"w_in": (*units, width), "b_in": units, "w_out": (*units, width), "b_out": (width,)}
+    shapes["threshold"] = (shape.n_trees, shape.n_nodes)
+    if spec.router == "frozen":
+        shapes["router.w"] = (shape.n_trees, shape.n_deciding, width)
+    return shapes
+
+
+def tree_ffn(
+    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None
+) -> tuple[jax.Array, Info]:
+    """A feed-forward layer of P trees: every token walks one hard path per tree.
+
+        z[p,n,u] = <w_in[p,n,u], x> + b_in[p,n,u]
+        r[p,n]   = z[p,n,0] - threshold[p,n]
+        n_0 = 0;  n_{l+1} = 2 n_l + 1 + [r[p,n_l] > 0]
+        y = b_out + sum_p sum_l sum_u act(z[p,n_l,u]) w_out[p,n_l,u]
+
+    At `act_site="sum"` units enter the sum linearly, and y = b_out + act(sum).
+
+    Args:
+      params: see `init_params`.
+      x_TE: tokens [T, E], float32 or bfloat16; weights are cast to its dtype, decision logits are float32.
+      spec: the layer; static under jit.
+      implementation: `masked`, `gather` or `grouped`; None picks one. All compute the same function, but
+        `masked` alone trains straight-through decisions, whose gradient needs units beside the path.
+
+    Returns:
+      y_TE in x's dtype, and Info(leaf_TP).
+
+    Raises:
+      InputError: an unknown implementation, or tokens or weights that do not fit the spec.
+
+    Example:
+      >>> from tree_ffn.tree.shape import TreeShape
+      >>> spec = TreeSpec(TreeShape(n_trees=2, depth=3))
+      >>> params = init_params(jax.random.key(0), spec, width=8)
+      >>> y_TE, info = tree_ffn(params, jnp.ones((5, 8)), spec)
+      >>> y_TE.shape, info.leaf_TP.shape
+      ((5, 8), (5, 2))
+
+    Source: "Dynamic sparsity in tree-structured feed-forward layers at scale",
+    arXiv 2604.08565; hard routing with exact GELU, W = 1 and b_out = 0 is the
+    layer of UltraFastBERT, arXiv 2311.10770.
+    """
+    check_fit(params, x_TE, spec)
+    s_TE, leaf_TP = sum_of_paths(params, x_TE, spec, implementation)
+    return finish(params, s_TE, spec), Info(leaf_TP)
+
+
+def sum_of_paths(
+    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(s_TE, leaf_TP): what the paths add up to, before `finish`; some trees give a part of the sum."""
+    chosen = implementation or fastest(x_TE.shape[0], spec)
+    if chosen == "masked" and not isinstance(spec, PrunedSpec):
+        return _everywhere(params, x_TE, spec)
+    ids_TP, gates_TP = route(params, x_TE, spec)
+    if spec.routing == "straight_through":
+        gates_TP = _unlearned(gates_TP, x_TE[:, 0], chosen)
+    s_TE = combine(params, x_TE, ids_TP, gates_TP, spec, chosen)
+    return s_TE, params["leaf"][ids_TP] if isinstance(spec, PrunedSpec) else ids_TP % spec.shape.n_leaves
+
+
+def _everywhere(params, x_TE, spec: TreeSpec):
+    """Masked, by the visits of all nodes, which decisions may learn through."""
+    logits_TPR = decision_logits(params, x_TE, spec)
+    learned = spec.routing == "straight_through"
+    right_TPR = straight_through(logits_TPR) if learned else (logits_TPR > 0).astype(jnp.float32)
+    levels = visits(right_TPR, spec.shape.depth)
+    leaf = jnp.arange(spec.shape.n_leaves, dtype=jnp.int32)
+    leaf_TP = jnp.where(levels[-1] > 0.5, leaf[None, None], 0).sum(axis=-1)
+    return weighed(params, x_TE, spec.of_units(levels), spec), leaf_TP
+
+
+def finish(params: dict, s_TE: jax.Array, spec: TreeSpec) -> jax.Array:
+    """y from the sum of the paths: the activation of site `sum`, and b_out."""
+    if spec.act_site == "sum":
+        s_TE = activation(spec.activation)(s_TE.astype(jnp.float32)).astype(s_TE.dtype)
+    return s_TE + params["b_out"].astype(s_TE.dtype)[None]
+
+
+def _unlearned(gates_TP: jax.Array, x_T: jax.Array, implementation: str) -> jax.Array:
+    """Gates that refuse to be differentiated: through them decisions would have learned."""
+
+    @jax.custom_jvp
+    def gates(gates_TP, x_T):
+        del x_T
+        return gates_TP
+
+    @gates.defjvp
+    def _(primals, tangents):
+        raise InputError(
+            f"implementation: {implementation!r} cannot differentiate routing 'straight_through', whose "
+            "gradient needs units beside the path; use 'masked', in a layer that is not pruned."
+        )
+
+    return gates(gates_TP, x_T)
+
+
+def balance_update(routing: dict, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:
+    """Thresholds after a step of sign balancing, which moves them until both children of a node have tokens.
+
+        threshold += balance_rate * sign(visits right - visits left)
+
+    A node that sends most tokens right gets a higher threshold, so fewer go right next time. Nodes of the
+    bottom level decide nothing and stay, as do nodes with one child left.
+
+    Args:
+      routing: `threshold` [P, N]; of a pruned layer [R] and its structure.
+      leaf_TP: int32 leaves of the step's tokens.
+      spec: `balance_rate` is read.
+
+    Source: the bias rule of auxiliary-loss-free balancing (arXiv 2408.15664), applied to the two children of
+    a node.
+    """
+    threshold, counts_PJ = routing["threshold"], leaf_counts(leaf_TP, spec.shape.n_leaves)
+    if isinstance(spec, PrunedSpec):
+        left, right = pruned.sides(routing, counts_PJ, spec)
+        forks_R = routing["child"][:, 0] != routing["child"][:, 1]
+        return threshold + jnp.where(forks_R, spec.balance_rate * jnp.sign(right - left), 0.0)
+    visits_PN = node_counts(counts_PJ)
+    step_PR = spec.balance_rate * jnp.sign(visits_PN[:, 2::2] - visits_PN[:, 1::2]).astype(threshold.dtype)
+    return threshold.at[:, : spec.shape.n_deciding].add(step_PR)
+
+
+def check_fit(params: dict, x_TE: jax.Array, spec: TreeSpec) -> None:
+    """Raises InputError unless tokens and weights are those of a layer."""
+    if x_TE.ndim != 2:
+        raise InputError(f"x: shape {x_TE.shape} is not allowed; use [tokens, width].")
+    if not jnp.issubdtype(x_TE.dtype, jnp.floating):
+        raise InputError(f"x: dtype {x_TE.dtype} is not allowed; use float32 or bfloat16.")
+    for name, wanted in array_shapes(spec, x_TE.shape[1]).items():
+        found = params
+        for part in name.split("."):
+            found = found.get(part) if found is not None else None
+        if found is None:
+            raise InputError(f"{name}: is missing; the spec and x need an array of shape {wanted}.")
+        if found.shape != wanted:
+            raise InputError(f"{name}: shape {found.shape} does not fit the spec and x, which need {wanted}.")
