@@ -142,7 +142,7 @@ def model_config() -> ConfigDict:
     model.preset = preset  # a name of configs/presets.py; '' means micro
     for place, name in enumerate(FIELDS):
         model[name] = follow(0, lambda preset, place=place: PRESETS[preset or "micro"][place], preset)
-    model.layers = ""  # '': ffn.kind everywhere; or e.g. 'dense,tree*4,dense'
+    model.layers = ""  # '': ffn.kind everywhere; or e.g. 'dense,leaf*4,dense'
     model.dtype = "float32"  # of activations and products: float32 | bfloat16
     model.param_dtype = "float32"  # of stored weights; training needs float32
     model.remat = False  # recompute activations in the backward pass: less memory, a third more time
@@ -159,46 +159,32 @@ def model_config() -> ConfigDict:
 def ffn_config(width: FieldReference) -> ConfigDict:
     """The feed-forward layer: one tree whose nodes follow the model's width.
 
-    With D = 7 and W = E / 64, F is about 4 E, as in an ordinary dense layer,
-    and A / F = 8 / 255 = 3.1 %. The paper's shape of the same size is
-    n_trees = E / 64 with node_width = 1.
+    The leaf layer as recommended: 512 experts of E / 128 units, F = 4 E as in an ordinary dense layer, behind
+    one tree; A = E / 8. The path layer: with D = 7 and W = E / 64 it has about the same F and A.
     """
     ffn = ConfigDict()
-    ffn.kind = "tree"  # dense | narrow | moe | hash | tree | random_tree | hash_tree | leaf
-    ffn.width = 0  # of dense; 0: F of the tree fields (narrow always has their A)
+    ffn.kind = "leaf"  # dense | narrow | leaf | tree | random_tree
+    ffn.width = 0  # of dense and narrow; 0: F and A of the leaf layer
     ffn.activation = "gelu"  # a name of tree_ffn/tree/activations.py
-    ffn.n_trees = 1  # P
+    ffn.implementation = "auto"  # auto | masked | gather | grouped
+    # Step by which the choice of experts, or the thresholds of trees, are moved against the load; 0: they are not.
+    ffn.balance_rate = 0.0
+    ffn.n_trees = 1  # P; of leaf: trees whose leaves are the experts
+    # Of leaf.
+    ffn.n_experts = 512  # X
+    ffn.expert_width = follow(0, lambda width: max(1, width // 128), width)  # W
+    ffn.top_k = 16  # K, experts that a token uses
+    ffn.router = "tree"  # tree | softmax (a mixture of experts) | hash | random
+    # Of trees: best, the likeliest leaves; or beam, those that a beam of top_k finds.
+    ffn.search = follow("beam", lambda router: "beam" if router == "tree" else "best", ffn.get_ref("router"))
+    ffn.gate_norm = "rms"  # none | l1 | l2 | rms: what of a token's gates is 1, their sum, or that of squares
+    ffn.dense_start = 0.2  # share of the training in which experts that are not chosen add something
+    # Of tree, the paper's layer.
     ffn.depth = 7  # D
     # W: one for all levels, or one per level, e.g. 1,1,1,32
     ffn.node_width = follow((), lambda width: (max(1, width // 64),), width)
-    ffn.shared_width = 0  # S, units that are always on
     ffn.act_site = "node"  # node | sum
-    ffn.routing = "continuous"  # hard (the paper) | straight_through | continuous
-    ffn.router = "first_unit"  # what decides: first_unit | silent (the same, adding nothing to the output)
-    # Of trees, moe, hash and leaf (1 or 0), in training: what units off the path, or of experts not chosen,
-    # add at first, a share; falls to 0.
-    ffn.leak = 0.0
-    ffn.leak_share = 0.3  # share of the training after which they add nothing
-    ffn.hash_levels = 0  # first decisions that a hash of the token's id takes; of hash_tree: all
-    ffn.gate = "min"  # of continuous: min | product
-    ffn.openness = "exponential"  # of continuous: exponential (0 at a flip) | logistic (1/2 at a flip)
-    ffn.kappa = 1.0  # of continuous: slope of the gate
-    ffn.beta = 1.0  # of straight_through: slope of the surrogate
-    ffn.balance = "none"  # none | sign
-    ffn.balance_rate = 1e-3  # of sign, and of the experts' bias
-    ffn.implementation = "auto"  # auto | masked | gather | grouped
-    ffn.n_experts = 32  # X, of moe, hash and leaf
-    ffn.expert_width = 0  # units of an expert; 0: A of the tree fields / top_k (of moe, leaf)
-    ffn.top_k = 1  # experts a token uses
-    ffn.expert_groups = 1  # of moe: groups, each with a softmax of its own and top_k / expert_groups choices
-    ffn.renormalise = False  # of moe and of tree (continuous, logistic): a token's gates have norm 1
-    ffn.gate_norm = 1  # which norm: 1, the gates sum to 1; 2, their squares do; of leaf also 3, to top_k
-    ffn.beam = 1  # of tree (continuous, logistic, product): nodes of a level that the search for a leaf keeps
-    ffn.leaf_trees = 1  # of leaf: P, trees whose leaves are the experts
-    ffn.leaf_router = "tree"  # of leaf: tree | softmax | hash | random
-    ffn.search = "best"  # of leaf's trees: best, the likeliest leaves; beam, those that a beam of top_k finds
-    ffn.moe_balance = "bias"  # none | aux | bias
-    ffn.aux_weight = 1e-2  # of aux
+    ffn.routing = "hard"  # hard (the paper) | straight_through
     return ffn
 
 

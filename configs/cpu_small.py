@@ -11,15 +11,16 @@ Wikipedia of 2015 and English novels (results/cpu_small.jsonl names them by sha2
 """
 
 from configs import common
+from configs.t1_small import MIXTURE
 
+TREES = {"n_trees": 2, "node_width": (1,)}
 ROWS = {
-    "dense": {"kind": "dense"},
-    "narrow": {"kind": "narrow"},
-    "moe": {"kind": "moe"},
-    "random_tree": {"kind": "random_tree", "n_trees": 2, "node_width": (1,), "routing": "hard"},
-    "tree_hard": {"n_trees": 2, "node_width": (1,), "routing": "hard"},
-    "tree_straight": {"n_trees": 2, "node_width": (1,), "routing": "straight_through"},
-    "tree_continuous": {"routing": "continuous"},
+    "dense": {"kind": "dense", "width": 510},
+    "narrow": {"kind": "narrow", "width": 16},
+    "moe": {**MIXTURE, "n_experts": 32, "expert_width": 16, "top_k": 1},
+    "random_tree": {"kind": "random_tree", **TREES},
+    "tree_hard": {"kind": "tree", **TREES},
+    "tree_straight": {"kind": "tree", **TREES, "routing": "straight_through"},
 }
 
 # `full` for a GPU, `long` and `short` for CPUs.
@@ -33,7 +34,7 @@ LR_SHORT = {"dense": 4e-3, "moe": 4e-3}
 
 def get_config(arg=None):
     """Arguments: row (one of ROWS), length (full, long or short), seed."""
-    arg = common.parse_arg(arg, row="tree_continuous", length="long", seed=0)
+    arg = common.parse_arg(arg, row="tree_hard", length="long", seed=0)
     common.check_known(arg, row=ROWS, length=STEPS)
     config = common.base_config()
     config.seed = arg.seed
@@ -41,7 +42,6 @@ def get_config(arg=None):
     model = config.model
     model.n_layers, model.width, model.n_heads, model.context = 4, 128, 4, 256
 
-    config.ffn.kind = "tree"
     for key, value in ROWS[arg.row].items():
         config.ffn[key] = value
 

@@ -27,9 +27,7 @@ def get_config(arg=None):
     model.dtype = "bfloat16"
     model.vocab_multiple = 64
 
-    config.ffn.kind = "dense"
-    # F is that of the trees.
-    config.ffn.n_trees, config.ffn.depth, config.ffn.node_width = 3, 7, (2,)
+    config.ffn.kind, config.ffn.width = "dense", 1530  # F of the trees
 
     common.without_default_text(config)
 

@@ -13,17 +13,18 @@ something about the paper's sizes; configs/t1_small.py is the smallest config fo
 """
 
 from configs import common, quickstart
+from configs.t1_small import MIXTURE
 
-P2, P1 = {"n_trees": 2, "node_width": (1,)}, {"n_trees": 1, "node_width": (2,)}
+P2 = {"n_trees": 2, "node_width": (1,)}
 
 ROWS = {
-    "dense": {"kind": "dense", **P2},
-    "narrow_A16": {"kind": "narrow", **P2},
-    "moe_top1_X32": {"kind": "moe", "n_experts": 32, "expert_width": 16, "top_k": 1},
+    "dense": {"kind": "dense", "width": 510},  # F and A of the trees
+    "narrow_A16": {"kind": "narrow", "width": 16},
+    "moe_top1_X32": {**MIXTURE, "n_experts": 32, "expert_width": 16, "top_k": 1},
     "random_tree_P2_W1": {"kind": "random_tree", **P2},
     "tree_hard_P2_W1": {"kind": "tree", "routing": "hard", **P2},
     "tree_straight_P2_W1": {"kind": "tree", "routing": "straight_through", **P2},
-    "tree_continuous_P1_W2": {"kind": "tree", "routing": "continuous", **P1},
+    "leaf_X512_K16": {"kind": "leaf"},
 }
 
 STEPS = {"full": 300, "tune": 100}
@@ -34,12 +35,10 @@ def get_config(arg=None):
     arg = common.parse_arg(arg, row="tree_hard_P2_W1", length="full", seed=0)
     common.check_known(arg, row=ROWS, length=STEPS)
     kind = ROWS[arg.row]["kind"]
-    config = quickstart.get_config(f"kind={kind},layer=paths,steps={STEPS[arg.length]},seed={arg.seed}")
+    config = quickstart.get_config(f"kind={kind},steps={STEPS[arg.length]},seed={arg.seed}")
     config.model.init.w_out = 0.05  # one scale for all rows
     # Every row's best of 3e-3, 6e-3, 12e-3 and, as that was an edge, 1.5e-3 (results/t1_cpu_tuning.jsonl).
     config.optim.lr = 3e-3
-    # The paper's layer, not the recipe.
-    config.ffn.routing, config.ffn.leak, config.ffn.leak_share = "hard", 0.0, 0.3
     for key, value in ROWS[arg.row].items():
         config.ffn[key] = value
     # 143 k tokens: a leaf without a visit in 1,000 * 2^D of them is called dead.

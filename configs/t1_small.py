@@ -16,22 +16,23 @@ A run takes 2 to 5 minutes on one H100 or H200 (README, results).
 
 from configs import common
 
-TREE, HARD = {"kind": "tree"}, {"kind": "tree", "routing": "hard"}
-MANY, FEW, ONE = ({"n_trees": p, "node_width": (w,)} for p, w in ((12, 1), (3, 4), (1, 12)))
-CONTINUOUS = {"kind": "tree", "routing": "continuous", "implementation": "grouped"}
+MANY, ONE = ({"n_trees": p, "node_width": (w,)} for p, w in ((12, 1), (1, 12)))
+# Mixtures of experts, without a dense start, as the paper's trees are: gates as they are, balanced.
+MIXTURE = {
+    "kind": "leaf", "router": "softmax", "search": "best", "gate_norm": "none", "balance_rate": 1e-3,
+    "dense_start": 0.0,
+}  # fmt: skip
 
 ROWS = {
-    "dense": {"kind": "dense", **MANY},
-    "narrow_A96": {"kind": "narrow", **MANY},
-    "moe_top1_X32": {"kind": "moe", "n_experts": 32, "expert_width": 96, "top_k": 1},
-    "moe_top4_X128": {"kind": "moe", "n_experts": 128, "expert_width": 24, "top_k": 4},
-    "random_tree_P12_W1": {**HARD, **MANY, "kind": "random_tree"},
-    "tree_hard_P12_W1": {**HARD, **MANY},
-    "tree_hard_P1_W12": {**HARD, **ONE, "implementation": "grouped"},
-    "tree_straight_P12_W1": {**TREE, **MANY, "routing": "straight_through"},
-    "tree_continuous_P12_W1": {**CONTINUOUS, **MANY},
-    "tree_continuous_P3_W4": {**CONTINUOUS, **FEW},
-    "tree_continuous_P1_W12": {**CONTINUOUS, **ONE},
+    "dense": {"kind": "dense", "width": 3060},  # F and A of the trees
+    "narrow_A96": {"kind": "narrow", "width": 96},
+    "moe_top1_X32": {**MIXTURE, "n_experts": 32, "expert_width": 96, "top_k": 1},
+    "moe_top4_X128": {**MIXTURE, "n_experts": 128, "expert_width": 24, "top_k": 4},
+    "random_tree_P12_W1": {"kind": "random_tree", **MANY},
+    "tree_hard_P12_W1": {"kind": "tree", **MANY},
+    "tree_hard_P1_W12": {"kind": "tree", **ONE, "implementation": "grouped"},
+    "tree_straight_P12_W1": {"kind": "tree", **MANY, "routing": "straight_through"},
+    "leaf_X512_K16": {"kind": "leaf"},
 }
 
 # Steps of 32,768 tokens: 60 M tokens, the 15 M by which learning rates are chosen, and 30 and 120 M.
@@ -40,7 +41,7 @@ STEPS = {"full": 1831, "tune": 458, "half": 916, "double": 3662}
 
 def get_config(arg=None):
     """Arguments: row (one of ROWS), length (a name of STEPS), seed."""
-    arg = common.parse_arg(arg, row="tree_continuous_P1_W12", length="full", seed=0)
+    arg = common.parse_arg(arg, row="tree_hard_P12_W1", length="full", seed=0)
     common.check_known(arg, row=ROWS, length=STEPS)
     config = common.base_config()
     config.seed = arg.seed

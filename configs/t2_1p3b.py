@@ -22,15 +22,14 @@ JAX_NUM_CPU_DEVICES=8 and JAX_PLATFORMS=cpu in the environment.
 
 from configs import common
 
-TREE = {"kind": "tree"}
 MANY, ONE = {"n_trees": 32, "node_width": (1,)}, {"n_trees": 1, "node_width": (32,)}
 
 ROWS = {
-    "dense": {"kind": "dense", **MANY},
-    "narrow_A256": {"kind": "narrow", **MANY},
-    "tree_hard_P32_W1": {**TREE, "routing": "hard", **MANY},
-    "tree_hard_P1_W32": {**TREE, "routing": "hard", **ONE, "implementation": "grouped"},
-    "tree_continuous_P1_W32": {**TREE, "routing": "continuous", **ONE, "implementation": "grouped"},
+    "dense": {"kind": "dense", "width": 8160},  # F and A of the trees
+    "narrow_A256": {"kind": "narrow", "width": 256},
+    "tree_hard_P32_W1": {"kind": "tree", **MANY},
+    "tree_hard_P1_W32": {"kind": "tree", **ONE, "implementation": "grouped"},
+    "leaf_X512_K16": {"kind": "leaf"},
 }
 
 

@@ -12,10 +12,10 @@ than 0.6 M, and leaves that no token has reached yet look the same; its losses r
 """
 
 from configs import common, t1_cpu
+from configs.t4_small import BALANCES
 
 ROUTINGS = {
     "hard": "tree_hard_P2_W1",
-    "continuous": "tree_continuous_P1_W2",
     "narrow": "narrow_A16",
     "dense": "dense",
 }
@@ -24,8 +24,9 @@ ROUTINGS = {
 def get_config(arg=None):
     """Arguments: activation, site (node, sum), routing (one of ROUTINGS), balance (none, sign), seed."""
     arg = common.parse_arg(arg, activation="gelu", site="node", routing="hard", balance="none", seed=0)
-    common.check_known(arg, routing=ROUTINGS)
+    common.check_known(arg, routing=ROUTINGS, balance=BALANCES)
     config = t1_cpu.get_config(f"row={ROUTINGS[arg.routing]},seed={arg.seed}")
-    config.ffn.activation, config.ffn.act_site, config.ffn.balance = arg.activation, arg.site, arg.balance
+    config.ffn.activation, config.ffn.act_site = arg.activation, arg.site
+    config.ffn.balance_rate = BALANCES[arg.balance]
     config.train.eval_every = 100
     return config

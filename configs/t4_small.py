@@ -1,4 +1,4 @@
-"""The paper's dynamics at a scale that minutes allow: activation x site x routing, balanced or not.
+"""The paper's dynamics at a scale that minutes allow: activation x site, balanced or not.
 
     python -m experiments.ablate --sweep=configs/sweeps/t4_small.py --workdir=runs/t4_small \\
         --results=results/t4_small.jsonl \\
@@ -14,9 +14,9 @@ not quality. Not known of its setting: the form of the second placement (here y 
 activations it compares, its trees, lengths, measures of balance, and all its values.
 
 Here: the model, text and batches of configs/t1_small.py for 610 steps of 32,768 tokens (20 M); hard routing
-with P=12, W=1, continuous routing with P=1, W=12 (gate `min`), both D=7: A = 96 of 3,060 units.
+with P=12, W=1, D=7: A = 96 of 3,060 units.
 
-The learning rate, 1.5e-3, is the best of three for both shapes with gelu at the nodes
+The learning rate, 1.5e-3, is the best of three with gelu at the nodes
 (results/t1_small_tuning.jsonl); the sweep's grid (--tune) finds that of every activation and site.
 
 Expected: see README, results. A run takes one to three minutes on one H100, by the rates of the rows
@@ -27,11 +27,11 @@ from configs import common, t1_small
 
 ROUTINGS = {
     "hard": "tree_hard_P12_W1",
-    "continuous": "tree_continuous_P1_W12",
     # The ends of the scale: dense with A and with F units.
     "narrow": "narrow_A96",
     "dense": "dense",
 }
+BALANCES = {"none": 0.0, "sign": 1e-3}  # steps of the thresholds
 STEPS = {"full": 610, "tune": 153}
 
 
@@ -40,8 +40,9 @@ def get_config(arg=None):
     arg = common.parse_arg(
         arg, activation="gelu", site="node", routing="hard", balance="none", length="full", seed=0
     )
-    common.check_known(arg, routing=ROUTINGS, length=STEPS)
+    common.check_known(arg, routing=ROUTINGS, balance=BALANCES, length=STEPS)
     config = t1_small.get_config(f"row={ROUTINGS[arg.routing]},seed={arg.seed}")
-    config.ffn.activation, config.ffn.act_site, config.ffn.balance = arg.activation, arg.site, arg.balance
+    config.ffn.activation, config.ffn.act_site = arg.activation, arg.site
+    config.ffn.balance_rate = BALANCES[arg.balance]
     config.train.steps, config.train.eval_every = STEPS[arg.length], 50
     return config

@@ -44,6 +44,9 @@ REMOVED = {
 }
 
 
+LAST_OF_MANY = "30983ff"  # the last commit with trees of continuous gates, mixtures in groups, shared units
+
+
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """A recorded config, or a model as a dict, as it would be recorded now.
 
@@ -84,6 +87,13 @@ def readable(config: dict[str, Any], where: str) -> dict[str, Any]:
       InputError: its version is not known, or it uses an option that is gone.
     """
     config = upgraded(config)
+    for ffn in _sections(config, "ffn"):
+        if "kappa" in ffn or "aux_weight" in ffn:  # no upgrade has taken it apart
+            name = next(_gone(ffn), "kind")
+            raise InputError(
+                f"{where}: ffn.{name} = {ffn.get(name)!r} is no option any more; the last commit that reads it is "
+                f"{LAST_OF_MANY}."
+            )
     for section, name in (key.split(".") for key in REMOVED):
         for values in _sections(config, section):
             if name in values:
@@ -154,8 +164,111 @@ def _drop_z_loss(config: dict) -> None:
     _drop(config, "train.z_loss", 0.0)
 
 
+def _two_layers(config: dict) -> None:
+    """Version 5: a leaf layer and a path layer; of a recorded config, only the keys that are in force.
+
+    A mixture or a hash of experts is a leaf layer behind another router. Trees keep hard and straight-through
+    paths. What neither computes stays as it is, and `readable` refuses it by the key that says so.
+    """
+    if "ffns" in config:
+        layers = config["ffns"] if isinstance(config["ffns"], list) else []
+        config["ffns"] = [_layer(ffn) if isinstance(ffn, dict) else ffn for ffn in layers]
+    elif isinstance(ffn := config.get("ffn"), dict) and "kind" in ffn:
+        pattern = str(_get(config.get("model"), "layers") or "")
+        kinds = {ffn["kind"], *(item.partition("*")[0].strip() for item in pattern.split(",") if item)}
+        if len(kinds) == 1:
+            config["ffn"] = _section(ffn)
+
+
+def _layer(ffn: dict) -> dict:
+    """A layer of a model, of the two kinds that there are; as it is if it is neither."""
+    kind = ffn.get("kind")
+    if kind == "moe" and not _is_gone(ffn):
+        return {"kind": "leaf", "activation": ffn["activation"], **_experts(ffn, ffn["balance"])}
+    if kind not in ("tree", "pruned_tree") or _is_gone(ffn):
+        return ffn
+    shape = {name: value for name, value in ffn["shape"].items() if name != "shared_width"}
+    kept = ("kind", "activation", "act_site", "routing", "router", *(["nodes"] if "nodes" in ffn else []))
+    return {"shape": shape, **{name: ffn[name] for name in kept}, "balance_rate": _rate_of_paths(ffn)}
+
+
+def _section(ffn: dict) -> dict:
+    """Section `ffn` of a config; as it is if neither layer computes it."""
+    kind, common = ffn["kind"], {name: ffn[name] for name in ("kind", "activation", "implementation")}
+    if kind not in ("dense", "narrow", "moe", "hash", "tree", "random_tree", "leaf") or _is_gone(ffn):
+        return ffn
+    total, active = _units_of_paths(ffn)
+    if kind in ("dense", "narrow"):
+        return common | {"width": active if kind == "narrow" else ffn["width"] or total}
+    if kind in ("tree", "random_tree"):
+        own = {name: ffn[name] for name in ("n_trees", "depth", "node_width", "act_site")}
+        own["routing"] = ffn["routing"] if kind == "tree" else "hard"
+        return common | own | {"balance_rate": _rate_of_paths(ffn)}
+    values = {**ffn, "top_k": 1, "router": "hash"} if kind == "hash" else ffn
+    if kind == "leaf":
+        values = {**ffn, "router": ffn["leaf_router"]}
+    width = ffn["expert_width"] or max(1, active // values["top_k"])
+    own = _experts({**values, "expert_width": width}, "none" if kind == "hash" else ffn["moe_balance"])
+    if kind == "leaf":
+        own |= {"n_trees": ffn["leaf_trees"], "search": ffn["search"]}
+    return common | own | {"kind": "leaf"}
+
+
+def _experts(ffn: dict, balance: str) -> dict:
+    """Fields of a leaf layer. Gates of one expert over their own norm are 1, as hash's are."""
+    router = "softmax" if ffn["router"] in ("first_unit", "silent") else ffn["router"]
+    norm = (
+        {1: "l1", 2: "l2", 3: "rms"}[ffn["gate_norm"]] if ffn["renormalise"] and router != "hash" else "none"
+    )
+    return {
+        **{name: ffn[name] for name in ("n_experts", "expert_width", "top_k")},
+        "router": router, "n_trees": 1, "search": "best", "gate_norm": norm,
+        "balance_rate": ffn["balance_rate"] if balance == "bias" else 0.0,
+        "dense_start": ffn["leak_share"] if ffn["leak"] else 0.0,
+    }  # fmt: skip
+
+
+def _rate_of_paths(ffn: dict) -> float:
+    return ffn["balance_rate"] if ffn["balance"] == "sign" else 0.0
+
+
+def _units_of_paths(ffn: dict) -> tuple[int, int]:
+    """F and A of the trees that a section `ffn` describes, which said those of other kinds too."""
+    widths = ffn["node_width"] if isinstance(ffn["node_width"], (list, tuple)) else [ffn["node_width"]]
+    widths = list(widths) * (ffn["depth"] + 1 if len(widths) == 1 else 1)
+    shared = ffn["shared_width"]
+    total = ffn["n_trees"] * sum(2**level * width for level, width in enumerate(widths)) + shared
+    return total, ffn["n_trees"] * sum(widths) + shared
+
+
+def _is_gone(ffn: dict) -> bool:
+    """Whether a layer, or a section, is in force what no layer computes any more."""
+    return next(_gone(ffn), None) is not None
+
+
+def _gone(ffn: dict) -> Iterator[str]:
+    """Names of the options that a layer or a section of version 4 has in force and no layer any more."""
+    kind, shape = ffn.get("kind"), ffn.get("shape") if isinstance(ffn.get("shape"), dict) else ffn
+    of_layer = "shape" in ffn  # of a model: what training alone reads does not matter
+    if kind in ("tree", "pruned_tree", "random_tree", "hash_tree"):
+        yield from ["kind"] if kind == "hash_tree" else []
+        yield from ["shared_width"] if shape.get("shared_width") else []
+        yield from ["hash_levels"] if ffn.get("hash_levels") else []
+        yield from ["leak"] if ffn.get("leak") and not of_layer else []
+        if kind != "random_tree":
+            yield from ["routing"] if ffn.get("routing") == "continuous" else []
+            yield from ["router"] if ffn.get("router") == "silent" else []
+            yield from ["beta"] if ffn.get("routing") == "straight_through" and ffn.get("beta") != 1 else []
+    elif kind in ("moe", "hash", "leaf"):
+        yield from ["expert_groups"] if kind == "moe" and ffn.get("expert_groups", 1) != 1 else []
+        yield from ["leak"] if ffn.get("leak") not in (0, 1) else []
+        yield from ["moe_balance"] if kind == "moe" and ffn.get("moe_balance") == "aux" else []
+        one = kind != "hash" and ffn.get("top_k") == 1 and ffn.get("router") != "hash"
+        yield from ["renormalise"] if one and ffn.get("renormalise") else []
+
+
 UPGRADES: tuple[Callable[[dict], None], ...] = (
     _add_what_came_without_a_version, _drop_routers_until, _drop_negative_slope,
-    _drop_z_loss,
+    _drop_z_loss, _two_layers,
 )  # fmt: skip
 VERSION = len(UPGRADES)

@@ -15,14 +15,14 @@ dense takes the better of its two scales. What is compared afterwards has three 
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, NORM2, experts
+from configs.sweeps.leaves import experts
 
 MOE = "moe_top16_X512_norm2_leak100_20"
 LAYERS = {
     "dense": {"row": "dense"},
     "dense_w_out565": {"row": "dense", "model.init.w_out": 0.2827},
     "narrow_A96": {"row": "narrow_A96"},
-    MOE: {"row": "moe_top4_X128", **NORM2, **experts(512, 16, 6), **DENSE_START},
+    MOE: {"row": "moe_top4_X128", "ffn.gate_norm": "l2", "ffn.dense_start": 0.2, **experts(512, 16, 6)},
 }
 RATES = [7.5e-4, 1.06e-3, 1.5e-3, 2.12e-3]
 

@@ -11,36 +11,41 @@ were best for mixtures in the sweep fairness.py (2.12e-3 and .95), and at dense'
 """
 
 from configs import common
-from configs.sweeps.quality import DENSE_START, NORM2, experts
 
-LEAVES = {"row": "moe_top4_X128", "ffn.kind": "leaf", **NORM2, **DENSE_START, "optim.lr": 2.12e-3}
+
+def experts(n_experts, top_k, width):
+    """Experts of these sizes."""
+    return {"ffn.n_experts": n_experts, "ffn.top_k": top_k, "ffn.expert_width": width}
+
+
+LEAVES = {
+    "row": "leaf_X512_K16", "ffn.gate_norm": "l2", "ffn.search": "best", "optim.lr": 2.12e-3,
+}  # fmt: skip
 SLOW = {"optim.lr": 1.5e-3, "optim.b2": 0.99}
-BEAM, SOFTMAX = {"ffn.search": "beam"}, {"ffn.leaf_router": "softmax"}
-RMS = {"ffn.gate_norm": 3}
-FREE = {"ffn.moe_balance": "none"}
+BEAM, SOFTMAX, RMS = {"ffn.search": "beam"}, {"ffn.router": "softmax"}, {"ffn.gate_norm": "rms"}
 X512, X1024, X2048 = ({**LEAVES, **experts(x, 16, 6)} for x in (512, 1024, 2048))
 
 
 def balanced(rate):
     """Decisions moved against the load, by so much a step."""
-    return {"ffn.moe_balance": "bias", "ffn.balance_rate": rate}
+    return {"ffn.balance_rate": rate}
 
 
 ROWS = {
-    "leaf_X512_K16_beam": {**X512, **FREE, **BEAM},
-    "leaf_X512_K16_beam_b99": {**X512, **FREE, **BEAM, **SLOW},
+    "leaf_X512_K16_beam": {**X512, **BEAM},
+    "leaf_X512_K16_beam_b99": {**X512, **BEAM, **SLOW},
     "leaf_X512_K16_beam_balance1e-2": {**X512, **balanced(1e-2), **BEAM},
     "leaf_X512_K16_beam_balance1e-2_b99": {**X512, **balanced(1e-2), **BEAM, **SLOW},
     "leaf_X512_K16_beam_balance1e-3": {**X512, **balanced(1e-3), **BEAM},
-    "leaf_X512_K16": {**X512, **FREE},
+    "leaf_X512_K16": {**X512},
     "leaf_X512_K16_softmax_balance1e-3": {**X512, **balanced(1e-3), **SOFTMAX},
-    "leaf_X512_K16_beam_start40": {**X512, **FREE, **BEAM, "ffn.leak_share": 0.4},
-    "leaf_X512_K16_rms_beam_b99": {**X512, **FREE, **RMS, **BEAM, **SLOW},
-    "leaf_X512_K16_rms_beam_b99_lr212": {**X512, **FREE, **RMS, **BEAM, **SLOW, "optim.lr": 2.12e-3},
-    "leaf_X512_K16_rms_beam_b99_lr106": {**X512, **FREE, **RMS, **BEAM, **SLOW, "optim.lr": 1.06e-3},
-    "leaf_X512_K16_rms_beam_b99_start10": {**X512, **FREE, **RMS, **BEAM, **SLOW, "ffn.leak_share": 0.1},
+    "leaf_X512_K16_beam_start40": {**X512, **BEAM, "ffn.dense_start": 0.4},
+    "leaf_X512_K16_rms_beam_b99": {**X512, **RMS, **BEAM, **SLOW},
+    "leaf_X512_K16_rms_beam_b99_lr212": {**X512, **RMS, **BEAM, **SLOW, "optim.lr": 2.12e-3},
+    "leaf_X512_K16_rms_beam_b99_lr106": {**X512, **RMS, **BEAM, **SLOW, "optim.lr": 1.06e-3},
+    "leaf_X512_K16_rms_beam_b99_start10": {**X512, **RMS, **BEAM, **SLOW, "ffn.dense_start": 0.1},
     "leaf_X512_K16_rms_softmax_b99": {**X512, **balanced(1e-2), **RMS, **SOFTMAX, **SLOW},
-    "leaf_x2_X1024_K16_rms_beam_b99": {**X1024, **FREE, **RMS, **BEAM, **SLOW},
+    "leaf_x2_X1024_K16_rms_beam_b99": {**X1024, **RMS, **BEAM, **SLOW},
     "leaf_x2_X1024_K16_beam_balance1e-2": {**X1024, **balanced(1e-2), **BEAM},
     "leaf_x4_X2048_K16_beam_balance1e-2": {**X2048, **balanced(1e-2), **BEAM},
 }

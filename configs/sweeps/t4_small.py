@@ -1,4 +1,4 @@
-"""All rows of configs/t4_small.py: 30 of trees, 8 of them beside hard routing's 22; 36 runs.
+"""All rows of configs/t4_small.py: 22 of trees; 28 runs.
 
 `--sweep=configs/sweeps/t4_small.py:ends=true` adds dense and narrow, of three seeds each, so that the
 table has a gap to close.
@@ -10,7 +10,6 @@ HARD = {
     "node": ("gelu", "relu", "relu2", "silu", "identity", "abs", "tanh"),
     "sum": ("gelu", "relu", "tanh", "abs"),
 }
-CONTINUOUS = ("gelu", "relu", "identity", "abs")
 BALANCES = ("none", "sign")
 
 # Where three seeds say how much a row's figures mean: the paper's two placements, and no activation at all.
@@ -21,12 +20,10 @@ def get_sweep(arg=None):
     """The sweep as plain data. Arguments: ends (add dense and narrow), seeds (of the extremes)."""
     arg = common.parse_arg(arg, ends=False, seeds=3)
     points = [("hard", act, site, bal) for site in HARD for act in HARD[site] for bal in BALANCES]
-    points += [("continuous", act, "node", bal) for act in CONTINUOUS for bal in BALANCES]
     rows = {}
     for routing, activation, site, balance in points:
-        shape = {"hard": "P12_W1", "continuous": "P1_W12"}[routing]
-        kind = f"tree_{routing}_{shape}_{activation}_{site}"
-        extreme = routing == "hard" and (activation, site, balance) in EXTREMES
+        kind = f"tree_{routing}_P12_W1_{activation}_{site}"
+        extreme = (activation, site, balance) in EXTREMES
         rows[f"{kind}_{balance}"] = {
             "set": {"activation": activation, "site": site, "routing": routing, "balance": balance},
             "seeds": list(range(arg.seeds)) if extreme else [0],

@@ -11,7 +11,6 @@ from tree_ffn.models.ffn import (
     total_units,
     update_routing,
 )
-from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec, spec_from_dict, spec_to_dict
 from tree_ffn.models.transformer import Transformer, unrolled, update_model_routing
 
@@ -20,7 +19,6 @@ __all__ = [
     "DenseSpec",
     "FFNSpec",
     "InitSpec",
-    "MoESpec",
     "ModelSpec",
     "Transformer",
     "active_share",

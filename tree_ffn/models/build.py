@@ -6,26 +6,20 @@ from typing import Any
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.moe import MoESpec
-from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec, check_implementations
-from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec
-from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec
 
-KINDS = ("dense", "narrow", "moe", "hash", "tree", "random_tree", "hash_tree", "leaf")
+KINDS = ("dense", "narrow", "leaf", "tree", "random_tree")
 
 MODEL_FIELDS = (
     "width", "n_layers", "n_heads", "context", "dtype", "param_dtype", "remat", "norm_eps", "vocab_multiple",
     "unroll",
 )  # fmt: skip
-TREE_FIELDS = (
-    "activation", "act_site", "routing", "router", "gate", "openness", "kappa", "beta",
-    "balance", "balance_rate", "hash_levels", "leak", "leak_share", "renormalise",
-    "gate_norm", "beam",
+LEAF_FIELDS = (
+    "n_experts", "expert_width", "top_k", "router", "n_trees", "search", "gate_norm", "balance_rate",
+    "dense_start", "activation",
 )  # fmt: skip
-MOE_FIELDS = (
-    "n_experts", "top_k", "renormalise", "balance_rate", "aux_weight", "activation",
-    "leak", "leak_share", "expert_groups", "gate_norm",
-)  # fmt: skip
+TREE_FIELDS = ("activation", "act_site", "routing", "balance_rate")
 
 
 def model_spec_from_config(config, vocab_size: int) -> ModelSpec:
@@ -50,9 +44,6 @@ def model_spec_from_config(config, vocab_size: int) -> ModelSpec:
     check_choice("model.param_dtype", model.param_dtype, DTYPES)  # float16 would need its loss scaled
     kinds = layer_kinds(model.layers, model.n_layers, ffn.kind)
     specs = {kind: ffn_spec(ffn, kind) for kind in kinds}
-    if ffn.implementation != "auto":
-        with _named("ffn."):
-            check_implementations(ffn.implementation, tuple(specs.values()))
     scales = ("embed", "attn_in", "attn_out", "w_in", "w_out")
     with _named("model."):
         return ModelSpec(
@@ -104,61 +95,27 @@ def layer_kinds(pattern: str, n_layers: int, default: str) -> tuple[str, ...]:
 def ffn_spec(ffn, kind: str) -> FFNSpec:
     """The layer that `config.ffn` describes when its kind is `kind`.
 
-    `dense` has `width` units, or F of the tree fields where that is 0, and `narrow` their A; `moe` and `leaf`
-    have experts of `expert_width` units, or of A / top_k where that is 0; `hash` is `moe` with one expert
-    chosen by a hash of the token's id, whatever `top_k`, `expert_groups` and `moe_balance` say;
-    `random_tree` is a tree with frozen random routers and hard routing, whatever `routing` says,
-    `hash_tree` one whose `hash_levels` are all of its depth.
+    `dense` and `narrow` have `width` units; where that is 0, F or A of the leaf layer that the other fields
+    describe. `random_tree` is `tree` with frozen random routers and hard routing, whatever `routing` says.
 
     Raises:
       InputError: names the config's field, its value and what is allowed.
     """
     check_choice("ffn.kind", kind, KINDS)
     with _named("ffn."):
-        shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width), ffn.shared_width)
-        fields = _fields(ffn, TREE_FIELDS)
-        if kind != "tree":  # gates of moe, or of no layer; and no decisions to search
-            fields |= {"renormalise": False, "beam": 1, "gate_norm": 1}
-        if kind == "random_tree":
-            fields |= {"routing": "hard", "router": "frozen"}
-        elif kind == "hash_tree":
-            fields |= {"routing": "hard", "hash_levels": shape.depth, "balance": "none"}
-        trees = TreeSpec(shape, **fields)
         if kind in ("dense", "narrow"):
             check_positive_int("width", ffn.width, least=0)
-            width = trees.active_units if kind == "narrow" else ffn.width or trees.total_units
-            return DenseSpec(width, ffn.activation)
-        if kind == "moe":
-            check_positive_int("top_k", ffn.top_k)
-            check_choice("moe_balance", ffn.moe_balance, ("none", "aux", "bias"))
-            width = ffn.expert_width or max(1, trees.active_units // ffn.top_k)
-            return MoESpec(expert_width=width, balance=ffn.moe_balance, **_fields(ffn, MOE_FIELDS))
+            if ffn.width:
+                return DenseSpec(ffn.width, ffn.activation)
+            leaves = LeafSpec(**_fields(ffn, LEAF_FIELDS))
+            return DenseSpec(leaves.active_units if kind == "narrow" else leaves.total_units, ffn.activation)
         if kind == "leaf":
-            return _leaf_spec(ffn, trees.active_units)
-        if kind == "hash":
-            values = _fields(ffn, MOE_FIELDS) | {"top_k": 1, "expert_groups": 1}
-            width = ffn.expert_width or trees.active_units
-            return MoESpec(expert_width=width, balance="none", router="hash", **values)
-        return trees
-
-
-def _leaf_spec(ffn, active_units: int) -> LeafSpec:
-    if ffn.leak not in (0.0, 1.0):
-        raise InputError(f"leak: {ffn.leak!r} is not allowed with kind 'leaf'; use 1 (a dense start) or 0.")
-    check_choice("moe_balance", ffn.moe_balance, ("none", "bias"))
-    check_positive_int("top_k", ffn.top_k)
-    return LeafSpec(
-        n_experts=ffn.n_experts,
-        expert_width=ffn.expert_width or max(1, active_units // ffn.top_k),
-        top_k=ffn.top_k,
-        router=ffn.leaf_router,
-        n_trees=ffn.leaf_trees,
-        search=ffn.search,
-        gate_norm={1: "l1", 2: "l2", 3: "rms"}.get(ffn.gate_norm, "") if ffn.renormalise else "none",
-        balance_rate=ffn.balance_rate if ffn.moe_balance == "bias" else 0.0,
-        dense_start=ffn.leak_share if ffn.leak else 0.0,
-        activation=ffn.activation,
-    )
+            return LeafSpec(**_fields(ffn, LEAF_FIELDS))
+        shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width))
+        fields = _fields(ffn, TREE_FIELDS)
+        if kind == "random_tree":
+            fields |= {"routing": "hard", "router": "frozen"}
+        return TreeSpec(shape, **fields)
 
 
 def _fields(section, names) -> dict[str, Any]:

@@ -14,11 +14,9 @@ from tree_ffn.models.ffn import (
     separate_routers,
     total_units,
 )
-from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
-from tree_ffn.tree import Leaking, PrunedSpec, TreeSpec
-from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.tree import LeafSpec, PrunedSpec
 
 
 def abstract_variables(spec: ModelSpec) -> dict:
@@ -94,7 +92,7 @@ def describe(spec: ModelSpec) -> tuple[str, dict]:
     """A page about a model, and its `figures`.
 
     Example:
-      >>> ffn = MoESpec(n_experts=32, expert_width=16)
+      >>> ffn = LeafSpec(n_experts=32, expert_width=16, top_k=1, gate_norm="none")
       >>> spec = ModelSpec(vocab_size=257, context=128, width=128, n_layers=1, n_heads=2, ffns=(ffn,))
       >>> page, numbers = describe(spec)
       >>> numbers["active_share"]
@@ -146,13 +144,6 @@ def _layer_line(ffn: FFNSpec) -> str:
     )
     if isinstance(ffn, DenseSpec):
         return f"dense: {sizes}"
-    if isinstance(ffn, MoESpec):
-        experts = f"{ffn.n_experts} experts of {ffn.expert_width}"
-        if ffn.router == "hash":
-            return f"hash: {experts}, one by the token's id{_leak(ffn)}: {sizes}"
-        router = f"the router's {ffn.n_experts} rows are not counted"
-        groups = f" in {ffn.expert_groups} groups" if ffn.expert_groups > 1 else ""
-        return f"moe: {experts}, top {ffn.top_k}{groups}{_norm(ffn)}{_leak(ffn)}: {sizes}; {router}"
     if isinstance(ffn, LeafSpec):
         trees = f" of {ffn.n_trees}, search {ffn.search}" if ffn.router == "tree" else ""
         start = f", a dense start of {ffn.dense_start:.0%}" if ffn.dense_start else ""
@@ -160,33 +151,14 @@ def _layer_line(ffn: FFNSpec) -> str:
             f"leaf: {ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}, "
             f"router {ffn.router}{trees}, gates {ffn.gate_norm}{start}: {sizes}"
         )
-    shape = ffn.shape
-    hashed = ffn.hash_levels
-    kind = "hash_tree" if hashed and hashed == shape.depth else "tree"
-    tree = f"P {shape.n_trees}, D {shape.depth}, W {shape.node_width}, S {shape.shared_width}"
+    shape, kind = ffn.shape, "tree"
+    tree = f"P {shape.n_trees}, D {shape.depth}, W {shape.node_width}"
     if isinstance(ffn, PrunedSpec):
-        kind = f"pruned {kind}"
-        tree += f", {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
-    elif hashed:
-        tree += f", the first {hashed} decisions by the token's id"
-    tree += (f", a beam of {ffn.beam}" if ffn.beam > 1 else "") + _norm(ffn) + _leak(ffn)
-    if not separate_routers(ffn):
-        return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
-    products = f"{separate_routers(ffn)} products a token are not counted in A"
-    routers = (
-        "frozen separate routers" if ffn.router == "frozen" else f"{ffn.routing} routing, silent routers"
-    )
-    return f"{kind}: {tree}: {sizes}, {routers}, whose {products}"
-
-
-def _norm(ffn: MoESpec | TreeSpec) -> str:
-    if not ffn.renormalise:
-        return ""
-    return ", gates that sum to 1" if ffn.gate_norm == 1 else ", gates whose squares sum to 1"
-
-
-def _leak(ffn: Leaking) -> str:
-    return f", in training a leak of {ffn.leak:g} until {ffn.leak_share:.0%} are over" if ffn.leak else ""
+        kind, tree = "pruned tree", f"{tree}, {ffn.nodes[-1]:,} of {shape.n_trees * shape.n_leaves:,} leaves"
+    if ffn.router == "frozen":
+        asked = f"{separate_routers(ffn)} products a token are not counted in A"
+        return f"{kind}: {tree}: {sizes}, frozen separate routers, whose {asked}"
+    return f"{kind}: {tree}: {sizes}, {ffn.routing} routing"
 
 
 def _count(shapes) -> int:

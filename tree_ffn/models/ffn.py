@@ -7,19 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tree_ffn import tree
 from tree_ffn.errors import InputError
-from tree_ffn.models import dense, moe
+from tree_ffn.models import dense
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.sharded import sharded_tree_ffn
 from tree_ffn.models.spec import FFNSpec
-from tree_ffn.tree import Info, PrunedSpec, TreeSpec, leaf
-from tree_ffn.tree import pruned as pruned_trees
-from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.tree import Info, LeafSpec, TreeSpec, leaf, path
+from tree_ffn.tree.path import pruned
 
 # Leaves that no optimizer touches; they live in the collection "routing".
-ROUTING_NAMES = ("threshold", "router", "selection_bias", "salt", *pruned_trees.STRUCTURE)
+ROUTING_NAMES = ("threshold", "router", "selection_bias", "salt", *pruned.STRUCTURE)
 
 
 class Units(NamedTuple):
@@ -33,13 +30,11 @@ def units(spec: FFNSpec) -> Units:
     """F and A of a layer; a router's own weights count in neither.
 
     Example:
-      >>> units(MoESpec(n_experts=32, expert_width=96))
+      >>> units(LeafSpec(n_experts=512, expert_width=6, top_k=16))
       Units(total=3072, active=96)
     """
     if isinstance(spec, DenseSpec):
         return Units(spec.width, spec.width)
-    if isinstance(spec, MoESpec):
-        return Units(spec.n_experts * spec.expert_width, spec.top_k * spec.expert_width)
     return Units(spec.total_units, spec.active_units)
 
 
@@ -60,12 +55,11 @@ def active_share(spec: FFNSpec) -> float:
 
 def ffn_params(spec: FFNSpec, width: int) -> int:
     """Trained parameters: w_in and b_in of units and routers, w_out of units, b_out; experts' routers."""
-    router = spec.router_rows * width if isinstance(spec, MoESpec) else 0
+    router = 0
     if isinstance(spec, LeafSpec):
         sizes = {"w_router": width, "b_router": 1}
         router = spec.router_rows * sum(sizes[name] for name in spec.router_params)
-    rows = spec.stored_units if isinstance(spec, TreeSpec) else total_units(spec)
-    return rows * (width + 1) + total_units(spec) * width + width + router
+    return total_units(spec) * (2 * width + 1) + width + router
 
 
 def ffn_flops(spec: FFNSpec, width: int) -> int:
@@ -79,8 +73,6 @@ def ffn_flops(spec: FFNSpec, width: int) -> int:
 
 def separate_routers(spec: FFNSpec) -> int:
     """Products of E numbers a token, beside those of units, by which routers that are no units decide."""
-    if isinstance(spec, MoESpec):
-        return spec.router_rows
     if isinstance(spec, LeafSpec):
         return spec.routers_asked
     return spec.n_routers if isinstance(spec, TreeSpec) else 0
@@ -98,34 +90,26 @@ def init_ffn(
 
     std(w_in) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
     """
-    inits = {DenseSpec: dense.init_params, LeafSpec: leaf.init_params, MoESpec: moe.init_params}
-    init = inits.get(type(spec), tree.init_params)
+    inits = {DenseSpec: dense.init_params, LeafSpec: leaf.init_params}
+    init = inits.get(type(spec), path.init_params)
     return init(key, spec, width, w_in_scale=w_in_scale, w_out_scale=w_out_scale, param_dtype=param_dtype)
 
 
 def apply_ffn(
-    params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None, leak=None,
-    n_rows: int = 1,
+    params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None, leak=None
 ):  # fmt: skip
-    """(y_TE, Info) of any layer.
-
-    Trees alone read `implementation`, trees and experts `leak`, hashes the ids token_T, and the auxiliary
-    loss of experts `n_rows`, how many rows of text the T tokens are.
-    """
+    """(y_TE, Info) of any layer; a leaf layer alone reads the `leak` of a dense start and the ids token_T."""
     if isinstance(spec, DenseSpec):
         return dense.dense_ffn(params, x_TE, spec)
-    if isinstance(spec, MoESpec):
-        return moe.moe_ffn(params, x_TE, spec, token_T, leak, n_rows)
     if isinstance(spec, LeafSpec):
         return leaf.leaf_ffn(params, x_TE, spec, implementation, token_T, leak)
-    return sharded_tree_ffn(params, x_TE, spec, implementation, token_T, leak)
+    return sharded_tree_ffn(params, x_TE, spec, implementation)
 
 
 def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
     """What balancing makes of a layer's `routing` collection after a step.
 
-    Trees with balance `sign`: threshold += rate * sign(visits right - left).
-    Experts with balance `bias`: selection_bias += rate * sign(mean load - load).
+    Trees: threshold += rate * sign(visits right - left). Leaf layers: `leaf.balance_update`.
     Everything else is returned as it is.
 
     Args:
@@ -137,28 +121,16 @@ def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
     Returns:
       the new collection.
     """
-    if isinstance(spec, PrunedSpec) and spec.balance == "sign":
-        return _balance_pruned(spec, routing, info)
-    if isinstance(spec, TreeSpec) and spec.balance == "sign":
-        name, update = "threshold", tree.balance_update
-    elif isinstance(spec, MoESpec) and spec.balance == "bias":
-        name, update = "selection_bias", moe.balance_update
-    elif isinstance(spec, LeafSpec) and spec.balance_rate:
-        name, update = "selection_bias", leaf.balance_update
-    else:
+    if isinstance(spec, DenseSpec) or not spec.balance_rate:
         return routing
-    if info.leaf_TP.ndim == 3:
-        new = jax.vmap(lambda value, leaf_TP: update(value, leaf_TP, spec))(routing[name], info.leaf_TP)
+    if isinstance(spec, TreeSpec):
+        name, update = "threshold", lambda routing, leaf_TP: path.balance_update(routing, leaf_TP, spec)
     else:
-        new = update(routing[name], info.leaf_TP, spec)
-    return {**routing, name: new}
-
-
-def _balance_pruned(spec: PrunedSpec, routing: dict, info: Info) -> dict:
-    update = lambda routing, leaf_TP: pruned_trees.balance_update(routing, leaf_TP, spec)
+        name = "selection_bias"
+        update = lambda routing, ids_TK: leaf.balance_update(routing[name], ids_TK, spec)
     if info.leaf_TP.ndim == 3:
         update = jax.vmap(update)
-    return {**routing, "threshold": update(routing, info.leaf_TP)}
+    return {**routing, name: update(routing, info.leaf_TP)}
 
 
 def blend(
@@ -196,13 +168,13 @@ class FFN(nn.Module):
 
     Attributes:
       spec: which layer.
-      implementation: execution of trees: None, `masked`, `gather` or `grouped`.
+      implementation: a name of `tree.IMPLEMENTATIONS`; None: picked by the number of tokens.
       w_in_scale: w_in starts with std w_in_scale / sqrt(E).
       w_out_scale: w_out starts with std w_out_scale / sqrt(A).
       param_dtype: of the trained leaves.
 
     Example:
-      >>> layer = FFN(TreeSpec(tree.TreeShape(n_trees=2, depth=3)))
+      >>> layer = FFN(LeafSpec(n_experts=8, expert_width=3, top_k=2))
       >>> x = jnp.ones((4, 5, 16))
       >>> variables = layer.init(jax.random.key(0), x)
       >>> y, info = layer.apply(variables, x)
@@ -249,7 +221,7 @@ class FFN(nn.Module):
         if done is not None:
             leak = _leak_at(self.spec, done)
         x_TE = x.reshape(-1, width)
-        y_TE, info = apply_ffn(params, x_TE, self.spec, self.implementation, token_T, leak, n_rows)
+        y_TE, info = apply_ffn(params, x_TE, self.spec, self.implementation, token_T, leak)
         if beside := self.variables.get("beside"):  # fine-tuning of converted layers (training/finetune.py)
             y_TE, gap = blend(beside, x_TE, y_TE, self.spec, n_rows)
             self.sow("gap", "ffn", gap)
@@ -257,7 +229,7 @@ class FFN(nn.Module):
 
 
 def _leak_at(spec: FFNSpec, done: jax.Array | float) -> jax.Array:
-    if isinstance(spec, DenseSpec) or not spec.leak:
+    if not isinstance(spec, LeafSpec) or not spec.dense_start:
         raise InputError(f"done: the layer {spec} has no dense start; leave it out.")
     return spec.leak_at(jnp.asarray(done, jnp.float32))
 

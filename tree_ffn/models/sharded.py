@@ -12,38 +12,34 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 
 from tree_ffn.tree import Info, PrunedSpec, TreeSpec, tree_ffn
-from tree_ffn.tree.apply import check_fit, finish, sum_of_trees
-from tree_ffn.tree.pruned import STRUCTURE
+from tree_ffn.tree.path.layer import check_fit, finish, sum_of_paths
+from tree_ffn.tree.path.pruned import STRUCTURE
 
 # Leaves of the trees; their first axis is P, but not in a pruned layer.
-TREE_NAMES = ("w_in", "b_in", "w_out", "threshold", "router", "salt", *STRUCTURE)
+TREE_NAMES = ("w_in", "b_in", "w_out", "threshold", "router", *STRUCTURE)
 
 
-def sharded_tree_ffn(
-    params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None, token_T=None, leak=None
-):
+def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None):
     """`tree_ffn`, split over the mesh that `jax.set_mesh` made current.
 
     - P divisible by the model axis: tokens go over "data", whole trees over
       "model"; each device sums its own trees and one sum over "model" joins them.
-    - Otherwise (few wide trees, pruned ones, which differ in size, or gates with one sum over
-      trees): tokens go over both axes and every device gathers the weights, which are
+    - Otherwise (few wide trees, or pruned ones, which differ in size): tokens go over both axes and every device gathers the weights, which are
       sharded for storage only.
 
     Tokens that an axis does not divide are not split over it. Without a mesh,
     or with one device, this is `tree_ffn`.
 
     Returns:
-      y_TE and Info(leaf_TP, aux_loss=0).
+      y_TE and Info(leaf_TP).
     """
     axes = _mesh_axes()
     if axes["data"] * axes["model"] == 1:
-        return tree_ffn(params, x_TE, spec, implementation, token_T, leak)
-    check_fit(params, x_TE, spec, token_T)
+        return tree_ffn(params, x_TE, spec, implementation)
+    check_fit(params, x_TE, spec)
     n_tokens, n_trees = x_TE.shape[0], spec.shape.n_trees
     model = axes["model"]
-    together = isinstance(spec, PrunedSpec) or spec.renormalise
-    by_trees = model > 1 and n_trees % model == 0 and not together
+    by_trees = model > 1 and n_trees % model == 0 and not isinstance(spec, PrunedSpec)
     over = ("data",) if by_trees else ("data", "model")
     while over and n_tokens % _size(axes, over):
         over = over[:-1]
@@ -51,25 +47,19 @@ def sharded_tree_ffn(
     local_shape = dataclasses.replace(spec.shape, n_trees=n_trees // model) if by_trees else spec.shape
     local_spec = dataclasses.replace(spec, shape=local_shape)
 
-    def walk(params, x_TE, token_T, leak):
-        s_TE, leaf_TP = sum_of_trees(params, x_TE, local_spec, implementation, token_T, leak)
+    def walk(params, x_TE):
+        s_TE, leaf_TP = sum_of_paths(params, x_TE, local_spec, implementation)
         return s_TE[None], leaf_TP
 
     # Partial sums leave as [model, T, E] and are added outside: the partitioner
     # makes that one all-reduce, and its transpose costs no communication.
     s_MTE, leaf_TP = jax.shard_map(
         walk,
-        in_specs=(
-            PartitionSpec(trees_over),
-            PartitionSpec(over or None),
-            PartitionSpec(over or None),
-            PartitionSpec(),
-        ),
+        in_specs=(PartitionSpec(trees_over), PartitionSpec(over or None)),
         out_specs=(PartitionSpec(trees_over, over or None), PartitionSpec(over or None, trees_over)),
         check_vma=False,  # the loops of the executions start from constants, which vary over no axis
-    )({name: params[name] for name in TREE_NAMES if name in params}, x_TE, token_T, leak)
-    y_TE = finish(params, x_TE, s_MTE.sum(axis=0), spec)
-    return y_TE, Info(leaf_TP, jax.numpy.zeros((), jax.numpy.float32))
+    )({name: params[name] for name in TREE_NAMES if name in params}, x_TE)
+    return finish(params, s_MTE.sum(axis=0), spec), Info(leaf_TP)
 
 
 def _mesh_axes() -> dict[str, int]:

@@ -5,16 +5,11 @@ import itertools
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.moe import MoESpec
-from tree_ffn.tree import IMPLEMENTATIONS, PrunedSpec, TreeShape, TreeSpec, leaf
-from tree_ffn.tree.apply import check_implementation
-from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, PrunedSpec, TreeShape, TreeSpec
 from tree_ffn.upgrades import KEY, readable, stamped
 
-FFNSpec = DenseSpec | LeafSpec | MoESpec | TreeSpec  # and PrunedSpec, a TreeSpec
-FFN_CLASSES = {
-    "dense": DenseSpec, "leaf": LeafSpec, "moe": MoESpec, "tree": TreeSpec, "pruned_tree": PrunedSpec,
-}  # fmt: skip
+FFNSpec = DenseSpec | LeafSpec | TreeSpec  # and PrunedSpec, a TreeSpec
+FFN_CLASSES = {"dense": DenseSpec, "leaf": LeafSpec, "tree": TreeSpec, "pruned_tree": PrunedSpec}
 DTYPES = ("float32", "bfloat16")
 STORED_DTYPES = (*DTYPES, "float16")  # imported weights may stay as they are; nothing computes in float16
 
@@ -42,19 +37,6 @@ class InitSpec:
             value = getattr(self, field.name)
             if not value >= 0:
                 raise InputError(f"init.{field.name}: {value!r} is not allowed; use a number of at least 0.")
-
-
-def check_implementations(implementation: str, ffns: tuple[FFNSpec, ...]) -> None:
-    """Raises InputError where a layer has no such implementation."""
-    check_choice("implementation", implementation, IMPLEMENTATIONS)
-    for ffn in ffns:
-        if isinstance(ffn, TreeSpec):
-            check_implementation(ffn, implementation)
-        elif isinstance(ffn, LeafSpec) and implementation not in leaf.IMPLEMENTATIONS:
-            raise InputError(
-                f"implementation: {implementation!r} cannot execute a layer of ffn.kind 'leaf'; use one of: "
-                f"{', '.join(leaf.IMPLEMENTATIONS)}, or name none ('auto' in a config)."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +100,7 @@ class ModelSpec:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("param_dtype", self.param_dtype, STORED_DTYPES)
         if self.implementation is not None:
-            check_implementations(self.implementation, self.ffns)
+            check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_choice("tied_head", self.tied_head, (True, False))
         if not self.norm_eps > 0:
             raise InputError(f"norm_eps: {self.norm_eps!r} is not allowed; use a number above 0.")

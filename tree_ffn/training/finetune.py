@@ -133,7 +133,7 @@ def finetune_loss(
         variables["beside"] = with_shares(given["beside"], shares(spec, step, model.n_layers), model)
     (logits_BCV, infos), sown = Transformer(model).apply(variables, tokens[:, :-1], mutable=["gap"])
     nll = row_mean(token_losses(logits_BCV, tokens[:, 1:]), counted_BC)
-    loss = spec.ce * nll + sum(jnp.sum(info.aux_loss) for info in infos)
+    loss = spec.ce * nll
     if spec.kl:
         assert teacher is not None
         teacher_BCV, _ = Transformer(teacher).apply(given["teacher"], tokens[:, :-1])

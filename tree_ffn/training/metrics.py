@@ -9,11 +9,9 @@ import numpy as np
 from tree_ffn.errors import check_figure
 from tree_ffn.models.describe import products_figures
 from tree_ffn.models.ffn import units
-from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import probe
-from tree_ffn.tree import PrunedSpec
-from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.tree import LeafSpec, PrunedSpec
 from tree_ffn.tree.usage import figures
 
 
@@ -59,7 +57,7 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
     def of_run(ffn, counts):
         if counts is None:
             return None
-        if isinstance(ffn, MoESpec | LeafSpec):
+        if isinstance(ffn, LeafSpec):
             return _expert_figures(np.asarray(counts))
         found = _tree_figures(counts)
         if isinstance(ffn, PrunedSpec):  # of the leaves that it has

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.step import loss_fn
-from tree_ffn.tree import PrunedSpec, TreeSpec, masked
-from tree_ffn.tree.layout import layout_of
+from tree_ffn.tree import PrunedSpec, TreeSpec, path
+from tree_ffn.tree.products import pre_activations
 
 # A visited unit below this does no work: GELU is there below -2.5, and tanh near 0.
 WORKING = 0.01
@@ -32,8 +32,8 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
       one dict a run of layers that are whole trees, None for others:
         gradient: float32 [layers, P, N], the norm over a node's w_in, b_in and
           w_out of the gradient of the batch's mean loss;
-        peak: float32 [layers, P, U], the largest |g act(z)| of a unit over the
-          tokens that visit it; 0 where none does (U: units that add to the output, rows of w_out);
+        peak: float32 [layers, P, U], the largest |act(z)| of a unit over the
+          tokens that visit it; 0 where none does;
         working: float32 [layers, P, U], share of all tokens at which it is above `WORKING`.
     """
     model = dataclasses.replace(model, unroll=1)  # used now and then: a short program, soon compiled
@@ -46,26 +46,26 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
             found.append(None)
             continue
         run = f"run_{i}"
-        (x,), (tokens,) = (
-            sown["intermediates"][run]["ffn"][name] for name in ("x", "tokens")
-        )  # [layers, B, C, ...]
+        (x,) = sown["intermediates"][run]["ffn"]["x"]  # [layers, B, C, ...]
         params = {**variables["params"][run]["ffn"], **variables["routing"][run]["ffn"]}
-        peak, working = jax.lax.map(functools.partial(_activity, spec=ffn), (params, x, tokens))
+        peak, working = jax.lax.map(functools.partial(_activity, spec=ffn), (params, x))
         gradient_N = jax.vmap(functools.partial(node_norms, spec=ffn))(grads[run]["ffn"])
         found.append({"gradient": gradient_N, "peak": peak, "working": working})
     return tuple(found)
 
 
 def can_probe(ffn: FFNSpec) -> TypeGuard[TreeSpec]:
-    """Whether a layer is of whole trees: masked execution, which sees all units, knows no pruned ones."""
+    """Whether a layer is of whole trees."""
     return isinstance(ffn, TreeSpec) and not isinstance(ffn, PrunedSpec)
 
 
-def _activity(layer: tuple[dict, jax.Array, jax.Array], spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
+def _activity(layer: tuple[dict, jax.Array], spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
     """Largest |h| of every unit, and the share of tokens at which it works: [P, U] each."""
-    params, x_BCE, token_BC = layer
-    h_TPU, _ = masked.hidden(params, x_BCE.reshape(-1, x_BCE.shape[-1]), spec, token_BC.reshape(-1))
-    size_TPU = jnp.abs(h_TPU)
+    params, x_BCE = layer
+    x_TE = x_BCE.reshape(-1, x_BCE.shape[-1])
+    on_path_TU = spec.unit_gates(params, *path.route(params, x_TE, spec))
+    units_TPU = spec.act(pre_activations(x_TE, params["w_in"], params["b_in"]))
+    size_TPU = jnp.abs(units_TPU * on_path_TU.reshape(units_TPU.shape))
     return size_TPU.max(axis=0), jnp.mean((size_TPU > WORKING).astype(jnp.float32), axis=0)
 
 
@@ -73,27 +73,24 @@ def node_norms(grads: dict, spec: TreeSpec) -> jax.Array:
     """Norm of the gradient of every node, over its units and their three kinds of weights: [P, N].
 
     Args:
-      grads: {w_in [P,U,E], b_in [P,U], w_out [P,U,E] (without silent routers)} of one layer.
+      grads: {w_in [P,U,E], b_in [P,U], w_out [P,U,E]} of one layer.
       spec: of the layer.
     """
     square = lambda leaf: jnp.square(leaf.astype(jnp.float32))
 
-    def by_node(of_units_PU, layout):
-        levels = [
-            of_units_PU[:, start:end].reshape(spec.shape.n_trees, n_nodes, -1).sum(axis=-1)
-            for start, end, n_nodes in zip(layout.unit_starts, layout.unit_starts[1:], layout.nodes)
-        ]
-        return jnp.concatenate(levels, axis=1)
-
-    layout = layout_of(spec)
-    of_inputs = by_node(square(grads["w_in"]).sum(-1) + square(grads["b_in"]), layout)
-    return jnp.sqrt(of_inputs + by_node(square(grads["w_out"]).sum(-1), layout.outputs))
+    of_units_PU = square(grads["w_in"]).sum(-1) + square(grads["b_in"]) + square(grads["w_out"]).sum(-1)
+    starts = spec.shape.level_starts
+    levels = [
+        of_units_PU[:, start:end].reshape(spec.shape.n_trees, 2**level, -1).sum(axis=-1)
+        for level, (start, end) in enumerate(zip(starts, starts[1:]))
+    ]
+    return jnp.sqrt(jnp.concatenate(levels, axis=1))
 
 
 def probe_figures(found: dict) -> dict[str, jax.Array]:
     """A run's probe in a few numbers a layer, each float32 [layers].
 
-    - `working_units`: units that work for a token, mean: at most A without shared units.
+    - `working_units`: units that work for a token, mean: at most A.
     - `ever_working`: share of all units of the trees that work for at least one token.
     - `gradient_right`: share of the squared gradient below the roots that is in right children.
 

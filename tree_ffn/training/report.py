@@ -15,8 +15,7 @@ from tree_ffn.training.signals import Diverged
 from tree_ffn.training.step import empty_usage
 from tree_ffn.training.usage_log import UsageLog
 from tree_ffn.training.writers import MetricsWriter
-from tree_ffn.tree import TreeSpec
-from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.tree import LeafSpec, TreeSpec
 
 
 class Done(NamedTuple):
@@ -163,9 +162,9 @@ class Report:
 def _can_die(ffn: FFNSpec) -> tuple[int, str]:
     """Leaves of a tree, or experts that are leaves; and what keeps them alive. 0 of other layers."""
     if isinstance(ffn, TreeSpec):
-        return ffn.shape.n_leaves, "ffn.balance='sign' or a smaller ffn.depth"
+        return ffn.shape.n_leaves, "ffn.balance_rate=1e-3 or a smaller ffn.depth"
     if isinstance(ffn, LeafSpec):
-        return ffn.n_experts, "ffn.moe_balance='bias', a higher ffn.balance_rate or fewer ffn.n_experts"
+        return ffn.n_experts, "a higher ffn.balance_rate or fewer ffn.n_experts"
     return 0, ""
 
 

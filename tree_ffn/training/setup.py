@@ -12,7 +12,6 @@ from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.leak import leaks
 from tree_ffn.tree import PrunedSpec, TreeSpec
-from tree_ffn.tree.leaf import LeafSpec
 
 # So often, a text teaches nearly what as much new text would (Muennighoff et al. 2023, arXiv 2305.16264).
 MANY_PASSES = 4
@@ -149,11 +148,11 @@ def check_trainable(model: ModelSpec) -> None:
             f"ffn.implementation: {model.implementation!r} cannot train ffn.routing='straight_through'; "
             "use 'masked' or 'auto'."
         )
-    leaking = any(isinstance(ffn, TreeSpec | LeafSpec) and leaks(ffn) for ffn in model.ffns)
+    leaking = any(leaks(ffn) for ffn in model.ffns)
     if leaking and model.implementation not in (None, "masked"):
         raise InputError(
-            f"ffn.implementation: {model.implementation!r} cannot train ffn.leak: it computes no unit off "
-            "the path; use 'masked' or 'auto'."
+            f"ffn.implementation: {model.implementation!r} cannot train ffn.dense_start: it computes "
+            "no expert that is not chosen; use 'masked' or 'auto'."
         )
 
 

@@ -11,13 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tree_ffn.models.moe import MoESpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
 from tree_ffn.training.leak import with_leaks
 from tree_ffn.training.losses import next_token_loss, row_mean, token_losses
-from tree_ffn.tree import Info, TreeSpec
-from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.tree import Info, LeafSpec, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
 
 
@@ -28,7 +26,7 @@ class TrainState(NamedTuple):
       step: int32 scalar, finished steps.
       params: what the optimizer trains.
       routing: what only balancing changes: thresholds, frozen routers, the
-        selection bias of a mixture of experts.
+        selection bias of leaf layers.
       opt_state: of the optimizer.
     """
 
@@ -61,8 +59,7 @@ def loss_fn(params, routing, batch, model: ModelSpec, done: jax.Array | None = N
         variables = with_leaks(variables, model, done)
     logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
     nll = next_token_loss(logits_BCV, batch[:, 1:])
-    loss = nll + sum(jnp.sum(info.aux_loss) for info in infos)
-    return loss, (nll, infos)
+    return nll, (nll, infos)
 
 
 def empty_usage(model: ModelSpec) -> tuple[jax.Array | None, ...]:
@@ -74,7 +71,7 @@ def empty_usage(model: ModelSpec) -> tuple[jax.Array | None, ...]:
     for ffn, n_layers in model.runs:
         if isinstance(ffn, TreeSpec):
             usage.append(jnp.zeros((n_layers, ffn.shape.n_trees, ffn.shape.n_leaves), jnp.int32))
-        elif isinstance(ffn, MoESpec | LeafSpec):
+        elif isinstance(ffn, LeafSpec):
             usage.append(jnp.zeros((n_layers, 1, ffn.n_experts), jnp.int32))
         else:
             usage.append(None)
@@ -132,7 +129,7 @@ def _join(info: Info) -> Info:
     """Infos [microbatches, layers, T, ...] of one run as one info of all tokens."""
     leaf = jnp.moveaxis(info.leaf_TP, 0, 1)
     leaf = leaf.reshape(leaf.shape[0], leaf.shape[1] * leaf.shape[2], leaf.shape[3])
-    return Info(leaf, jnp.mean(info.aux_loss, axis=0))
+    return Info(leaf)
 
 
 def train_step(

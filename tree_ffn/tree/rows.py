@@ -57,7 +57,7 @@ def _dots(x_TE, rows_FE, start_TK, width: int):
 def sums(h_TKW: jax.Array, rows_FE: jax.Array, start_TK: jax.Array) -> jax.Array:
     """Sums of runs of rows by weights of each token: float32 [T, E].
 
-        s[t] = sum_k sum_w h[t, k, w] rows[start[t, k] + w]
+    s[t] = sum_k sum_w h[t, k, w] rows[start[t, k] + w]
     """
     if not in_place(h_TKW.dtype, rows_FE.dtype):
         return _sums(h_TKW, rows_FE, start_TK)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree.combine import combine
+from tree_ffn.tree.info import Info
 from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.routers import ROUTERS
 from tree_ffn.tree.leaf.spec import LeafSpec
-from tree_ffn.tree.info import Info
 from tree_ffn.tree.usage import leaf_counts, sides
 
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
+from tree_ffn.tree.leaf.hashing import check_ids, hashed
 from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES, chosen
 from tree_ffn.tree.leaf.spec import LeafSpec
 from tree_ffn.tree.products import float32_product
-from tree_ffn.tree.leaf.hashing import check_ids, hashed
 
 
 def route(
@@ -25,7 +25,8 @@ def route(
     Args:
       params: of the layer: {w_router [R,E], b_router [R]} of `tree`, {w_router [X,E]} of `softmax`,
         {router: {w [X,E]}} of `random`, {salt []} of `hash`; and, where the load is balanced,
-        selection_bias, a number for each row of the router, added to its logit for the choice alone.
+        selection_bias, a number for each row of the router, which moves the choice alone: of trees it is
+        added to the logits, of flat routers to the probabilities.
       x_TE: tokens.
       spec: the layer.
       token_T: int32 ids of the tokens, which `hash` reads.
@@ -39,11 +40,15 @@ def route(
     if ROUTERS[spec.router].log_p is None:
         return _hashed(params["salt"], x_TE.shape[0], spec, token_T)
     logits_TR = _logits(params, x_TE, spec)
-    preferred_TR = jax.lax.stop_gradient(logits_TR)
+    levels = log_probabilities(logits_TR, spec)
+    preferred = jax.lax.stop_gradient(levels)
     if "selection_bias" in params:
-        preferred_TR = preferred_TR + params["selection_bias"].astype(jnp.float32)[None]
-    ids_TK = choose(log_probabilities(preferred_TR, spec), spec)
-    log_p_TK = _picked(log_probabilities(logits_TR, spec)[-1], ids_TK)
+        bias_R = params["selection_bias"].astype(jnp.float32)
+        move = ROUTERS[spec.router].preferred
+        assert move is not None
+        preferred = move(jax.lax.stop_gradient(logits_TR), bias_R, spec.n_trees, spec.depth)
+    ids_TK = choose(preferred, spec)
+    log_p_TK = _picked(levels[-1], ids_TK)
     return ids_TK, jnp.exp(GATE_NORMS[spec.gate_norm](log_p_TK))
 
 

@@ -35,28 +35,42 @@ def flat(logits_TX: jax.Array, n_trees: int, depth: int) -> Levels:
     return [jax.nn.log_softmax(logits_TX, axis=-1)]
 
 
+def leaves_against_load(logits_TR: jax.Array, bias_R: jax.Array, n_trees: int, depth: int) -> Levels:
+    """What trees prefer where decisions are moved: log p of logits + bias."""
+    return of_leaves(logits_TR + bias_R[None], n_trees, depth)
+
+
+def flat_against_load(logits_TX: jax.Array, bias_X: jax.Array, n_trees: int, depth: int) -> Levels:
+    """What a flat router prefers: p + bias (Wang et al. 2024, arXiv 2408.15664)."""
+    return [jax.nn.softmax(logits_TX, axis=-1) + bias_X[None]]
+
+
 class Router(NamedTuple):
     """What scores the experts.
 
     Attributes:
       log_p: (logits float32 [T, R], P, D) to the log probability of every node, a list of float32
         [T, nodes], the experts' last; None: a hash of the token's id names the expert.
+      preferred: (logits, bias float32 [R], P, D) to what the choice goes by, where the load is balanced.
       rows: (X, P) to R, rows of weights.
       trees: experts are leaves of P trees, which a beam can search; rows have biases.
       trained: rows are parameters; or they stay as they were drawn.
     """
 
     log_p: Callable[[jax.Array, int, int], Levels] | None
+    preferred: Callable[[jax.Array, jax.Array, int, int], Levels] | None
     rows: Callable[[int, int], int]
     trees: bool = False
     trained: bool = True
 
 
 ROUTERS = {
-    "tree": Router(of_leaves, lambda n_experts, n_trees: n_experts - n_trees, trees=True),
-    "softmax": Router(flat, lambda n_experts, _: n_experts),
-    "hash": Router(None, lambda *_: 0, trained=False),
-    "random": Router(flat, lambda n_experts, _: n_experts, trained=False),
+    "tree": Router(
+        of_leaves, leaves_against_load, lambda n_experts, n_trees: n_experts - n_trees, trees=True
+    ),
+    "softmax": Router(flat, flat_against_load, lambda n_experts, _: n_experts),
+    "hash": Router(None, None, lambda *_: 0, trained=False),
+    "random": Router(flat, flat_against_load, lambda n_experts, _: n_experts, trained=False),
 }
 
 

@@ -150,16 +150,6 @@ class LeafSpec:
             return self.router_rows
         return sum(min(self.n_trees * 2**level, self.top_k) for level in range(self.depth))
 
-    @property
-    def leak(self) -> float:
-        """What experts that are not chosen add at first: all of themselves, or nothing."""
-        return 1.0 if self.dense_start else 0.0
-
-    @property
-    def leak_share(self) -> float:
-        """Share of the training after which they add nothing, as `Leaking` has it."""
-        return self.dense_start
-
     def leak_at(self, done: jax.Array) -> jax.Array:
         """What experts that are not chosen add when a share `done` of the training is over: float32 scalar.
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
-from tree_ffn.tree.combine import combine, fastest, weighed
 from tree_ffn.tree.activations import activation
+from tree_ffn.tree.combine import combine, fastest, weighed
 from tree_ffn.tree.info import Info
 from tree_ffn.tree.path import pruned
 from tree_ffn.tree.path.route import decision_logits, route, straight_through, visits

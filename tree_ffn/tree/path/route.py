@@ -37,7 +37,9 @@ def walk(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     """
     shape, x_TE = spec.shape, jax.lax.stop_gradient(x_TE)
     params = jax.lax.stop_gradient(params)
-    few = isinstance(x_TE.shape[0], int) and x_TE.shape[0] * shape.depth <= shape.n_deciding  # an exported batch is none
+    few = (
+        isinstance(x_TE.shape[0], int) and x_TE.shape[0] * shape.depth <= shape.n_deciding
+    )  # an exported batch is none
     logits = None if few else decision_logits(params, x_TE, spec).reshape(x_TE.shape[0], -1)
     tree = jnp.arange(shape.n_trees, dtype=jnp.int32)
     place_TP = jnp.broadcast_to(tree[None], (x_TE.shape[0], shape.n_trees))
