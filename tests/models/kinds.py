@@ -6,28 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.models import DenseSpec, ModelSpec, MoESpec, Transformer
+from tree_ffn.models import DenseSpec, ModelSpec, Transformer
 from tree_ffn.models.describe import abstract_variables
-from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec
-from tree_ffn.tree.leaf import LeafSpec
-from tree_ffn.tree.pruned import init_structure
+from tree_ffn.tree import LeafSpec, PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree.path.pruned import init_structure
 
-SHAPE = TreeShape(n_trees=2, depth=2, node_width=2, shared_width=3)
+SHAPE = TreeShape(n_trees=2, depth=2, node_width=2)
 
 KINDS = {
     "dense": DenseSpec(width=24),
     "narrow": DenseSpec(width=SHAPE.active_units),
-    "moe": MoESpec(n_experts=4, expert_width=5, top_k=2),
-    "hash": MoESpec(n_experts=4, expert_width=5, balance="none", router="hash"),
     "hard": TreeSpec(SHAPE, routing="hard"),
     "straight_through": TreeSpec(SHAPE, routing="straight_through"),
-    "continuous": TreeSpec(SHAPE, routing="continuous"),
     "random_tree": TreeSpec(SHAPE, router="frozen"),
-    "hash_tree": TreeSpec(SHAPE, hash_levels=SHAPE.depth),
     "leaf": LeafSpec(n_experts=8, expert_width=2, top_k=3, search="beam", balance_rate=1e-2),
-    "leaf_softmax": LeafSpec(n_experts=5, expert_width=3, top_k=2, router="softmax", gate_norm="l1"),
+    "leaf_softmax": LeafSpec(
+        n_experts=5, expert_width=3, top_k=2, router="softmax", gate_norm="l1", balance_rate=1e-3
+    ),
     "leaf_hash": LeafSpec(n_experts=4, expert_width=5, top_k=1, router="hash", gate_norm="none"),
-    "pruned": PrunedSpec(SHAPE, routing="continuous", nodes=(2, 3, 4)),
+    "pruned": PrunedSpec(SHAPE, nodes=(2, 3, 4)),
     "pruned_random_tree": PrunedSpec(SHAPE, router="frozen", nodes=(2, 2, 3)),
 }
 
@@ -35,8 +32,6 @@ KINDS = {
 def model_spec(*ffns, **fields) -> ModelSpec:
     """A tiny decoder with the given layers, or a field changed."""
     values = {"vocab_size": 23, "context": 16, "width": 16, "n_heads": 2} | fields
-    if values.get("implementation") == "masked" and any(isinstance(ffn, PrunedSpec) for ffn in ffns):
-        values["implementation"] = "gather"  # what pruned trees have instead
     return ModelSpec(n_layers=len(ffns), ffns=ffns, **values)
 
 

@@ -36,7 +36,7 @@ def tokens_of(a_batch, new):
 
 
 def test_together_as_alone():
-    spec, variables = model("continuous", "leaf", context=16)
+    spec, variables = model("straight_through", "leaf", context=16)
     new = requests(longest=11)
     alone = [tokens_of(Batch(spec, variables), [one])[0] for one in new]
     assert [len(tokens) for tokens in alone] == [5] * 4

@@ -1,7 +1,6 @@
 """The layers behind one interface: against their definitions, and their accounts."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import (
     FFN,
     DenseSpec,
-    MoESpec,
     active_share,
     active_units,
     ffn_flops,
@@ -23,10 +21,9 @@ from tree_ffn.models import (
     update_routing,
 )
 from tree_ffn.models.ffn import ROUTING_NAMES
-from tree_ffn.models.moe import moe_ffn
-from tree_ffn.tree import Info, PrunedSpec, TreeShape, TreeSpec, init_params
-from tree_ffn.tree.pruned import init_structure
-from tree_ffn.tree.routing import hashed
+from tree_ffn.tree import Info, LeafSpec, PrunedSpec, TreeShape, TreeSpec, leaf_ffn
+from tree_ffn.tree.leaf.hashing import hashed
+from tree_ffn.tree.path.pruned import init_structure
 
 E = 8
 IDS = jnp.arange(6, dtype=jnp.int32).reshape(2, 3)
@@ -52,33 +49,16 @@ def test_interface(kind):
 
 
 def test_units_and_flops():
-    assert (total_units(KINDS["hard"]), active_units(KINDS["hard"])) == (31, 15)
+    assert (total_units(KINDS["hard"]), active_units(KINDS["hard"])) == (28, 12)
     assert active_units(KINDS["narrow"]) == active_units(KINDS["hard"])
-    assert active_share(KINDS["moe"]) == 0.5
-    assert (total_units(KINDS["pruned"]), active_units(KINDS["pruned"])) == (2 * 9 + 3, 15)
+    assert active_share(KINDS["leaf"]) == 3 / 8
+    assert (total_units(KINDS["pruned"]), active_units(KINDS["pruned"])) == (2 * 9, 12)
     assert ffn_flops(KINDS["dense"], E) == 4 * 24 * E
-    assert ffn_flops(KINDS["hard"], E) == 4 * 15 * E
-    assert ffn_flops(KINDS["random_tree"], E) == 4 * 15 * E + 2 * (2 * 2) * E  # P D frozen routers more
-    hashed = dataclasses.replace(KINDS["random_tree"], hash_levels=1)
-    assert ffn_flops(hashed, E) == 4 * 15 * E + 2 * 2 * E  # a hash is no product
-    assert ffn_flops(KINDS["moe"], E) == 4 * 10 * E + 2 * 4 * E  # X router rows more
-
-
-def test_silent_routers_are_no_units_but_rows_and_products():
-    silent = dataclasses.replace(KINDS["hard"], routing="continuous", router="silent")
-    assert (total_units(silent), active_units(silent)) == (31 - 2 * 3, 15 - 2 * 2)  # P trees of 3, D a path
-    assert ffn_flops(silent, E) == 4 * 11 * E + 2 * 4 * E
-    assert ffn_params(silent, E) == ffn_params(KINDS["hard"], E) - 2 * 3 * E  # no rows of w_out
-    hashed = dataclasses.replace(silent, hash_levels=1)  # the roots' first units speak
-    assert (total_units(hashed), active_units(hashed)) == (31 - 2 * 2, 15 - 2)
-    pruned = PrunedSpec(
-        TreeShape(1, 2, 3, shared_width=4), routing="continuous", router="silent", nodes=(1, 2, 2)
-    )
-    assert (total_units(pruned), active_units(pruned)) == (15 + 4 - 3, 9 + 4 - 2)
-    experts = TreeSpec(TreeShape(4, 5, (1, 1, 1, 1, 1, 24)), routing="continuous", router="silent")
-    assert (total_units(experts), active_units(experts)) == (4 * 32 * 24, 96)
-    w_out = init_params(jax.random.key(0), experts, E)["w_out"]
-    assert np.std(w_out) == pytest.approx(96**-0.5, rel=0.05)  # of A, not of all rows
+    assert ffn_flops(KINDS["hard"], E) == 4 * 12 * E
+    assert ffn_flops(KINDS["random_tree"], E) == 4 * 12 * E + 2 * (2 * 2) * E  # P D frozen routers more
+    assert ffn_flops(KINDS["leaf_hash"], E) == 4 * 5 * E  # a hash is no product
+    assert ffn_flops(KINDS["leaf_softmax"], E) == 4 * 6 * E + 2 * 5 * E  # X router rows more
+    assert ffn_flops(KINDS["leaf"], E) == 4 * 6 * E + 2 * (1 + 2 + 3) * E  # those that a beam of 3 asks
 
 
 def test_dense_is_its_formula():
@@ -103,20 +83,23 @@ def test_a_tree_without_decisions_is_dense():
 
 
 def test_initial_weights_of_a_mixture():
-    """w_out's deviation is of the A active units, not of all X W; the router's is 1 / sqrt(E), as trees'."""
-    params = FFN(MoESpec(8, 16, top_k=2), w_in_scale=0.7, w_out_scale=0.05).init(
-        jax.random.key(0), jnp.ones((1, 64))
-    )["params"]
-    for name, std in (("w_router", 1 / 8), ("w_in", 0.7 / 8), ("w_out", 0.05 / 32**0.5)):
+    """w_out's deviation is of the A active units, not of all X W; the router's is w_in's."""
+    spec = LeafSpec(n_experts=8, expert_width=16, top_k=2, router="softmax")
+    layer = FFN(spec, w_in_scale=0.7, w_out_scale=0.05)
+    params = layer.init(jax.random.key(0), jnp.ones((1, 64)))["params"]
+    for name, std in (("w_router", 0.7 / 8), ("w_in", 0.7 / 8), ("w_out", 0.05 / 32**0.5)):
         assert np.std(params[name]) == pytest.approx(std, rel=0.1), name
     assert not np.asarray(params["b_in"]).any() and not np.asarray(params["b_out"]).any()
 
 
-@pytest.mark.parametrize("norm", [None, 1, 2])
+@pytest.mark.parametrize("norm", ["none", "l1", "l2", "rms"])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_moe_is_its_definition(top_k, norm):
-    how = {} if norm is None else {"renormalise": True, "gate_norm": norm}
-    spec = MoESpec(4, 3, top_k, balance="aux", aux_weight=0.5, activation="tanh", **how)
+def test_a_flat_router_is_the_definition_of_a_mixture(top_k, norm):
+    norm = "none" if top_k == 1 else norm
+    spec = LeafSpec(
+        n_experts=4, expert_width=3, top_k=top_k, router="softmax", gate_norm=norm, balance_rate=1e-3,
+        activation="tanh",
+    )  # fmt: skip
     variables = init(spec)
     p = {k: np.asarray(v, np.float64) for k, v in {**variables["params"], **variables["routing"]}.items()}
     x = np.random.default_rng(3).standard_normal((16, E), np.float32)
@@ -124,59 +107,31 @@ def test_moe_is_its_definition(top_k, norm):
 
     scores = x @ p["w_router"].T
     gates = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    expected, load = np.zeros((16, E)), np.zeros(4)
+    expected = np.zeros((16, E))
     for t in range(16):
         chosen = np.argsort(-(gates[t] + p["selection_bias"]))[:top_k]
         assert set(chosen) == set(np.asarray(info.leaf_TP[t]))
-        load[chosen] += 1
-        total = np.linalg.norm(gates[t, chosen], norm) if norm else 1.0
+        of_token = gates[t, chosen]
+        total = {
+            "none": 1.0, "l1": of_token.sum(), "l2": np.linalg.norm(of_token),
+            "rms": np.sqrt(np.mean(of_token**2)),
+        }[norm]  # fmt: skip
         for e in chosen:
             hidden = np.tanh(p["w_in"][e] @ x[t] + p["b_in"][e])
             expected[t] += gates[t, e] / total * (hidden @ p["w_out"][e])
     np.testing.assert_allclose(y, expected + p["b_out"], atol=1e-5)
-    aux = 0.5 * 4 * np.sum(load / load.sum() * gates.mean(axis=0))
-    np.testing.assert_allclose(info.aux_loss, aux, rtol=1e-5)
 
 
-def test_groups_of_experts_are_so_many_layers():
-    how = {"balance": "aux", "aux_weight": 0.5}
-    whole, part = MoESpec(12, 3, 6, expert_groups=3, **how), MoESpec(4, 3, 2, **how)
-    params = init(whole)["params"] | {"selection_bias": jnp.linspace(-0.2, 0.2, 12)}
-    x, dy = jax.random.normal(jax.random.key(5), (2, 16, E))
-
-    def grouped(params, x):
-        y, info = moe_ffn(params, x, whole)
-        return jnp.sum(y * dy) + info.aux_loss, info.leaf_TP
-
-    def summed(params, x):
-        """Three layers, each with a third of the experts and of b_out."""
-        found, chosen = 0.0, []
-        for group in range(3):
-            own = {
-                name: value[4 * group : 4 * group + 4] for name, value in params.items() if name != "b_out"
-            }
-            y, info = moe_ffn(own | {"b_out": params["b_out"] / 3}, x, part)
-            found += jnp.sum(y * dy) + info.aux_loss / 3
-            chosen.append(info.leaf_TP + 4 * group)
-        return found, jnp.concatenate(chosen, axis=1)
-
-    (loss, chosen), grads = jax.jit(jax.value_and_grad(grouped, argnums=(0, 1), has_aux=True))(params, x)
-    (want_loss, want), want_grads = jax.jit(jax.value_and_grad(summed, argnums=(0, 1), has_aux=True))(
-        params, x
+def test_the_gradient_of_a_mixture_goes_to_the_chosen_and_to_the_router():
+    spec = LeafSpec(
+        n_experts=4, expert_width=3, top_k=1, router="softmax", gate_norm="none", balance_rate=0.1
     )
-    np.testing.assert_array_equal(chosen, want)
-    np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), grads, want_grads)
-
-
-def test_moe_gradient_goes_to_the_chosen_and_to_the_router():
-    spec = MoESpec(4, 3, top_k=1)
     variables = init(spec)
     params = {**variables["params"], **variables["routing"]}
     x = jax.random.normal(jax.random.key(4), (1, E))
 
     def loss(params):
-        y, info = moe_ffn(params, x, spec)
+        y, info = leaf_ffn(params, x, spec)
         return jnp.sum(jnp.square(y)), info
 
     grads, info = jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -187,31 +142,35 @@ def test_moe_gradient_goes_to_the_chosen_and_to_the_router():
 
 
 def test_balancing_moves_against_the_load_and_works_stacked():
-    moe = MoESpec(4, 3, top_k=1, balance_rate=0.25)
+    moe = LeafSpec(
+        n_experts=4, expert_width=3, top_k=1, router="softmax", gate_norm="none", balance_rate=0.25
+    )
     chosen = jnp.asarray([[0], [0], [0], [1], [2], [3], [1], [2]], jnp.int32)  # mean load 2
-    info = Info(chosen, jnp.float32(0))
+    info = Info(chosen)
     new = update_routing(moe, {"selection_bias": jnp.zeros(4)}, info)
     assert new["selection_bias"].tolist() == [-0.25, 0.0, 0.0, 0.25]
 
-    tree = TreeSpec(SHAPE, balance="sign", balance_rate=0.5)
+    tree = TreeSpec(SHAPE, balance_rate=0.5)
     leaves = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 11, 2)), jnp.int32)
     routing = {"threshold": jnp.zeros((3, 2, 7))}
-    stacked = update_routing(tree, routing, Info(leaves, jnp.zeros(3)))
+    stacked = update_routing(tree, routing, Info(leaves))
     for i in range(3):
-        alone = update_routing(tree, {"threshold": routing["threshold"][i]}, Info(leaves[i], jnp.float32(0)))
+        alone = update_routing(tree, {"threshold": routing["threshold"][i]}, Info(leaves[i]))
         np.testing.assert_array_equal(alone["threshold"], stacked["threshold"][i])
     assert np.asarray(stacked["threshold"]).any()
-    pruned = PrunedSpec(SHAPE, nodes=(2, 3, 4), balance="sign", balance_rate=0.5)
+    pruned = PrunedSpec(SHAPE, nodes=(2, 3, 4), balance_rate=0.5)
     one = jax.tree.map(jnp.asarray, init_structure(pruned)) | {"threshold": jnp.zeros(5)}
-    two = update_routing(
-        pruned, jax.tree.map(lambda a: jnp.stack([a, a]), one), Info(leaves[:2], jnp.zeros(2))
-    )
+    two = update_routing(pruned, jax.tree.map(lambda a: jnp.stack([a, a]), one), Info(leaves[:2]))
     for i in range(2):
-        alone = update_routing(pruned, one, Info(leaves[i], jnp.float32(0)))
+        alone = update_routing(pruned, one, Info(leaves[i]))
         np.testing.assert_array_equal(alone["threshold"], two["threshold"][i])
     assert np.asarray(two["threshold"]).any() and two["leaf"].shape == (2, 4)
     untouched = TreeSpec(SHAPE)
-    assert update_routing(untouched, routing, Info(leaves, jnp.zeros(3))) is routing
+    assert update_routing(untouched, routing, Info(leaves)) is routing
+
+
+def experts(**fields):
+    return LeafSpec(**{"n_experts": 4, "expert_width": 2, "top_k": 2} | fields)
 
 
 @pytest.mark.parametrize(
@@ -219,17 +178,10 @@ def test_balancing_moves_against_the_load_and_works_stacked():
     [
         (lambda: DenseSpec(0), "width: 0 "),
         (lambda: DenseSpec(4, "swish"), "activation: 'swish' is not known; use one of: gelu,"),
-        (lambda: MoESpec(4, 2, top_k=5), "top_k: 5 is not allowed; a token can use at most n_experts = 4"),
-        (lambda: MoESpec(4, 2, expert_groups=3), "n_experts: 4 is not allowed with expert_groups = 3; use a"),
-        (
-            lambda: MoESpec(4, 2, expert_groups=2),
-            "top_k: 1 is not allowed with expert_groups = 2; use a multiple",
-        ),
-        (lambda: MoESpec(4, 2, balance="sign"), "balance: 'sign' is not known; use one of: none, aux, bias"),
-        (lambda: MoESpec(4, 2, aux_weight=-1.0), "aux_weight: -1.0 "),
-        (lambda: MoESpec(4, 2, leak=1.5), "leak: 1.5 is not allowed; use a number from 0 to 1"),
-        (lambda: MoESpec(4, 2, leak=float("nan")), "leak: nan "),
-        (lambda: MoESpec(4, 2, leak_share=0.0), "leak_share: 0.0 .*above 0, at most 1"),
+        (lambda: experts(top_k=5), "top_k: 5 is not allowed; a token can use at most n_experts = 4"),
+        (lambda: experts(balance_rate=-1.0), "balance_rate: -1.0 "),
+        (lambda: experts(dense_start=1.5), "dense_start: 1.5 is not allowed; use a number from 0 to 1"),
+        (lambda: experts(dense_start=float("nan")), "dense_start: nan "),
     ],
 )
 def test_bad_specs_are_refused(make, words):
@@ -238,7 +190,7 @@ def test_bad_specs_are_refused(make, words):
 
 
 def test_hashed_experts_are_their_definition():
-    spec = MoESpec(5, 3, activation="tanh", balance="none", router="hash")
+    spec = LeafSpec(n_experts=5, expert_width=3, top_k=1, activation="tanh", gate_norm="none", router="hash")
     variables = init(spec)
     p = {name: np.asarray(leaf, np.float64) for name, leaf in variables["params"].items()}
     x = np.random.default_rng(4).standard_normal((40, E), np.float32)
@@ -253,7 +205,7 @@ def test_hashed_experts_are_their_definition():
 
 
 def test_hashes_of_layers_differ_and_fill_the_experts():
-    spec = MoESpec(32, 2, balance="none", router="hash")
+    spec = LeafSpec(n_experts=32, expert_width=2, top_k=1, gate_norm="none", router="hash")
     ids = jnp.arange(50_257)
     layers = (FFN(spec).init(jax.random.key(seed), jnp.ones((1, E)), ids[:1]) for seed in (0, 1))
     one, other = (np.asarray(hashed(ids, layer["routing"]["salt"], 32)) for layer in layers)
@@ -263,9 +215,9 @@ def test_hashes_of_layers_differ_and_fill_the_experts():
 
 
 def test_hashing_needs_ids_and_one_fixed_choice():
-    spec = KINDS["hash"]
+    spec = KINDS["leaf_hash"]
     with pytest.raises(InputError, match="token_T: is missing"):
         FFN(spec).apply(init(spec), jnp.ones((2, 3, E)))
-    for changed in ({"top_k": 2}, {"balance": "bias"}):
+    for changed in ({"top_k": 2}, {"balance_rate": 0.1}):
         with pytest.raises(InputError, match="router: 'hash' cannot be used with top_k"):
-            MoESpec(**{"n_experts": 4, "expert_width": 5, "balance": "none", "router": "hash", **changed})
+            dataclasses.replace(spec, **changed)

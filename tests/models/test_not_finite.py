@@ -47,8 +47,8 @@ def test_a_row_of_scores_that_are_none_has_no_token(rule):
 
 @pytest.mark.parametrize(
     "kind",
-    ["moe", "pruned", "leaf"]
-    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("dense", "continuous", "hard")],
+    ["leaf_softmax", "pruned", "leaf"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("dense", "straight_through", "hard")],
 )
 def test_one_request_fails_alone(kind):
     spec, variables = decode.for_decoding(*hot_model(kind))

@@ -183,7 +183,7 @@ def test_a_model_of_ours_in_their_format(family, tmp_path):
     "ffns, fields, words",
     [
         (("hard",), {}, "format: gpt2 has equal dense layers only"),
-        (("moe", "dense"), {}, "format: gpt2 has equal dense layers only"),
+        (("leaf", "dense"), {}, "format: gpt2 has equal dense layers only"),
         (("dense", "narrow"), {}, "format: gpt2 has equal dense layers only"),
         (("dense",), {"family": "llama"}, "family: 'llama' is not known; use one of: gpt2, opt"),
         (("dense",), {"dtype": "float64"}, "dtype: 'float64' is not known"),

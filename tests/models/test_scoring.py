@@ -8,7 +8,7 @@ from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import scoring
 
-SPEC = model_spec(KINDS["leaf"], KINDS["continuous"])
+SPEC = model_spec(KINDS["leaf"], KINDS["straight_through"])
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_few_shapes():
 
 
 def test_hashed_experts_see_their_ids(rng):
-    spec = model_spec(KINDS["hash"])
+    spec = model_spec(KINDS["leaf_hash"])
     values = random_variables(spec)
     values["routing"] = jax.tree.map(lambda salt: salt + 12345, values["routing"])
     pair = ([3, 1, 4], [1, 5])

@@ -9,33 +9,24 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.models.kinds import random_leaves
-from tree_ffn import tree
 from tree_ffn.models.sharded import sharded_tree_ffn
-from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec
-from tree_ffn.tree.pruned import STRUCTURE, init_structure
+from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec, tree_ffn
+from tree_ffn.tree.path import init_params
+from tree_ffn.tree.path.pruned import STRUCTURE, init_structure
 
 E, T = 8, 24
 
-FOUR_TREES = TreeSpec(TreeShape(n_trees=4, depth=2, node_width=2, shared_width=3))
-HASHED = dataclasses.replace(FOUR_TREES, hash_levels=2)
-ONE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=(1, 2, 3)), routing="continuous")
-
-SHARED_GATES = dataclasses.replace(
-    FOUR_TREES, routing="continuous", openness="logistic", router="silent", renormalise=True
-)
-PRUNED_TREES = PrunedSpec(FOUR_TREES.shape, routing="continuous", nodes=(4, 6, 9))
+FOUR_TREES = TreeSpec(TreeShape(n_trees=4, depth=2, node_width=2))
+ONE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=(1, 2, 3)))
+PRUNED_TREES = PrunedSpec(FOUR_TREES.shape, nodes=(4, 6, 9))
 
 CASES = [
     # spec, (data, model), execution, tokens
     (FOUR_TREES, (2, 4), "masked", T),  # trees over model
     (dataclasses.replace(FOUR_TREES, act_site="sum"), (2, 4), "gather", T),  # activation after the joined sum
     (dataclasses.replace(FOUR_TREES, router="frozen"), (4, 2), "masked", T),
-    (HASHED, (2, 4), "masked", T),
-    (HASHED, (1, 8), "grouped", T),  # ids over both axes
     (dataclasses.replace(FOUR_TREES, routing="straight_through"), (1, 4), "masked", T),
     (FOUR_TREES, (8, 1), "masked", T),  # tokens over data alone
-    (SHARED_GATES, (2, 4), "masked", T),  # a token's gates sum to 1: its trees stay together
-    (SHARED_GATES, (1, 4), "grouped", T),
     (ONE_TREE, (4, 2), "grouped", T),  # one tree: tokens over both axes
     (ONE_TREE, (4, 2), "gather", 4),  # 4 tokens split over data only
     (ONE_TREE, (2, 4), "masked", 3),  # 3 tokens split over nothing
@@ -46,16 +37,13 @@ CASES = [
 
 @pytest.mark.parametrize("spec, shape, implementation, n_tokens", CASES)
 def test_equal_to_one_device(spec, shape, implementation, n_tokens):
-    params = random_leaves(jax.eval_shape(lambda key: tree.init_params(key, spec, E), jax.random.key(0)))
+    params = random_leaves(jax.eval_shape(lambda key: init_params(key, spec, E), jax.random.key(0)))
     x_TE = jnp.asarray(np.random.default_rng(1).standard_normal((n_tokens, E)), jnp.float32)
     structure = jax.tree.map(jnp.asarray, init_structure(spec)) if isinstance(spec, PrunedSpec) else {}
-    if "salt" in params:
-        structure["salt"] = jnp.arange(spec.shape.n_trees, dtype=jnp.int32)
-    params = {name: value for name, value in params.items() if name not in (*STRUCTURE, "salt")}
-    token_T = jnp.arange(n_tokens, dtype=jnp.int32)
+    params = {name: value for name, value in params.items() if name not in STRUCTURE}
 
     def loss(layer, params, x_TE):
-        y_TE, info = layer({**params, **structure}, x_TE, spec, implementation, token_T)
+        y_TE, info = layer({**params, **structure}, x_TE, spec, implementation)
         return jnp.sum(jnp.square(y_TE)), (y_TE, info.leaf_TP)
 
     def run(layer):
@@ -64,7 +52,7 @@ def test_equal_to_one_device(spec, shape, implementation, n_tokens):
         )
         return out, grads
 
-    (y, leaf), grads = run(tree.tree_ffn)
+    (y, leaf), grads = run(tree_ffn)
     devices = np.asarray(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
     mesh = jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
@@ -79,7 +67,7 @@ def test_equal_to_one_device(spec, shape, implementation, n_tokens):
 
 def test_each_device_walks_its_own_trees():
     """Trees over "model": one all-reduce joins the sums and no weight is gathered."""
-    params = jax.eval_shape(lambda key: tree.init_params(key, FOUR_TREES, E), jax.random.key(0))
+    params = jax.eval_shape(lambda key: init_params(key, FOUR_TREES, E), jax.random.key(0))
     devices = np.asarray(jax.devices()).reshape(2, 4)
     mesh = jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     by_tree = {"w_in", "b_in", "w_out", "threshold"}

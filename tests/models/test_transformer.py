@@ -13,7 +13,7 @@ from tests.models.kinds import KINDS, forward, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer, spec_from_dict, spec_to_dict, unrolled, update_model_routing
 
-DENSE, TREE, MOE = KINDS["dense"], KINDS["continuous"], KINDS["moe"]
+DENSE, TREE, MOE = KINDS["dense"], KINDS["straight_through"], KINDS["leaf_softmax"]
 # What these tests are about does not depend on how trees are executed; masked compiles fastest.
 model_spec = functools.partial(kinds.model_spec, implementation="masked")
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 16)), jnp.int32)
@@ -71,7 +71,7 @@ def test_remat_equals_no_remat():
 @pytest.mark.parametrize(
     "kind, implementation",
     [(kind, "masked") for kind in KINDS]
-    + [(kind, name) for kind in ("hard", "continuous") for name in ("gather", "grouped")],
+    + [(kind, name) for kind in ("hard", "leaf") for name in ("gather", "grouped")],
 )
 def test_causality_by_gradient_pattern(kind, implementation):
     """Scores at position c depend on the embeddings at positions up to c and on no later one.
@@ -134,7 +134,7 @@ def test_initial_scales():
 
 
 def test_routing_of_every_run_is_updated():
-    tree = dataclasses.replace(TREE, balance="sign")
+    tree = dataclasses.replace(TREE, balance_rate=1e-3)
     spec = model_spec(DENSE, tree, tree, MOE)
     variables = random_variables(spec)
     _, infos = forward(spec)(variables, TOKENS)

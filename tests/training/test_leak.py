@@ -13,9 +13,9 @@ from tree_ffn.training import step
 from tree_ffn.training.leak import with_leaks
 from tree_ffn.training.losses import next_token_loss
 from tree_ffn.training.setup import check_trainable
+from tree_ffn.tree import LeafSpec
 
-PLAIN = {"ffn__routing": "straight_through"}
-LEAKING = {**PLAIN, "ffn__leak": 1.0, "ffn__leak_share": 0.5}
+PLAIN, LEAKING = {"ffn__dense_start": 0.0}, {"ffn__dense_start": 0.5}
 
 
 def metrics_of_steps(model):
@@ -24,22 +24,15 @@ def metrics_of_steps(model):
     return lambda at: run(state._replace(step=jnp.int32(at)))
 
 
-@pytest.mark.parametrize(
-    "layers",
-    [
-        pytest.param("", marks=pytest.mark.slow, id="tree"),
-        "tree,leaf",
-        pytest.param("moe,hash", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("layers", ["", pytest.param("tree,leaf", marks=pytest.mark.slow)])
 def test_a_step_trains_what_leaks_by_then(layers):
-    model, plain = (tiny_model("tree", model__layers=layers, **more) for more in (LEAKING, PLAIN))
+    model, plain = (tiny_model("leaf", model__layers=layers, **more) for more in (LEAKING, PLAIN))
     variables, leaking = start(plain).variables, metrics_of_steps(model)
     for at, leak in ((0, 1.0), (3, 0.4), (5, 0.0), (9, 0.0)):
         leaks = {
             f"run_{i}": {"ffn": {"leak": jnp.full(length, leak)}}
             for i, (ffn, length) in enumerate(model.runs)
-            if hasattr(ffn, "leak")
+            if isinstance(ffn, LeafSpec)
         }
         logits, _ = Transformer(plain).apply(variables | {"leak": leaks}, BATCH[:, :-1])
         want = next_token_loss(logits, BATCH[:, 1:])
@@ -49,25 +42,23 @@ def test_a_step_trains_what_leaks_by_then(layers):
     np.testing.assert_allclose(leaking(5)["grad_norm"], hard["grad_norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("layers", ["", "moe,leaf"])
+@pytest.mark.parametrize("layers", ["", "tree,leaf"])
 def test_validations_have_no_leak(layers):
     (loss, *_), (plain, *_) = (
         step.eval_step(start(model).variables, step.empty_usage(model), BATCH, model=model)
-        for model in (tiny_model("tree", model__layers=layers, **more) for more in (LEAKING, PLAIN))
+        for model in (tiny_model("leaf", model__layers=layers, **more) for more in (LEAKING, PLAIN))
     )
     assert loss == plain
 
 
 def test_models_without_a_leak_are_given_none():
     variables = {"params": {}, "routing": {}}
-    for kind in ("tree", "moe", "hash", "dense"):
-        assert with_leaks(variables, tiny_model(kind), jnp.float32(0)) == variables
+    for kind in ("tree", "leaf", "dense"):
+        assert with_leaks(variables, tiny_model(kind, **PLAIN), jnp.float32(0)) == variables
 
 
-def test_experts_leak_whatever_execution_is_named_for_trees():
-    leaking = {"ffn__routing": "hard", "ffn__leak": 0.5, "ffn__implementation": "grouped"}
-    check_trainable(tiny_model("tree", model__layers="moe,hash", **leaking))
-    with pytest.raises(InputError, match="'grouped' cannot train ffn.leak"):
-        check_trainable(tiny_model("tree", model__layers="moe,tree", **leaking))
-    with pytest.raises(InputError, match="'gather' cannot train ffn.leak"):
-        check_trainable(tiny_model("leaf", ffn__leak=1.0, ffn__implementation="gather"))
+@pytest.mark.parametrize("implementation", ["gather", "grouped"])
+def test_a_dense_start_needs_all_experts(implementation):
+    check_trainable(tiny_model("leaf", ffn__implementation=implementation, **PLAIN))
+    with pytest.raises(InputError, match=f"'{implementation}' cannot train ffn.dense_start"):
+        check_trainable(tiny_model("leaf", ffn__implementation=implementation, **LEAKING))

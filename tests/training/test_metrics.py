@@ -49,7 +49,7 @@ def test_pruned_leaves_are_not_dead():
 
 
 def test_usage_of_experts():
-    model = tiny_model("moe")
+    model = tiny_model("leaf", ffn__n_experts=4, ffn__n_trees=1)
     counts = np.array([[[5, 5, 0, 0]], [[1, 1, 1, 1]]], np.int32)
     figures = usage_figures((counts,), model)
     expected = {"dead_leaves/0": 0.5, "leaf_entropy/0": 0.5, "dead_leaves/1": 0.0, "leaf_entropy/1": 1.0}
@@ -59,7 +59,7 @@ def test_usage_of_experts():
 def test_active_share():
     dense, tree = costs(tiny_model("dense")), costs(tiny_model("tree"))
     assert dense["active_share"] == 1.0 and tree["active_share"] == 8 / 30
-    assert dense["products"] == 2 * 30 and tree["products"] == 2 * 8
+    assert dense["products"] == 2 * 16 and tree["products"] == 2 * 8
     assert tree["products_share"] == 16 / (8 * tiny_model("tree").width)
 
 

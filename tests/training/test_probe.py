@@ -15,13 +15,10 @@ from tree_ffn.training import probe, step
 BATCH = random_batch(rows=1)
 
 
-@pytest.fixture(scope="module", params=["hard", "continuous", "silent"])
+@pytest.fixture(scope="module", params=["hard", "straight_through"])
 def probed(request):
     """(model, variables, what probe says of its one run) of two layers of trees, W = 2 in the leaves."""
-    routing = {"ffn__routing": request.param}
-    if request.param == "silent":
-        routing = {"ffn__routing": "continuous", "ffn__gate": "product", "ffn__router": "silent"}
-    model = tiny_model(**routing, ffn__node_width=(1, 1, 1, 2))
+    model = tiny_model(ffn__routing=request.param, ffn__node_width=(1, 1, 1, 2))
     variables = Transformer(model).init(jax.random.key(3), jnp.zeros((1, 32), jnp.int32))
     (found,) = jax.jit(functools.partial(probe.probe, model=model))(variables, BATCH)
     return model, variables, jax.device_get(found)

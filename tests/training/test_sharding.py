@@ -10,19 +10,19 @@ from jax.sharding import PartitionSpec as P
 
 from tests.training.tiny import random_batch
 from tree_ffn.errors import InputError
-from tree_ffn.models.spec import DenseSpec, ModelSpec, MoESpec
+from tree_ffn.models.spec import DenseSpec, ModelSpec
 from tree_ffn.training import sharding, step
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
-from tree_ffn.tree import PrunedSpec, TreeShape, TreeSpec
-from tree_ffn.tree.leaf import LeafSpec
+from tree_ffn.tree import LeafSpec, PrunedSpec, TreeShape, TreeSpec
 
 BOTH = ("data", "model")
-NARROW_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), balance="sign")
-WIDE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=3, shared_width=5), routing="straight_through")
+NARROW_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), balance_rate=1e-3)
+WIDE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=3), routing="straight_through")
 RANDOM_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), router="frozen")
 PRUNED_TREES = PrunedSpec(TreeShape(n_trees=4, depth=2), router="frozen", nodes=(4, 4, 5))
 LEAVES = LeafSpec(n_experts=8, expert_width=3, top_k=3, search="beam", balance_rate=1e-2, dense_start=0.2)
-LAYERS = (NARROW_TREES, WIDE_TREE, RANDOM_TREES, MoESpec(4, 8, top_k=2), DenseSpec(24), PRUNED_TREES, LEAVES)
+MIXTURE = LeafSpec(n_experts=4, expert_width=8, top_k=2, router="softmax", balance_rate=1e-3)
+LAYERS = (NARROW_TREES, WIDE_TREE, RANDOM_TREES, MIXTURE, DenseSpec(24), PRUNED_TREES, LEAVES)
 MODEL = ModelSpec(256, 16, 32, len(LAYERS), 2, LAYERS)
 OPTIM = OptimSpec(steps=10, lr=3e-3, warmup=2)
 
@@ -53,13 +53,12 @@ def expected_specs():
     whole, spread = P(None, "model"), P(None, None, None, BOTH)
     everywhere = P()
     trees = {"w_in": whole, "w_out": whole, "b_in": whole}
-    shared = {f"shared/{name}": everywhere for name in ("w_in", "b_in", "w_out")}
     expected = {"step": P(), "params/embed/tokens": P("model"), "params/embed/positions": P()}
     expected |= {"params/ln_f/scale": P(), "params/ln_f/bias": P()}
     expected |= run_specs(trees, {"threshold": whole}, "run_0")
     # One tree cannot be split over two devices: its weights are spread over E, for storage.
     wide = {"w_in": spread, "w_out": spread, "b_in": everywhere}
-    expected |= run_specs(wide | shared, {"threshold": everywhere}, "run_1")
+    expected |= run_specs(wide, {"threshold": everywhere}, "run_1")
     expected |= run_specs(trees, {"threshold": whole, "router/w": whole}, "run_2")
     expected |= run_specs(trees | {"w_router": everywhere}, {"selection_bias": everywhere}, "run_3")
     expected |= run_specs(trees, {}, "run_4")

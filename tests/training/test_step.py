@@ -1,19 +1,15 @@
 """The loss, accumulation, visit counts, and what changes which part of the state."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests.training.tiny import random_batch, tiny_model
-from tree_ffn.errors import InputError
 from tree_ffn.training import step
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
-from tree_ffn.training.setup import check_trainable
 
 OPTIM = OptimSpec(steps=10, lr=1e-2, schedule="constant")
 BATCH = random_batch()
@@ -38,7 +34,7 @@ def one_step(model, state, **options):
 @pytest.fixture(scope="module")
 def trees():
     """A model of balanced trees, its first state, and what one step gives."""
-    model = tiny_model("tree", ffn__balance="sign")
+    model = tiny_model("tree", ffn__balance_rate=1e-3)
     state = start(model)
     return model, state, one_step(model, state)
 
@@ -53,11 +49,12 @@ def test_microbatches_change_nothing(trees):
     jax.tree.map(np.testing.assert_array_equal, state.routing, whole_state.routing)
 
 
-@pytest.mark.parametrize("balance", ["aux", "bias"])
+@pytest.mark.parametrize("router", ["softmax", "tree"])
 @pytest.mark.parametrize("accumulation", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_microbatches_change_nothing_of_experts(balance, accumulation):
-    """Gradient, visits, selection bias: a loss that is a product of means is one of each row's."""
-    model = tiny_model("moe", ffn__moe_balance=balance, ffn__aux_weight=1.0, ffn__top_k=2)
+def test_microbatches_change_nothing_of_experts(router, accumulation):
+    """Gradient, visits, selection bias."""
+    n_trees = {"softmax": 1, "tree": 2}[router]
+    model = tiny_model("leaf", ffn__router=router, ffn__n_trees=n_trees, ffn__balance_rate=1e-2)
     state = start(model)
     (whole, usage, metrics), (split, parts, same) = (
         one_step(model, state, accumulation=n) for n in (1, accumulation)
@@ -71,10 +68,9 @@ def test_microbatches_change_nothing_of_experts(balance, accumulation):
     )
     routers = [tree[0]["run_0"]["ffn"]["w_router"] for tree in (grads, found)]
     np.testing.assert_allclose(*routers, atol=1e-5 * float(jnp.abs(routers[0]).max()))
-    np.testing.assert_allclose(grads[2][0].aux_loss, found[2][0].aux_loss, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["tree", "moe", "dense", "leaf"])
+@pytest.mark.parametrize("kind", ["tree", "dense", "leaf"])
 def test_rows_that_fill_up_a_batch_count_nowhere(kind):
     model = tiny_model(kind)
     state = start(model)
@@ -112,38 +108,11 @@ def test_eval_step_is_the_training_loss_before_the_step(trees):
     assert [leaf.shape for leaf in leaves] == [(2, BATCH[:, 1:].size, 2)]
 
 
-def test_experts_are_counted_and_their_aux_loss_is_not_reported():
-    model = tiny_model("moe", ffn__top_k=2, ffn__moe_balance="aux", ffn__aux_weight=1.0)
+def test_experts_are_counted():
+    model = tiny_model("leaf")
     state = start(model)
     loss_fn = jax.jit(functools.partial(step.loss_fn, model=model))
     loss, (nll, infos) = loss_fn(state.params, state.routing, BATCH)
-    np.testing.assert_allclose(loss, nll + sum(jnp.sum(info.aux_loss) for info in infos), rtol=1e-6)
-    assert loss > nll + 1.0  # two layers, each at least its balanced value of 1
+    assert loss == nll
     (counts,) = step.count_usage(step.empty_usage(model), infos)
-    np.testing.assert_array_equal(counts.sum(axis=-1), np.full((2, 1), 2 * BATCH[:, 1:].size))
-
-
-def test_dense_layers_have_no_counts():
-    assert step.empty_usage(tiny_model("narrow")) == (None,)
-
-
-def test_what_learns_is_float32_where_activations_are_bfloat16():
-    """A scale of 1 moves by less than bfloat16 sees, and the mean of 1,024 gradients of 1 is 1."""
-    model = dataclasses.replace(tiny_model("dense"), dtype="bfloat16")
-    optimizer = make_optimizer(dataclasses.replace(OPTIM, lr=1e-3))
-    state = jax.eval_shape(lambda key: step.init_state(key, model, optimizer), jax.random.key(0))
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
-    scale = {"scale": jnp.ones(4)}
-    loss = lambda params, rows: (params["scale"].sum(), (jnp.float32(0), ()))
-    grads, *_ = step._gradients(scale, jnp.zeros((1024, 2), jnp.int32), loss, accumulation=1024)
-    assert grads["scale"].tolist() == [1.0] * 4
-    with jax.numpy_dtype_promotion("standard"):
-        updates, _ = optimizer.update(grads, optimizer.init(scale), scale)
-    np.testing.assert_allclose(optax.apply_updates(scale, updates)["scale"], 0.999, rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_weights_of_16_bits_are_not_trained(dtype):
-    model = dataclasses.replace(tiny_model("dense"), param_dtype=dtype)
-    with pytest.raises(InputError, match=f"^model.param_dtype: '{dtype}' is not allowed in training"):
-        check_trainable(model)
+    np.testing.assert_array_equal(counts.sum(axis=-1), np.full((2, 1), 3 * BATCH[:, 1:].size))

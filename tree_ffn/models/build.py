@@ -122,6 +122,32 @@ def _fields(section, names) -> dict[str, Any]:
     return {name: getattr(section, name) for name in names}
 
 
+def keys_in_force(ffn: dict, layers: str = "") -> dict[str, Any]:
+    """The keys of a recorded section `ffn` that its layers read: with these equal, models are equal.
+
+    Args:
+      ffn: of a config as it is recorded now.
+      layers: `model.layers`.
+
+    Example:
+      >>> ffn = {"kind": "dense", "width": 0, "n_experts": 8, "expert_width": 2, "top_k": 3, "depth": 7}
+      >>> keys_in_force(ffn)
+      {'kind': 'dense', 'width': 16}
+    """
+    kinds = {ffn["kind"], *(item.partition("*")[0].strip() for item in layers.split(",") if item)}
+    names = {"kind", "activation", "implementation"}
+    names |= set(LEAF_FIELDS) if "leaf" in kinds else set()
+    names |= {"n_trees", "depth", "node_width", *TREE_FIELDS} if kinds & {"tree", "random_tree"} else set()
+    found = {name: value for name, value in ffn.items() if name in names}
+    for kind in kinds & {"dense", "narrow"}:
+        count = "n_experts" if kind == "dense" else "top_k"
+        of_leaves = ffn.get(count, 0) * ffn.get("expert_width", 0)
+        found["width" if len(kinds) == 1 else f"width of {kind}"] = ffn["width"] or of_leaves
+    if "random_tree" in kinds and "tree" not in kinds:
+        found["routing"] = "hard"
+    return found
+
+
 def _node_width(value):
     """A single width for all levels may be written as a number or as a tuple of one."""
     if isinstance(value, numbers.Integral):

@@ -65,4 +65,4 @@ def dense_ffn(params, x_TE: jax.Array, spec: DenseSpec) -> tuple[jax.Array, Info
     y_TE = weighed_units(params, x_TE, activation(spec.activation))
     y_TE = y_TE + params["b_out"].astype(x_TE.dtype)[None, :]
     no_leaves = jnp.zeros((x_TE.shape[0], 0), jnp.int32)
-    return y_TE, Info(no_leaves, jnp.float32(0.0))
+    return y_TE, Info(no_leaves)

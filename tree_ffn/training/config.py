@@ -3,6 +3,8 @@
 import types
 from typing import Any
 
+from tree_ffn.models.build import keys_in_force
+
 
 def resolved(config) -> Any:
     """A config (ConfigDict, dict or namespace) as plain JSON values.
@@ -48,8 +50,19 @@ def flat(config: dict, prefix: str = "") -> dict:
     return values
 
 
+def _in_force(config: dict) -> dict:
+    ffn, model = config.get("ffn"), config.get("model")
+    if not (isinstance(ffn, dict) and "kind" in ffn) or "kappa" in ffn:  # the latter of an older config
+        return config
+    layers = model.get("layers", "") if isinstance(model, dict) else ""
+    return {**config, "ffn": keys_in_force(ffn, str(layers))}
+
+
 def differing_keys(old: dict, new: dict) -> dict[str, tuple]:
-    """{key: (old value, new value)} of two nested dicts; a missing value is None."""
-    old, new = flat(old), flat(new)
+    """{key: (old value, new value)} of two nested dicts; a missing value is None.
+
+    Of a config's section `ffn`, keys that none of its layers reads do not count.
+    """
+    old, new = flat(_in_force(old)), flat(_in_force(new))
     keys = sorted(old.keys() | new.keys())
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}

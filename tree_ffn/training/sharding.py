@@ -26,8 +26,8 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
     # Trees [layers, P, U, E] (experts [layers, X, W, E], dense [layers, F, E]): whole trees over
     # "model", each device walks its own; few wide trees are spread for storage, over both axes.
     (r"ffn/w_(in|out)$", (P(None, "model"), P(None, None, None, BOTH), P(None, None, BOTH), P())),
-    (r"ffn/(b_in|threshold|router/w|salt)$", (P(None, "model"), P())),
-    (r"ffn/(b_out|w_router|b_router|selection_bias|shared/(w_in|b_in|w_out))$", (P(),)),
+    (r"ffn/(b_in|threshold|router/w)$", (P(None, "model"), P())),
+    (r"ffn/(b_out|w_router|b_router|selection_bias|salt)$", (P(),)),
     (r"ffn/(child|path|leaf)$", (P(),)),  # of pruned trees, whose units are [layers, U, E]
     # Heads over "model".
     (r"attn/w_qkv$", (P(None, None, None, "model"), P())),

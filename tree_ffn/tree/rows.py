@@ -19,7 +19,7 @@ def rows(array: jax.Array, start: jax.Array, width: int) -> jax.Array:
       >>> rows(jnp.arange(6), jnp.array([[0], [3]]), 2).tolist()
       [[[0, 1]], [[3, 4]]]
     """
-    index = start[..., None] + jnp.arange(width, dtype=start.dtype)
+    index = start[..., None] + jnp.arange(width, dtype=start.dtype).reshape(*[1] * start.ndim, width)
     return array.at[index].get(mode="promise_in_bounds")
 
 
