@@ -42,8 +42,8 @@ def test_what_is_no_number_is_refused(value):
 
 
 def test_a_model_sized_by_numpy_is_the_same_and_is_written_the_same():
-    plain = ModelSpec(9, 8, 4, 1, 1, (TreeSpec(TreeShape(2, 3, 1), leak=0.5),))
-    layer = TreeSpec(TreeShape(np.int64(2), np.int32(3), np.uint8(1)), leak=np.float32(0.5))
+    plain = ModelSpec(9, 8, 4, 1, 1, (TreeSpec(TreeShape(2, 3, 1), balance_rate=0.5),))
+    layer = TreeSpec(TreeShape(np.int64(2), np.int32(3), np.uint8(1)), balance_rate=np.float32(0.5))
     same = ModelSpec(np.int64(9), np.int64(8), np.int64(4), 1, 1, (layer,))  # type: ignore[arg-type]
     assert same == plain and hash(same) == hash(plain)
     text = json_text(spec_to_dict(same), "model")
@@ -53,6 +53,6 @@ def test_a_model_sized_by_numpy_is_the_same_and_is_written_the_same():
         json_text({"a": [np.float32(math.nan)]}, "x")
 
 
-def test_a_leak_in_words_is_refused():
-    with pytest.raises(InputError, match="leak: '0.5' is not allowed; use a number"):
-        TreeSpec(TreeShape(2, 3), leak="0.5")  # type: ignore[arg-type]
+def test_a_rate_in_words_is_refused():
+    with pytest.raises(InputError, match="balance_rate: '0.5' is not allowed; use a number"):
+        TreeSpec(TreeShape(2, 3), balance_rate="0.5")  # type: ignore[arg-type]

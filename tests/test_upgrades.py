@@ -1,7 +1,6 @@
 """Configs of any version mean what was computed when they were recorded."""
 
 import copy
-from typing import Any
 
 import pytest
 
@@ -11,43 +10,99 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import spec_from_dict, spec_to_dict
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.training.config import flat, namespace, resolved
+from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
 from tree_ffn.upgrades import ADDED, KEY, REMOVED, VERSION, readable, stamped, upgraded
 
+# Section `ffn` as it was recorded on 2026-11-30, with every key that had come by then.
+OLD_FFN = {
+    "act_site": "node", "activation": "gelu", "aux_weight": 0.01, "balance": "none", "balance_rate": 1e-3,
+    "beam": 1, "beta": 1.0, "depth": 2, "expert_groups": 1, "expert_width": 0, "gate": "min", "gate_norm": 1,
+    "hash_levels": 0, "implementation": "auto", "kappa": 1.0, "leaf_router": "tree", "leaf_trees": 1,
+    "leak": 0.0, "leak_share": 0.3, "moe_balance": "bias", "n_experts": 8, "n_trees": 3, "node_width": [2],
+    "openness": "exponential", "renormalise": False, "router": "first_unit", "routing": "hard",
+    "search": "best", "shared_width": 0, "top_k": 2, "width": 0,
+}  # fmt: skip
 
-def old_config(kind="tree"):
-    """As it was recorded before any of the keys was added."""
-    config = resolved(default.get_config(f"preset=nano,kind={kind}"))
+
+def old_config(kind="tree", **changes):
+    """As it was recorded before any of the keys was added that had a default."""
+    config = resolved(default.get_config("preset=nano"))
+    config["ffn"] = OLD_FFN | {"kind": kind}
     for section, values in ADDED.items():
         for name in values:
             config[section].pop(name, None)
+    config["ffn"] |= changes
     return config
 
 
-def test_what_was_computed_then_is_fixed():
-    """Literal values, so that a new default of today changes none of them."""
-    found = flat(upgraded(old_config()))
-    assert found["ffn.openness"] == "exponential" and found["ffn.router"] == "first_unit"
-    assert (found["ffn.leak"], found["ffn.hash_levels"], found["ffn.beam"], found["ffn.gate_norm"]) == (
-        0,
-        0,
-        1,
-        1,
-    )
-    assert (found["ffn.expert_groups"], found["ffn.leaf_trees"], found["model.unroll"]) == (1, 1, 1)
-    assert found["train.probe"] is False and found[KEY] == VERSION
+# What was computed then, in literal values: no default of today says it.
+ALIKE = {"implementation": "auto", "activation": "gelu"}
+TREES = {"n_trees": 3, "depth": 2, "node_width": [2], "act_site": "node", "balance_rate": 0.0}
+LEAVES = {
+    "kind": "leaf", "n_experts": 8, "top_k": 2, "n_trees": 1, "search": "best", "gate_norm": "none",
+    "balance_rate": 1e-3, "dense_start": 0.0, "expert_width": 9,
+}  # fmt: skip
+MEANT = [
+    ("tree", {}, {"kind": "tree", "routing": "hard", **TREES}),
+    ("tree", {"balance": "sign"}, {"kind": "tree", "routing": "hard", **TREES, "balance_rate": 1e-3}),
+    ("random_tree", {"routing": "continuous"}, {"kind": "random_tree", "routing": "hard", **TREES}),
+    ("dense", {}, {"kind": "dense", "width": 42}),
+    ("narrow", {"shared_width": 5}, {"kind": "narrow", "width": 23}),
+    ("moe", {}, {**LEAVES, "router": "softmax"}),
+    (
+        "moe",
+        {"renormalise": True, "gate_norm": 2, "leak": 1.0, "leak_share": 0.2, "expert_width": 4},
+        {**LEAVES, "router": "softmax", "gate_norm": "l2", "dense_start": 0.2, "expert_width": 4},
+    ),
+    (
+        "hash",
+        {},
+        {**LEAVES, "router": "hash", "top_k": 1, "balance_rate": 0.0, "expert_width": 18},
+    ),
+    (
+        "leaf",
+        {"leaf_trees": 2, "search": "beam", "renormalise": True, "gate_norm": 3, "moe_balance": "none"},
+        {
+            **LEAVES, "router": "tree", "n_trees": 2, "search": "beam", "gate_norm": "rms",
+            "balance_rate": 0.0,
+        },
+    ),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["tree", "moe", "hash", "random_tree"])
-def test_old_configs_make_the_model_they_made(kind):
-    new = resolved(default.get_config(f"preset=nano,kind={kind}"))
-    new["model"]["unroll"] = 1
-    read = [model_spec_from_config(namespace(config), 257) for config in (upgraded(old_config(kind)), new)]
-    assert read[0] == read[1]
+@pytest.mark.parametrize("kind, changes, meant", MEANT)
+def test_what_was_computed_then_is_fixed(kind, changes, meant):
+    found = readable(old_config(kind, **changes), "runs/a")
+    assert found["ffn"] == ALIKE | meant
+    assert (found["model"]["unroll"], found["train"]["probe"], found[KEY]) == (1, False, VERSION)
+    model_spec_from_config(namespace(found), 257)
+
+
+@pytest.mark.parametrize(
+    "kind, changes, said",
+    [
+        ("tree", {"routing": "continuous"}, "ffn.routing = 'continuous'"),
+        ("tree", {"hash_levels": 1}, "ffn.hash_levels = 1"),
+        ("tree", {"leak": 0.5}, "ffn.leak = 0.5"),
+        ("tree", {"router": "silent", "routing": "straight_through"}, "ffn.router = 'silent'"),
+        ("tree", {"shared_width": 6}, "ffn.shared_width = 6"),
+        ("tree", {"routing": "straight_through", "beta": 4.0}, "ffn.beta = 4.0"),
+        ("hash_tree", {}, "ffn.kind = 'hash_tree'"),
+        ("moe", {"expert_groups": 2}, "ffn.expert_groups = 2"),
+        ("moe", {"moe_balance": "aux"}, "ffn.moe_balance = 'aux'"),
+        ("moe", {"leak": 0.5}, "ffn.leak = 0.5"),
+    ],
+)
+def test_what_no_layer_computes_any_more_is_kept_and_refused(kind, changes, said):
+    config = old_config(kind, **changes)
+    kept = upgraded(config)["ffn"]
+    assert all(kept[name] == value for name, value in changes.items())  # rows are told apart by it
+    with pytest.raises(InputError, match=f"runs/a: {said} is no option any more; the last commit .* 30983ff"):
+        readable(config, "runs/a")
 
 
 def test_values_that_are_there_stay_and_nothing_is_changed_in_place():
-    config = old_config()
-    config["ffn"]["leak"] = 0.5
+    config = old_config(leak=0.5)
     before = copy.deepcopy(config)
     assert upgraded(config)["ffn"]["leak"] == 0.5 and config == before
     assert upgraded(upgraded(config)) == upgraded(config)
@@ -57,6 +112,14 @@ def test_values_that_are_there_stay_and_nothing_is_changed_in_place():
 
 def test_sections_that_are_not_there_do_not_come():
     assert upgraded({"tokens": 8, "spec": {"depth": 3}}) == {"tokens": 8, "spec": {"depth": 3}, KEY: VERSION}
+
+
+@pytest.mark.parametrize("kind", ["tree", "moe", "hash", "leaf", "dense"])
+def test_a_damaged_section_is_left_as_it_is(kind):
+    for name in OLD_FFN:
+        config = old_config(kind, **{key: OLD_FFN[key] for key in ADDED["ffn"]})
+        del config["ffn"][name]
+        assert upgraded(config)[KEY] == VERSION
 
 
 GONE = [
@@ -70,11 +133,12 @@ GONE = [
 @pytest.mark.parametrize("key, neutral, used", GONE)
 def test_an_option_that_is_gone_is_dropped_where_it_changed_nothing(key, neutral, used):
     section, name = key.split(".")
-    config = old_config()
+    activation = {"ffn.negative_slope": "leaky_relu"}.get(key, "gelu")
+    config = old_config(activation=activation)
+    plain = upgraded(config)
     config[section][name] = neutral
-    assert key not in flat(upgraded(config)) and upgraded(config) == upgraded(old_config())
+    assert key not in flat(upgraded(config)) and upgraded(config) == plain
     config[section][name] = used
-    config["ffn"]["activation"] = {"ffn.negative_slope": "leaky_relu"}.get(key, "gelu")
     assert flat(upgraded(config))[key] == used  # rows are told apart by it
     with pytest.raises(
         InputError, match=rf"runs/a: {key} = {used} is no option any more; the last commit that"
@@ -112,22 +176,35 @@ OLD_MODEL = {
 
 def test_models_of_old_exports():
     """As the first exports wrote them."""
-    spec = spec_from_dict({**OLD_MODEL, "ffns": [OLD_LAYER]})
-    ffn: Any = spec.ffns[0]
-    assert (spec.unroll, spec.tied_head) == (1, True)
-    assert (ffn.openness, ffn.hash_levels, ffn.leak, ffn.renormalise, ffn.beam) == (
-        "exponential",
-        0,
-        0.0,
-        False,
-        1,
-    )
+    hard = OLD_LAYER | {"routing": "hard"}
+    spec = spec_from_dict({**OLD_MODEL, "ffns": [hard]})
+    assert spec.ffns == (TreeSpec(TreeShape(2, 2, 1)),) and (spec.unroll, spec.tied_head) == (1, True)
     with pytest.raises(InputError, match=r"model: ffn.balance_floor = 0.2 is no option any more"):
-        spec_from_dict({**OLD_MODEL, "ffns": [OLD_LAYER | {"balance_floor": 0.2}]})
-    assert spec_from_dict({**OLD_MODEL, "ffns": [OLD_LAYER | {"balance_floor": 0.5}]}) == spec
+        spec_from_dict({**OLD_MODEL, "ffns": [hard | {"balance_floor": 0.2}]})
+    assert spec_from_dict({**OLD_MODEL, "ffns": [hard | {"balance_floor": 0.5}]}) == spec
+    with pytest.raises(InputError, match=r"model: ffn.routing = 'continuous' is no option any more"):
+        spec_from_dict({**OLD_MODEL, "ffns": [OLD_LAYER]})
 
 
-@pytest.mark.parametrize("name", ["hard", "moe", "dense"])
+def test_mixtures_of_old_exports_are_leaf_layers():
+    mixture = {
+        "kind": "moe", "n_experts": 8, "expert_width": 3, "top_k": 2, "renormalise": True, "balance": "bias",
+        "balance_rate": 1e-3, "aux_weight": 0.01, "activation": "gelu", "router": "softmax",
+        "expert_groups": 1, "gate_norm": 2, "leak": 1.0, "leak_share": 0.2,
+    }  # fmt: skip
+    spec = spec_from_dict({**OLD_MODEL, "ffns": [mixture]})
+    assert spec.ffns == (
+        LeafSpec(
+            n_experts=8, expert_width=3, top_k=2, router="softmax", gate_norm="l2", balance_rate=1e-3,
+            dense_start=0.2,
+        ),
+    )  # fmt: skip
+    hashing = mixture | {"router": "hash", "top_k": 1, "balance": "none", "leak": 0.0}
+    spec = spec_from_dict({**OLD_MODEL, "ffns": [hashing]})
+    assert spec.ffns == (LeafSpec(n_experts=8, expert_width=3, top_k=1, router="hash", gate_norm="none"),)
+
+
+@pytest.mark.parametrize("name", ["hard", "leaf_softmax", "dense"])
 def test_no_default_says_what_a_model_means(name):
     values = spec_to_dict(model_spec(KINDS[name]))
     assert values[KEY] == VERSION

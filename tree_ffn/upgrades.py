@@ -87,13 +87,6 @@ def readable(config: dict[str, Any], where: str) -> dict[str, Any]:
       InputError: its version is not known, or it uses an option that is gone.
     """
     config = upgraded(config)
-    for ffn in _sections(config, "ffn"):
-        if "kappa" in ffn or "aux_weight" in ffn:  # no upgrade has taken it apart
-            name = next(_gone(ffn), "kind")
-            raise InputError(
-                f"{where}: ffn.{name} = {ffn.get(name)!r} is no option any more; the last commit that reads it is "
-                f"{LAST_OF_MANY}."
-            )
     for section, name in (key.split(".") for key in REMOVED):
         for values in _sections(config, section):
             if name in values:
@@ -102,6 +95,13 @@ def readable(config: dict[str, Any], where: str) -> dict[str, Any]:
                     f"{where}: {key} = {values[name]!r} is no option any more; the last commit that reads it "
                     f"is {REMOVED[key]}."
                 )
+    for ffn in _sections(config, "ffn"):
+        if "kappa" in ffn or "aux_weight" in ffn:  # no upgrade has taken it apart
+            name = next(_gone(ffn), "kind")
+            raise InputError(
+                f"{where}: ffn.{name} = {ffn.get(name)!r} is no option any more; the last commit that reads it is "
+                f"{LAST_OF_MANY}."
+            )
     return config
 
 
@@ -164,6 +164,29 @@ def _drop_z_loss(config: dict) -> None:
     _drop(config, "train.z_loss", 0.0)
 
 
+# Keys that layers of version 4 have, and section `ffn` of a config.
+EXPERTS = {
+    "n_experts",
+    "expert_width",
+    "top_k",
+    "renormalise",
+    "gate_norm",
+    "leak",
+    "leak_share",
+    "balance_rate",
+}
+PATHS = {"act_site", "routing", "router", "beta", "balance", "balance_rate", "leak"}
+MANY = {
+    "moe": {"activation", "balance", "router", *EXPERTS},
+    "tree": {"activation", "shape", *PATHS},
+    "pruned_tree": {"activation", "shape", "nodes", *PATHS},
+    "config": {
+        "kind", "activation", "implementation", "width", "n_trees", "depth", "node_width", "shared_width",
+        "leaf_router", "leaf_trees", "search", "moe_balance", *EXPERTS, *PATHS,
+    },
+}  # fmt: skip
+
+
 def _two_layers(config: dict) -> None:
     """Version 5: a leaf layer and a path layer; of a recorded config, only the keys that are in force.
 
@@ -183,6 +206,8 @@ def _two_layers(config: dict) -> None:
 def _layer(ffn: dict) -> dict:
     """A layer of a model, of the two kinds that there are; as it is if it is neither."""
     kind = ffn.get("kind")
+    if not MANY.get(str(kind), {"?"}) <= ffn.keys() or not isinstance(ffn.get("shape", {}), dict):
+        return ffn  # damaged
     if kind == "moe" and not _is_gone(ffn):
         return {"kind": "leaf", "activation": ffn["activation"], **_experts(ffn, ffn["balance"])}
     if kind not in ("tree", "pruned_tree") or _is_gone(ffn):
@@ -194,6 +219,8 @@ def _layer(ffn: dict) -> dict:
 
 def _section(ffn: dict) -> dict:
     """Section `ffn` of a config; as it is if neither layer computes it."""
+    if not MANY["config"] <= ffn.keys():
+        return ffn  # damaged, or one of today that says no version
     kind, common = ffn["kind"], {name: ffn[name] for name in ("kind", "activation", "implementation")}
     if kind not in ("dense", "narrow", "moe", "hash", "tree", "random_tree", "leaf") or _is_gone(ffn):
         return ffn
@@ -243,7 +270,7 @@ def _units_of_paths(ffn: dict) -> tuple[int, int]:
 
 def _is_gone(ffn: dict) -> bool:
     """Whether a layer, or a section, is in force what no layer computes any more."""
-    return next(_gone(ffn), None) is not None
+    return next(_gone(ffn), None) is not None or any(f"ffn.{name}" in REMOVED for name in ffn)
 
 
 def _gone(ffn: dict) -> Iterator[str]:

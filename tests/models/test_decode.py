@@ -1,6 +1,7 @@
 """Decoding with a cache equals the full forward pass; sampling does what it says."""
 
 import dataclasses
+import sys
 
 import chex
 import jax
@@ -141,15 +142,14 @@ def test_the_seed_decides():
 
 def test_few_tokens_gather(monkeypatch):
     """A decode step of one sequence runs the gather execution when none is named."""
-    from tree_ffn.tree import apply
-
+    combine = sys.modules["tree_ffn.tree.combine"]
     used = []
 
     def note(name, trees):
         return lambda *args: used.append(name) or trees(*args)
 
-    wrapped = {name: note(name, trees) for name, trees in apply.IMPLEMENTATIONS.items()}
-    monkeypatch.setattr(apply, "IMPLEMENTATIONS", wrapped)
+    wrapped = {name: note(name, trees) for name, trees in combine.IMPLEMENTATIONS.items()}
+    monkeypatch.setattr(combine, "IMPLEMENTATIONS", wrapped)
     spec = dataclasses.replace(
         model_spec(KINDS["hard"]), context=17
     )  # a spec that no other test has compiled

@@ -149,11 +149,6 @@ def test_a_spec_survives_json():
     assert spec_from_dict(spec_to_dict(spec)) == spec
 
 
-def test_leaf_layers_have_their_own_implementations():
-    with pytest.raises(InputError, match="'grouped' cannot execute a layer of ffn.kind 'leaf'"):
-        model_spec(KINDS["leaf"], implementation="grouped")
-
-
 @pytest.mark.parametrize(
     "fields, words",
     [

@@ -280,7 +280,7 @@ def test_dead_leaves_are_said_only_when_they_can_be_known(texts, tmp_path, kind,
             )
     warnings = [line for line in log if "left 88 % of its leaves without a visit" in line]
     assert len(warnings) == (2 if warned else 0)  # once a layer
-    remedy = {"tree": "ffn.balance='sign' or a smaller ffn.depth", "leaf": "ffn.moe_balance='bias', a higher"}
+    remedy = {"tree": "ffn.balance_rate=1e-3 or a smaller ffn.depth", "leaf": "a higher ffn.balance_rate"}
     assert all(f"{tokens:,} validation tokens; {remedy[kind]}" in line for line in warnings)
 
 
@@ -307,8 +307,8 @@ STRAIGHT = {"ffn__routing": "straight_through"}
         ),
         (STRAIGHT | {"ffn__implementation": "gather"}, "ffn.implementation: 'gather' .* 'masked' or 'auto'"),
         (
-            {"ffn__routing": "hard", "ffn__leak": 0.2, "ffn__implementation": "grouped"},
-            "ffn.implementation: 'grouped' .*ffn.leak.* 'masked' or 'auto'",
+            {"ffn__kind": "leaf", "ffn__implementation": "grouped"},
+            "ffn.implementation: 'grouped' .*ffn.dense_start.* 'masked' or 'auto'",
         ),
         ({"model__n_heads": 3}, "model.width: 32 is not allowed"),
         ({"data__tokenizer": "words"}, "words"),

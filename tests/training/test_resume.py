@@ -24,11 +24,10 @@ from tree_ffn.training.setup import plan_run
 ROOT = pathlib.Path(__file__).parent.parent.parent
 OPTIONS = {
     "steps": 9,
-    "ffn__balance": "sign",
+    "ffn__balance_rate": 1e-3,
     "model__layers": "tree,leaf",
     "ffn__top_k": 2,
-    "ffn__leak": 1.0,
-    "ffn__leak_share": 0.5,
+    "ffn__dense_start": 0.5,
     "train__accumulation": 2,
     "train__log_every": 1,
     "train__keep": 9,

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from tests.test_upgrades import OLD_FFN
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.config import differing_keys, namespace, resolved
 from tree_ffn.training.disk import replacing
-from tree_ffn.upgrades import ADDED
 
 
 def check(texts, step, known=(), **changes):
@@ -51,12 +51,12 @@ def test_a_run_may_be_lengthened_if_its_past_stays(texts, schedule, step, allowe
 
 
 def test_a_lengthened_run_may_not_have_leaked_otherwise(texts):
-    known = {"optim__schedule": "constant", "ffn__leak": 1.0, "ffn__leak_share": 0.5}
+    known = {"optim__schedule": "constant", "ffn__kind": "leaf", "ffn__dense_start": 0.5}
     check(texts, 1, known, train__steps=12)  # the first step leaks wholly, however many follow
     for step in (2, 6):
         with pytest.raises(InputError, match=r"train.steps \(6 there, 12 here\)"):
             check(texts, step, known, train__steps=12)
-    check(texts, 6, known | {"ffn__kind": "dense"}, train__steps=12)  # what has no paths leaks nothing
+    check(texts, 6, known | {"ffn__dense_start": 0.0}, train__steps=12)  # what has no paths leaks nothing
 
 
 def test_before_the_first_step_how_it_trains_is_open(texts):
@@ -123,25 +123,22 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path, text):
 
 
 def begun_before(texts, tmp_path, **changes):
-    """A workdir whose config.json is older than every key that was added."""
-    config = resolved(tiny_config(texts, **changes))
-    for section, values in ADDED.items():
-        for name in values:
-            config[section].pop(name, None)
+    """A workdir whose config.json is older than `config_version`."""
+    config = resolved(tiny_config(texts, "tree"))
+    config["ffn"] = OLD_FFN | {"kind": "tree", "n_trees": 2, "depth": 3, "node_width": [1]} | changes
     workdirs.write_json(str(tmp_path), "config.json", config)
     return str(tmp_path)
 
 
 def test_a_run_begun_before_a_key_was_added_goes_on_with_what_was_computed(texts, tmp_path):
     workdir = begun_before(texts, tmp_path)
-    then = {f"ffn__{name}": value for name, value in ADDED["ffn"].items()}
-    workdirs.open_workdir(workdir, tiny_config(texts, **then), 1).close()
-    for key, value, was in (("leak", 0.5, "0.0"), ("openness", "logistic", "'exponential'")):
-        with pytest.raises(InputError, match=rf"keys differ: ffn.{key} \({was} there, {value!r} here\)"):
-            workdirs.open_workdir(workdir, tiny_config(texts, **then | {f"ffn__{key}": value}), 1)
+    workdirs.open_workdir(workdir, tiny_config(texts, "tree"), 1).close()
+    with pytest.raises(InputError, match=r"keys differ: ffn.balance_rate \(0.0 there, 0.5 here\)"):
+        workdirs.open_workdir(workdir, tiny_config(texts, "tree", ffn__balance_rate=0.5), 1)
 
 
-def test_a_run_that_used_an_option_that_is_gone_is_refused(texts, tmp_path):
-    workdir = begun_before(texts, tmp_path, ffn__balance_floor=0.2)
-    with pytest.raises(InputError, match="workdir: .*: ffn.balance_floor = 0.2 is no option any more"):
+@pytest.mark.parametrize("name, value", [("balance_floor", 0.2), ("routing", "continuous"), ("leak", 1.0)])
+def test_a_run_that_used_an_option_that_is_gone_is_refused(texts, tmp_path, name, value):
+    workdir = begun_before(texts, tmp_path, **{name: value})
+    with pytest.raises(InputError, match=f"workdir: .*: ffn.{name} = {value!r} is no option any more"):
         workdirs.open_workdir(workdir, tiny_config(texts), 1)

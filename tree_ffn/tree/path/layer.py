@@ -170,7 +170,9 @@ def balance_update(routing: dict, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Arr
     if isinstance(spec, PrunedSpec):
         left, right = pruned.sides(routing, counts_PJ, spec)
         forks_R = routing["child"][:, 0] != routing["child"][:, 1]
-        return threshold + jnp.where(forks_R, spec.balance_rate * jnp.sign(right - left).astype(jnp.float32), 0.0)
+        return threshold + jnp.where(
+            forks_R, spec.balance_rate * jnp.sign(right - left).astype(jnp.float32), 0.0
+        )
     visits_PN = node_counts(counts_PJ)
     step_PR = spec.balance_rate * jnp.sign(visits_PN[:, 2::2] - visits_PN[:, 1::2]).astype(threshold.dtype)
     return threshold.at[:, : spec.shape.n_deciding].add(step_PR)

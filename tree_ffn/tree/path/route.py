@@ -117,7 +117,7 @@ def straight_through(logits_TPR: jax.Array) -> jax.Array:
     Its slope is by ordinary differentiation, of any order and mode.
     """
     s = jax.nn.sigmoid(jnp.where(jnp.isnan(logits_TPR), 0.0, logits_TPR))
-    return (logits_TPR > 0).astype(jnp.float32) + s - jax.lax.stop_gradient(s)
+    return (logits_TPR > 0).astype(jnp.float32) + (s - jax.lax.stop_gradient(s))  # exactly 0 or 1
 
 
 def visits(right_TPR: jax.Array, depth: int) -> list[jax.Array]:
