@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
 from tree_ffn.tree.leaf.hashing import check_ids, hashed
-from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES, chosen
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
 from tree_ffn.tree.leaf.spec import LeafSpec
 from tree_ffn.tree.products import float32_product
 
@@ -48,7 +48,7 @@ def route(
         assert move is not None
         preferred = move(jax.lax.stop_gradient(logits_TR), bias_R, spec.n_trees, spec.depth)
     ids_TK = choose(preferred, spec)
-    log_p_TK = _picked(levels[-1], ids_TK)
+    log_p_TK = jnp.take_along_axis(levels[-1], ids_TK, axis=1, mode="promise_in_bounds")  # ids are distinct
     return ids_TK, jnp.exp(GATE_NORMS[spec.gate_norm](log_p_TK))
 
 
@@ -77,8 +77,3 @@ def choose(levels: list[jax.Array], spec: LeafSpec) -> jax.Array:
     """The K chosen experts, int32 [T, K], by the log probabilities of all nodes."""
     levels = [jnp.where(jnp.isnan(level), -jnp.inf, level) for level in levels]
     return SEARCHES[spec.search](levels, spec.top_k)
-
-
-def _picked(log_p_TX: jax.Array, ids_TK: jax.Array) -> jax.Array:
-    """log_p[t, ids[t, k]]: a sum over a mask, since the gradient of a gather is a contended scatter."""
-    return jnp.where(chosen(ids_TK, log_p_TX.shape[1]), log_p_TX[:, None], 0.0).sum(axis=-1)

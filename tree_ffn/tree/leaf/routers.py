@@ -25,7 +25,8 @@ def of_leaves(logits_TR: jax.Array, n_trees: int, depth: int) -> Levels:
     for level in range(depth):
         start, end = end, end + n_trees * 2**level
         r = logits_TR[:, start:end]
-        sides = levels[-1][..., None] + jax.nn.log_sigmoid(jnp.stack([-r, r], axis=-1))
+        both = jnp.log1p(jnp.exp(-jnp.abs(r)))  # log s(r) = min(r, 0) - both
+        sides = levels[-1][..., None] + jnp.minimum(jnp.stack([-r, r], axis=-1), 0.0) - both[..., None]
         levels.append(sides.reshape(n_tokens, 2 * (end - start)))
     return levels
 
@@ -72,11 +73,6 @@ ROUTERS = {
     "hash": Router(None, None, lambda *_: 0, trained=False),
     "random": Router(flat, flat_against_load, lambda n_experts, _: n_experts, trained=False),
 }
-
-
-def chosen(ids_TK: jax.Array, n_experts: int) -> jax.Array:
-    """Which expert the k-th of a token is, a row of a mask: bool [T, K, X]."""
-    return ids_TK[..., None] == jnp.arange(n_experts, dtype=ids_TK.dtype)[None, None]
 
 
 def best(levels: Levels, top_k: int) -> jax.Array:

@@ -114,7 +114,7 @@ def init_structure(spec: PrunedSpec) -> dict[str, np.ndarray]:
 
 
 def sides(structure: dict, counts_PJ: jax.Array, spec: PrunedSpec) -> tuple[jax.Array, jax.Array]:
-    """Visits of the left and of the right child of every kept deciding node, [R] each, from those of leaves."""
+    """Visits of both children of every kept deciding node, [R] each, left first, from those of leaves."""
     path_JL, leaf_J = structure["path"], structure["leaf"]
     counts_J, found = counts_PJ[path_JL[:, 0], leaf_J], [jnp.zeros((0, 2), counts_PJ.dtype)]
     for level in range(spec.shape.depth):

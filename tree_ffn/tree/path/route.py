@@ -123,7 +123,7 @@ def straight_through(logits_TPR: jax.Array) -> jax.Array:
 def visits(right_TPR: jax.Array, depth: int) -> list[jax.Array]:
     """Whether tokens visit the nodes of every level, as products of decisions: a list of [T, P, 2^l].
 
-        visits(root) = 1,   visits(right child of n) = visits(n) d[n],   visits(left child) = visits(n) (1 - d[n])
+        visits(root) = 1,   visits(child of n) = visits(n) d[n] to the right, visits(n) (1 - d[n]) to the left
 
     With straight-through decisions it has their gradient at every visited node n: with V of a node what the
     path from it on would add to the loss, d[n] moves it by V(right) - V(left).
