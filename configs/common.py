@@ -167,8 +167,7 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.width = 0  # of dense and narrow; 0: F and A of the leaf layer
     ffn.activation = "gelu"  # a name of tree_ffn/tree/activations.py
     ffn.implementation = "auto"  # auto | masked | gather | grouped
-    # Step by which the choice of experts, or the thresholds of trees, are moved against the load; 0: they are not.
-    ffn.balance_rate = 0.0
+    ffn.balance_rate = 0.0  # step by which the choice (of trees, thresholds) moves against the load; 0: none
     ffn.n_trees = 1  # P; of leaf: trees whose leaves are the experts
     # Of leaf.
     ffn.n_experts = 512  # X

@@ -1,4 +1,4 @@
-"""What `make quickstart` trains: three layers on the bytes of Python's standard library, about a minute a kind.
+"""What `make quickstart` trains: three layers on the bytes of Python's standard library.
 
     python -m experiments.quickstart                 # all kinds, one table
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/recommended

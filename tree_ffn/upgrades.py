@@ -99,8 +99,8 @@ def readable(config: dict[str, Any], where: str) -> dict[str, Any]:
         if "kappa" in ffn or "aux_weight" in ffn:  # no upgrade has taken it apart
             name = next(_gone(ffn), "kind")
             raise InputError(
-                f"{where}: ffn.{name} = {ffn.get(name)!r} is no option any more; the last commit that reads it is "
-                f"{LAST_OF_MANY}."
+                f"{where}: ffn.{name} = {ffn.get(name)!r} is no option any more; the last commit that reads it "
+                f"is {LAST_OF_MANY}."
             )
     return config
 

@@ -24,8 +24,8 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
 
     - P divisible by the model axis: tokens go over "data", whole trees over
       "model"; each device sums its own trees and one sum over "model" joins them.
-    - Otherwise (few wide trees, or pruned ones, which differ in size): tokens go over both axes and every device gathers the weights, which are
-      sharded for storage only.
+    - Otherwise (few wide trees, or pruned ones, which differ in size): tokens go over both axes and every
+      device gathers the weights, which are sharded for storage only.
 
     Tokens that an axis does not divide are not split over it. Without a mesh,
     or with one device, this is `tree_ffn`.
