@@ -23,7 +23,7 @@ FAST_TESTS ?= tests/tree tests/models
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-quickstart: $(RUN_STAMP) ## train a small tree model and the narrow dense one on this machine (8 minutes, 2 cores)
+quickstart: $(RUN_STAMP) ## compare dense, narrow and the recommended layer on this machine (8 minutes, 2 cores)
 	$(PY) -m experiments.quickstart
 
 test: $(DEV_STAMP) ## run the test suite (under 10 minutes on 2 cores)

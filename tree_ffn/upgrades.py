@@ -92,15 +92,15 @@ def readable(config: dict[str, Any], where: str) -> dict[str, Any]:
             if name in values:
                 key = f"{section}.{name}"
                 raise InputError(
-                    f"{where}: {key} = {values[name]!r} is no option any more; the last commit that reads it "
+                    f"{where}: {key} = {values[name]!r} is no option any more; the last commit that "
                     f"is {REMOVED[key]}."
                 )
     for ffn in _sections(config, "ffn"):
         if "kappa" in ffn or "aux_weight" in ffn:  # no upgrade has taken it apart
             name = next(_gone(ffn), "kind")
             raise InputError(
-                f"{where}: ffn.{name} = {ffn.get(name)!r} is no option any more; the last commit that reads it "
-                f"is {LAST_OF_MANY}."
+                f"{where}: ffn.{name} = {ffn.get(name)!r} is no option any more; the last commit that "
+                f"reads it is {LAST_OF_MANY}."
             )
     return config
 
