@@ -20,7 +20,7 @@ import jax
 from absl import flags
 
 from experiments import cli, path_flags, provenance, record
-from tree_ffn.analysis.axes import standalone
+from tree_ffn.analysis.axes import alone
 from tree_ffn.analysis.dynamics import read_lines
 from tree_ffn.analysis.plots import Series, line_chart
 from tree_ffn.errors import InputError, is_whole_number
@@ -174,7 +174,7 @@ def draw(seed: int) -> str:
         lines.append(Series(name, [line["step"] for line in found], [line["loss"] for line in found]))
     path = os.path.join(_WORKDIR.value, "losses.svg")
     with replacing(path) as file:
-        file.write(standalone(line_chart("Training loss", lines, "step", "nats a token")))
+        file.write(alone(line_chart("Training loss", lines, "step", "nats a token")))
     return path
 
 
