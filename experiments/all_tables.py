@@ -6,7 +6,6 @@ import statistics
 
 from experiments import record
 from experiments.conversion_table import conversion, kind_of
-from experiments.curve_tables import meeting_point, quality_curves, trained_text
 from experiments.lines import (
     NO_MATTER,
     baseline,
@@ -174,7 +173,7 @@ def tuning_grid(rows: list[dict]) -> Table:
 
 
 # Tables that stand on rows of others.
-LENDERS = {"quality_attempts": baselines, "quality_curves": meeting_point}
+LENDERS = {"quality_attempts": baselines}
 # Tables whose lines may have been scored on other texts too: those stand in a table below.
 SCORED_ELSEWHERE = ("t1_small", "quality_attempts", "quality_transfer")
 
@@ -187,7 +186,6 @@ TABLES = {
     "cpu_small": (trained, cpu_small),
     "t1_small": (trained, t1_small),
     "quality_attempts": (sized_text, quality_attempts),
-    "quality_curves": (trained_text, quality_curves),
     "quality_transfer": (sized_text, quality_transfer),
     "oracle": (sized_text, oracle),
     "t2_plan": (trained, t2_plan),

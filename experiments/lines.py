@@ -14,10 +14,13 @@ from tree_ffn.errors import InputError
 from tree_ffn.training.config import differing_keys, flat
 from tree_ffn.upgrades import upgraded
 
+# In the order of tables. Hash trees and continuous ones are of rows of commit 30983ff or before.
 KINDS = (
-    "dense", "narrow", "moe", "hash", "random_tree", "hash_tree", "tree_hard", "tree_straight",
-    "tree_continuous", "tree",
+    "dense", "narrow", "moe", "hash", "random_experts", "random_tree", "hash_tree", "tree_hard",
+    "tree_straight", "tree_continuous", "tree", "leaf",
 )  # fmt: skip
+# A leaf layer's kind, by its router.
+LEAF_KINDS = {"tree": "leaf", "softmax": "moe", "hash": "hash", "random": "random_experts"}
 
 # Keys that may differ within a line.
 NO_MATTER = (
@@ -91,6 +94,8 @@ def kind_of_layer(row: dict) -> str:
     if ffns := setting(row, "model.ffns"):
         return ",".join(sorted({ffn["kind"] for ffn in ffns}))
     kind = setting(row, "ffn.kind") or ""
+    if kind == "leaf":
+        return LEAF_KINDS[setting(row, "ffn.router")]
     return f"tree_{str(setting(row, 'ffn.routing')).partition('_')[0]}" if kind == "tree" else kind
 
 

@@ -1,7 +1,6 @@
 """A table as it is printed: Markdown for README, booktabs LaTeX for papers."""
 
 import re
-import shlex
 import textwrap
 from typing import NamedTuple
 
@@ -31,14 +30,13 @@ class Table(NamedTuple):
     commands: tuple[str, ...]
 
     def markdown(self) -> str:
-        """A heading, the text, the table, and the command of its last line."""
+        """A heading, the text and the table. Commands stand in the rows: each is of the commit beside it."""
         sides = ["---"] * self.labels + ["--:"] * (len(self.head) - self.labels)
         table = "\n".join(f"| {' | '.join(line)} |" for line in [self.head, sides, *self.cells])
         if len(self.cells) > 20:
             table = f"<details><summary>All {len(self.cells)} lines</summary>\n\n{table}\n\n</details>"
-        command = " \\\n    ".join(textwrap.wrap(shlex.join(self.commands[-1].split()), 112, **WHOLE))
         text = textwrap.fill(self.text, 120, **WHOLE)
-        return f"### {self.title}\n\n{text}\n\n{table}\n\nThe last line's command:\n\n```sh\n{command}\n```"
+        return f"### {self.title}\n\n{text}\n\n{table}"
 
     def latex(self) -> str:
         """A table of the package booktabs; above each line, as a comment, the command that made it."""

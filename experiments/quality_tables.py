@@ -1,8 +1,8 @@
 """The tables of quality: kinds of layers compared, the dynamics of trees, the plan of a large model."""
 
 import statistics
-from typing import Any
 
+from experiments.costs import cost
 from experiments.lines import (
     baseline,
     block,
@@ -23,9 +23,6 @@ from experiments.lines import (
 )  # fmt: skip
 from experiments.page import Table
 from tree_ffn.errors import InputError
-from tree_ffn.models.build import ffn_spec, layer_kinds
-from tree_ffn.models.ffn import ffn_flops
-from tree_ffn.training.config import namespace
 
 BITS = "bits_per_byte"
 
@@ -74,7 +71,7 @@ def kinds(rows: list[dict], title: str) -> Table:
         bits, loss = by_seed(line, BITS), by_seed(line, "val_loss")
         cells.append([
             f"`{name}`", spread(bits.values()), spread(loss.values()), gap_cell(lines, name),
-            mean(line, "active_share", ".1%"), products(line[-1]), mean(line, "dead_leaves", ".1%"),
+            mean(line, "active_share", ".1%"), products(line), mean(line, "dead_leaves", ".1%"),
             mean(line, "leaf_entropy", ".2f"), learning_rate(line), str(len(bits)),
         ])  # fmt: skip
     text = (
@@ -87,16 +84,10 @@ def kinds(rows: list[dict], title: str) -> Table:
     return block(title, text, [*head, "leaf entropy", "lr", "seeds"], cells, last_of(lines), lines=lines)
 
 
-def products(row: dict) -> str:
-    """Dot products that a token needs in a layer, a mean where layers are of several kinds.
-
-    Empty for a row that does not say what its layers are.
-    """
-    config: Any = namespace(row["config"])
-    if not hasattr(config, "ffn") or not hasattr(config.ffn, "n_trees"):
-        return ""
-    layers = layer_kinds(getattr(config.model, "layers", ""), config.model.n_layers, config.ffn.kind)
-    return f"{statistics.fmean(ffn_flops(ffn_spec(config.ffn, kind), 1) / 2 for kind in layers):,.0f}"
+def products(line: list[dict]) -> str:
+    """Products all in: as recorded, of older rows by arithmetic; empty where the config does not say."""
+    known = cost(line[-1])
+    return mean(line, "products", ",.0f") or (f"{known.products:,.0f}" if known else "")
 
 
 def other_texts(rows: list[dict], title: str) -> Table | None:

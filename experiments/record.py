@@ -231,7 +231,7 @@ def _read_rows(path: str):
             row = json.loads(line)
             check_row(row)
             row["config"] = upgraded(row["config"])
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"results: {path}, line {number}: {error}") from error
         yield row
 

@@ -1,15 +1,14 @@
-"""Makes the tables of README.md and the figures of docs/ from results/*.jsonl: the only source of claims.
+"""Makes the tables of README.md from results/*.jsonl: the only source of claims.
 
     python -m experiments.tables              # prints the tables
-    python -m experiments.tables --readme     # rewrites the section of results in README.md, docs/curve_*.svg
-    python -m experiments.tables --check      # exits 1 if these are not what results/ gives
+    python -m experiments.tables --readme     # rewrites the section of results in README.md
+    python -m experiments.tables --check      # exits 1 if that is not what results/ gives
     python -m experiments.tables --latex --results=results/t1_small.jsonl      # booktabs, with the commands
 
 Files called *_tuning.jsonl hold the runs that learning rates were chosen by; they make the grids and
 nothing else. What may stand in one line is said in experiments/lines.py.
 """
 
-import os
 import re
 import sys
 
@@ -17,18 +16,14 @@ from absl import flags
 
 from experiments import cli, path_flags
 from experiments.all_tables import read_rows, tables_of
-from experiments.curve_figures import figures
 from tree_ffn.errors import InputError
 
 _RESULTS = path_flags.define("results", "results/*.jsonl", "Results files (a glob pattern).")
 _PAGE = path_flags.define("page", "README.md", "File with the section of results.")
-_FIGURES = path_flags.define("figures", "docs", "Directory of the figures, curve_*.svg.")
-_README = flags.DEFINE_bool("readme", False, "Rewrite the section of results in --page, and the figures.")
+_README = flags.DEFINE_bool("readme", False, "Rewrite the section of results in --page.")
 _LATEX = flags.DEFINE_bool("latex", False, "Print LaTeX (package booktabs) in place of Markdown.")
 _MIXED = flags.DEFINE_bool("mixed", False, "Let lines of other data or steps into one table, which says so.")
-_CHECK = flags.DEFINE_bool(
-    "check", False, "Exit with 1 if the section in --page, or a figure, is out of date."
-)
+_CHECK = flags.DEFINE_bool("check", False, "Exit with 1 if the section in --page is out of date.")
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
@@ -44,37 +39,32 @@ def main() -> None:
     if not (_README.value or _CHECK.value):
         print(body or f"No rows in {_RESULTS.value}.")
         return
-    page, old = _PAGE.value, {_PAGE.value: read("--page", _PAGE.value)}
-    new = {page: with_section(old[page], body, page)}
-    for name, svg in figures(measured).items():
-        path = os.path.join(_FIGURES.value, f"curve_{name}.svg")
-        old[path], new[path] = read("--figures", path, missing=""), svg
-    stale = [path for path in new if new[path] != old[path]]
-    if _CHECK.value and stale:
-        print(f"{', '.join(stale)}: out of date; run python -m experiments.tables --readme.", file=sys.stderr)
+    page = _PAGE.value
+    old = read(page)
+    new = with_section(old, body, page)
+    if _CHECK.value and new != old:
+        print(f"{page}: out of date; run python -m experiments.tables --readme.", file=sys.stderr)
         sys.exit(1)
-    for path in stale:
-        write("--page" if path == page else "--figures", path, new[path])
+    if new != old:
+        write(page, new)
 
 
-def read(flag: str, path: str, missing: str | None = None) -> str:
-    """A file's text, or `missing` where there is no such file; one that cannot be read is an InputError."""
+def read(page: str) -> str:
+    """The page's text; one that cannot be read is an InputError."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(page, encoding="utf-8") as file:
             return file.read()
     except OSError as error:
-        if missing is not None and isinstance(error, FileNotFoundError):
-            return missing
-        raise InputError(f"{flag}: {path} cannot be read ({error.strerror}).") from error
+        raise InputError(f"--page: {page} cannot be read ({error.strerror}).") from error
 
 
-def write(flag: str, path: str, text: str) -> None:
-    """Writes a file; one that cannot be written is an InputError."""
+def write(page: str, text: str) -> None:
+    """Writes the page; one that cannot be written is an InputError."""
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(page, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise InputError(f"{flag}: {path} cannot be written ({error.strerror}).") from error
+        raise InputError(f"--page: {page} cannot be written ({error.strerror}).") from error
 
 
 def render(pattern: str) -> str:

@@ -1,0 +1,67 @@
+"""What the layers of a recorded run cost: F, and products all in; those of layers that are gone too.
+
+A layer that is computed today says so itself (`tree_ffn.models.ffn`). Of the others the arithmetic is here:
+they are read from the configs of rows and never built.
+"""
+
+import statistics
+from typing import Any, NamedTuple
+
+from tree_ffn.models.build import ffn_spec, layer_kinds
+from tree_ffn.models.ffn import products, total_units
+from tree_ffn.training.config import namespace
+
+
+class Cost(NamedTuple):
+    """Units of a layer, F, and dot products of E numbers that a token needs in it, routing counted."""
+
+    total: float
+    products: float
+
+
+def cost(row: dict) -> Cost | None:
+    """Mean over the layers of a row's model; None where its config does not say what they are.
+
+    Example:
+      >>> ffn = {"kind": "narrow", "width": 96, "activation": "gelu"}
+      >>> cost({"config": {"model": {"n_layers": 8}, "ffn": ffn}})
+      Cost(total=96, products=192)
+    """
+    ffn, model = row["config"].get("ffn", {}), row["config"].get("model", {})
+    if "activation" not in ffn:
+        return None
+    if is_gone(ffn):
+        return None if model.get("layers") else gone(ffn)
+    kinds = layer_kinds(model.get("layers", ""), model["n_layers"], ffn["kind"])
+    section: Any = namespace(ffn)
+    specs = [ffn_spec(section, kind) for kind in kinds]
+    return Cost(*(statistics.fmean(map(count, specs)) for count in (total_units, products)))
+
+
+def is_gone(ffn: dict) -> bool:
+    """Whether a section `ffn`, upgraded, is of a layer that no commit after 30983ff computes."""
+    return "kappa" in ffn
+
+
+def gone(ffn: dict) -> Cost:
+    """F and 2 A + routers of a layer as commit 30983ff had them.
+
+    Grouped experts: X W units, K W of them at work, X routers. P trees of depth D whose first H decisions are a
+    hash's: sum over the levels of P W_l units at work and of P 2^l W_l in all, S shared ones in both. Below a
+    node that only decided (`silent`), W_l had one row less. A search of beam B asked min(2^l, B) nodes of each
+    level that was no hash's; of those, the D - H on the path are units already where first units decide.
+    """
+    depth, trees, shared = ffn["depth"], ffn["n_trees"], ffn["shared_width"]
+    widths = ffn["node_width"] * (1 if len(ffn["node_width"]) > 1 else depth + 1)
+    if ffn["kind"] == "moe":
+        width = ffn["expert_width"] or (trees * sum(widths) + shared) // ffn["top_k"]
+        return Cost(ffn["n_experts"] * width, 2 * ffn["top_k"] * width + ffn["n_experts"])
+    router = "frozen" if ffn["kind"] == "random_tree" else ffn["router"]
+    hashed = depth if ffn["kind"] == "hash_tree" else ffn["hash_levels"]
+    if router == "silent":
+        widths = [width - (hashed <= level < depth) for level, width in enumerate(widths)]
+    beam = ffn["beam"] if ffn["kind"] == "tree" else 1
+    asked = sum(min(2**level, beam) for level in range(depth - hashed))
+    on_path = depth - hashed if router == "first_unit" else 0
+    total = trees * sum(2**level * width for level, width in enumerate(widths)) + shared
+    return Cost(total, 2 * (trees * sum(widths) + shared) + trees * (asked - on_path))
