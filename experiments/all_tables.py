@@ -37,6 +37,7 @@ from experiments.quality_tables import (
     asked,
     cpu_small,
     other_texts,
+    products,
     quality_attempts,
     quality_transfer,
     sized_text,
@@ -138,16 +139,17 @@ def quickstart(rows: list[dict]) -> Table:
             below = sum(value > 0 for value in margin)
             verdict += f" `{name}` ended below narrow in {below} of {len(margin)} seeds."
         cells.append([
-            f"`{name}`", spread(bits.values()), spread(margin), mean(line, "active_share", ".1%"),
+            f"`{name}`", spread(bits.values()), spread(margin), products(line),
             mean(line, "tokens_per_s", ",.0f"), learning_rate(line), str(len(bits)),
         ])  # fmt: skip
     steps = ", ".join(f"`{name}` {value:.0f} ms" for name, value in timings.items())
     text = (
         f"What `make quickstart` trains: {task(runs)}. Held-out text; mean ± standard deviation over seeds. "
-        "The margin is by how much a line ends below `narrow`, dense with as many active units, seed by seed."
+        "The margin is by how much a line ends below `narrow`, dense with as many active units, seed by "
+        "seed. Products: dot products of the model's width that a token needs in a layer, routing counted."
         f"{verdict}{f' A training step: {steps}.' if steps else ''} {origin(rows)}"
     )
-    head = ["", "bits per byte", "margin", "active share", "tokens/s", "lr", "seeds"]
+    head = ["", "bits per byte", "margin", "products", "tokens/s", "lr", "seeds"]
     return block("Quickstart", text, head, cells, last_of(lines), lines=lines)
 
 

@@ -46,9 +46,9 @@ def is_gone(ffn: dict) -> bool:
 def gone(ffn: dict) -> Cost:
     """F and 2 A + routers of a layer as commit 30983ff had them.
 
-    Grouped experts: X W units, K W of them at work, X routers. P trees of depth D whose first H decisions are a
-    hash's: sum over the levels of P W_l units at work and of P 2^l W_l in all, S shared ones in both. Below a
-    node that only decided (`silent`), W_l had one row less. A search of beam B asked min(2^l, B) nodes of each
+    Grouped experts: X W units, K W of them at work, X routers. P trees of depth D whose first H decisions are
+    a hash's: sum over the levels of P W_l units at work and of P 2^l W_l in all, S shared ones in both. Where
+    nodes only decided (`silent`), W_l had one row less. A search of beam B asked min(2^l, B) nodes of each
     level that was no hash's; of those, the D - H on the path are units already where first units decide.
     """
     depth, trees, shared = ffn["depth"], ffn["n_trees"], ffn["shared_width"]

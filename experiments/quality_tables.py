@@ -135,7 +135,7 @@ def sized_text(row: dict) -> tuple:
 
 
 def quality_transfer(rows: list[dict]) -> Table:
-    return kinds(rows, f"The recipe elsewhere, width {setting(rows[0], 'model.width')}, {machine(rows[0])}")
+    return kinds(rows, f"Other widths and texts, width {setting(rows[0], 'model.width')}, {machine(rows[0])}")
 
 
 def t1_small(rows: list[dict]) -> Table:

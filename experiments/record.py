@@ -231,7 +231,9 @@ def _read_rows(path: str):
             row = json.loads(line)
             check_row(row)
             row["config"] = upgraded(row["config"])
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        except KeyError as error:
+            raise InputError(f"results: {path}, line {number}: its config has no {error}.") from error
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"results: {path}, line {number}: {error}") from error
         yield row
 

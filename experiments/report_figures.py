@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.costs import cost
 from experiments.lines import by_seed, differences, groups, middle, not_comparable, rank, setting
 from tree_ffn.analysis import dynamics
 from tree_ffn.analysis.plots import Series, heat_map, line_chart
 from tree_ffn.analysis.scatter import Point, marker, scatter
-from tree_ffn.models.build import model_spec_from_config
-from tree_ffn.models.ffn import units
-from tree_ffn.training.config import namespace
 from tree_ffn.training.workdir import read_config, read_json
 
 MOST_HEAT_MAPS = 4  # of a run: its first and last layer of trees, and some between
@@ -42,7 +40,7 @@ CAPTIONS = {
     "(both smaller is better). Points of one x stand side by side; the best of them is at its place.",
 }
 AGAINST = {
-    "active": ("active units a layer", "Loss against active units"),
+    "products": ("products a token and layer", "Loss against products, routing counted"),
     "total": ("units a layer", "Loss against units in all"),
     "time": ("ms a training step", "Loss against measured time"),
 }
@@ -218,13 +216,10 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
         if not losses:
             continue
         loss, spread = middle(losses)
-        config = next(row["config"] for row in line if row["metric"] == "val_loss")
-        model = model_spec_from_config(namespace(config), config["data"]["vocab_size"])
-        layers = [units(ffn) for ffn in model.ffns]
-        places = {
-            "active": statistics.fmean(layer.active for layer in layers),
-            "total": statistics.fmean(layer.total for layer in layers),
-        }
+        known = cost(next(row for row in line if row["metric"] == "val_loss"))
+        if known is None:
+            continue
+        places = {"products": known.products, "total": known.total}
         if seconds := [
             row["value"] for row in line if row["metric"] == "seconds_per_step" and row["device"] == on
         ]:
@@ -232,17 +227,17 @@ def row_points(rows: list[dict]) -> dict[str, list[Point]]:
         for kind, x in places.items():
             found[kind].append(Point(name, x, loss, spread, rank(line[0])))
     # The numbers of the points are the same in every figure: one that lacks some is not drawn.
-    return {kind: points for kind, points in found.items() if len(points) == len(found["active"])}
+    return {kind: points for kind, points in found.items() if len(points) == len(found["products"])}
 
 
 def pareto_figures(rows: list[dict]) -> list[str]:
-    """Validation loss of a table's lines against active units, all units and time; the points' key."""
+    """Validation loss of a table's lines against products, all units and time; the points' key."""
     drawn = {kind: points for kind, points in row_points(rows).items() if len(points) > 1}
     figures = []
     for kind, points in drawn.items():
         label, title = AGAINST[kind]
         figures.append(figure(scatter(title, points, label, "nats a token"), f"<b>{title}.</b>"))
-    return [*figures, key_of(drawn["active"])] if figures else []
+    return [*figures, key_of(drawn["products"])] if figures else []
 
 
 def key_of(points: list[Point]) -> str:
@@ -263,7 +258,13 @@ def run_facts(run: Run) -> str:
         kind += (
             f", routing {get('ffn.routing')}, P={get('ffn.n_trees')} D={get('ffn.depth')} "
             f"W={get('ffn.node_width')}, {get('ffn.activation')} at site {get('ffn.act_site')}, "
-            f"balance {get('ffn.balance')}"
+            f"balancing {get('ffn.balance_rate')}"
+        )
+    elif kind == "leaf":
+        kind += (
+            f", router {get('ffn.router')}, {get('ffn.top_k')} of {get('ffn.n_experts')} experts of "
+            f"{get('ffn.expert_width')} units, gates {get('ffn.gate_norm')}, dense start "
+            f"{get('ffn.dense_start')}, balancing {get('ffn.balance_rate')}"
         )
     last = of_split(run, "valid", "loss")[1][-1:]
     parts = (

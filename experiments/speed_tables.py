@@ -43,14 +43,27 @@ def size(row: dict) -> str:
 
 
 def timed(row: dict) -> tuple:
-    """Timings of one device and number format, of the recipe's layer or others, with the C++ part or not."""
-    recipe, compiled = setting(row, "spec.router") == "silent", bool(setting(row, "kernels"))
-    return row["device"], row["config"].get("dtype", "float32"), recipe, compiled
+    """Timings of one device, number format and kind of layer, with the C++ part or not."""
+    return row["device"], row["config"].get("dtype", "float32"), layer(row), bool(setting(row, "kernels"))
+
+
+def layer(row: dict) -> str:
+    """What was timed, for the table's title; of rows until 2026-11-30, layers that are gone.
+
+    Example:
+      >>> layer({"config": {"spec": {"shape": {"depth": 7}, "routing": "hard", "router": "first_unit"}}})
+      'the path layer, hard'
+    """
+    if setting(row, "spec.n_experts") is not None:
+        return f"the leaf layer, {setting(row, 'spec.router')}"
+    if setting(row, "spec.router") == "silent":
+        return "the old recipe's layer"
+    return f"the path layer, {setting(row, 'spec.routing')}"
 
 
 def speed_layer(rows: list[dict]) -> Table:
     """A line per width, tokens, shape, pass and usage; all ratios are of one run each."""
-    named = lambda row: speed_name(row)[:5]
+    named = lambda row: speed_name(row)[:4]
     usage = lambda row: row["config"].get("usage", "uniform")
     lines = groups(rows, lambda row: (*named(row), usage(row)))
     for line in lines.values():
@@ -58,14 +71,13 @@ def speed_layer(rows: list[dict]) -> Table:
     lines_of(rows, free=".", common=SPEED_COMMON)
     shown = [name for name in EXECUTIONS if any(variant(row) == name for row in rows)]
     cells = []
-    for (width, tokens, trees, node, direction, used), line in lines.items():
+    for (width, tokens, shape, direction, used), line in lines.items():
         figures: dict[str, dict] = {}
         for row in line:
             figures.setdefault(variant(row), {})[row["metric"]] = row["value"]
-        shape = f"P={trees} W={node}" + ("" if used == "uniform" else f", {used}")
+        shape += "" if used == "uniform" else f", {used}"
         cells.append([str(width), str(tokens), shape, direction, *speed_cells(figures, shown)])
-    device, dtype, recipe, compiled = timed(rows[0])
-    what = "the recipe's layer" if recipe else "the layer"
+    device, dtype, what, compiled = timed(rows[0])
     where = f"{device}, {dtype}" + (", after `make kernels`" if compiled else "")
     text = (
         f"One layer in {dtype}: milliseconds, and how many times as fast as dense, the fastest of its four "
@@ -88,24 +100,32 @@ def gather_limit(rows: list[dict]) -> str:
 
 
 def speed_name(row: dict) -> tuple:
-    """(E, T, P, W, pass, variant) of a row, by its config; a W for each level is written 1x1x24.
+    """(E, T, shape, pass, variant) of a row, by its config; a W for each level is written 1x1x24.
 
     Raises:
       InputError: the config does not say all of these.
     """
     known = flat(row["config"])
-    keys = ("width", "tokens", "spec.shape.n_trees", "spec.shape.node_width", "direction", "variant")
-    for key in keys:
+    keys = ("width", "tokens", "direction", "variant")
+    if "spec.n_experts" in known:
+        sizes = {"X": "spec.n_experts", "W": "spec.expert_width", "K": "spec.top_k"}
+    else:
+        sizes = {"P": "spec.shape.n_trees", "W": "spec.shape.node_width"}
+    for key in (*keys, *sizes.values()):
         if key not in known:
             raise InputError(f"results: speed_layer row {row['row']!r} has no {key} in its config.")
-    width, tokens, n_trees, node, direction, name = (known[key] for key in keys)
-    node = "x".join(map(str, node)) if isinstance(node, list) else str(node)
-    return width, tokens, n_trees, node, direction, name.partition("[")[0]
+    width, tokens, direction, name = (known[key] for key in keys)
+    shape = " ".join(f"{letter}={_by_level(known[key])}" for letter, key in sizes.items())
+    return width, tokens, shape, direction, name.partition("[")[0]
+
+
+def _by_level(value) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def variant(row: dict) -> str:
     """`dense`, `narrow` or an execution."""
-    return speed_name(row)[5]
+    return speed_name(row)[-1]
 
 
 def speed_cells(figures: dict[str, dict], shown: list[str]) -> list[str]:

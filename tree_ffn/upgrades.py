@@ -263,6 +263,9 @@ def _units_of_paths(ffn: dict) -> tuple[int, int]:
     """F and A of the trees that a section `ffn` describes, which said those of other kinds too."""
     widths = ffn["node_width"] if isinstance(ffn["node_width"], (list, tuple)) else [ffn["node_width"]]
     widths = list(widths) * (ffn["depth"] + 1 if len(widths) == 1 else 1)
+    if ffn["router"] == "silent":  # whose row, of decisions that are no hash's, was no unit
+        decides = range(ffn["hash_levels"], ffn["depth"])
+        widths = [width - (level in decides) for level, width in enumerate(widths)]
     shared = ffn["shared_width"]
     total = ffn["n_trees"] * sum(2**level * width for level, width in enumerate(widths)) + shared
     return total, ffn["n_trees"] * sum(widths) + shared
