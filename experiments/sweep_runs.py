@@ -14,6 +14,7 @@ from experiments.lines import NO_MATTER, telling_differences
 from experiments.sweep import Row, Sweep
 from tree_ffn.data import corpus_spec_from_config, prepare
 from tree_ffn.training.setup import many_passes, train_spec
+from tree_ffn.upgrades import stamped
 
 
 class Run(NamedTuple):
@@ -82,12 +83,12 @@ class Known:
 
 
 def same_run(recorded: dict, wanted: dict) -> bool:
-    """Whether a recorded config, text included, computes what the wanted one does.
+    """Whether a recorded config, text included, computes what the wanted one, of today, does.
 
     More than equal hashes: keys that change no figure may differ (`lines.NO_MATTER`), and their versions (see
     `tree_ffn/upgrades.py`).
     """
-    return all(re.match(NO_MATTER, key) for key in telling_differences(recorded, wanted))
+    return all(re.match(NO_MATTER, key) for key in telling_differences(recorded, stamped(wanted)))
 
 
 def facts(config) -> dict:

@@ -9,7 +9,8 @@ from experiments import record
 from experiments.tables import BEGIN, END, render, with_section
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
-from tree_ffn.tree import TreeShape, TreeSpec
+from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
+from tree_ffn.upgrades import ADDED, VERSION
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -22,22 +23,33 @@ def quick_rows(monkeypatch):
 
 
 def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
+    """As a run records it; of the layer, what differs from a hard tree of P=2, W=1, D=7."""
     return {
         "model": {"n_layers": 4, "width": 128, "context": 256},
         "train": {"steps": steps, "batch_size": 8, "log_every": 20},
         "optim": {"lr": lr},
         "data": {"corpus": "text", "sha256": sha, "vocab_size": 257, "splits": splits or {}},
-        "ffn": {"implementation": "auto", **ffn},
-        "config_version": 0,
+        "ffn": {**FFN, **ffn},
     }
 
 
-LAYERS = ("dense", "narrow", "moe", "hash_tree", "hash", "random_tree", "tree")
-# What a feed-forward layer has beside what a test says of it.
+KINDS = ("dense", "narrow", "moe", "hash", "random_tree", "tree")
 FFN = {
-    "activation": "gelu", "negative_slope": 0.01, "act_site": "node", "routing": "hard", "gate": "min",
-    "kappa": 1.0, "beta": 1.0, "balance": "none", "balance_rate": 1e-3, "depth": 7, "node_width": [1],
-    "shared_width": 0, "width": 0,
+    "implementation": "auto", "activation": "gelu", "width": 510, "n_trees": 2, "depth": 7, "node_width": [1],
+    "act_site": "node", "routing": "hard", "balance_rate": 0.0, "n_experts": 32, "expert_width": 16,
+    "top_k": 1, "search": "best", "gate_norm": "none", "dense_start": 0.0,
+}  # fmt: skip
+LAYERS = {
+    "moe": {"kind": "leaf", "router": "softmax", "n_trees": 1},
+    "hash": {"kind": "leaf", "router": "hash", "n_trees": 1},
+    "narrow": {"kind": "narrow", "width": 16},
+}
+# The same sections until version 5: every kind had all fields, and trees said F and A of the others.
+OLD = {
+    "implementation": "auto", "activation": "gelu", "width": 0, "n_trees": 2, "depth": 7, "node_width": [1],
+    "shared_width": 0, "act_site": "node", "routing": "hard", "balance": "none", "balance_rate": 1e-3,
+    "gate": "min", "kappa": 1.0, "beta": 1.0, "n_experts": 32, "expert_width": 0, "top_k": 1,
+    "renormalise": False, "moe_balance": "none", "aux_weight": 0.01,
 }  # fmt: skip
 
 
@@ -45,8 +57,9 @@ def add(path, row, seed, table="cpu_small", device="cpu", figures=None, of=None,
     """Appends a run's figures; bits per byte is half of the loss."""
     figures = figures or {"val_loss": loss["loss"], "bits_per_byte": loss["loss"] / 2}
     of = of or config()
-    if kind := next((kind for kind in LAYERS if kind in row), None) if "ffn" in of else None:
-        of = {**of, "ffn": {"kind": kind, "routing": "hard", **of["ffn"]}}
+    if "ffn" in of and "kind" not in of["ffn"]:
+        kind = next(kind for kind in KINDS if kind in row)
+        of = {**of, "ffn": {**of["ffn"], **LAYERS.get(kind, {"kind": kind})}}
     for metric, value in figures.items():
         record.append_result(
             str(path), table=table, row=row, metric=metric, value=value, seed=seed, config=of,
@@ -81,7 +94,6 @@ def test_mean_spread_and_gap(small):
     places = [text.index(f"| `{kind}") for kind in ("dense", "narrow", "moe", "tree")]
     assert places == sorted(places)
     assert "abc123" in text and "jax 0.10.2" in text and "seeds 0, 1" in text and "111111111111" in text
-    assert "python -m experiments.train --config=configs/cpu_small.py" in text
 
 
 def test_attempts_stand_beside_the_baselines_of_their_task(tmp_path):
@@ -91,7 +103,7 @@ def test_attempts_stand_beside_the_baselines_of_their_task(tmp_path):
     add(path, "dense", 1, table="t1_small", of=config(sha="2" * 64, steps=1500), loss=1.0)
     for row, loss, of in (
         ("hash_X32", 2.25, config()),
-        ("hash_tree_P2", 2.5, config(sha="3" * 64, steps=1500)),
+        ("random_tree_P2", 2.5, config(sha="3" * 64, steps=1500)),
     ):
         add(path, row, 0, table="quality_attempts", of=of, loss=loss)
     text = render(str(path))
@@ -99,39 +111,7 @@ def test_attempts_stand_beside_the_baselines_of_their_task(tmp_path):
     assert cells(attempts, "`hash_X32`")[0][3] == "0.750 (one seed)"
     assert len(cells(attempts, "`dense`")) == len(cells(attempts, "`narrow_A16`")) == 1
     assert not cells(attempts, "`tree_hard_P2_W1`")  # no baseline
-    assert cells(attempts, "`hash_tree_P2`")[0][3] == ""  # of another text: nothing to be compared with
-
-
-def test_curves_have_a_line_a_point(tmp_path):
-    path = tmp_path / "results.jsonl"
-
-    def run(row, loss, steps=500, table="quality_curves", **ffn):
-        ffn = {"kind": row.partition("_")[0], "n_trees": 12, "top_k": 1, "renormalise": False, **FFN, **ffn}
-        add(path, row, 0, table=table, of=config(steps=steps, **ffn), loss=loss)
-
-    for steps, dense, narrow, tree in ((500, 2.0, 3.0, 2.25), (1000, 1.0, 3.0, 1.5)):
-        table, more = ("t1_small", {}) if steps == 500 else ("quality_curves", {"steps": steps})
-        run("dense", dense, table=table, **more)
-        run("narrow_A96", narrow, table=table, **more)
-        run("tree_straight_P12_W1", tree, table=table, routing="straight_through", **more)
-    run("tree_straight_D3", 2.5, routing="straight_through", depth=3)
-    run("narrow_A48", 4.0, depth=3)
-    run("tree_leak", 2.0, routing="straight_through", depth=3, leak=0.5)
-    moe = {"n_experts": 32, "expert_width": 48, "depth": 3, "moe_balance": "none", "aux_weight": 0.0}
-    run("moe_leak", 3.0, **moe, leak=0.5)
-    run("moe", 3.5, **moe)
-    text = render(str(path))
-    curves = text[text.index("### Curves") :]
-    trees = cells(curves, "`tree_straight`")
-    assert [row[1:5] + row[6:] for row in trees] == [
-        ["1 M", "48", "180", "26.7%", "0.750 (one seed)", "1"],
-        ["1 M", "96", "3,060", "3.1%", "0.750 (one seed)", "1"],
-        ["2 M", "96", "3,060", "3.1%", "0.750 (one seed)", "1"],
-    ]
-    assert cells(curves, "`tree_straight_leak50_30`")[0][6] == "1.000 (one seed)"
-    for kind, gap in (("moe_top1", "0.250"), ("moe_top1_leak50_30", "0.500")):
-        assert [row[6] for row in cells(curves, f"`{kind}`")] == [f"{gap} (one seed)"]
-    assert [row[6] for row in cells(curves, "`narrow`")] == ["0", "0", "0"]
+    assert cells(attempts, "`random_tree_P2`")[0][3] == ""  # of another text: nothing to be compared with
 
 
 def test_lengths_and_devices_are_tables_of_their_own(small):
@@ -146,20 +126,76 @@ def test_lengths_and_devices_are_tables_of_their_own(small):
     assert "Device `h100, h200`" in text
 
 
-def test_keys_newer_or_older_than_a_row_count_as_what_was_computed_then(small):
-    newer = config()
-    newer["ffn"] |= {"leak": 0.0, "leak_share": 0.3}
-    add(small, "dense", 2, of=newer, loss=2.2)
+@pytest.mark.parametrize(
+    "row, old, cost",
+    [
+        ("dense", {"kind": "dense"}, "1,020"),
+        ("narrow_A16", {"kind": "narrow"}, "32"),
+        ("narrow_A16", {"kind": "narrow", "router": "silent", "depth": 5, "n_trees": 16}, "32"),
+        ("tree_hard_P2_W1", {"kind": "tree"}, "32"),
+        ("random_tree_P2_W1", {"kind": "random_tree", "routing": "continuous"}, "46"),
+        ("moe_top1_X32", {"kind": "moe"}, "64"),
+        ("hash_X32", {"kind": "hash", "top_k": 4}, "32"),
+    ],
+)
+def test_one_layer_recorded_before_and_after_it_had_other_keys_is_one_line(tmp_path, row, old, cost):
+    path = tmp_path / "rows.jsonl"
+    before = {**config(), "ffn": {**OLD, **old}, "config_version": 4}
+    add(path, row, 0, of=before | {"ffn": added() | before["ffn"]}, loss=2.0)
+    add(path, row, 1, of=before | {"config_version": 0}, loss=2.1)
+    add(path, row, 2, loss=2.2)
+    assert record.load_results(str(path))[0]["config"]["config_version"] == VERSION
+    (line,) = cells(render(str(path)), f"`{row}`")
+    assert (line[2], line[5], line[-1]) == ("2.1000 ± 0.1000", cost, "3")
+    changed = config(activation="relu")
+    add(path, row, 3, of=changed, loss=2.2)
+    with pytest.raises(InputError, match="ffn.activation is both"):
+        render(str(path))
+
+
+def added():
+    """What a section `ffn` of version 4 had beside `OLD`."""
+    return {name: value for name, value in ADDED["ffn"].items() if name not in OLD}
+
+
+def test_layers_that_are_gone_stand_in_tables_by_what_was_recorded(tmp_path):
+    """Silent routers and a beam, a hash's paths, shared units, experts in groups: products by hand."""
+    path = tmp_path / "rows.jsonl"
+    experts = {"router": "silent", "depth": 5, "n_trees": 16, "routing": "continuous", "beam": 2}
+    rows = {
+        "tree_continuous_beam2": ({"kind": "tree", **experts}, "176"),  # 16 units, 16 (1 + 4 2) routers
+        "hash_tree_P2_W1": ({"kind": "hash_tree"}, "32"),
+        "tree_shared": ({"kind": "tree", "shared_width": 6}, "44"),
+        "moe_grouped": ({"kind": "moe", "top_k": 4, "expert_width": 4, "expert_groups": 2}, "64"),
+    }
+    for row, (ffn, _) in rows.items():
+        of = {**config(), "ffn": {**OLD, **added(), **ffn}, "config_version": 4}
+        add(path, row, 0, of=of, figures={"val_loss": 2.5, "bits_per_byte": 1.0, "active_share": 0.125})
+    for row, loss in (("dense", 2.0), ("narrow_A16", 3.0)):
+        add(path, row, 0, loss=loss)
+    for row, (_, cost) in rows.items():
+        (line,) = cells(render(str(path)), f"`{row}`")
+        assert line[3:6] == ["0.500 (one seed)", "12.5%", cost], row
+
+
+def test_recorded_products_stand_before_arithmetic(tmp_path):
+    add(
+        tmp_path / "r.jsonl",
+        "moe_top1_X32",
+        0,
+        figures={"val_loss": 2.0, "bits_per_byte": 1.0, "products": 7},
+    )
+    assert cells(render(str(tmp_path / "r.jsonl")), "`moe_top1_X32`")[0][5] == "7"
+
+
+def test_keys_that_are_no_more_count_as_what_was_computed_then(small):
+    older = {**config(), "ffn": {**OLD, "kind": "dense", "balance_floor": 0.5}, "config_version": 0}
+    add(small, "dense", 2, of=older, loss=2.2)
     assert cells(render(str(small)), "`dense`")[0][-1] == "3"
-
-    older = config()
-    older["ffn"] |= {"balance_floor": 0.5}  # a key that is no more
-    add(small, "dense", 3, of=older, loss=2.2)
-    assert cells(render(str(small)), "`dense`")[0][-1] == "4"
-
-    newer["ffn"]["leak"] = 0.5
-    add(small, "dense", 4, of=newer, loss=2.2)
-    with pytest.raises(InputError, match=r"dense: ffn\.leak is both 0\.0 and 0\.5"):
+    leaks = {"kind": "tree", "balance": "sign", "leak": 0.5}
+    of = {**config(), "ffn": {**OLD, **leaks}, "config_version": 0}
+    add(small, "tree_hard_P2_W1", 2, of=of, loss=2.2)
+    with pytest.raises(InputError, match=r"tree_hard_P2_W1: ffn\.\w+ is both"):
         render(str(small))
 
 
@@ -252,14 +288,14 @@ def test_rates_of_cards_that_learn_alike_are_not_averaged(tmp_path):
 def test_quickstart_margin_is_seed_by_seed(tmp_path):
     path = tmp_path / "quickstart.jsonl"
     for seed, tree, narrow in ((0, 2.0, 2.1), (1, 2.2, 2.4), (2, 2.6, 2.5)):
-        add(path, "tree_continuous_P1_W2", seed, "quickstart", loss=2 * tree)
+        add(path, "tree_hard_P2_W1", seed, "quickstart", loss=2 * tree)
         add(path, "narrow_A16", seed, "quickstart", loss=2 * narrow)
-    add(path, "tree_continuous_P1_W2_masked_train", None, "quickstart", figures={"time_ms": 90.0})
+    add(path, "tree_masked_train", None, "quickstart", figures={"time_ms": 90.0})
     text = render(str(path))
-    (tree,), (narrow,) = cells(text, "`tree_continuous_P1_W2`"), cells(text, "`narrow_A16`")
+    (tree,), (narrow,) = cells(text, "`tree_hard_P2_W1`"), cells(text, "`narrow_A16`")
     assert tree[2] == "0.0667 ± 0.1528" and narrow[2] == ""
     assert "ended below narrow in 2 of 3" in " ".join(text.split())
-    assert "`tree_continuous_P1_W2_masked_train` 90 ms" in " ".join(text.split())
+    assert "`tree_masked_train` 90 ms" in " ".join(text.split())
 
 
 def test_tuning_stays_apart(small):
@@ -274,13 +310,25 @@ def test_tuning_stays_apart(small):
     assert cells(text, "`narrow_A16`")[1][3] == "**0.2500** (edge)"
 
 
-def add_time(path, name, variant, ms, ratio, usage="uniform", depth=7):
-    spec = dataclasses.asdict(TreeSpec(TreeShape(1, depth, 12)))
+def add_time(path, name, variant, ms, ratio, usage="uniform", depth=7, spec=None):
+    spec = dataclasses.asdict(spec or TreeSpec(TreeShape(1, depth, 12)))
     of = {"variant": variant, "dtype": "float32", "usage": usage, "spec": spec, "cores": 2, "width": 768}
     of |= {"tokens": 1, "direction": "forward"} if "_T1_" in name else {"tokens": 4096, "direction": "train"}
     of["copy_gb_per_s"] = ms  # measured anew each time
     figures = {"time_ms": ms, "ratio_to_dense": ratio, "floor_share": 0.25, "memory_mb": 8.0}
     add(path, f"{name}.{variant}", None, "speed_layer", figures=figures, of=of)
+
+
+def test_leaf_layers_have_speed_tables_of_their_own(tmp_path):
+    path = tmp_path / "speed_layer.jsonl"
+    add_time(path, "d768_T4096_P1_W12_train", "grouped", 12.0, 10.0)
+    for router in ("tree", "softmax"):
+        spec = LeafSpec(n_experts=512, expert_width=6, top_k=16, router=router)
+        add_time(path, f"d768_T4096_{router}", "masked", 2.0, 0.5, spec=spec)
+    text = render(str(path))
+    for what in ("the path layer, hard", "the leaf layer, tree", "the leaf layer, softmax"):
+        assert f"### Speed of {what}, cpu, float32" in text
+    assert [row[2] for row in cells(text, "768")] == ["X=512 W=6 K=16"] * 2 + ["P=1 W=12"]
 
 
 def test_speed_of_the_layer(tmp_path):
@@ -335,7 +383,7 @@ def test_only_the_layer_its_rate_and_its_output_scale_may_differ(section, change
 
 
 def test_a_baseline_is_one_by_its_config(small):
-    dense = config(kind="moe")
+    dense = config(**LAYERS["moe"])
     rows = small.with_name("other.jsonl")
     add(rows, "narrow_A16", 0, loss=3.0)
     add(rows, "dense", 0, of=dense, loss=2.0)
