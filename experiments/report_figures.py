@@ -24,9 +24,10 @@ CAPTIONS = {
     "speed": "<b>Speed.</b> Tokens a second of training alone: compiling and validation are left out.",
     "moves": "<b>How fast routing freezes.</b> Share of the tokens of a fixed batch that change leaf within "
     "100 steps, mean over trees. Near 0 paths are fixed, and what they leave out can be pruned.",
-    "dead": "<b>Dead leaves.</b> Leaves without a visit in the validation batches. A rise is auto-pruning; a "
-    "fall means that training spreads tokens over more of the tree.",
-    "balance": "<b>Balance.</b> Entropy of visits over a tree's leaves: 1 is all leaves alike, 0 one leaf.",
+    "dead": "<b>Dead leaves.</b> Leaves, or experts, without a visit in the validation batches. A rise is "
+    "auto-pruning; a fall means that training spreads tokens over more of them.",
+    "balance": "<b>Balance.</b> Entropy of visits over leaves, of a tree or all experts: 1 is all alike, 0 one "
+    "leaf.",
     "right": "<b>Which way.</b> Share of a level's decisions that go right, mean over layers. An activation "
     "that is silent below 0 pulls units to the left.",
     "skew": "<b>How one-sided.</b> 0 where every node halves its tokens, 1 where each sends all one way; "
@@ -104,30 +105,34 @@ def run_figures(runs: list[Run]) -> list[str]:
 
 
 def usage_figures(run: Run) -> list[str]:
-    """Everything on a run's trees, from its usage.jsonl; empty for a run without trees."""
-    trees = {layer: arrays for layer, arrays in run.usage.items() if ("valid", "moved") in arrays}
-    if not trees:
+    """Everything on how a run's leaves or experts are used; empty for a run without such layers."""
+    routed = {layer: arrays for layer, arrays in run.usage.items() if ("valid", "visits") in arrays}
+    trees = {layer: arrays for layer, arrays in routed.items() if ("valid", "moved") in arrays}
+    if not routed:
         return []
 
-    def by_layer(title, y_label, caption, values):
-        series = [Series(f"layer {layer}", *values(arrays)) for layer, arrays in trees.items()]
+    def by_layer(title, y_label, caption, values, layers=routed):
+        series = [Series(f"layer {layer}", *values(layer)) for layer in layers]
         return figure(line_chart(title, series, "step", y_label, zero=True), caption)
 
-    def of_visits(formula):
-        return lambda arrays: (arrays["valid", "visits"].steps, formula(arrays["valid", "visits"].values))
-
-    share, bits = "share of leaves", "bits / D"
-    moves = CAPTIONS["moves"] + freezing(trees)
+    recorded = lambda name: lambda layer: of_split(run, "valid", f"{name}/{layer}")
     figures = [
-        by_layer("Leaves that move", "share a 100 steps", moves, dynamics.moves),
-        by_layer("Dead leaves", share, CAPTIONS["dead"], of_visits(dynamics.dead_leaves)),
-        by_layer("Leaf entropy", bits, CAPTIONS["balance"], of_visits(dynamics.leaf_entropy)),
-        *decision_figures(trees),
-        *probe_figures(trees),
+        by_layer("Dead leaves", "share of leaves", CAPTIONS["dead"], recorded("dead_leaves")),
+        by_layer("Leaf entropy", "of its largest", CAPTIONS["balance"], recorded("leaf_entropy")),
     ]
-    places = np.linspace(0, len(trees) - 1, min(MOST_HEAT_MAPS, len(trees))).round().astype(int)
-    layers = list(trees)
-    return figures + [heat_figure(layers[place], trees[layers[place]]) for place in places]
+    if trees:
+        caption = CAPTIONS["moves"] + freezing(trees)
+        moves = by_layer(
+            "Leaves that move",
+            "share a 100 steps",
+            caption,
+            lambda layer: dynamics.moves(trees[layer]),
+            trees,
+        )
+        figures = [moves, *figures, *decision_figures(trees), *probe_figures(trees)]
+    places = np.linspace(0, len(routed) - 1, min(MOST_HEAT_MAPS, len(routed))).round().astype(int)
+    layers = list(routed)
+    return figures + [heat_figure(layers[place], routed[layers[place]]) for place in places]
 
 
 def freezing(trees: dict) -> str:
@@ -192,7 +197,7 @@ def heat_figure(layer: int, arrays: dict) -> str:
     top = float(np.quantile(rows, 0.99)) or 1.0
     picture = heat_map(f"Visits of leaves, layer {layer}", rows, "step", "leaf", ticks, names, top)
     caption = (
-        f"<b>Leaves of layer {layer}.</b> Share of its tree's tokens that each of {n_leaves} leaves gets, "
+        f"<b>Leaves of layer {layer}.</b> Share of its tree's visits that each of {n_leaves} leaves gets, "
         f"over time; full colour is {top:.1%} or more, balance would be {1 / n_leaves:.1%}. Bands that go "
         "pale die out."
     )

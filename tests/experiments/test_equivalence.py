@@ -9,11 +9,18 @@ from scipy import stats
 from experiments import equivalence
 from experiments.equivalence import tost
 from tree_ffn.errors import InputError
+from tree_ffn.upgrades import VERSION
 
 
 def row(name, seed, value, **changed):
     """A results row as far as pairs read it."""
-    config = {"seed": seed, "train": {"steps": 9}, "optim": {"lr": 1e-3}, "ffn": {"kind": name}, **changed}
+    config = {
+        "seed": seed,
+        "train": {"steps": 9},
+        "optim": {"lr": 1e-3},
+        "config_version": VERSION,
+        **changed,
+    }
     return {"table": "t", "row": name, "metric": "val_loss", "seed": seed, "value": value, "config": config}
 
 

@@ -20,10 +20,10 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian pa
 
 @pytest.fixture(scope="module")
 def runs(texts, tmp_path_factory):
-    """A directory with two runs of trees, one of a dense model, and a directory that is no run."""
+    """A directory with runs of a path layer, a leaf layer and a dense one, and a directory that is no run."""
     directory = tmp_path_factory.mktemp("runs")
     for name, changes in {
-        "hard": {"ffn__routing": "hard"}, "continuous": {"train__probe": False}, "narrow": {"kind": "narrow"},
+        "hard": {"kind": "tree"}, "leaf": {"kind": "leaf"}, "narrow": {"kind": "narrow"},
     }.items():  # fmt: skip
         config = tiny_config(texts, steps=9, **changes)
         train(config, str(directory / name), log=lambda _: None, bar=False, origin=provenance.origin)
@@ -56,18 +56,20 @@ def test_one_run(runs, tmp_path):
     assert len(text.encode()) < 200_000
 
 
-def test_without_the_probe_and_without_trees(runs, tmp_path):
-    for name, shown in (("continuous", True), ("narrow", False)):
+def test_experts_and_layers_that_do_not_route(runs, tmp_path):
+    for name, routes in (("leaf", True), ("narrow", False)):
         path = tmp_path / f"{name}.html"
         assert call("report", f"--workdir={runs}/{name}", f"--to={path}").code == 0
         text = path.read_text()
-        assert ("Dead leaves" in text) == shown and "Working units" not in text and "Loss over steps" in text
+        for said in ("router tree, 3 of 8 experts of 2 units", "Dead leaves", "each of 8 leaves"):
+            assert (said in text) == routes
+        assert "Leaves that move" not in text and "Working units" not in text and "Loss over steps" in text
 
 
 @pytest.mark.slow
 def test_everything_together(page):
     text = page.read_text()
-    for name in ("hard", "continuous", "narrow"):
+    for name in ("hard", "leaf", "narrow"):
         assert f"<b>{name}</b>" in text
     assert "<b>empty</b>" not in text
     assert text.count("<table>") >= 8 and "Pareto front" in text
