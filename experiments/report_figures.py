@@ -26,8 +26,8 @@ CAPTIONS = {
     "100 steps, mean over trees. Near 0 paths are fixed, and what they leave out can be pruned.",
     "dead": "<b>Dead leaves.</b> Leaves, or experts, without a visit in the validation batches. A rise is "
     "auto-pruning; a fall means that training spreads tokens over more of them.",
-    "balance": "<b>Balance.</b> Entropy of visits over leaves, of a tree or all experts: 1 is all alike, 0 one "
-    "leaf.",
+    "balance": "<b>Balance.</b> Entropy of visits over leaves, of a tree or all experts: 1 is all alike, 0 "
+    "one leaf.",
     "right": "<b>Which way.</b> Share of a level's decisions that go right, mean over layers. An activation "
     "that is silent below 0 pulls units to the left.",
     "skew": "<b>How one-sided.</b> 0 where every node halves its tokens, 1 where each sends all one way; "

@@ -106,7 +106,7 @@ def test_the_legend_is_the_code_s():
     cells = [cell.strip() for line in section.splitlines() if "|" in line for cell in line.split("|")]
     explained = dict(zip(cells[1::1], cells[2::1]))
     letters = {letter.strip() for cell in explained for letter in cell.split(",")}
-    assert len(pairs) == 17 and {letter for letter, _ in pairs} <= letters
+    assert len(pairs) == 16 and {letter for letter, _ in pairs} <= letters
 
 
 def flat(config, prefix=""):

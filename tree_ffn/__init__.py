@@ -8,10 +8,12 @@ array of shape [T, E]) and as the subscripts of einsum strings:
     T  tokens (B * C flattened)     D  depth of a tree (decisions on a path)
     V  vocabulary                   L  levels, D + 1
     H  attention heads              N  nodes of a tree, 2 ** L - 1
-    K  width of a head              W  units of a node
+    K  width of a head              W  units of a node, or of an expert
     X  experts                      U  units of a tree
-    S  shared, always-on units      F  units of a layer, P * U + S
+                                    F  units of a layer: P * U, or X * W
                                     A  active units of a token
+
+K is also the number of experts that a token uses.
 
 Two more appear inside one function only: J for the nodes of one level
 (2 ** l of them) and R for the deciding nodes of a tree (the first
