@@ -145,7 +145,7 @@ def test_a_damaged_description_of_prepared_rows(options, texts, tmp_path):
 
 def test_train_record_and_go_on(options, texts, tmp_path):
     results, workdir = tmp_path / "results.jsonl", tmp_path / "run"
-    command = [*options, f"--workdir={workdir}", f"--results={results}", "--row=tree_continuous_P2_W1"]
+    command = [*options, f"--workdir={workdir}", f"--results={results}", "--row=leaf_X8_K3"]
     outcome = call("train", *command)
     assert outcome.code == 0, outcome.err
     assert "step 6: validation loss" in outcome.out
