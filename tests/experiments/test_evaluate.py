@@ -25,7 +25,7 @@ from tree_ffn.training.sharding import make_mesh
 USAGE = ("dead_leaves/", "leaf_entropy/", "constant_decisions/")
 
 
-@pytest.fixture(scope="module", params=["moe", "tree"])
+@pytest.fixture(scope="module", params=["leaf", "tree"])
 def run(request, texts, tmp_path_factory):
     """(workdir, figures of its last validation, over the whole split)."""
     workdir = tmp_path_factory.mktemp("run")
@@ -97,7 +97,7 @@ def test_other_text(run, tmp_path):
     assert found["tokens"] > 15_000
 
 
-@pytest.mark.parametrize("run", ["moe"], indirect=True)
+@pytest.mark.parametrize("run", ["leaf"], indirect=True)
 def test_a_field_of_jsonl_and_a_tokenizer_by_path(run, tmp_path):
     lines = [json.dumps({"text": "", "body": f"number {i} of many lines"}) for i in range(400)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -139,7 +139,7 @@ def test_another_tokenizer_is_refused(run, tmp_path):
     assert "is not the tokenizer of the run" in outcome.err
 
 
-@pytest.mark.parametrize("run", ["moe"], indirect=True)
+@pytest.mark.parametrize("run", ["leaf"], indirect=True)
 def test_a_registered_data_set(run, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     from tests.data.test_tfds_input import SmallSet, make
@@ -172,7 +172,7 @@ def test_a_registered_data_set(run, tmp_path):
         (["--tokenizer=nowhere.json"], "data.tokenizer: "),
     ],
 )
-@pytest.mark.parametrize("run", ["moe"], indirect=True)
+@pytest.mark.parametrize("run", ["leaf"], indirect=True)
 def test_wrong_input_is_one_sentence_and_exit_code_2(run, arguments, said):
     if arguments and not arguments[0].startswith("--workdir"):
         arguments = [f"--workdir={run[0]}", *arguments]
