@@ -39,7 +39,7 @@ lint: $(DEV_STAMP) ## ruff and pyright
 	$(PY) -m ruff check .
 	$(PY) -m pyright --pythonpath $(PY)
 
-kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU: trees of few tokens get faster (optional)
+kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU: layers of few tokens get faster (optional)
 	$(PY) -m tree_ffn.tree.kernels
 
 clean: ## remove the environment and every cache made here (runs/ stays)
