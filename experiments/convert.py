@@ -3,7 +3,7 @@
     python -m experiments.convert --workdir=runs/dense --n_trees=2 --depth=7
     python -m experiments.convert --workdir=runs/dense --n_trees=2 --depth=7 --method=cluster --to=runs/tree
     python -m experiments.convert --export=exported/opt --files='texts/*.txt' --n_trees=12 --depth=7 \
-        --shared_width=12 --method=cluster --to=runs/opt_tree
+        --drop --method=cluster --to=runs/opt_tree
 
 Every unit of a dense layer gets a place in the trees, so the shape must have room for all, unless --drop
 leaves out those that are used least; places that are left over hold zeros. --methods places them at `random`,
@@ -43,7 +43,6 @@ _EXPORT = path_flags.define("export", None, "Instead of a run: directory of an e
 _N_TREES = flags.DEFINE_integer("n_trees", 1, "P, trees of a layer.")
 _DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
 _NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a node: one number, or one for each level.")
-_SHARED_WIDTH = flags.DEFINE_integer("shared_width", 0, "S, units that are always on.")
 _MAX_SHARE = flags.DEFINE_float(
     "max_share", 1.0, "Refuse a shape of which more than this share, A / F, works for a token, e.g. 0.05."
 )
@@ -106,12 +105,12 @@ def _checked_flags() -> tuple[list[Recipe], int]:
         check_positive_int(f"--{flag.name}", flag.value, least=0)
     for flag in (_BATCH_SIZE, _HELD_OUT):
         check_positive_int(f"--{flag.name}", flag.value)
-    shape = TreeShape(_N_TREES.value, _DEPTH.value, _widths(_NODE_WIDTH.value), _SHARED_WIDTH.value)
+    shape = TreeShape(_N_TREES.value, _DEPTH.value, _widths(_NODE_WIDTH.value))
     if not shape.active_share <= _MAX_SHARE.value:
         raise InputError(
             f"--max_share: {_MAX_SHARE.value:g} is not reached by this shape, of whose {shape.total_units:,} "
             f"units {shape.active_units:,} work for a token ({shape.active_share:.1%}); use a larger "
-            "--depth, or a smaller --node_width or --shared_width."
+            "--depth or a smaller --node_width."
         )
     needed = tokens_needed(shape)
     check_positive_int("--tokens", _TOKENS.value, least=0)

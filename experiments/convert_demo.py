@@ -57,7 +57,6 @@ _WORKDIR = path_flags.define("workdir", "runs/convert_demo", "Where the runs go,
 _N_TREES = flags.DEFINE_integer("n_trees", 2, "P, trees of a layer.")
 _DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
 _NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a node: one number, or one for each level.")
-_SHARED_WIDTH = flags.DEFINE_integer("shared_width", 0, "S, units that are always on.")
 _METHODS = flags.DEFINE_list(
     "methods", ["random", "frequency", "cluster_spent", "cluster"], "Ways to convert; the last is tuned on."
 )
@@ -167,9 +166,7 @@ def checked_flags() -> Demo:
     for flag in (_STEPS, _TOKENS):
         check_positive_int(f"--{flag.name}", flag.value)
     seeds, widths, refits = (_whole(flag) for flag in (_SEEDS, _NODE_WIDTH, _REFITS))
-    shape = TreeShape(
-        _N_TREES.value, _DEPTH.value, widths[0] if len(widths) == 1 else tuple(widths), _SHARED_WIDTH.value
-    )
+    shape = TreeShape(_N_TREES.value, _DEPTH.value, widths[0] if len(widths) == 1 else tuple(widths))
     if _TOKENS.value < tokens_needed(shape):
         raise InputError(
             f"--tokens: {_TOKENS.value:,} is not allowed; depth {shape.depth} takes at least "

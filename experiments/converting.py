@@ -109,7 +109,7 @@ def facts_of(recipe: Recipe) -> dict:
     widths = {"n_trees": shape.n_trees, "depth": shape.depth, "node_width": list(shape.widths)}
     how = {"method": recipe.method, "router": recipe.router, "refits": recipe.refits, "drop": recipe.drop,
            "seed": recipe.seed}  # fmt: skip
-    return {**how, **widths, "shared_width": shape.shared_width}
+    return how | widths
 
 
 def head(n_layers: int) -> str:

@@ -44,8 +44,8 @@ def main() -> None:
     judged = [layer for layer, ffn in enumerate(run.model.ffns) if can_move(ffn)]
     if not judged:
         raise InputError(
-            f"--workdir: {_WORKDIR.value} has no layer of whole trees (ffn.kind 'tree', 'random_tree' or "
-            "'hash_tree') with the activation at the nodes; name a run that has."
+            f"--workdir: {_WORKDIR.value} has no layer of whole trees (ffn.kind 'tree' or 'random_tree') "
+            "with the activation at the nodes; name a run that has."
         )
     rows_BC = jnp.asarray(next(iter(valid_batches(text.valid, _ROWS.value, 1))))
     print(f"{_ROWS.value * run.model.context:,} held-out tokens, nats a token; leaves moved")

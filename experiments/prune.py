@@ -1,11 +1,12 @@
-"""Prunes the trees of a trained model by what calibration text visits, and says what that costs.
+"""Prunes the trees, or experts, of a trained model by what calibration text visits, and says what that costs.
 
     python -m experiments.prune --workdir=runs/tree
     python -m experiments.prune --workdir=runs/tree --files='texts/*.txt.xz' --thresholds=0,1e-4,1e-2
     python -m experiments.prune --workdir=runs/tree --threshold=1e-4 --to=runs/pruned
 
 A threshold is a share of the calibration tokens: a subtree that no more than this share visits is removed,
-unless its sibling is too and is visited less; 0 removes what was never visited. Calibration text is the run's
+unless its sibling is too and is visited less; so is an expert of a leaf layer, of which the K that are chosen
+most stay; 0 removes what was never visited. Calibration text is the run's
 training split, all of --files, or the training split of another corpus. The curve gives the loss on the run's
 validation split for every threshold.
 
@@ -47,7 +48,9 @@ _THRESHOLDS = flags.DEFINE_list(
     "thresholds", ["0", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1", "1"], "Shares of the calibration tokens."
 )
 _TOKENS = flags.DEFINE_integer(
-    "tokens", 0, "Calibration tokens; 0 is 1,000 * 2^D, the least that is allowed."
+    "tokens",
+    0,
+    "Calibration tokens; 0 is 1,000 for each leaf of a tree, or expert: the least that is allowed.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 0, "Batches of held-out text to score; 0 is all.")
@@ -78,7 +81,7 @@ def main() -> None:
 
 def _prune(thresholds: list[float]) -> None:
     run = restore_for_inference(_WORKDIR.value, _STEP.value)
-    tokens_needed(run.model)  # before any text is read: the model has trees
+    tokens_needed(run.model)  # before any text is read: something can be pruned
     places = {flag.name: flag.value for flag in (_TOKENIZER, _CACHE_DIR)}
     other = {flag.name: flag.value for flag in (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD)}
     held_out = other_corpus(run, **places)

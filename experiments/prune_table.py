@@ -29,10 +29,10 @@ def prune_small(rows: list[dict]) -> Table:
     tokens = " or ".join(f"{n:,}" for n in sorted({prune["tokens"] for prune in said}))
     texts = ", ".join(sorted({prune["sha256"][:12] for prune in said}))
     text = (
-        f"Trees pruned after training by what calibration text visits: {task(rows)}. A subtree is removed "
-        f"that no more than a share (the threshold) of {tokens} calibration tokens (sha256 {texts}) visits; "
-        "0 removes what none visits. Held-out text; mean ± standard "
-        f"deviation over seeds; a rise of the loss is against the unpruned model of the seed. {origin(rows)}"
+        f"Layers pruned after training by what calibration text visits: {task(rows)}. A subtree, or an "
+        f"expert, is removed that no more than a share (the threshold) of {tokens} calibration tokens "
+        f"(sha256 {texts}) visits; 0 removes what none visits. Held-out text; mean ± standard deviation over "
+        f"seeds; a rise of the loss is against the unpruned model of the seed. {origin(rows)}"
     )
     head = ["", "threshold", "units kept", "share", "MB", "val loss", "rise", "seeds"]
     steps = rows[0]["config"]["train"]["steps"]

@@ -209,7 +209,10 @@ def _layer(ffn: dict) -> dict:
     if not MANY.get(str(kind), {"?"}) <= ffn.keys() or not isinstance(ffn.get("shape", {}), dict):
         return ffn  # damaged
     if kind == "moe" and not _is_gone(ffn):
-        return {"kind": "leaf", "activation": ffn["activation"], **_experts(ffn, ffn["balance"])}
+        own = _experts(ffn, ffn["balance"])
+        return {"kind": "leaf", "activation": ffn["activation"], **own, "n_kept": 0}
+    if kind == "leaf":
+        return {**ffn, "n_kept": 0}
     if kind not in ("tree", "pruned_tree") or _is_gone(ffn):
         return ffn
     shape = {name: value for name, value in ffn["shape"].items() if name != "shared_width"}

@@ -213,12 +213,12 @@ def test_balance_moves_the_choice_against_the_load():
     one = {"n_experts": 4, "expert_width": 1, "top_k": 1, "gate_norm": "none"}
     flat = LeafSpec(**one, router="softmax", balance_rate=0.5)
     ids = jnp.asarray([[0], [0], [0], [1]])  # loads 3, 1, 0, 0 about a mean of 1
-    assert balance_update(jnp.zeros(4), ids, flat).tolist() == [-0.5, 0.0, 0.5, 0.5]
+    assert balance_update({"selection_bias": jnp.zeros(4)}, ids, flat).tolist() == [-0.5, 0.0, 0.5, 0.5]
     # Two trees of depth 2, rows: both roots, then level 1 of each tree. Loads: 2 1 0 0 and 0 0 1 2.
     trees = LeafSpec(n_experts=8, expert_width=1, top_k=2, n_trees=2, balance_rate=0.5)
     ids = jnp.asarray([[0, 1], [0, 7], [6, 7]])
     wanted = [0.5, -0.5, 0.5, 0.0, 0.0, -0.5]
-    assert balance_update(jnp.zeros(6), ids, trees).tolist() == wanted
+    assert balance_update({"selection_bias": jnp.zeros(6)}, ids, trees).tolist() == wanted
     info = Info(ids, jnp.float32(0.0))
     assert update_routing(trees, {"selection_bias": jnp.zeros(6)}, info)["selection_bias"].tolist() == wanted
 
@@ -239,7 +239,7 @@ def test_balance_evens_the_load(router, rng):
     bias = jnp.zeros_like(lean)
     before = np.bincount(np.ravel(ids_of(bias)), minlength=32)
     for _ in range(400):
-        bias = balance_update(bias, ids_of(bias), spec)
+        bias = balance_update({"selection_bias": bias}, ids_of(bias), spec)
     after = np.bincount(np.ravel(ids_of(bias)), minlength=32)
     assert before[:16].sum() < 0.2 * before.sum() < 0.45 * after.sum() < after[:16].sum()
     assert after.min() > 0.3 * after.mean() > before.min()

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.analysis.placement import Placement, check_room, place
+from tree_ffn.analysis.placement import check_room, place
 from tree_ffn.analysis.refit import best_leaves, output_at, refit, run_trees, solve_outputs
 from tree_ffn.analysis.routers import fit_tree, path_energies, put_routers
 from tree_ffn.errors import InputError, check_choice
@@ -119,23 +119,21 @@ def units_at_work(params: dict, spec: DenseSpec, x_TE: np.ndarray) -> tuple[np.n
     return h_FT, h_FT**2 * np.square(params["w_out"]).sum(axis=1)[:, None]
 
 
-def tree_params(dense: dict, placement: Placement, spec: TreeSpec) -> dict:
+def tree_params(dense: dict, unit_PU: np.ndarray, spec: TreeSpec) -> dict:
     """The arrays of the layer of trees with zeros for routers, as `tree.init_params` names them.
 
     Args:
       dense: {w_in [F,E], b_in [F], w_out [F,E], b_out [E]}.
-      placement: of its units.
+      unit_PU: where its units stand (see `placement.place`).
       spec: of the layer of trees.
     """
     shape, names = spec.shape, ("w_in", "b_in", "w_out")
     padded = {name: np.concatenate([dense[name], np.zeros_like(dense[name][:1])]) for name in names}
-    params = {name: padded[name][placement.tree_PU] for name in names}
+    params = {name: padded[name][unit_PU] for name in names}
     params |= {"b_out": dense["b_out"], "threshold": np.zeros((shape.n_trees, shape.n_nodes), np.float32)}
     if spec.router == "frozen":
         w_PRE = np.zeros((shape.n_trees, shape.n_deciding, dense["w_in"].shape[1]), np.float32)
         params["router"] = {"w": w_PRE}
-    if shape.shared_width:
-        params["shared"] = {name: padded[name][placement.shared_S] for name in names}
     return params
 
 
@@ -160,9 +158,9 @@ def convert_layer(
     shape, trees = recipe.shape, tree_spec(spec, recipe)
     h_FT, energy_FT = units_at_work(dense, spec, x_TE)
     y_TE = h_FT.T @ dense["w_out"] + dense["b_out"]
-    placement = place(recipe.method, shape, x_TE, energy_FT, recipe.spent, recipe.seed, recipe.drop)
-    params = tree_params(dense, placement, trees)
-    for tree, unit_U in enumerate(placement.tree_PU):
+    unit_PU = place(recipe.method, shape, x_TE, energy_FT, recipe.spent, recipe.seed, recipe.drop)
+    params = tree_params(dense, unit_PU, trees)
+    for tree, unit_U in enumerate(unit_PU):
         found = fit_tree(x_TE, path_energies(energy_FT, unit_U, shape), shape)
         params = put_routers(params, trees, *found, tree)
     params["b_out"] = params["b_out"] + (y_TE - run_trees(params, trees, x_TE)[0]).mean(axis=0)

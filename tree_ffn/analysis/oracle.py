@@ -3,13 +3,11 @@
 The layer's input, and so what every unit would do, stays as it is; only leaves move. With g[t] the gradient
 of the summed loss by the layer's output for token t, a path is to first order worth
 
-    v[t, p, j] = sum_{units u on path j of tree p} a[t, p, l(u)] act(z[t, p, u]) <w_out[p, u], g[t]>
+    v[t, p, j] = sum_{units u on path j of tree p} act(z[t, p, u]) <w_out[p, u], g[t]>
 
-with a the gate of the model's own path at each level l (1 but under continuous routing), which stays: what is
-asked is where a token should have gone, not how much should have come of it. And a round moves a token in the
-one tree where v falls most, for those tokens of which that is most: all, a half, a quarter, ... or none,
-whichever gives the lowest loss. So the loss never rises, and what is found is less than what the best leaves
-would give.
+A round moves a token in the one tree where v falls most, for those tokens of which that is most: all, a half,
+a quarter, ... or none, whichever gives the lowest loss. So the loss never rises, and what is found is less
+than what the best leaves would give.
 
 The loss knows the next token and no router does: it falls even where no decision was wrong. It bounds what
 routing can lose, and does not say what it loses; a model whose decisions are random says how to read it.
@@ -22,16 +20,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tree_ffn.analysis.routers import path_units
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.ffn import FFN
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, unrolled
 from tree_ffn.training.losses import token_losses
 from tree_ffn.training.probe import can_probe
-from tree_ffn.tree import TreeSpec, masked
-from tree_ffn.tree.apply import finish
-from tree_ffn.tree.blocks import path_of_leaves
-from tree_ffn.tree.layout import layout_of
+from tree_ffn.tree import TreeSpec
+from tree_ffn.tree.products import pre_activations
 
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.0)
 
@@ -52,15 +49,14 @@ class _Layer(NamedTuple):
     """One layer on some tokens: what does not change when leaves move, and its own leaves.
 
     Attributes:
-      h_TPU: a act(z) of every unit, on the path or not.
-      w_out_PUE: its weights.
-      beside_TE: what the layer adds beside its trees.
+      h_TPU: act(z) of every unit, on the path or not.
+      w_out_PUE, b_out_E: its weights.
       leaf_TP: where tokens go.
     """
 
     h_TPU: jax.Array
     w_out_PUE: jax.Array
-    beside_TE: jax.Array
+    b_out_E: jax.Array
     leaf_TP: jax.Array
 
 
@@ -107,14 +103,12 @@ def _seen(variables, rows_BC, *, model: ModelSpec, layer: int) -> _Layer:
     infos: Any
     sown: Any
     (_, infos), sown = Transformer(model).apply(variables, rows_BC[:, :-1], mutable=["intermediates"])
-    (x_BCE,), (tokens_BC,) = (sown["intermediates"][run]["ffn"][name] for name in ("x", "tokens"))
-    params = jax.tree.map(
-        lambda leaf: leaf[0], {**variables["params"][run]["ffn"], **variables["routing"][run]["ffn"]}
-    )
+    (x_BCE,) = sown["intermediates"][run]["ffn"]["x"]
+    params = jax.tree.map(lambda leaf: leaf[0], variables["params"][run]["ffn"])
     x_TE = x_BCE[0].reshape(-1, model.width)
-    h_TPU, _ = masked.everywhere(params, x_TE, spec, tokens_BC[0].reshape(-1))
-    beside_TE = finish(params, x_TE, jnp.zeros_like(x_TE), spec)
-    return _Layer(h_TPU, params["w_out"].astype(jnp.float32), beside_TE, infos[layer].leaf_TP[0])
+    h_TPU = spec.act(pre_activations(x_TE, params["w_in"], params["b_in"]))
+    w_out_PUE, b_out_E = (params[name].astype(jnp.float32) for name in ("w_out", "b_out"))
+    return _Layer(h_TPU, w_out_PUE, b_out_E, infos[layer].leaf_TP[0])
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer"))
@@ -122,13 +116,12 @@ def _round(variables, rows_BC, here: _Layer, leaf_TP, *, model: ModelSpec, layer
     """Loss before and after a round of moves, and the new leaves."""
     spec = model.ffns[layer]
     assert isinstance(spec, TreeSpec)
-    outputs = layout_of(spec).outputs
-    n_units = outputs.unit_starts[-1]
-    path_JA = path_of_leaves(jnp.arange(n_units), outputs)
+    path_JA = path_units(spec.shape)
 
     def output(leaf_TP):
-        on_path_TPU = jax.nn.one_hot(path_JA[leaf_TP], n_units, dtype=jnp.float32).sum(axis=-2)
-        return here.beside_TE + jnp.einsum("tpu,pue->te", here.h_TPU * on_path_TPU, here.w_out_PUE)
+        on_path_TF = spec.unit_gates({}, leaf_TP, jnp.ones(leaf_TP.shape, jnp.float32))
+        h_TPU = here.h_TPU * on_path_TF.reshape(here.h_TPU.shape)
+        return here.b_out_E[None] + jnp.einsum("tpu,pue->te", h_TPU, here.w_out_PUE)
 
     loss = functools.partial(_loss, variables, rows_BC, model=model, layer=layer)
     before, g_TE = jax.value_and_grad(loss)(output(leaf_TP).astype(jnp.float32))

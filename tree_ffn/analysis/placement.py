@@ -1,10 +1,8 @@
 """Where the units of a dense layer stand in a layer of trees: random, by use, or by co-activation.
 
-A place is (tree, unit of the tree), or one of the shared units. Places that are
-left over hold nothing: they are the last ones of the deepest level.
+A place is (tree, unit of the tree). Places that are left over hold nothing: they
+are the last ones of the deepest level.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,18 +11,6 @@ from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree.shape import TreeShape, level_of
 
 ROUNDS = 10
-
-
-class Placement(NamedTuple):
-    """Which unit of the dense layer stands where; -1 where none does.
-
-    Attributes:
-      tree_PU: int64 [P, U].
-      shared_S: int64 [S].
-    """
-
-    tree_PU: np.ndarray
-    shared_S: np.ndarray
 
 
 def free_places(shape: TreeShape, spent: bool) -> np.ndarray:
@@ -37,7 +23,7 @@ def free_places(shape: TreeShape, spent: bool) -> np.ndarray:
 
 def room_of(shape: TreeShape, spent: bool) -> int:
     """How many units a layer of trees has places for."""
-    return shape.n_trees * int(free_places(shape, spent).sum()) + shape.shared_width
+    return shape.n_trees * int(free_places(shape, spent).sum())
 
 
 def check_room(shape: TreeShape, n_units: int, spent: bool) -> None:
@@ -47,24 +33,22 @@ def check_room(shape: TreeShape, n_units: int, spent: bool) -> None:
         return
     routers = f" ({shape.n_trees * shape.n_deciding:,} of its units are spent on routers)" if spent else ""
     raise InputError(
-        f"shape: {shape.n_trees} trees of depth {shape.depth}, node_width {shape.node_width} and "
-        f"shared_width {shape.shared_width} have room for {room:,} units{routers}, and the dense layer has "
-        f"{n_units:,}; use a larger shape, e.g. shared_width = {shape.shared_width + n_units - room}, "
-        "or leave units out (drop)."
+        f"shape: {shape.n_trees} trees of depth {shape.depth} and node_width {shape.node_width} have room "
+        f"for {room:,} units{routers}, and the dense layer has {n_units:,}; use a larger shape, or leave "
+        "units out (drop)."
     )
 
 
 def place(
     method: str, shape: TreeShape, x_TE: np.ndarray, energy_FT: np.ndarray, spent: bool, seed: int = 0,
     drop: bool = False,
-) -> Placement:  # fmt: skip
+) -> np.ndarray:  # fmt: skip
     """Places the units of a dense layer.
 
     - `random`: in random order.
-    - `frequency`: the most used, by mean energy, in the shared units and at the top of the trees.
-    - `cluster`: the most used in the shared units; the others are dealt to the trees, and each tree is
-      built from the root: a node takes the units that the tokens arriving there use most, and the others
-      part into halves by co-activation (see `split`).
+    - `frequency`: the most used, by mean energy, at the top of the trees.
+    - `cluster`: units are dealt to the trees, and each tree is built from the root: a node takes the units
+      that the tokens arriving there use most, and the others part into halves by co-activation (see `split`).
 
     Args:
       method: one of `METHODS`.
@@ -74,6 +58,9 @@ def place(
       spent: whether the first unit of every deciding node is spent on its router.
       seed: of `random`, and of the first guess of `cluster`.
       drop: leave out units that find no place: the last of the order, or of those that arrive at a leaf.
+
+    Returns:
+      int64 [P, U]: which unit of the dense layer stands where; -1 where none does.
 
     Raises:
       InputError: an unknown method, or units without a place.
@@ -97,11 +84,10 @@ def _by_use(energy_FT: np.ndarray) -> np.ndarray:
     return np.argsort(-energy_FT.sum(axis=1), kind="stable")
 
 
-def _in_order(shape: TreeShape, order_F: np.ndarray, spent: bool) -> Placement:
-    """Shared places first, then level by level, and in a level one unit to every node in turn."""
+def _in_order(shape: TreeShape, order_F: np.ndarray, spent: bool) -> np.ndarray:
+    """Level by level, and in a level one unit to every node in turn."""
     free_U = free_places(shape, spent)
     tree_PU = np.full((shape.n_trees, shape.tree_units), -1)
-    order_F, shared_S = order_F[shape.shared_width :], _padded(order_F, shape.shared_width)
     for level, width in enumerate(shape.widths):
         start, stop = shape.level_starts[level : level + 2]
         units_PJW = tree_PU[:, start:stop].reshape(shape.n_trees, -1, width)  # a view
@@ -111,20 +97,18 @@ def _in_order(shape: TreeShape, order_F: np.ndarray, spent: bool) -> Placement:
             n = min(units_PJW[..., u].size, len(order_F))
             units_PJW[..., u] = _padded(order_F[:n], units_PJW[..., u].size).reshape(shape.n_trees, -1)
             order_F = order_F[n:]
-    return Placement(tree_PU, shared_S)
+    return tree_PU
 
 
 def _padded(units: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([units[:length], np.full(max(0, length - len(units)), -1)])
 
 
-def _clustered(shape: TreeShape, x_TE, energy_FT, spent: bool, rng) -> Placement:
-    order_F = _by_use(energy_FT)
-    shared_S, rest = _padded(order_F, shape.shared_width), order_F[shape.shared_width :]
-    trees = [
-        _grown(shape, rest[p :: shape.n_trees], x_TE, energy_FT, spent, rng) for p in range(shape.n_trees)
-    ]
-    return Placement(np.stack(trees), shared_S)
+def _clustered(shape: TreeShape, x_TE, energy_FT, spent: bool, rng) -> np.ndarray:
+    order_F, n_trees = _by_use(energy_FT), shape.n_trees
+    return np.stack([
+        _grown(shape, order_F[p::n_trees], x_TE, energy_FT, spent, rng) for p in range(n_trees)
+    ])  # fmt: skip
 
 
 def _grown(shape: TreeShape, units: np.ndarray, x_TE, energy_FT, spent: bool, rng) -> np.ndarray:

@@ -1,16 +1,16 @@
-"""Static pruning: the subtrees that calibration text does not visit, and the model without them.
+"""Static pruning: the subtrees, or experts, that calibration text does not visit, and the model without them.
 
-    visits[n]   calibration tokens that pass node n;  the threshold is a share of all of them
-    n goes, with all below it, if visits[n] <= threshold * tokens and its sibling stays
+    visits[n]   calibration tokens that pass node n, or choose expert n; the threshold is a share of all
+    a node goes, with all below it, if visits[n] <= threshold * tokens and its sibling stays
+    an expert goes if visits[n] <= threshold * tokens, and K others of more visits stay
 
 so 0 removes what was never visited. Of two children that would both go, the
 more visited one stays (the left one at a tie): every kept node of the upper
 levels has a child, and at threshold 1 each tree is down to one path. Counts are
-those of the full model: a token that a removed subtree turns away is not counted
+those of the full model: a token that what is gone turns away is not counted
 anew. What a higher threshold keeps, a lower one keeps too.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,10 +25,11 @@ from tree_ffn.models.layers import split_layers, stack_layers
 from tree_ffn.models.spec import FFNSpec, ModelSpec, kind_of
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.programs import Scorer
-from tree_ffn.tree import PrunedSpec, TreeSpec
-from tree_ffn.tree.pruned import present_leaves, prune
+from tree_ffn.tree import LeafSpec, PrunedSpec, TreeSpec, leaf, prune
+from tree_ffn.tree.leaf.pruned import present_experts
+from tree_ffn.tree.path.pruned import present_leaves
 
-# A dead leaf is one without a visit in this many tokens a leaf of its tree.
+# A dead leaf is one without a visit in this many tokens a leaf of its tree, or an expert.
 TOKENS_PER_LEAF = 1000
 
 
@@ -51,19 +52,26 @@ def check_threshold(threshold: float) -> None:
 
 
 def tokens_needed(model: ModelSpec) -> int:
-    """Tokens that judge a dead leaf: 1,000 * 2^D of the deepest layer.
+    """Tokens that judge dead leaves: 1,000 for each leaf of a tree, or expert, of the layer that has most.
 
     Raises:
-      InputError: the model has no trees.
+      InputError: the model has no layer that can be pruned.
     """
-    leaves = [ffn.shape.n_leaves for ffn in model.ffns if isinstance(ffn, TreeSpec)]
+    leaves = [n for ffn in model.ffns if (n := _leaves(ffn))]
     if not leaves:
         kinds = ", ".join(sorted({repr(kind_of(ffn)) for ffn in model.ffns}))
         raise InputError(
-            f"model: it has no layer of trees, its ffn.kind is {kinds}; only layers of 'tree', 'random_tree' "
-            "and 'hash_tree' can be pruned."
+            f"model: it has no layer that can be pruned, its ffn.kind is {kinds}; only layers of 'tree', "
+            "'random_tree' and 'leaf' can, but for router 'hash', which has no next best."
         )
     return TOKENS_PER_LEAF * max(leaves)
+
+
+def _leaves(ffn: FFNSpec) -> int:
+    """Leaves of a tree, or experts; 0 where none can be removed."""
+    if isinstance(ffn, LeafSpec):
+        return ffn.n_experts if ffn.router != "hash" else 0
+    return ffn.shape.n_leaves if isinstance(ffn, TreeSpec) else 0
 
 
 def calibrate(
@@ -90,8 +98,8 @@ def calibrate(
     check_positive_int("batch_size", batch_size)
     check_positive_int("tokens", tokens, least=0)
     needed, context = tokens_needed(run.model), run.model.context
-    depth = (needed // TOKENS_PER_LEAF).bit_length() - 1
-    rule = f"a dead leaf of depth {depth} takes {needed:,} tokens to judge (1,000 * 2^{depth})"
+    leaves = needed // TOKENS_PER_LEAF
+    rule = f"which of {leaves:,} leaves are dead takes {needed:,} tokens to judge ({TOKENS_PER_LEAF:,} each)"
     if 0 < tokens < needed:
         raise InputError(f"tokens: {tokens:,} is not allowed; {rule}, so use at least that many.")
     tokens = tokens or needed
@@ -136,30 +144,46 @@ def kept_leaves(counts_PJ: np.ndarray, threshold: float, tokens: int, present_PJ
     return keep
 
 
+def kept_experts(counts_X: np.ndarray, threshold: float, tokens: int, top_k: int, present_X=None):
+    """The experts that stay, by the rule in the head of this file: bool [X].
+
+    Args:
+      counts_X: visits of the experts.
+      threshold: share of the tokens, from 0 to 1.
+      tokens: calibration tokens.
+      top_k: K.
+      present_X: experts that there are; all by default.
+
+    Example:
+      >>> kept_experts(np.array([90, 0, 10, 60, 40]), threshold=0.1, tokens=100, top_k=2).tolist()
+      [True, False, False, True, True]
+    """
+    check_threshold(threshold)
+    present_X = np.ones(counts_X.shape, bool) if present_X is None else present_X
+    keep_X = present_X & (counts_X > threshold * tokens)
+    keep_X[np.argsort(-np.where(present_X, counts_X, -1), kind="stable")[:top_k]] = True
+    return keep_X
+
+
 def can_be_static(spec: FFNSpec) -> bool:
-    """Whether a layer is dense but for its form: one path a tree, no gates, every unit's activation added."""
-    if not isinstance(spec, PrunedSpec):
-        return False
-    all_units = spec.act_site == "node" and spec.router != "silent"
-    return spec.is_one_path and spec.routing != "continuous" and all_units
+    """Whether a layer is dense but for its form: one path a tree, every unit's activation added."""
+    return isinstance(spec, PrunedSpec) and spec.is_one_path and spec.act_site == "node"
 
 
 def static_layer(params: dict, spec: PrunedSpec) -> tuple[DenseSpec, dict]:
     """The dense layer of A units that a layer with one path a tree is, where `can_be_static`.
 
-    Equal to rounding: the units are those of the paths, root levels first, then
-    the shared ones; which products are summed in which order is not the same.
+    Equal to rounding: the units are those of the paths, root levels first; which
+    products are summed in which order is not the same.
     """
-    parts = [params, *([params["shared"]] if spec.shape.shared_width else [])]
-    dense = {name: np.concatenate([part[name] for part in parts]) for name in ("w_in", "b_in", "w_out")}
-    width = dense["b_in"].shape[0]
-    return DenseSpec(width, spec.activation), {**dense, "b_out": params["b_out"]}
+    dense = {name: params[name] for name in ("w_in", "b_in", "w_out", "b_out")}
+    return DenseSpec(spec.active_units, spec.activation), dense
 
 
 def prune_model(
     model: ModelSpec, variables: dict, calibration: Calibration, threshold: float, static: bool = False
 ) -> tuple[ModelSpec, dict]:
-    """The model without the subtrees that a threshold removes; layers that lose nothing stay as they are.
+    """The model without what a threshold removes; layers that lose nothing stay as they are.
 
     Args:
       model, variables: of a trained model.
@@ -171,39 +195,44 @@ def prune_model(
       spec and variables (NumPy arrays).
 
     Raises:
-      InputError: the threshold is not allowed, or the model has no trees.
+      InputError: the threshold is not allowed, or the model has no layer that can be pruned.
     """
     check_threshold(threshold)
-    tokens_needed(model)  # raises where there are no trees
+    tokens_needed(model)  # raises where nothing can be pruned
     variables = jax.tree.map(np.asarray, jax.device_get(variables))
     layers, ffns = split_layers(model, variables), []
     counts = [
         run if run is None else run[j] for run, (_, n) in zip(calibration.usage, model.runs) for j in range(n)
     ]
     for layer, ffn, counts_PJ in zip(layers, model.ffns, counts, strict=True):
-        if isinstance(ffn, TreeSpec):
+        if _leaves(ffn):
             ffn = _prune_layer(layer, ffn, np.asarray(counts_PJ), calibration.tokens, threshold, static)
         ffns.append(ffn)
-    if model.implementation == "masked" and any(isinstance(ffn, PrunedSpec) for ffn in ffns):
-        model = dataclasses.replace(model, implementation=None)  # pruned trees have no masked execution
     return stack_layers(model, variables, ffns, layers)
 
 
 def _prune_layer(
-    layer: dict, spec: TreeSpec, counts_PJ, tokens: int, threshold: float, static: bool
+    layer: dict, spec: FFNSpec, counts_PJ, tokens: int, threshold: float, static: bool
 ) -> FFNSpec:
     """The layer's new spec; its FFN's arrays in `layer` are replaced."""
-    trained, routing = layer["params"]["ffn"], layer["routing"]["ffn"]
-    params = {**trained, **routing}
-    present_PJ = present_leaves(params, spec)
-    keep_PJ = kept_leaves(counts_PJ, threshold, tokens, present_PJ)
-    if (keep_PJ != present_PJ).any():
-        spec, params = prune(params, spec, keep_PJ)
+    trained = layer["params"]["ffn"]
+    params = {**trained, **layer.get("routing", {}).get("ffn", {})}
+    if isinstance(spec, LeafSpec):
+        present_X = present_experts(params, spec)
+        keep_X = kept_experts(counts_PJ[0], threshold, tokens, spec.top_k, present_X)
+        if (keep_X != present_X).any():
+            spec, params = leaf.prune(params, spec, keep_X)
+    elif isinstance(spec, TreeSpec):
+        present_PJ = present_leaves(params, spec)
+        keep_PJ = kept_leaves(counts_PJ, threshold, tokens, present_PJ)
+        if (keep_PJ != present_PJ).any():
+            spec, params = prune(params, spec, keep_PJ)
     if static and can_be_static(spec):
         assert isinstance(spec, PrunedSpec)
         dense, layer["params"]["ffn"] = static_layer(params, spec)
         del layer["routing"]
         return dense
     layer["params"]["ffn"] = {name: params[name] for name in trained}
-    layer["routing"]["ffn"] = {name: value for name, value in params.items() if name not in trained}
+    if routing := {name: value for name, value in params.items() if name not in trained}:
+        layer["routing"] = {"ffn": routing}
     return spec

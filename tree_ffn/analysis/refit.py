@@ -1,13 +1,13 @@
 """Trees fitted to the output y of the dense layer that they come from: what units add, and who visits them.
 
-With h[t, i] = act(z[t, i]) where token t visits place i of I = P U + S, 0 elsewhere, and w0 what w_out was:
+With h[t, i] = act(z[t, i]) where token t visits place i of I = P U, 0 elsewhere, and w0 what w_out was:
 
     w_out, b_out    min sum_t ||y[t] - b_out - sum_i h[t, i] w_out[i]||^2
                         + PRIOR sum_i mean over its visits(h[., i]^2) ||w_out[i] - w0[i]||^2
 
 so visited units add what others would have added, as far as it goes with what they add themselves, and those
 that few tokens visit stay what they were. Routers of tree p are fitted (see `routers`) to the error that
-each of its paths takes away, with d the part of y that b_out, the shared units and the other trees leave:
+each of its paths takes away, with d the part of y that b_out and the other trees leave:
 
     value[j, t] = ||d[t]||^2 - ||d[t] - y_j[t]||^2,   y_j = sum_{i on path j} h[t, i] w_out[i]
 """
@@ -43,7 +43,7 @@ def refit(params: dict, spec: TreeSpec, x_TE: np.ndarray, y_TE: np.ndarray, time
         _, leaf_TP = run_trees(params, spec, x_TE)
         h_TI = place_outputs(params, spec, x_TE) * visited(leaf_TP, spec.shape)
         w_IE, b_E = solve_outputs(h_TI, y_TE, _joined(params, "w_out"))
-        params = _with_outputs(params, spec.shape, w_IE) | {"b_out": b_E}
+        params = params | {"w_out": w_IE.reshape(params["w_out"].shape), "b_out": b_E}
     return params
 
 
@@ -98,7 +98,7 @@ def output_at(params: dict, spec: TreeSpec, x_TE: np.ndarray, leaf_TP: np.ndarra
 
 
 def place_outputs(params: dict, spec: TreeSpec, x_TE: np.ndarray) -> np.ndarray:
-    """act(z) of every place, visited or not: float32 [T, I]; trees first, shared units last."""
+    """act(z) of every place, visited or not: float32 [T, I]."""
     z_TI = x_TE @ _joined(params, "w_in").T + _joined(params, "b_in")
     return np.array(activation(spec.activation)(z_TI))
 
@@ -107,8 +107,7 @@ def visited(leaf_TP: np.ndarray, shape: TreeShape) -> np.ndarray:
     """bool [T, I]: the places that tokens with these leaves visit."""
     on_path_JU = np.zeros((shape.n_leaves, shape.tree_units), bool)
     np.put_along_axis(on_path_JU, path_units(shape), True, axis=1)
-    shared_TS = np.ones((len(leaf_TP), shape.shared_width), bool)
-    return np.concatenate([*(on_path_JU[leaf_T] for leaf_T in leaf_TP.T), shared_TS], axis=1)
+    return on_path_JU[leaf_TP].reshape(len(leaf_TP), -1)
 
 
 def run_trees(params: dict, spec: TreeSpec, x_TE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,11 +140,4 @@ def _places(shape: TreeShape, tree: int) -> slice:
 
 def _joined(params: dict, name: str) -> np.ndarray:
     """w_in, b_in or w_out of all places: [I, ...]."""
-    array = params[name].reshape(-1, *params[name].shape[2:])
-    return np.concatenate([array, params["shared"][name]]) if "shared" in params else array
-
-
-def _with_outputs(params: dict, shape: TreeShape, w_IE: np.ndarray) -> dict:
-    trees_IE, shared_SE = np.split(w_IE, [shape.n_trees * shape.tree_units])
-    new = params | {"w_out": trees_IE.reshape(params["w_out"].shape)}
-    return new | {"shared": params["shared"] | {"w_out": shared_SE}} if shape.shared_width else new
+    return params[name].reshape(-1, *params[name].shape[2:])

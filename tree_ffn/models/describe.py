@@ -146,9 +146,10 @@ def _layer_line(ffn: FFNSpec) -> str:
         return f"dense: {sizes}"
     if isinstance(ffn, LeafSpec):
         trees = f" of {ffn.n_trees}, search {ffn.search}" if ffn.router == "tree" else ""
+        kind, kept = ("pruned leaf", f"{ffn.n_kept} of ") if ffn.n_kept else ("leaf", "")
         start = f", a dense start of {ffn.dense_start:.0%}" if ffn.dense_start else ""
         return (
-            f"leaf: {ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}, "
+            f"{kind}: {kept}{ffn.n_experts} experts of {ffn.expert_width}, top {ffn.top_k}, "
             f"router {ffn.router}{trees}, gates {ffn.gate_norm}{start}: {sizes}"
         )
     shape, kind = ffn.shape, "tree"

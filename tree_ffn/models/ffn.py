@@ -16,7 +16,7 @@ from tree_ffn.tree import Info, LeafSpec, TreeSpec, leaf, path
 from tree_ffn.tree.path import pruned
 
 # Leaves that no optimizer touches; they live in the collection "routing".
-ROUTING_NAMES = ("threshold", "router", "selection_bias", "salt", *pruned.STRUCTURE)
+ROUTING_NAMES = ("threshold", "router", "selection_bias", "salt", "kept_row", *pruned.STRUCTURE)
 
 
 class Units(NamedTuple):
@@ -127,7 +127,7 @@ def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
         name, update = "threshold", lambda routing, leaf_TP: path.balance_update(routing, leaf_TP, spec)
     else:
         name = "selection_bias"
-        update = lambda routing, ids_TK: leaf.balance_update(routing[name], ids_TK, spec)
+        update = lambda routing, ids_TK: leaf.balance_update(routing, ids_TK, spec)
     if info.leaf_TP.ndim == 3:
         update = jax.vmap(update)
     return {**routing, name: update(routing, info.leaf_TP)}

@@ -57,12 +57,12 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
     def of_run(ffn, counts):
         if counts is None:
             return None
-        if isinstance(ffn, LeafSpec):
-            return _expert_figures(np.asarray(counts))
-        found = _tree_figures(counts)
-        if isinstance(ffn, PrunedSpec):  # of the leaves that it has
+        is_leaf = isinstance(ffn, LeafSpec)
+        found = _expert_figures(np.asarray(counts)) if is_leaf else _tree_figures(counts)
+        kept = ffn.n_kept if is_leaf else ffn.nodes[-1] if isinstance(ffn, PrunedSpec) else 0
+        if kept:  # of the leaves that it has
             visited = (np.asarray(counts) > 0).sum(axis=(1, 2))
-            found = {**found, "dead_leaves": 1 - visited / ffn.nodes[-1]}
+            found = {**found, "dead_leaves": 1 - visited / kept}
         return found
 
     return _by_layer([of_run(ffn, counts) for (ffn, _), counts in zip(model.runs, usage)], model)

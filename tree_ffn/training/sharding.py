@@ -28,7 +28,7 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
     (r"ffn/w_(in|out)$", (P(None, "model"), P(None, None, None, BOTH), P(None, None, BOTH), P())),
     (r"ffn/(b_in|threshold|router/w)$", (P(None, "model"), P())),
     (r"ffn/(b_out|w_router|b_router|selection_bias|salt)$", (P(),)),
-    (r"ffn/(child|path|leaf)$", (P(),)),  # of pruned trees, whose units are [layers, U, E]
+    (r"ffn/(child|path|leaf|kept_row)$", (P(),)),  # of pruned layers; the units of trees are [layers, U, E]
     # Heads over "model".
     (r"attn/w_qkv$", (P(None, None, None, "model"), P())),
     (r"attn/b_qkv$", (P(None, None, "model"), P())),

@@ -5,7 +5,8 @@ alone.
 """
 
 from tree_ffn.tree.leaf.layer import balance_update, init_params, leaf_ffn
+from tree_ffn.tree.leaf.pruned import prune
 from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.spec import LeafSpec
 
-__all__ = ["LeafSpec", "balance_update", "init_params", "leaf_ffn", "route"]
+__all__ = ["LeafSpec", "balance_update", "init_params", "leaf_ffn", "prune", "route"]

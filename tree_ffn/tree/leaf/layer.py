@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tree_ffn.tree.combine import combine
 from tree_ffn.tree.info import Info
+from tree_ffn.tree.leaf import pruned
 from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.routers import ROUTERS
 from tree_ffn.tree.leaf.spec import LeafSpec
@@ -14,12 +16,12 @@ from tree_ffn.tree.usage import leaf_counts, sides
 def init_params(
     key, spec: LeafSpec, width: int, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32
 ) -> dict:
-    """{w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E]} and what `route` reads.
+    """{w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E]} and what `route` reads; X of those that are kept.
 
     Standard deviations are w_in_scale / sqrt(E) of units and routers and w_out_scale / sqrt(A); biases are 0.
     """
     key_router, key_in, key_out = jax.random.split(key, 3)
-    units = (spec.n_experts, spec.expert_width)
+    units = (spec.kept_experts, spec.expert_width)
     normal = lambda key, *shape: jax.random.normal(key, (*shape, width), param_dtype)
     scale_in, scale_out = w_in_scale / width**0.5, w_out_scale / spec.active_units**0.5
     params = {
@@ -34,6 +36,8 @@ def init_params(
     params |= {"w_router": w_router} if ROUTERS[spec.router].trained else {"router": {"w": w_router}}
     if "b_router" in spec.router_params:
         params |= {"b_router": jnp.zeros((spec.router_rows,), param_dtype)}
+    if spec.n_kept:
+        params |= {"kept_row": jnp.asarray(pruned.kept_row(np.arange(spec.n_experts) < spec.n_kept))}
     if spec.balance_rate:
         params |= {"selection_bias": jnp.zeros((spec.router_rows,), jnp.float32)}
     return params
@@ -69,20 +73,31 @@ def leaf_ffn(
     return s_TE + params["b_out"].astype(x_TE.dtype)[None], Info(ids_TK)
 
 
-def balance_update(bias_R: jax.Array, ids_TK: jax.Array, spec: LeafSpec) -> jax.Array:
+def balance_update(routing: dict, ids_TK: jax.Array, spec: LeafSpec) -> jax.Array:
     """selection_bias after a step: every row of the router moves by `balance_rate` against its load.
 
         flat:   bias[j] += rate sign(mean load - load[j])
         trees:  bias[n] += rate sign(load left of n - load right of n)
 
+    Of a pruned layer the rows of experts that are gone stay, as do those of nodes with one side left.
+
+    Args:
+      routing: `selection_bias`; of a pruned layer `kept_row` too.
+      ids_TK: experts of the step's tokens.
+      spec: the layer.
+
     Source: Wang et al. 2024 (arXiv 2408.15664) for flat routers; of trees, the same at every decision.
     """
+    bias_R = routing["selection_bias"]
     load_X = leaf_counts(ids_TK.reshape(-1, 1), spec.n_experts)[0]
+    is_there_X = routing["kept_row"] >= 0 if spec.n_kept else jnp.ones(spec.n_experts, bool)
     if not ROUTERS[spec.router].trees:
-        load_X = load_X.astype(jnp.float32)
-        return bias_R + spec.balance_rate * jnp.sign(load_X.mean() - load_X)
+        lean_X = jnp.sign(load_X.sum() / spec.kept_experts - load_X)
+        return bias_R + spec.balance_rate * jnp.where(is_there_X, lean_X, 0.0)
     left_PN, right_PN = sides(load_X.reshape(spec.n_trees, -1))
-    lean_PN = jnp.sign(left_PN - right_PN).astype(jnp.float32)
+    there_left_PN, there_right_PN = sides(is_there_X.reshape(spec.n_trees, -1).astype(jnp.int32))
+    both_PN = (there_left_PN > 0) & (there_right_PN > 0)
+    lean_PN = jnp.where(both_PN, jnp.sign(left_PN - right_PN), 0).astype(jnp.float32)
     # From tree by tree to the order of the rows: level by level, in each tree by tree.
     by_level = [lean_PN[:, 2**level - 1 : 2 ** (level + 1) - 1].reshape(-1) for level in range(spec.depth)]
     return bias_R + spec.balance_rate * jnp.concatenate(by_level)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
+from tree_ffn.tree.leaf import pruned
 from tree_ffn.tree.leaf.hashing import check_ids, hashed
 from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
 from tree_ffn.tree.leaf.spec import LeafSpec
@@ -26,7 +27,7 @@ def route(
       params: of the layer: {w_router [R,E], b_router [R]} of `tree`, {w_router [X,E]} of `softmax`,
         {router: {w [X,E]}} of `random`, {salt []} of `hash`; and, where the load is balanced,
         selection_bias, a number for each row of the router, which moves the choice alone: of trees it is
-        added to the logits, of flat routers to the probabilities.
+        added to the logits, of flat routers to the probabilities; of a pruned layer kept_row.
       x_TE: tokens.
       spec: the layer.
       token_T: int32 ids of the tokens, which `hash` reads.
@@ -47,6 +48,8 @@ def route(
         move = ROUTERS[spec.router].preferred
         assert move is not None
         preferred = move(jax.lax.stop_gradient(logits_TR), bias_R, spec.n_trees, spec.depth)
+    if spec.n_kept:
+        preferred = pruned.without_removed(preferred, params["kept_row"])
     ids_TK = choose(preferred, spec)
     log_p_TK = jnp.take_along_axis(levels[-1], ids_TK, axis=1, mode="promise_in_bounds")  # ids are distinct
     return ids_TK, jnp.exp(GATE_NORMS[spec.gate_norm](log_p_TK))

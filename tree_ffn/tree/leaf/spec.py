@@ -14,7 +14,7 @@ from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
 class LeafSpec:
     """X experts of W units, of which a token uses K.
 
-        F = X W,    A = K W
+        F = X W, of a pruned layer n_kept W;    A = K W
 
     Attributes:
       n_experts: X.
@@ -33,6 +33,7 @@ class LeafSpec:
       dense_start: share of the training in which experts that are not chosen still add something: all of
         themselves at first, less and less, then nothing. 0: they never do.
       activation: a name of `ACTIVATIONS`.
+      n_kept: how many experts are left of a pruned layer (see `leaf.pruned`); 0: all.
 
     Raises:
       InputError: names the field, its value and what is allowed.
@@ -55,6 +56,7 @@ class LeafSpec:
     balance_rate: float = 0.0
     dense_start: float = 0.0
     activation: str = "gelu"
+    n_kept: int = 0
 
     def __post_init__(self):
         for field in ("n_experts", "expert_width", "top_k", "n_trees"):
@@ -67,11 +69,20 @@ class LeafSpec:
         check_number("dense_start", self.dense_start, least=0)
         if self.dense_start > 1:
             raise InputError(f"dense_start: {self.dense_start!r} is not allowed; use a number from 0 to 1.")
-        if self.top_k > self.n_experts:
-            raise InputError(
-                f"top_k: {self.top_k} is not allowed; a token can use at most n_experts = {self.n_experts}."
-            )
+        self._check_kept()
         self._check_router()
+
+    def _check_kept(self):
+        check_positive_int("n_kept", self.n_kept, least=0)
+        if self.n_kept > self.n_experts:
+            raise InputError(
+                f"n_kept: {self.n_kept} is not allowed; there are n_experts = {self.n_experts} to keep."
+            )
+        if self.n_kept == self.n_experts:  # one layer, one value
+            object.__setattr__(self, "n_kept", 0)
+        if self.top_k > self.kept_experts:
+            most = f"n_kept = {self.n_kept}" if self.n_kept else f"n_experts = {self.n_experts}"
+            raise InputError(f"top_k: {self.top_k} is not allowed; a token can use at most {most}.")
 
     def _check_router(self):
         """Options that are not in force are refused: equal layers have equal specs."""
@@ -96,10 +107,11 @@ class LeafSpec:
                 f"gate_norm: {self.gate_norm!r} cannot be used with top_k 1, whose gate would always be 1; "
                 "use 'none'."
             )
-        if router.log_p is None and (self.top_k, self.balance_rate) != (1, 0):
+        if router.log_p is None and (self.top_k, self.balance_rate, self.n_kept) != (1, 0, 0):
             raise InputError(
-                f"router: {self.router!r} cannot be used with top_k {self.top_k} and balance_rate "
-                f"{self.balance_rate!r}; an id names one expert for good: use 1 and 0."
+                f"router: {self.router!r} cannot be used with top_k {self.top_k}, balance_rate "
+                f"{self.balance_rate!r} and n_kept {self.n_kept}; an id names one expert for good: use 1, 0 "
+                "and 0."
             )
 
     @property
@@ -108,9 +120,14 @@ class LeafSpec:
         return (self.n_experts // self.n_trees).bit_length() - 1
 
     @property
+    def kept_experts(self) -> int:
+        """Experts that there are: X, of a pruned layer n_kept."""
+        return self.n_kept or self.n_experts
+
+    @property
     def total_units(self) -> int:
         """F."""
-        return self.n_experts * self.expert_width
+        return self.kept_experts * self.expert_width
 
     @property
     def active_units(self) -> int:
@@ -124,16 +141,22 @@ class LeafSpec:
 
     def runs(self, params: dict, ids: jax.Array) -> list[tuple[jax.Array, int]]:
         """Where the units of experts stand in [F, ...]: (first rows int32 [..., 1], rows of a run)."""
-        del params
-        return [((ids * self.expert_width)[..., None], self.expert_width)]
+        return [((self._row(params, ids) * self.expert_width)[..., None], self.expert_width)]
 
     def unit_gates(self, params: dict, ids_TK: jax.Array, gates_TK: jax.Array) -> jax.Array:
-        """Gates of all experts, 0 where they are not chosen: [T, X]."""
-        del params
-        none_X = jnp.zeros(self.n_experts, gates_TK.dtype)
+        """Gates of all experts that there are, 0 where they are not chosen: [T, X]."""
+        none_X = jnp.zeros(self.kept_experts, gates_TK.dtype)
         # A scatter of distinct ids; to sum a mask [T, K, X] takes hundreds of times as long on a CPU.
         how = {"mode": "promise_in_bounds", "unique_indices": True}
-        return jax.vmap(lambda ids_K, gates_K: none_X.at[ids_K].set(gates_K, **how))(ids_TK, gates_TK)
+        put = lambda row_K, gates_K: none_X.at[row_K].set(gates_K, **how)
+        return jax.vmap(put)(self._row(params, ids_TK), gates_TK)
+
+    def _row(self, params: dict, ids: jax.Array) -> jax.Array:
+        """Where experts stand in the arrays of units."""
+        if not self.n_kept:
+            return ids
+        row = jnp.take(params["kept_row"], ids, mode="clip")
+        return jnp.clip(row, 0, self.n_kept - 1)  # a block of `grouped` that stays empty names any expert
 
     @property
     def router_rows(self) -> int:
