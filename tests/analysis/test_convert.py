@@ -18,7 +18,7 @@ from tree_ffn.models.layers import split_layers, stack_layers
 from tree_ffn.tree import TreeShape
 from tree_ffn.tree.shape import path_of
 
-SHAPE = TreeShape(n_trees=2, depth=2, node_width=(1, 2, 2), shared_width=3)
+SHAPE = TreeShape(n_trees=2, depth=2, node_width=(1, 2, 2))
 WIDTH = 8
 
 
@@ -40,17 +40,16 @@ def output(params, spec, x):
 @pytest.mark.parametrize("router", convert.ROUTERS)
 def test_a_visited_unit_is_the_dense_unit(method, router, rng):
     """Token by token, by the layer's definition: only rows of the dense layer add to the output."""
-    n_units = 23 if router == "spent" else 29
+    n_units = 20 if router == "spent" else 26
     dense, recipe = dense_layer(rng, n_units), Recipe(SHAPE, method, router, refits=0)
     x, held = rng.standard_normal((2, 96, WIDTH)).astype(np.float32)
     params, _ = convert_layer(dense, DenseSpec(n_units), x, held, recipe)
     rows = {row.tobytes(): f for f, row in enumerate(dense["w_in"])}
     got = output(params, convert.tree_spec(DenseSpec(n_units), recipe), held)
     found = [rows.get(row.tobytes()) for row in params["w_in"].reshape(-1, WIDTH)]
-    found += [rows.get(row.tobytes()) for row in params["shared"]["w_in"]]
     assert sorted(f for f in found if f is not None) == list(range(n_units))  # every unit once
     for t in range(0, 96, 7):
-        visited = [rows.get(row.tobytes()) for row in params["shared"]["w_in"]]
+        visited = []
         for p in range(SHAPE.n_trees):
             node = 0
             for level in range(SHAPE.n_levels):
@@ -74,8 +73,7 @@ def test_a_visited_unit_is_the_dense_unit(method, router, rng):
 
 @pytest.mark.parametrize("shape", [
     TreeShape(n_trees=1, depth=0, node_width=12),
-    TreeShape(n_trees=3, depth=0, node_width=3, shared_width=5),
-    TreeShape(n_trees=1, depth=2, node_width=1, shared_width=12),
+    TreeShape(n_trees=3, depth=0, node_width=4),
 ])  # fmt: skip
 def test_where_all_units_are_visited_nothing_is_lost(shape, rng):
     dense, spec = dense_layer(rng, 12), DenseSpec(12, "relu")
@@ -120,7 +118,7 @@ def test_known_clusters_are_found(rng):
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_no_method_beats_the_oracle(activation, rng):
-    shape = TreeShape(n_trees=2, depth=3, node_width=1, shared_width=2)
+    shape = TreeShape(n_trees=2, depth=3, node_width=1)
     dense, spec = dense_layer(rng, shape.total_units), DenseSpec(shape.total_units, activation)
     x, held = rng.standard_normal((2, 512, WIDTH)).astype(np.float32)
     recipe = lambda method: Recipe(shape, method, refits=0)
@@ -153,8 +151,8 @@ def test_units_may_be_left_out(rng):
     shape, x = TreeShape(n_trees=1, depth=2, node_width=(1, 1, 2)), rng.standard_normal((64, WIDTH))
     energy = rng.random((20, 64)).astype(np.float32) * np.arange(1, 21, dtype=np.float32)[:, None] ** 4
     place = lambda method, drop: placement.place(method, shape, np.float32(x), energy, False, drop=drop)
-    assert set(place("frequency", True).tree_PU.ravel()) == set(range(9, 20))
-    found = place("cluster", True).tree_PU.ravel()
+    assert set(place("frequency", True).ravel()) == set(range(9, 20))
+    found = place("cluster", True).ravel()
     assert len(set(found)) == 11 and 19 in found
     with pytest.raises(InputError, match="have room for 11 units, and the dense layer has 20; .* or leave"):
         place("cluster", False)
@@ -176,7 +174,7 @@ def test_output_weights_are_least_squares(rng):
 
 def test_the_value_of_a_leaf_is_the_error_that_it_takes_away(rng):
     """Against every leaf tried in turn."""
-    dense, spec = dense_layer(rng, 29), DenseSpec(29)
+    dense, spec = dense_layer(rng, 26), DenseSpec(26)
     x = rng.standard_normal((40, WIDTH)).astype(np.float32)
     recipe = Recipe(SHAPE, "random", refits=1)
     params, _ = convert_layer(dense, spec, x, x, recipe)
@@ -253,18 +251,15 @@ def test_a_split_is_in_halves(rng):
 
 
 def test_the_most_used_units_are_on_top(rng):
-    energy = rng.random((29, 40)).astype(np.float32)
+    energy = rng.random((26, 40)).astype(np.float32)
     order = np.argsort(-energy.sum(axis=1))
     found = placement.place("frequency", SHAPE, np.zeros((40, WIDTH), np.float32), energy, spent=False)
-    np.testing.assert_array_equal(found.shared_S, order[:3])
-    assert set(found.tree_PU[:, 0]) == set(order[3:5]) and set(found.tree_PU[:, 1:5].ravel()) == set(
-        order[5:13]
-    )
+    assert set(found[:, 0]) == set(order[:2]) and set(found[:, 1:5].ravel()) == set(order[2:10])
 
 
 @pytest.fixture(scope="module")
 def dense_model():
-    model = model_spec(DenseSpec(29), DenseSpec(29), DenseSpec(20, "relu"))
+    model = model_spec(DenseSpec(26), DenseSpec(26), DenseSpec(17, "relu"))
     return model, random_variables(model)
 
 
@@ -294,9 +289,9 @@ def test_what_cannot_be_converted(dense_model, rng):
     model, variables = dense_model
     inputs = list(rng.standard_normal((3, 64, 16)).astype(np.float32))
     convert = lambda model, recipe: convert_model(model, variables, inputs, inputs, recipe)
-    with pytest.raises(InputError, match="have room for 14 units, .* has 29; .* shared_width = 15"):
+    with pytest.raises(InputError, match="have room for 14 units, .* has 26; use a larger"):
         convert(model, Recipe(TreeShape(2, 2), "random"))
-    with pytest.raises(InputError, match=r"room for 23 units \(6 of its units are spent on routers\)"):
+    with pytest.raises(InputError, match=r"room for 20 units \(6 of its units are spent on routers\)"):
         convert(model, Recipe(SHAPE, "random", "spent"))
     with pytest.raises(
         InputError, match="method: 'best' is not known; use one of: random, frequency, cluster"
@@ -304,5 +299,5 @@ def test_what_cannot_be_converted(dense_model, rng):
         convert(model, Recipe(SHAPE, "best"))
     with pytest.raises(InputError, match="router: 'none' is not known; use one of: separate, spent"):
         convert(model, Recipe(SHAPE, "random", "none"))
-    with pytest.raises(InputError, match=r"layer 1 is not dense \(ffn.kind 'moe'\)"):
-        convert(model_spec(DenseSpec(9), KINDS["moe"]), Recipe(SHAPE, "random"))
+    with pytest.raises(InputError, match=r"layer 1 is not dense \(ffn.kind 'leaf'\)"):
+        convert(model_spec(DenseSpec(9), KINDS["leaf"]), Recipe(SHAPE, "random"))

@@ -76,13 +76,13 @@ def test_an_export_with_text_named(texts, run, tmp_path):
     assert call("export", f"--workdir={run}", f"--to={tmp_path}/dense").code == 0
     outcome = call(
         "convert", f"--export={tmp_path}/dense", f"--files={texts}/*.txt", f"--cache_dir={tmp_path}/cache",
-        *ASKED, "--shared_width=12", "--router=spent", "--method=frequency", f"--to={tmp_path}/new",
+        *ASKED, "--depth=3", "--router=spent", "--method=frequency", f"--to={tmp_path}/new",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     found = restore_for_inference(f"{tmp_path}/new")
     ffn = found.model.ffns[0]
     assert isinstance(ffn, TreeSpec)
-    assert ffn.routing == "straight_through" and ffn.shape.shared_width == 12
+    assert ffn.routing == "straight_through" and ffn.shape.depth == 3
     assert isinstance(export.load(f"{tmp_path}/dense")[0].ffns[0], DenseSpec)
     assert call("evaluate", f"--workdir={tmp_path}/new", "--batch_size=8").code == 0
 

@@ -92,6 +92,7 @@ def balance_update(routing: dict, ids_TK: jax.Array, spec: LeafSpec) -> jax.Arra
     load_X = leaf_counts(ids_TK.reshape(-1, 1), spec.n_experts)[0]
     is_there_X = routing["kept_row"] >= 0 if spec.n_kept else jnp.ones(spec.n_experts, bool)
     if not ROUTERS[spec.router].trees:
+        load_X = load_X.astype(jnp.float32)
         lean_X = jnp.sign(load_X.sum() / spec.kept_experts - load_X)
         return bias_R + spec.balance_rate * jnp.where(is_there_X, lean_X, 0.0)
     left_PN, right_PN = sides(load_X.reshape(spec.n_trees, -1))

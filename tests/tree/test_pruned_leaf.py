@@ -1,0 +1,177 @@
+"""Pruned leaf layers against a float64 oracle: what is gone is never chosen, what is left is as it was."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import leaf_oracle
+from tree_ffn.errors import InputError
+from tree_ffn.models import FFN, update_routing
+from tree_ffn.models.ffn import ROUTING_NAMES, ffn_params, total_units
+from tree_ffn.tree import IMPLEMENTATIONS, Info
+from tree_ffn.tree.leaf import LeafSpec, init_params, leaf_ffn, prune, route
+
+E, T = 6, 40
+SPECS = {
+    "tree": LeafSpec(n_experts=16, expert_width=2, top_k=3),
+    "beam": LeafSpec(n_experts=16, expert_width=2, top_k=3, search="beam"),
+    "trees": LeafSpec(n_experts=24, expert_width=1, top_k=4, n_trees=3, search="beam", gate_norm="l1"),
+    "softmax": LeafSpec(n_experts=9, expert_width=3, top_k=2, router="softmax", gate_norm="l1"),
+    "random": LeafSpec(n_experts=7, expert_width=2, top_k=1, router="random", gate_norm="none"),
+}
+NAMES = pytest.mark.parametrize("name", SPECS)
+
+
+def case(rng, spec):
+    """Arrays of a layer with biases that are not 0, tokens and an output's gradient, float64."""
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), init_params(jax.random.key(0), spec, E))
+    for name in {"b_in", "b_out", "b_router", "selection_bias"} & params.keys():
+        params[name] = rng.normal(size=params[name].shape) / 3
+    return params, 2 * rng.normal(size=(T, E)), rng.normal(size=(T, E))
+
+
+def kept(rng, spec, n):
+    keep_X = np.zeros(spec.n_experts, bool)
+    keep_X[rng.permutation(spec.n_experts)[:n]] = True
+    return keep_X
+
+
+def on_device(params):
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.int32 if a.dtype.kind == "i" else jnp.float32), params)
+
+
+def searched(spec, r, keep_X):
+    """The K experts that a search finds which keeps K nodes of every level, of those with an expert left."""
+    has = lambda tree, level, node: keep_X.reshape(spec.n_trees, 2**level, -1)[tree, node].any()
+    found = [(0.0, tree, 0) for tree in range(spec.n_trees) if has(tree, 0, 0)]
+    for level in range(spec.depth):
+        below = []
+        for score, tree, node in found:
+            logit = r[leaf_oracle.row_of(spec, tree, level, node)]
+            for right, sign in enumerate((-1, 1)):
+                if has(tree, level + 1, 2 * node + right):
+                    below.append((score + leaf_oracle.log_s(sign * logit), tree, 2 * node + right))
+        found = sorted(below, key=lambda one: (-one[0], one[1:]))[: spec.top_k]
+    return sorted(tree * 2**spec.depth + node for _, tree, node in found)
+
+
+@NAMES
+@pytest.mark.parametrize("n_left", ["K", "most"])
+def test_the_layer_is_its_definition(name, n_left, rng, monkeypatch):
+    """Of the experts that are left the best; outputs and gradients are the oracle's of the whole arrays."""
+    spec = SPECS[name]
+    spec = dataclasses.replace(spec, balance_rate=0.1 if spec.router == "tree" else 0.0)
+    params, x, dy = case(rng, spec)
+    keep_X = kept(rng, spec, spec.top_k if n_left == "K" else spec.n_experts - 3)
+    score = lambda scores: np.where(keep_X, scores, np.nan)  # the lowest for the oracle
+    best = leaf_oracle.best
+    monkeypatch.setattr(leaf_oracle, "best", lambda scores, k: best(score(scores), k))
+    monkeypatch.setattr(leaf_oracle, "search", lambda spec, r: searched(spec, r, keep_X))
+    wanted = leaf_oracle.leaf_layer(params, x, spec, None, dy)
+    pruned_spec, pruned = prune(params, spec, keep_X)
+    fixed = {key: value for key, value in on_device(pruned).items() if key in ROUTING_NAMES}
+    trained = {key: value for key, value in on_device(pruned).items() if key not in ROUTING_NAMES}
+    for implementation in IMPLEMENTATIONS:
+
+        @jax.jit
+        def run(trained, x, implementation=implementation):
+            layer = lambda trained, x: leaf_ffn(trained | fixed, x, pruned_spec, implementation)
+            y, back, info = jax.vjp(layer, trained, x, has_aux=True)
+            return y, info.leaf_TP, back(jnp.asarray(dy, jnp.float32))
+
+        y, ids, (d_trained, d_x) = run(trained, jnp.asarray(x, jnp.float32))
+        assert np.sort(ids, axis=1).tolist() == wanted.chosen
+        np.testing.assert_allclose(y, wanted.y, rtol=2e-5, atol=2e-5)
+        for key, found in (d_trained | {"x": d_x}).items():
+            whole = wanted.gradients[key]
+            whole = whole[keep_X] if key in ("w_in", "b_in", "w_out") else whole
+            np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4, err_msg=key)
+
+
+@NAMES
+def test_tokens_whose_experts_stay_keep_their_output(name, rng):
+    spec = SPECS[name]
+    params, x, _ = case(rng, spec)
+    x = jnp.asarray(x, jnp.float32)
+    y, info = leaf_ffn(on_device(params), x, spec, "gather")
+    keep_X = np.ones(spec.n_experts, bool)
+    keep_X[np.asarray(info.leaf_TP)[T // 2]] = False
+    pruned_spec, pruned = prune(params, spec, keep_X)
+    z, after = leaf_ffn(on_device(pruned), x, pruned_spec, "gather")
+    stays_T = keep_X[np.asarray(info.leaf_TP)].all(axis=1)
+    assert 0 < stays_T.sum() < T
+    np.testing.assert_allclose(z[stays_T], y[stays_T], rtol=1e-6, atol=1e-6)
+    assert keep_X[np.asarray(after.leaf_TP)].all()
+
+
+@NAMES
+def test_what_is_not_a_number_chooses_what_is_there(name, rng):
+    spec = SPECS[name]
+    params, x, _ = case(rng, spec)
+    keep_X = kept(rng, spec, spec.top_k + 1)
+    pruned_spec, pruned = prune(params, spec, keep_X)
+    x = jnp.asarray(x, jnp.float32).at[0].set(jnp.nan).at[1].set(jnp.inf)
+    ids, _ = route(on_device(pruned), x, pruned_spec)
+    assert keep_X[np.asarray(ids)].all() and all(len(set(row)) == spec.top_k for row in np.asarray(ids))
+    assert np.sort(ids[0]).tolist() == np.flatnonzero(keep_X)[: spec.top_k].tolist()  # of equals the first
+
+
+def test_what_is_there_is_stored_and_nothing_else(rng):
+    spec = SPECS["beam"]
+    params, _, _ = case(rng, spec)
+    keep_X = kept(rng, spec, 9)
+    pruned_spec, pruned = prune(params, spec, keep_X)
+    again, twice = prune(pruned, pruned_spec, keep_X & (np.arange(16) != np.flatnonzero(keep_X)[4]))
+    wanted = prune(params, spec, keep_X & (np.arange(16) != np.flatnonzero(keep_X)[4]))
+    assert again == wanted[0] and again.n_kept == 8 and total_units(again) == 16
+    jax.tree.map(np.testing.assert_array_equal, twice, wanted[1])
+    shapes = {name: value.shape for name, value in init_params(jax.random.key(0), again, E).items()}
+    assert shapes == {name: value.shape for name, value in twice.items()}
+    trained = [value.size for name, value in twice.items() if name not in ROUTING_NAMES]
+    assert sum(trained) == ffn_params(again, E)
+    variables = FFN(again).init(jax.random.key(0), jnp.zeros((2, E)))
+    assert variables["routing"].keys() == {"kept_row"}
+
+
+def test_layers_that_are_equal_have_equal_specs():
+    whole = SPECS["tree"]
+    assert dataclasses.replace(whole, n_kept=16) == whole and hash(
+        dataclasses.replace(whole, n_kept=16)
+    ) == hash(whole)
+    assert dataclasses.replace(whole, n_kept=15) != whole
+
+
+@pytest.mark.parametrize("router, moved", [("softmax", [0.5, 0, -0.5, 0]), ("tree", [-0.5, 0, 0])])
+def test_balancing_leaves_alone_what_is_gone(router, moved):
+    """Experts 0 and 2 of four are left; all tokens choose 2. Only the root has two sides left."""
+    norm = {"top_k": 1, "gate_norm": "none"}
+    spec = LeafSpec(n_experts=4, expert_width=1, router=router, balance_rate=0.5, n_kept=2, **norm)
+    routing = {"selection_bias": jnp.zeros(spec.router_rows), "kept_row": jnp.array([0, -1, 1, -1])}
+    found = update_routing(spec, routing, Info(jnp.full((5, 1), 2)))
+    assert found["selection_bias"].tolist() == moved
+
+
+@pytest.mark.parametrize("fields, said", [
+    ({"n_kept": 2}, "top_k: 3 is not allowed; a token can use at most n_kept = 2"),
+    ({"n_kept": 17}, "n_kept: 17 is not allowed; there are n_experts = 16"),
+    ({"n_kept": -1}, "n_kept: -1 is not allowed"),
+    ({"n_kept": 4, "router": "hash", "top_k": 1, "gate_norm": "none"}, "n_kept 4; an id names one expert"),
+])  # fmt: skip
+def test_specs_that_are_refused(fields, said):
+    with pytest.raises(InputError, match=said):
+        dataclasses.replace(SPECS["tree"], **fields)
+
+
+def test_what_cannot_be_kept(rng):
+    spec = SPECS["tree"]
+    params, _, _ = case(rng, spec)
+    with pytest.raises(InputError, match="keep: 2 experts are not enough; a token uses 3"):
+        prune(params, spec, kept(rng, spec, 2))
+    with pytest.raises(InputError, match=r"keep: bool\[4\] is not allowed; use bool\[16\]"):
+        prune(params, spec, np.ones(4, bool))
+    pruned_spec, pruned = prune(params, spec, np.arange(16) < 8)
+    with pytest.raises(InputError, match="an expert that was pruned before"):
+        prune(pruned, pruned_spec, np.arange(16) > 4)
