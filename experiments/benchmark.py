@@ -2,13 +2,13 @@
 
     python -m experiments.benchmark layer                        # the whole table
     python -m experiments.benchmark layer --widths=768 --tokens=1,4096 --shapes=wide
-    python -m experiments.benchmark layer --shapes=recipe      # the layer of configs/recipe.py
+    python -m experiments.benchmark layer --shapes=leaf,mixture      # the recipe, and flat experts
     python -m experiments.benchmark layer --results=results/speed_layer.jsonl
 
 How it is measured. Every variant is compiled as a chain of layers with weights
 of their own (a call rotates through more weight memory than caches hold) where
 each layer's input depends on the last one's output, on fresh random inputs.
-Outputs are compared with the masked execution before anything is timed. The
+Outputs are compared with the masked implementation before anything is timed. The
 variants of one row take turns, and the ratios are of medians in one run. The
 dense layer is the fastest of four weight layouts, found for each row anew. The
 floor is the larger of the fewest bytes over the copy bandwidth and of the
@@ -27,26 +27,28 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from configs.recipe import EXPERTS
 from experiments import cli, path_flags, record
+from tree_ffn import recipe
 from tree_ffn.errors import InputError, check_choice, is_whole_number
-from tree_ffn.models.ffn import ffn_flops
-from tree_ffn.tree import IMPLEMENTATIONS, TreeShape, TreeSpec, activation, gather, init_params, tree_ffn
+from tree_ffn.models.ffn import apply_ffn, ffn_flops, init_ffn, products, separate_routers
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, activation
+from tree_ffn.tree.path.spec import ROUTINGS
+from tree_ffn.tree.rows import in_place
 
 SUITES = ("layer",)
-SHAPES = ("wide", "narrow", "thin_routers", "recipe")
+SHAPES = ("wide", "narrow", "leaf", "mixture")
 PASSES = ("forward", "train")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("widths", ["256", "768", "2048"], "Model widths E.")
 flags.DEFINE_list("tokens", ["1", "16", "256", "4096"], "Token counts T.")
-flags.DEFINE_list("shapes", ["wide", "narrow"], f"Tree shapes with A = E / 8: {', '.join(SHAPES)}.")
+flags.DEFINE_list("shapes", list(SHAPES), f"Layers with A = E / 8: {', '.join(SHAPES)}.")
 flags.DEFINE_list("passes", list(PASSES), "forward, train (forward and backward), or both.")
-flags.DEFINE_list("executions", ["masked", "gather", "grouped"], "Executions of the trees to time.")
-flags.DEFINE_integer("depth", 7, "Depth D of the trees; the recipe has its own.")
-flags.DEFINE_string("routing", "continuous", "Routing of the trees; the recipe has its own.")
-flags.DEFINE_string("activation", "gelu", "Activation of the trees and of the dense layers.")
-flags.DEFINE_enum("usage", "uniform", ["uniform", "skewed", "one_leaf"], "Which leaves the tokens reach.")
+flags.DEFINE_list("implementations", list(IMPLEMENTATIONS), "Which implementations to time.")
+flags.DEFINE_integer("depth", 7, "Depth D of the trees of shapes wide and narrow.")
+flags.DEFINE_string("routing", "hard", f"Routing of these trees: {' or '.join(ROUTINGS)}.")
+flags.DEFINE_string("activation", "gelu", "Activation of all layers.")
+flags.DEFINE_enum("usage", "uniform", ["uniform", "skewed", "one_leaf"], "Which leaves of them tokens reach.")
 flags.DEFINE_string("dtype", "", "float32 or bfloat16; default: bfloat16 on accelerators, float32 on CPUs.")
 flags.DEFINE_float("seconds", 2.0, "Time to spend on a measurement of one variant.")
 flags.DEFINE_integer("gather_limit", 256, "Most tokens for which gather is timed (it is for few).")
@@ -56,19 +58,21 @@ flags.DEFINE_integer("seed", 0, "Seed of weights and inputs.")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row: a tree shape at a width, a number of tokens, a pass."""
+    """One row: a layer of some width, a number of tokens, a pass."""
 
     width: int
     n_tokens: int
-    spec: TreeSpec
+    spec: LeafSpec | TreeSpec
     direction: str
     dtype: str
 
     @property
     def name(self) -> str:
-        shape = self.spec.shape
-        node = "x".join(map(str, shape.widths)) if isinstance(shape.node_width, tuple) else shape.node_width
-        return f"d{self.width}_T{self.n_tokens}_P{shape.n_trees}_W{node}_{self.direction}"
+        if isinstance(spec := self.spec, LeafSpec):
+            layer = f"X{spec.n_experts}_W{spec.expert_width}_K{spec.top_k}_{spec.router}"
+        else:
+            layer = f"P{spec.shape.n_trees}_W{spec.shape.node_width}"
+        return f"d{self.width}_T{self.n_tokens}_{layer}_{self.direction}"
 
     def layers(self) -> int:
         """Length of the chain: enough for 128 MiB of dense weights, at most 32 layers."""
@@ -86,30 +90,34 @@ class Variant:
     apply: Callable
 
 
-def tree_spec(shape_name: str, width: int, depth: int, routing: str, act: str) -> TreeSpec:
-    """Trees: A = E / 8 at D = 7, one wide, many narrow, or routers above wide leaves; or the recipe's."""
+def layer_spec(shape_name: str, width: int, depth: int, routing: str, act: str) -> LeafSpec | TreeSpec:
+    """A layer with A = E / 8: the paper's, of one tree or many; `tree_ffn.recipe`; or a flat mixture."""
     check_choice("--shapes", shape_name, SHAPES)
-    if width % 64:
-        raise InputError(f"--widths: {width} is not allowed; use a multiple of 64.")
-    if shape_name == "recipe":
-        gates = {name: value for name, value in EXPERTS.items() if name not in ("depth", "node_width")}
-        return TreeSpec(TreeShape(width // 8, EXPERTS["depth"], 1), activation=act, **gates)
-    shape = {
-        "wide": lambda: TreeShape(1, depth, width // 64),
-        "narrow": lambda: TreeShape(width // 64, depth, 1),
-        "thin_routers": lambda: TreeShape(1, depth, (1,) * depth + (width // 8,)),
-    }[shape_name]()
-    return TreeSpec(shape, routing=routing, activation=act)
+    if width % 128:
+        raise InputError(f"--widths: {width} is not allowed; use a multiple of 128.")
+    if shape_name == "leaf":
+        return dataclasses.replace(recipe(width), activation=act)
+    if shape_name == "mixture":
+        return LeafSpec(
+            n_experts=128,
+            expert_width=width // 32,
+            top_k=4,
+            router="softmax",
+            gate_norm="rms",
+            activation=act,
+        )
+    n_trees, node_width = (1, width // 64) if shape_name == "wide" else (width // 64, 1)
+    return TreeSpec(TreeShape(n_trees, depth, node_width), routing=routing, activation=act)
 
 
-def tree_variant(case: Case, execution: str, usage: str) -> Variant:
+def layer_variant(case: Case, implementation: str, usage: str) -> Variant:
     def init(key):
-        params = init_params(key, case.spec, case.width, param_dtype=case.dtype)
-        # z is about normal here, so a threshold is a quantile of the decisions.
-        params["threshold"] += {"uniform": 0.0, "skewed": 0.84, "one_leaf": 1e9}[usage]
+        params = init_ffn(key, case.spec, case.width, param_dtype=case.dtype)
+        if usage != "uniform":  # z is about normal here, so a threshold is a quantile of the decisions
+            params["threshold"] += {"skewed": 0.84, "one_leaf": 1e9}[usage]
         return params
 
-    return Variant(execution, init, lambda p, x: tree_ffn(p, x, case.spec, execution)[0])
+    return Variant(implementation, init, lambda p, x: apply_ffn(p, x, case.spec, implementation)[0])
 
 
 def dense_variants(case: Case, units: int, name: str) -> list[Variant]:
@@ -233,23 +241,21 @@ def fastest(case: Case, variants: list[Variant], key) -> Timed:
     return best
 
 
-def check_outputs(case: Case, executions: list[str], usage: str, key) -> None:
-    """Refuses to time executions whose outputs differ from the masked one's."""
-    params = tree_variant(case, "masked", usage).init(key)
+def check_outputs(case: Case, implementations: list[str], usage: str, key) -> None:
+    """Refuses to time implementations whose outputs differ from the masked one's."""
+    params = layer_variant(case, "masked", usage).init(key)
     x = jax.random.normal(key, (case.n_tokens, case.width), jnp.float32).astype(case.dtype)
-    run = functools.partial(jax.jit(tree_ffn, static_argnums=(2, 3)), params, x, case.spec)
+    run = functools.partial(jax.jit(apply_ffn, static_argnums=(2, 3)), params, x, case.spec)
     y_ref, info_ref = run("masked")
     bound = 1e-3 if case.dtype == "float32" else 3e-2
-    for execution in executions:
-        y, info = run(execution)
+    for implementation in implementations:
+        y, info = run(implementation)
         same = jnp.all(info.leaf_TP == info_ref.leaf_TP, axis=1)
         error = jnp.linalg.norm(jnp.where(same[:, None], (y - y_ref).astype(jnp.float32), 0.0))
         error = float(error / jnp.linalg.norm(y_ref.astype(jnp.float32)))
         if float(jnp.mean(same)) < 0.98 or not error < bound:
-            agree = 100 * float(jnp.mean(same))
-            raise RuntimeError(
-                f"{case.name}: {execution} differs from masked by {error:.2g} ({agree:.2f} % same leaves)"
-            )
+            agree = f"{float(jnp.mean(same)):.2%} same leaves"
+            raise RuntimeError(f"{case.name}: {implementation} differs from masked by {error:.2g} ({agree})")
 
 
 @functools.cache
@@ -279,35 +285,36 @@ def floor_seconds(case: Case) -> float:
     bandwidth, rate = ceilings(case.dtype)
     spec, item = case.spec, jnp.dtype(case.dtype).itemsize
     units = min(spec.total_units, case.n_tokens * spec.active_units)
-    routers = min(spec.stored_units - spec.total_units, case.n_tokens * spec.n_routers)
+    stored = spec.router_rows if isinstance(spec, LeafSpec) else 0  # units decide in trees
+    routers = min(stored, case.n_tokens * separate_routers(spec))
     forward_bytes = item * case.width * (2 * units + routers + 2 * case.n_tokens)
     forward_ops = case.n_tokens * ffn_flops(spec, case.width)
     if case.direction == "forward":
         return max(forward_bytes / bandwidth, forward_ops / rate)
     # Backward: reads weights and both cotangents again, writes all weight gradients.
-    train_bytes = 2 * forward_bytes + item * case.width * (
-        spec.total_units + spec.stored_units + 2 * case.n_tokens
-    )
+    train_bytes = 2 * forward_bytes + item * case.width * (2 * spec.total_units + stored + 2 * case.n_tokens)
     return max(train_bytes / bandwidth, 3 * forward_ops / rate)
 
 
-def run_case(case: Case, executions: list[str], usage: str, seconds: float, seed: int) -> dict[str, dict]:
-    """Times of dense, narrow and every execution: {variant: {metric: value}}."""
+def run_case(
+    case: Case, implementations: list[str], usage: str, seconds: float, seed: int
+) -> dict[str, dict]:
+    """Times of dense, narrow and every implementation: {variant: {metric: value}}."""
     key = jax.random.key(seed)
     if case.n_tokens > FLAGS.gather_limit:
-        executions = [e for e in executions if e != "gather"]
-    check_outputs(case, executions, usage, key)
-    timed = layers_to_time(case, executions, usage, key)
+        implementations = [name for name in implementations if name != "gather"]
+    check_outputs(case, implementations, usage, key)
+    timed = layers_to_time(case, implementations, usage, key)
     time_all(case, timed, seconds, key)
     return figures(timed, floor_seconds(case))
 
 
-def layers_to_time(case: Case, executions: list[str], usage: str, key) -> list[Timed]:
-    """The dense layer of F units, the narrow one of A, each in its fastest layout; then every execution."""
+def layers_to_time(case: Case, implementations: list[str], usage: str, key) -> list[Timed]:
+    """Dense of F units and narrow of A, each in its fastest layout; then every implementation."""
     return [
         fastest(case, dense_variants(case, case.spec.total_units, "dense"), key),
         fastest(case, dense_variants(case, case.spec.active_units, "narrow"), key),
-        *(Timed(case, tree_variant(case, execution, usage), key) for execution in executions),
+        *(Timed(case, layer_variant(case, name, usage), key) for name in implementations),
     ]
 
 
@@ -330,7 +337,9 @@ def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
 
 
 def print_case(case: Case, rows: dict[str, dict]) -> None:
-    print(f"\n{case.name}  ({case.dtype}, A/F {case.spec.active_units / case.spec.total_units:.1%})")
+    asked = products(case.spec)
+    share = f"{asked / (2 * case.spec.total_units):.1%} of dense's"
+    print(f"\n{case.name}  ({case.dtype}; {asked} products, routing counted: {share})")
     print(f"  {'layer':<16}{'ms':>11}{'x dense':>9}{'x narrow':>10}{'of floor':>10}{'MiB':>9}")
     for name, row in rows.items():
         floor = f"{100 * row['floor_share']:.1f} %" if "[" not in name else ""
@@ -347,10 +356,10 @@ def layer_suite() -> None:
     bandwidth, rate = ceilings(cases[0].dtype)
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
-        print(f"The C++ part is {'' if gather.in_place(cases[0].dtype) else 'not '}in use (make kernels).")
+        print(f"The C++ part is {'' if in_place(cases[0].dtype) else 'not '}in use (make kernels).")
     print(f"{kind}: copy {bandwidth / 1e9:.1f} GB/s, {cases[0].dtype} product {rate / 1e9:.0f} GFLOP/s")
     for case in cases:
-        rows = run_case(case, FLAGS.executions, FLAGS.usage, FLAGS.seconds, FLAGS.seed)
+        rows = run_case(case, FLAGS.implementations, FLAGS.usage, FLAGS.seconds, FLAGS.seed)
         print_case(case, rows)
         if FLAGS.results:
             write_rows(case, rows)
@@ -360,20 +369,25 @@ def cases_of_flags() -> list[Case]:
     """Every width with every shape, number of tokens and pass."""
     for direction in FLAGS.passes:
         check_choice("--passes", direction, PASSES)
-    for execution in FLAGS.executions:
-        check_choice("--executions", execution, IMPLEMENTATIONS)
+    for name in FLAGS.implementations:
+        check_choice("--implementations", name, IMPLEMENTATIONS)
     dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     check_choice("--dtype", dtype, ("float32", "bfloat16"))
     cases = [
         Case(width, n_tokens, spec, direction, dtype)
         for width in numbers("--widths", FLAGS.widths)
         for shape in FLAGS.shapes
-        for spec in [tree_spec(shape, width, FLAGS.depth, FLAGS.routing, FLAGS.activation)]
+        for spec in [layer_spec(shape, width, FLAGS.depth, FLAGS.routing, FLAGS.activation)]
         for n_tokens in numbers("--tokens", FLAGS.tokens)
         for direction in FLAGS.passes
     ]
     if not cases:
         raise InputError("--widths, --tokens, --shapes, --passes: one is empty; name at least one of each.")
+    for case in cases:
+        if FLAGS.usage != "uniform" and isinstance(case.spec, LeafSpec):
+            raise InputError(
+                f"--usage: {FLAGS.usage!r} is not allowed with experts; use shapes wide, narrow."
+            )
     return cases
 
 
@@ -398,7 +412,8 @@ def write_rows(case: Case, rows: dict[str, dict]) -> None:
             "direction": case.direction,
             "usage": FLAGS.usage,
             "spec": dataclasses.asdict(case.spec),
-            "kernels": gather.in_place(case.dtype),
+            "products": products(case.spec),
+            "kernels": in_place(case.dtype),
             "cores": len(os.sched_getaffinity(0)),
             "copy_gb_per_s": bandwidth / 1e9,
             "product_gflop_per_s": rate / 1e9,

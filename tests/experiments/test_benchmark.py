@@ -1,12 +1,16 @@
-"""What the benchmark times is the whole of it, and different executions are refused."""
+"""What the benchmark times is the whole of it, and implementations that differ are refused."""
 
 import importlib
 
 import jax
 import pytest
 
-from tests.experiments.programs import alone
+import tree_ffn
+from tests.experiments.programs import alone, call
+from tree_ffn.models import ffn as models
 from tree_ffn.tree import IMPLEMENTATIONS
+
+WIDTH = 128
 
 
 @pytest.fixture
@@ -16,8 +20,8 @@ def benchmark():
 
 
 def case_of(benchmark, direction: str, n_tokens: int = 32, shape: str = "wide"):
-    spec = benchmark.tree_spec(shape, 64, 5, "continuous", "gelu")
-    return benchmark.Case(64, n_tokens, spec, direction, "float32")
+    spec = benchmark.layer_spec(shape, WIDTH, 5, "hard", "gelu")
+    return benchmark.Case(WIDTH, n_tokens, spec, direction, "float32")
 
 
 @pytest.mark.parametrize("layout", range(4))
@@ -29,14 +33,14 @@ def test_training_has_three_times_the_products_of_a_forward_pass(benchmark, layo
         variant = benchmark.dense_variants(this, 256, "dense")[layout]
         analysis = benchmark.Timed(this, variant, jax.random.key(0)).run.cost_analysis()
         flops[direction] = analysis["flops"]
-    products = 2 * 2 * 512 * 64 * 256
+    products = 2 * 2 * 512 * WIDTH * 256
     assert flops["train"] - flops["forward"] >= 2 * products
 
 
 def test_times_every_variant(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e11))
     train, forward = (case_of(benchmark, direction, n_tokens=512) for direction in ("train", "forward"))
-    variants = [benchmark.tree_variant(train, name, "uniform") for name in IMPLEMENTATIONS]
+    variants = [benchmark.layer_variant(train, name, "uniform") for name in IMPLEMENTATIONS]
     timed = [benchmark.Timed(train, variant, jax.random.key(0)) for variant in variants]
     benchmark.time_all(train, timed, 0.0, jax.random.key(1))
     assert all(len(t.times) >= 3 and t.median > 0 and t.memory() > 0 for t in timed)
@@ -44,10 +48,10 @@ def test_times_every_variant(benchmark, monkeypatch):
 
 
 def test_dense_layers_have_the_layers_units_and_ratios_say_how_much_faster(benchmark):
-    case = case_of(benchmark, "forward", n_tokens=512, shape="recipe")  # one layer: less to compile
+    case = case_of(benchmark, "forward", n_tokens=512, shape="leaf")  # one layer: less to compile
     timed = benchmark.layers_to_time(case, ["masked"], "uniform", jax.random.key(0))
     assert [t.name.partition("[")[0] for t in timed] == ["dense", "narrow", "masked"]
-    assert [t.weights[0]["b_in"].size for t in timed[:2]] == [256, 8]  # F and A
+    assert [t.weights[0]["b_in"].size for t in timed[:2]] == [512, 16]  # F and A
     for t, seconds in zip(timed, (0.8, 0.1, 0.2)):
         t.times = [seconds, 9.0, seconds]  # the median counts
     masked = benchmark.figures(timed, floor=0.05)["masked"]
@@ -61,31 +65,56 @@ def test_of_layouts_the_fastest_is_kept(benchmark, order):
     products = {"slow": 1000, "fast": 1}
 
     def variant(name):
-        init = lambda key: jax.random.normal(key, (64, 64))
+        init = lambda key: jax.random.normal(key, (WIDTH, WIDTH))
         apply = lambda w, x: jax.lax.fori_loop(0, products[name], lambda _, x: jax.numpy.tanh(x @ w), x)
         return benchmark.Variant(name, init, apply)
 
     assert benchmark.fastest(case, list(map(variant, order)), jax.random.key(0)).name == "fast"
 
 
-def test_an_execution_that_computes_something_else_is_not_timed(benchmark, monkeypatch):
-    wrong = lambda params, x, spec, token_T: (
-        2.0 * IMPLEMENTATIONS["masked"](params, x, spec, token_T)[0],
-        x[:, :1].astype("int32"),
-    )
+def test_an_implementation_that_computes_something_else_is_not_timed(benchmark, monkeypatch):
+    wrong = lambda *given: 2.0 * IMPLEMENTATIONS["gather"](*given)
     monkeypatch.setitem(IMPLEMENTATIONS, "grouped", wrong)
-    with pytest.raises(RuntimeError, match="grouped differs from masked"):
-        benchmark.check_outputs(case_of(benchmark, "forward"), ["grouped"], "uniform", jax.random.key(0))
+    for shape in ("wide", "leaf"):
+        case = case_of(benchmark, "forward", shape=shape)
+        benchmark.check_outputs(case, ["gather"], "uniform", jax.random.key(0))
+        with pytest.raises(RuntimeError, match="grouped differs from masked"):
+            benchmark.check_outputs(case, ["grouped"], "uniform", jax.random.key(0))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 32])
-def test_the_recipe_is_timed_as_it_is_used(benchmark, monkeypatch, n_tokens):
-    """Its F and A are of units, and what it has to read and multiply is of routers too."""
+def test_the_recommended_layer_is_timed_as_it_is_used(benchmark, monkeypatch, n_tokens, capsys):
+    """Its F and A are of units, and what it has to read, to multiply and to print is of routers too."""
     monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e30))
-    case = case_of(benchmark, "forward", n_tokens, "recipe")
-    assert (case.spec.total_units, case.spec.active_units) == (256, 8)
-    benchmark.check_outputs(case, ["gather", "grouped"], "uniform", jax.random.key(0))
-    units, routers = min(256, 8 * n_tokens), min(8 * 31, 8 * 9 * n_tokens)
-    assert benchmark.floor_seconds(case) == 4 * 64 * (2 * units + routers + 2 * n_tokens) / 1e10
+    case = case_of(benchmark, "forward", n_tokens, "leaf")
+    assert case.spec == tree_ffn.recipe(WIDTH)
+    assert (case.spec.total_units, case.spec.active_units) == (512, 16)
+    units, routers = min(512, 16 * n_tokens), min(511, 95 * n_tokens)
+    assert benchmark.floor_seconds(case) == 4 * WIDTH * (2 * units + routers + 2 * n_tokens) / 1e10
     monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e30, 1e10))
-    assert benchmark.floor_seconds(case) == n_tokens * 2 * 64 * (2 * 8 + 8 * 9) / 1e10
+    assert benchmark.floor_seconds(case) == n_tokens * 2 * WIDTH * (2 * 16 + 95) / 1e10
+    benchmark.print_case(case, {})
+    name, said = (
+        f"d128_T{n_tokens}_X512_W1_K16_tree_forward",
+        "127 products, routing counted: 12.4% of dense's",
+    )
+    assert name in (printed := capsys.readouterr().out) and said in printed
+
+
+@pytest.mark.parametrize(
+    "shape, products",
+    [("wide", 2 * 12), ("narrow", 2 * 12), ("leaf", 2 * 16 + 95), ("mixture", 2 * 16 + 128)],
+)
+def test_every_shape_has_its_products(benchmark, shape, products):
+    assert models.products(case_of(benchmark, "forward", shape=shape).spec) == products
+
+
+def test_bad_input():
+    for flag, said in {
+        "--widths=64": "--widths: 64 is not allowed; use a multiple of 128",
+        "--shapes=recipe": "--shapes: 'recipe' is not known",
+        "--implementations=loop": "--implementations: 'loop' is not known",
+        "--usage=skewed": "--usage: 'skewed' is not allowed with experts",
+    }.items():
+        done = call("benchmark", flag)
+        assert done.code == 2 and said in done.err and "Traceback" not in done.err
