@@ -4,7 +4,7 @@
         --run=configs/t1_small.py:row=tree_hard_P1_W12
     python -m experiments.benchmark_steps --run=configs/quickstart.py --results=results/speed_steps.jsonl
     python -m experiments.benchmark_steps --vocab=50257 --run=configs/t1_small.py:row=dense \\
-        --run=configs/sweeps/quality.py#moe_top4_X128_sum1_leak100_20      # a row of a sweep
+        --run=configs/sweeps/leaves.py#leaf_X512_K16_beam      # a row of a sweep
 
 Every config is compiled as training compiles it. Batches are of random tokens whose frequencies fall as those
 of words do (Zipf): no text is read. The configs take turns, ratios are of medians in one run, to the first

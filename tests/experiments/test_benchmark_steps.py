@@ -79,7 +79,7 @@ def test_a_row_of_a_sweep_is_a_config(tmp_path, monkeypatch):
         ([], "--run is missing"),
         (["--run=configs/absent.py"], "'configs/absent.py' is no config file"),
         (["--run=README.md"], "'README.md' is no config file"),
-        (["--run=configs/sweeps/curves.py#dense_15"], "use one of"),
+        (["--run=configs/sweeps/t1.py#dense_15"], "use one of"),
         (["--run=configs/smoke.py:kin=dense"], "'kin=dense' is not known"),
         (["--run=configs/smoke.py", "--vocab=1"], "--vocab: 1 is not allowed"),
     ],

@@ -60,7 +60,7 @@ def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
         (["--lrs=1e-3"], "values [0.001] is not allowed; use at least 3"),
         (["--weights=none"], "--weights: 'none' is not allowed; use numbers above 0"),
         (["--tokens=64"], "--tokens: 64 is not allowed; depth 7 takes at least 4,096"),
-        (["--n_trees=1"], "have room for 255 units, and the dense layer has 510"),
+        (["--n_trees=1"], "have room for 255 units, and the dense layer has 512"),
         (["--config=configs/quickstart.py:kind=tree"], "layer 0 is not dense (ffn.kind 'tree')"),
         (["--texts=a"], "--texts: 'a' is not allowed"),
         (["--config.optim.lr=-1.0"], "optim.lr: -1.0 is not allowed"),

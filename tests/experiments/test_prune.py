@@ -81,7 +81,7 @@ def test_a_pruned_run_is_a_run(run, pruned, tmp_path):
     assert all(isinstance(ffn, PrunedSpec) and ffn.is_one_path for ffn in found.model.ffns)
     assert found.meta["pruned"]["threshold"] == 1
     assert (
-        "2 x pruned tree: P 2, D 2, W 1, S 0, 2 of 8 leaves: F 6, A 6 (100.00 %)" in describe(found.model)[0]
+        "2 x pruned tree: P 2, D 2, W 1, 2 of 8 leaves: F 6, A 6 (100.00 %)" in describe(found.model)[0]
     )
     outcome = call("evaluate", f"--workdir={to}", "--batch_size=8")
     assert outcome.code == 0 and "dead leaves 0.000" in outcome.out, outcome.err
@@ -129,6 +129,34 @@ def test_one_path_becomes_dense(run, tmp_path):
     assert curve["1"][1] == "12"
 
 
+def test_a_leaf_run_from_its_training_to_text(texts, tmp_path):
+    """Pruned to K experts a layer: curve, rows, a run that trains further, the same text of run and export."""
+    fields = {"n_experts": 8, "expert_width": 3, "top_k": 2, "balance_rate": 1e-3, "dense_start": 0.0}
+    config = {"kind": "leaf"} | {f"ffn__{name}": value for name, value in fields.items()}
+    run, to, results = (str(tmp_path / name) for name in ("run", "new", "rows.jsonl"))
+    train(tiny_config(texts, **config), run, log=lambda _: None, bar=False)
+    outcome = call(
+        "prune", f"--workdir={run}", "--thresholds=0.2,1", "--threshold=1", f"--to={to}", "--batch_size=8",
+        f"--results={results}", "--row=leaf_X8",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    curve = lines_of(outcome.out)
+    assert [curve[name][1] for name in ("unpruned", "1")] == ["48", "12"]
+    assert 12 <= int(curve["0.2"][1]) < 48
+    assert "| 1 | 12 | 25.0% |" in render(results)
+    found = restore_for_inference(to, 0)
+    assert [ffn.n_kept for ffn in found.model.ffns] == [2, 2]
+    assert "2 x pruned leaf: 2 of 8 experts of 3, top 2" in describe(found.model)[0]
+    assert "dead leaves 0.000" in call("evaluate", f"--workdir={to}", "--batch_size=8").out
+    assert call("export", f"--workdir={to}", f"--to={tmp_path}/out").code == 0
+    assert export.load(f"{tmp_path}/out")[0] == found.model
+    asked = ("--prompt=a b", "--tokens=8", "--seed=1")
+    said = [call("generate", source, *asked) for source in (f"--workdir={to}", f"--export={tmp_path}/out")]
+    assert said[0].code == 0 and said[0].out == said[1].out
+    figures = train(tiny_config(texts, **config | NEW), to, log=lambda _: None, bar=False)
+    assert figures["step"] == 4 and math.isfinite(figures["loss"])
+
+
 def test_other_text(run, tmp_path):
     (tmp_path / "a.txt").write_text("to be or not to be " * 500)
     (tmp_path / "b.txt").write_text("that is the question " * 500)
@@ -151,9 +179,9 @@ def test_other_text(run, tmp_path):
         (["--threshold=0.5"], "--to is missing"),
         (["--to=x"], "--threshold is missing"),
         (["--threshold=0", "--to={run}"], "is there already; name a new directory"),
-        (["--tokens=3999"], "a dead leaf of depth 2 takes 4,000 tokens to judge (1,000 * 2^2)"),
+        (["--tokens=3999"], "which of 4 leaves are dead takes 4,000 tokens to judge (1,000 each)"),
         (["--tokens=9000000"], "and 9,000,000 are asked for"),
-        (["--files={tmp}/?.txt"], "a dead leaf of depth 2 takes 4,000 tokens"),
+        (["--files={tmp}/?.txt"], "which of 4 leaves are dead takes 4,000 tokens"),
         (["--files={tmp}/none.txt"], "none.txt"),
         (["--tokens=-1"], "--tokens: -1 is not allowed"),
         (["--batch_size=0"], "--batch_size: 0 is not allowed"),
@@ -173,10 +201,10 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(run, arguments, said, tmp_p
     assert sorted(path for path in run.rglob("*")) == before and not (tmp_path / "x").exists()
 
 
-def test_a_model_without_trees_is_refused(texts, tmp_path):
+def test_a_model_without_leaves_is_refused(texts, tmp_path):
     train(tiny_config(texts, kind="dense", steps=2), str(tmp_path / "run"), log=lambda _: None, bar=False)
     outcome = call("prune", f"--workdir={tmp_path}/run")
-    assert outcome.code == 2 and "it has no layer of trees" in outcome.err
+    assert outcome.code == 2 and "it has no layer that can be pruned" in outcome.err
 
 
 @pytest.mark.slow
