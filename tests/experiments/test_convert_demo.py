@@ -85,7 +85,6 @@ def test_the_whole_of_it_and_again(texts, tmp_path):
         f"--config.data.cache_dir={texts}/cache", "--config.mesh.data=1", "--n_trees=2", "--depth=3",
         "--tokens=512", "--steps=4", "--methods=cluster_spent", "--weights=1", "--refits=0,1",
         "--texts=license=LICENSE", f"--workdir={tmp_path}/demo", f"--results={tmp_path}/conversion.jsonl",
-        "--task_data=nowhere",
     )  # fmt: skip
     outcome = call(*asked)
     assert outcome.code == 0, outcome.err

@@ -9,6 +9,7 @@ import numpy as np
 from tree_ffn.models import DenseSpec, ModelSpec, Transformer
 from tree_ffn.models.describe import abstract_variables
 from tree_ffn.tree import LeafSpec, PrunedSpec, TreeShape, TreeSpec
+from tree_ffn.tree.leaf.pruned import kept_row
 from tree_ffn.tree.path.pruned import init_structure
 
 SHAPE = TreeShape(n_trees=2, depth=2, node_width=2)
@@ -24,6 +25,7 @@ KINDS = {
         n_experts=5, expert_width=3, top_k=2, router="softmax", gate_norm="l1", balance_rate=1e-3
     ),
     "leaf_hash": LeafSpec(n_experts=4, expert_width=5, top_k=1, router="hash", gate_norm="none"),
+    "pruned_leaf": LeafSpec(n_experts=8, expert_width=2, top_k=3, search="beam", n_kept=5),
     "pruned": PrunedSpec(SHAPE, nodes=(2, 3, 4)),
     "pruned_random_tree": PrunedSpec(SHAPE, router="frozen", nodes=(2, 2, 3)),
 }
@@ -56,6 +58,9 @@ def random_variables(spec: ModelSpec, seed: int = 0) -> dict:
         if isinstance(ffn, PrunedSpec):
             structure = {name: jnp.stack([a] * length) for name, a in init_structure(ffn).items()}
             variables["routing"][f"run_{i}"]["ffn"] |= structure
+        elif isinstance(ffn, LeafSpec) and ffn.n_kept:
+            row = jnp.asarray(kept_row(np.arange(ffn.n_experts) >= ffn.n_experts - ffn.n_kept))
+            variables["routing"][f"run_{i}"]["ffn"] |= {"kept_row": jnp.stack([row] * length)}
     return variables
 
 
