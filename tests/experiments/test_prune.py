@@ -80,9 +80,7 @@ def test_a_pruned_run_is_a_run(run, pruned, tmp_path):
     found = restore_for_inference(str(to), 0)
     assert all(isinstance(ffn, PrunedSpec) and ffn.is_one_path for ffn in found.model.ffns)
     assert found.meta["pruned"]["threshold"] == 1
-    assert (
-        "2 x pruned tree: P 2, D 2, W 1, 2 of 8 leaves: F 6, A 6 (100.00 %)" in describe(found.model)[0]
-    )
+    assert "2 x pruned tree: P 2, D 2, W 1, 2 of 8 leaves: F 6, A 6 (100.00 %)" in describe(found.model)[0]
     outcome = call("evaluate", f"--workdir={to}", "--batch_size=8")
     assert outcome.code == 0 and "dead leaves 0.000" in outcome.out, outcome.err
     exported = tmp_path / "exported"
