@@ -49,9 +49,7 @@ from tree_ffn.locks import only_writer
 from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.tree import TreeShape
 
-_CONFIG = cli.define_config(
-    "config", "configs/quickstart.py:kind=dense", "The dense model and its training."
-)
+_CONFIG = cli.define_config("config", "configs/quickstart.py:kind=dense", "The dense model and its training.")
 _DENSE = path_flags.define("dense", None, "Workdir of a dense run, instead of training one for each seed.")
 _WORKDIR = path_flags.define("workdir", "runs/convert_demo", "Where the runs go, one directory each.")
 _N_TREES = flags.DEFINE_integer("n_trees", 3, "P, trees of a layer.")

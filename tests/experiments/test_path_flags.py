@@ -11,7 +11,7 @@ from tree_ffn.data.formats import read_objects
 
 # Flags that hold text and name no file. A new string flag is one of them, or is made by `path_flags`.
 TEXT = {
-    "activation", "answer_field", "api_key", "begins_with", "dtype", "executions", "gpus", "hf_batches",
+    "activation", "answer_field", "api_key", "begins_with", "dtype", "implementations", "gpus", "hf_batches",
     "host", "lrs", "method", "methods", "name", "node_width", "param_dtype", "part", "passes", "prompt",
     "refits", "revision", "router", "routing", "row", "rows", "run", "seeds", "set", "shapes", "shots",
     "step", "stop", "tasks", "text_field", "texts", "tfds_name", "thresholds", "title", "tokens", "weights",

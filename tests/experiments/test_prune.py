@@ -128,7 +128,7 @@ def test_one_path_becomes_dense(run, tmp_path):
 
 
 def test_a_leaf_run_from_its_training_to_text(texts, tmp_path):
-    """Pruned to K experts a layer: curve, rows, a run that trains further, the same text of run and export."""
+    """Pruned to K experts a layer: curve, rows, a run that trains on, one text of run and export."""
     fields = {"n_experts": 8, "expert_width": 3, "top_k": 2, "balance_rate": 1e-3, "dense_start": 0.0}
     config = {"kind": "leaf"} | {f"ffn__{name}": value for name, value in fields.items()}
     run, to, results = (str(tmp_path / name) for name in ("run", "new", "rows.jsonl"))
