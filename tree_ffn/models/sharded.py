@@ -40,7 +40,7 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
     n_tokens, n_trees = x_TE.shape[0], spec.shape.n_trees
     model = axes["model"]
     by_trees = model > 1 and n_trees % model == 0 and not isinstance(spec, PrunedSpec)
-    over = ("data",) if by_trees else ("data", "model")
+    over = tuple(name for name in (("data",) if by_trees else ("data", "model")) if axes[name] > 1)
     while over and n_tokens % _size(axes, over):
         over = over[:-1]
     trees_over = "model" if by_trees else None
@@ -57,17 +57,16 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
         walk,
         in_specs=(PartitionSpec(trees_over), PartitionSpec(over or None)),
         out_specs=(PartitionSpec(trees_over, over or None), PartitionSpec(over or None, trees_over)),
-        check_vma=False,  # the loops of the executions start from constants, which vary over no axis
     )({name: params[name] for name in TREE_NAMES if name in params}, x_TE)
     return finish(params, s_MTE.sum(axis=0), spec), Info(leaf_TP)
 
 
 def _mesh_axes() -> dict[str, int]:
-    """Sizes of "data" and "model" in the current mesh; 1 without one, or inside a split."""
+    """Sizes of "data" and "model" in the current mesh; 1 without one, inside a split, or where types split."""
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = dict(mesh.shape) if not mesh.empty else {}
-    if not mesh.empty and any(kind == AxisType.Manual for kind in mesh.axis_types):
-        sizes = {}
+    sizes = {}
+    if not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types):
+        sizes = dict(mesh.shape)
     return {"data": sizes.get("data", 1), "model": sizes.get("model", 1)}
 
 

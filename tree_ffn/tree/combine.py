@@ -93,12 +93,10 @@ def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
 
     A block is `BLOCK` pairs of one expert, whose last block may be filled up: T K / BLOCK + X blocks at most.
     """
-    n_tokens, top_k = ids_TK.shape
-    if not n_tokens:
-        return x_TE
-    pair_TK, slot_TK, expert_M, is_used_MB = _blocks(ids_TK, spec.n_experts)
+    top_k = ids_TK.shape[1]
+    pair_MB, slot_TK, expert_M, is_used_MB = _blocks(ids_TK, spec.n_experts)
     w_in, b_in, w_out = _flat(params, x_TE.shape[1])
-    x_MBE = jnp.where(is_used_MB[..., None], x_TE[pair_TK // top_k], 0)
+    x_MBE = jnp.where(is_used_MB[..., None], x_TE[pair_MB // top_k], 0)
     s_MBE = jnp.zeros(x_MBE.shape, jnp.float32)
     for start_Mn, width in spec.runs(params, expert_M):
         unit = lambda array, start_Mn=start_Mn, width=width: _merged(rows.rows(array, start_Mn, width))
@@ -118,11 +116,15 @@ def _blocks(ids_TK: jax.Array, n_experts: int):
       is_used_MB, whether there is a pair at a place.
     """
     n_pairs, ids_N = ids_TK.size, ids_TK.reshape(-1)
-    n_blocks = min(n_pairs, n_pairs // BLOCK + n_experts)
+    n_blocks = n_pairs // BLOCK + n_experts
+    if isinstance(n_pairs, int):  # an exported batch has no number
+        n_blocks = min(n_pairs, n_blocks)
     order_N = jnp.argsort(ids_N, stable=True).astype(jnp.int32)
     counts_X = jnp.bincount(ids_N, length=n_experts).astype(jnp.int32)
     ends_X, blocks_X = jnp.cumsum(counts_X), jnp.cumsum((counts_X + BLOCK - 1) // BLOCK)
-    expert_M = jnp.searchsorted(blocks_X, jnp.arange(n_blocks), side="right").astype(jnp.int32)
+    expert_M = jnp.searchsorted(blocks_X, jnp.arange(n_blocks, dtype=jnp.int32), side="right").astype(
+        jnp.int32
+    )
     expert_M = jnp.minimum(expert_M, n_experts - 1)
     first_X = (blocks_X - (counts_X + BLOCK - 1) // BLOCK) * BLOCK  # place of an expert's first pair
     rank_N = jnp.arange(n_pairs, dtype=jnp.int32) - (ends_X - counts_X)[ids_N[order_N]]

@@ -70,8 +70,12 @@ def weighed_units(
     # Recomputed in the backward pass: to store what its derivative needs costs more than to compute it again.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def hidden(z, gate_TX):
-        units = act(z) if gate_TX is None else act(z) * gate_TX[..., None]
-        return units.astype(dtype)
+        if gate_TX is None:
+            return act(z).astype(dtype)
+        gate = gate_TX[..., None]
+        # A unit of gate 0 adds nothing, though it be no number; of numbers the gate has its gradient.
+        felt = lambda value: jnp.where((gate != 0) | jnp.isfinite(value), value, 0.0)
+        return (felt(act(felt(z))) * gate).astype(dtype)
 
     z = pre_activations(x_TE, params["w_in"], params["b_in"])
     h_TF = hidden(z, gate_TX).reshape(x_TE.shape[0], params["b_in"].size)

@@ -1,13 +1,16 @@
 """Runs of rows that every token names, read where they lie.
 
-On a CPU, after `make kernels`, by the functions of `kernels`; elsewhere and in other dtypes than float32 XLA
-gathers them first. Differentiated, they are always XLA's.
+On a CPU, after `make kernels`, by the functions of `kernels`; elsewhere, in other dtypes than float32, and in
+programs that are exported, XLA gathers them first. Differentiated, they are always XLA's.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 from tree_ffn.tree import kernels
 
@@ -35,11 +38,9 @@ def dots(x_TE: jax.Array, rows_FE: jax.Array, start_TK: jax.Array, width: int) -
       start_TK: int32, in range.
       width: rows of a run.
     """
-    if not in_place(x_TE.dtype, rows_FE.dtype):
-        return _dots(x_TE, rows_FE, start_TK, width)
-    kernel = lambda x, rows, start: kernels.dots(x, rows[None], start, width)
-    by_xla = functools.partial(_dots, width=width)
-    return jax.lax.platform_dependent(x_TE, rows_FE, start_TK, cpu=kernel, default=by_xla)
+    if in_place(x_TE.dtype, rows_FE.dtype):
+        return _dots_in_place.bind(x_TE, rows_FE, start_TK, width=width)
+    return _dots(x_TE, rows_FE, start_TK, width)
 
 
 @dots.defjvp
@@ -59,10 +60,9 @@ def sums(h_TKW: jax.Array, rows_FE: jax.Array, start_TK: jax.Array) -> jax.Array
 
     s[t] = sum_k sum_w h[t, k, w] rows[start[t, k] + w]
     """
-    if not in_place(h_TKW.dtype, rows_FE.dtype):
-        return _sums(h_TKW, rows_FE, start_TK)
-    kernel = lambda h, rows, start: kernels.sums(h, rows[None], start)
-    return jax.lax.platform_dependent(h_TKW, rows_FE, start_TK, cpu=kernel, default=_sums)
+    if in_place(h_TKW.dtype, rows_FE.dtype):
+        return _sums_in_place.bind(h_TKW, rows_FE, start_TK)
+    return _sums(h_TKW, rows_FE, start_TK)
 
 
 @sums.defjvp
@@ -80,3 +80,35 @@ def in_place(*dtypes) -> bool:
     """Whether rows and numbers of these dtypes are read where they lie: on a CPU, after `make kernels`."""
     on_cpu = jax.default_backend() == "cpu" and kernels.is_loaded()
     return on_cpu and all(jnp.dtype(dtype) == jnp.float32 for dtype in dtypes)
+
+
+def _by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Primitive:
+    """What is `by_xla` to every transformation, and compiled for a CPU of this machine is `by_kernel`.
+
+    Whether a program is compiled or exported shows when it is lowered, which is where a primitive may choose.
+    An exported one may run on a machine without the kernel, so it never calls it.
+    """
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="width"))
+    # With all that types say: symbolic sizes, shardings, axes of a shard_map.
+    result = lambda *args, **static: jax.make_jaxpr(functools.partial(by_xla, **static))(*args).out_avals[0]
+    primitive.def_abstract_eval(result)
+    batched = lambda args, axes, **static: jax.vmap(functools.partial(by_xla, **static), axes)(*args)
+    batching.primitive_batchers[primitive] = lambda *args, **static: (batched(*args, **static), 0)
+    fallback, call = (mlir.lower_fun(f, multiple_results=False) for f in (by_xla, by_kernel))
+
+    def on_cpu(context, *args, **static):
+        exported = context.module_context.lowering_parameters.for_export
+        return (fallback if exported else call)(context, *args, **static)
+
+    mlir.register_lowering(primitive, fallback)
+    mlir.register_lowering(primitive, on_cpu, platform="cpu")
+    return primitive
+
+
+_dots_in_place = _by_kernel_on_cpus(
+    "tree_ffn_dots", _dots, lambda x, rows, start, width: kernels.dots(x, rows[None], start, width)
+)
+_sums_in_place = _by_kernel_on_cpus(
+    "tree_ffn_sums", _sums, lambda h, rows, start: kernels.sums(h, rows[None], start)
+)

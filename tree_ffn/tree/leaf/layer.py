@@ -10,6 +10,7 @@ from tree_ffn.tree.leaf import pruned
 from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.routers import ROUTERS
 from tree_ffn.tree.leaf.spec import LeafSpec
+from tree_ffn.tree.meshes import partitioned
 from tree_ffn.tree.usage import leaf_counts, sides
 
 
@@ -68,9 +69,13 @@ def leaf_ffn(
       >>> y.shape, info.leaf_TP.shape
       ((5, 4), (5, 3))
     """
-    ids_TK, gates_TK = route(params, x_TE, spec, token_T)
-    s_TE = combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak)
-    return s_TE + params["b_out"].astype(x_TE.dtype)[None], Info(ids_TK)
+
+    def layer(params, x_TE, token_T, leak):
+        ids_TK, gates_TK = route(params, x_TE, spec, token_T)
+        s_TE = combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak)
+        return s_TE + params["b_out"].astype(x_TE.dtype)[None], Info(ids_TK)
+
+    return partitioned(layer, x_TE)(params, x_TE, token_T, leak)
 
 
 def balance_update(routing: dict, ids_TK: jax.Array, spec: LeafSpec) -> jax.Array:

@@ -7,6 +7,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.tree.activations import activation
 from tree_ffn.tree.combine import combine, fastest, weighed
 from tree_ffn.tree.info import Info
+from tree_ffn.tree.meshes import partitioned
 from tree_ffn.tree.path import pruned
 from tree_ffn.tree.path.route import decision_logits, route, straight_through, visits
 from tree_ffn.tree.path.spec import PrunedSpec, TreeSpec
@@ -96,8 +97,12 @@ def tree_ffn(
     layer of UltraFastBERT, arXiv 2311.10770.
     """
     check_fit(params, x_TE, spec)
-    s_TE, leaf_TP = sum_of_paths(params, x_TE, spec, implementation)
-    return finish(params, s_TE, spec), Info(leaf_TP)
+
+    def layer(params, x_TE):
+        s_TE, leaf_TP = sum_of_paths(params, x_TE, spec, implementation)
+        return finish(params, s_TE, spec), Info(leaf_TP)
+
+    return partitioned(layer, x_TE)(params, x_TE)
 
 
 def sum_of_paths(

@@ -109,7 +109,7 @@ class TreeSpec:
         shape = self.shape
         leaf_TP = ids_TP % shape.n_leaves
         levels = [
-            (leaf_TP >> (shape.depth - level))[..., None] == jnp.arange(2**level)[None, None]
+            (leaf_TP >> (shape.depth - level))[..., None] == jnp.arange(2**level, dtype=jnp.int32)[None, None]
             for level in range(shape.n_levels)
         ]
         return self.of_units([jnp.where(level, gates_TP[..., None], 0.0) for level in levels])
@@ -117,7 +117,7 @@ class TreeSpec:
     def of_units(self, levels: list[jax.Array]) -> jax.Array:
         """Numbers of nodes, a list of [T, P, 2^l], to those of their units, [T, F]."""
         runs = [jnp.repeat(level, width, axis=-1) for level, width in zip(levels, self.shape.widths)]
-        return jnp.concatenate(runs, axis=-1).reshape(len(levels[0]), -1)
+        return jnp.concatenate(runs, axis=-1).reshape(levels[0].shape[0], -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ class PrunedSpec(TreeSpec):
         place_TPL = jnp.take(params["path"], ids_TP, axis=0, mode="clip")
         runs = []
         for level, (count, width) in enumerate(zip(self.nodes, self.shape.widths)):
-            is_there_TPJ = place_TPL[..., level, None] == jnp.arange(count)[None, None]
+            is_there_TPJ = place_TPL[..., level, None] == jnp.arange(count, dtype=jnp.int32)[None, None]
             gate_TJ = jnp.where(is_there_TPJ, gates_TP[..., None], 0.0).sum(axis=1)
             runs.append(jnp.repeat(gate_TJ, width, axis=-1))
         return jnp.concatenate(runs, axis=-1)
