@@ -5,25 +5,23 @@ experts, every derivative by hand.
 
     tree: r[n] = <w[n], x> + b[n];   log p(leaf) = sum over the ancestors n of log s(+-r[n])
     softmax: log p(j) = r[j] - log sum exp r
-    J = the K best of log p, made of r + bias (ties: the lower id; NaN is the lowest);   g[j] = p[j] / norm
+    J = the K best of log p (ties: the lower id; NaN is the lowest); where the load is balanced, of trees of
+        log p made of r + bias, of flat routers of p + bias;   g[j] = p[j] / norm over J
     y = b_out + sum over j of (leak + (1 - leak) g[j]) sum_u act(<w_in[j,u], x> + b_in[j,u]) w_out[j,u]
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from tests.oracle import ACTIVATIONS, hashed
+from tests.oracle import ACTIVATIONS, hashed, sum_of_experts, to_float64
 
-
-class Result(NamedTuple):
-    """y [T, E], the sets of chosen experts, {expert: gate} a token, and gradients by parameter."""
-
-    y: np.ndarray
-    chosen: list[list[int]]
-    gates: list[dict[int, float]]
-    gradients: dict[str, np.ndarray]
+NORMS = {
+    "none": lambda p: 1.0,
+    "l1": lambda p: p.sum(),
+    "l2": lambda p: math.sqrt((p * p).sum()),
+    "rms": lambda p: math.sqrt((p * p).mean()),
+}
 
 
 def log_s(r):
@@ -74,57 +72,73 @@ def search(spec, r):
     return sorted(tree * 2**spec.depth + node for tree, node, _ in kept)
 
 
-def leaf_layer(params, x, spec, token=None, dy=None, leak=0.0, hashes=hashed):
-    """What the layer computes for float64 arrays; gradients of sum(dy * y) where dy is given."""
-    act = lambda z: ACTIVATIONS[spec.activation](z, 0.01)
-    grads = {name: np.zeros_like(params[name]) for name in ("w_in", "b_in", "w_out", "b_out")}
-    grads |= {name: np.zeros_like(params[name]) for name in ("w_router", "b_router") if name in params}
+def preferred(params, spec, r):
+    """The chosen experts by the logits of a token, ascending."""
+    bias = params.get("selection_bias", 0.0)
+    if spec.search == "beam":
+        return search(spec, r + bias)
+    return best(log_p(spec, r + bias) if spec.router == "tree" else np.exp(log_p(spec, r)) + bias, spec.top_k)
+
+
+def route(params, x, spec, token=None, dg=None):
+    """Experts, ascending, and gates of every token, both [T, K]; gradients of sum(dg * gates).
+
+    Those are a dict of x and the router's trained weights, of zeros unless dg is given.
+    """
+    params, x = to_float64(params), to_float64(x)
+    if spec.router == "hash":
+        ids = np.array([hashed(one, params["salt"], spec.n_experts) for one in token], int)[:, None]
+        return ids, np.ones(ids.shape), {"x": np.zeros_like(x)}
+    w = params["router"]["w"] if spec.router == "random" else params["w_router"]
+    r_TR = x @ w.T + params.get("b_router", 0.0)
+    ids = np.array([preferred(params, spec, r) for r in r_TR], int).reshape(len(x), spec.top_k)
+    lp_TX = np.array([log_p(spec, r) for r in r_TR]).reshape(len(x), spec.n_experts)
+    p_TK = np.exp(np.take_along_axis(lp_TX, ids, axis=1))
+    gates = np.array([p / NORMS[spec.gate_norm](p) for p in p_TK]).reshape(ids.shape)
+    grads = {name: np.zeros_like(params[name]) for name in ("w_router", "b_router") if name in params}
     grads["x"] = np.zeros_like(x)
-    y, chosen, all_gates = np.zeros_like(x), [], []
-    for t in range(len(x)):
-        if spec.router == "hash":
-            js, gates, lp, r = [hashes(token[t], params["salt"], spec.n_experts)], np.ones(1), None, None
-        else:
-            w = params["router"]["w"] if spec.router == "random" else params["w_router"]
-            r = w @ x[t] + (params["b_router"] if spec.router == "tree" else 0.0)
-            preferred = r + params.get("selection_bias", 0.0)
-            beam, lp = spec.search == "beam", log_p(spec, r)
-            js = search(spec, preferred) if beam else best(log_p(spec, preferred), spec.top_k)
-            p = np.exp(lp[js])
-            gates = p / {"none": 1.0, "l1": p.sum(), "l2": math.sqrt((p * p).sum())}[spec.gate_norm]
-        gate = np.zeros(spec.n_experts)
-        gate[js] = gates
-        weight = leak + (1 - leak) * gate
-        z = params["w_in"] @ x[t] + params["b_in"]
-        value, slope = act(z)
-        y[t] = params["b_out"] + np.einsum("x,xw,xwe->e", weight, value, params["w_out"])
-        chosen.append(js)
-        all_gates.append(dict(zip(js, gates)))
-        if dy is None:
-            continue
-        out = params["w_out"] @ dy[t]  # [X, W]
-        grads["b_out"] += dy[t]
-        grads["w_out"] += (weight[:, None] * value)[..., None] * dy[t]
-        dz = weight[:, None] * slope * out
-        grads["b_in"] += dz
-        grads["w_in"] += dz[..., None] * x[t]
-        grads["x"][t] += np.einsum("xw,xwe->e", dz, params["w_in"])
-        if spec.router == "hash":
-            continue
-        dg = (1 - leak) * (value * out).sum(axis=1)[js]
-        mean = (dg * gates).sum()
-        dlp = gates * {"none": dg, "l1": dg - mean, "l2": dg - gates * mean}[spec.gate_norm]
-        dr = np.zeros_like(r)
-        if spec.router == "tree":
-            for j, d in zip(js, dlp):
-                for n, right in ancestors(spec, j):
-                    dr[n] += d * (s(-r[n]) if right else -s(r[n]))
-        else:
-            dr[js] += dlp
-            dr -= np.exp(lp) * dlp.sum()
-        grads["x"][t] += dr @ w
-        if "w_router" in params:
-            grads["w_router"] += dr[:, None] * x[t]
-        if "b_router" in params:
+    for t in range(len(x)) if dg is not None else ():
+        dr = logit_gradients(spec, r_TR[t], lp_TX[t], ids[t], gates[t], dg[t])
+        grads["x"][t] = dr @ w
+        if "w_router" in grads:
+            grads["w_router"] += np.outer(dr, x[t])
+        if "b_router" in grads:
             grads["b_router"] += dr
-    return Result(y, chosen, all_gates, grads)
+    return ids, gates, grads
+
+
+def logit_gradients(spec, r, lp, js, g, dg):
+    """dL/dr of a token from dL/dgates, its choice held."""
+    share = {"none": 0.0, "l1": 1.0, "l2": g, "rms": g / len(js)}[
+        spec.gate_norm
+    ]  # d log norm / d log p, over g
+    dlp = g * (dg - share * (dg * g).sum())
+    dr = np.zeros_like(r)
+    if spec.router != "tree":
+        dr[js] += dlp
+        return dr - np.exp(lp) * dlp.sum()
+    for j, d in zip(js, dlp):
+        for n, right in ancestors(spec, j):
+            dr[n] += d * (s(-r[n]) if right else -s(r[n]))
+    return dr
+
+
+def leaf_layer(params, x, spec, token=None, dy=None, leak=0.0):
+    """(y [T, E], ids [T, K] ascending, gradients of sum(dy * y), empty unless dy is given)."""
+    ids, gates, _ = route(params, x, spec, token)
+    weights = np.full((len(x), spec.n_experts), leak)
+    np.put_along_axis(weights, ids, leak + (1 - leak) * gates, axis=1)
+    everyone = np.tile(np.arange(spec.n_experts), (len(x), 1))
+    W, E = spec.expert_width, x.shape[1]
+    flat = {"w_in": (-1, E), "b_in": (-1,), "w_out": (-1, E)}
+    units = {name: to_float64(params[name]).reshape(shape) for name, shape in flat.items()}
+    of = lambda j: range(j * W, (j + 1) * W)
+    ds = np.zeros_like(x) if dy is None else dy
+    y, grads = sum_of_experts(units, x, everyone, weights, of, ACTIVATIONS[spec.activation], ds)
+    y = y + to_float64(params["b_out"])
+    if dy is None:
+        return y, ids, {}
+    dg = (1 - leak) * np.take_along_axis(grads.pop("gates"), ids, axis=1)
+    _, _, routed = route(params, x, spec, token, dg)
+    grads = {name: grad.reshape(np.shape(params.get(name, x))) for name, grad in grads.items()}
+    return y, ids, {**grads, **routed, "x": grads["x"] + routed["x"], "b_out": dy.sum(axis=0)}

@@ -1,4 +1,4 @@
-"""The leaf layer: routers, searches and implementations against a float64 oracle, and what they refuse."""
+"""The leaf layer: routers against a float64 oracle, a sample of layers whole, and what specs refuse."""
 
 import dataclasses
 
@@ -8,85 +8,56 @@ import numpy as np
 import pytest
 
 from tests import leaf_oracle
+from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.models import FFN, update_routing
 from tree_ffn.models.dense import DenseSpec, dense_ffn
 from tree_ffn.models.ffn import ROUTING_NAMES, ffn_params, products
-from tree_ffn.tree import Info
-from tree_ffn.tree.leaf import (
-    IMPLEMENTATIONS,
-    LeafSpec,
-    balance_update,
-    combine,
-    init_params,
-    leaf_ffn,
-    route,
-)
+from tree_ffn.tree import IMPLEMENTATIONS, Info, LeafSpec, leaf_ffn
+from tree_ffn.tree.leaf import balance_update, init_params, route
 from tree_ffn.tree.leaf.route import choose, log_probabilities
 from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
 
 E, T = 6, 20
-IDS = np.arange(T, dtype=np.int32) % 7
-SPECS = {
-    "tree": LeafSpec(n_experts=16, expert_width=2, top_k=3),
-    "beam": LeafSpec(n_experts=16, expert_width=2, top_k=3, search="beam"),
-    "trees": LeafSpec(n_experts=16, expert_width=1, top_k=4, n_trees=4, gate_norm="l1"),
-    "trees_beam": LeafSpec(n_experts=24, expert_width=1, top_k=5, n_trees=3, search="beam", gate_norm="none"),
-    "one_best": LeafSpec(n_experts=8, expert_width=3, top_k=1, gate_norm="none", activation="tanh"),
-    "all": LeafSpec(n_experts=4, expert_width=2, top_k=4),
-    "no_decision": LeafSpec(n_experts=3, expert_width=2, top_k=2, n_trees=3, activation="silu"),
-    "softmax": LeafSpec(n_experts=5, expert_width=3, top_k=2, router="softmax", gate_norm="l1"),
-    "softmax_l2": LeafSpec(n_experts=6, expert_width=1, top_k=3, router="softmax", activation="gelu_tanh"),
-    "softmax_plain": LeafSpec(n_experts=5, expert_width=3, top_k=1, router="softmax", gate_norm="none"),
-    "random": LeafSpec(n_experts=7, expert_width=2, top_k=2, router="random"),
-    "hash": LeafSpec(n_experts=5, expert_width=3, top_k=1, router="hash", gate_norm="none"),
-}
-KINDS = pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for name, spec in SPECS.items()])
-BALANCED = [name for name, spec in SPECS.items() if spec.router != "hash"]
+SPECS = cases.LEAVES
+IDS = cases.token_ids(T)
+every_layer = pytest.mark.parametrize("name", SPECS)
 
 
-def case(rng, spec):
-    """Weights of every name, biases not 0, inputs and an output's gradient, in float64."""
-    units, rows = (spec.n_experts, spec.expert_width), spec.router_rows
-    params = {
-        "w_in": rng.normal(size=(*units, E)) / E**0.5, "b_in": rng.normal(size=units) / 5,
-        "w_out": rng.normal(size=(*units, E)), "b_out": rng.normal(size=E),
-    }  # fmt: skip
-    if spec.router == "hash":
-        params["salt"] = np.int32(7)
-    else:
-        w = rng.normal(size=(rows, E))
-        params |= {"router": {"w": w}} if spec.router == "random" else {"w_router": w}
-    if spec.router == "tree":
-        params["b_router"] = rng.normal(size=rows) / 3
-    if spec.balance_rate:
-        params["selection_bias"] = rng.normal(size=rows) / 3
-    return params, rng.normal(size=(T, E)), rng.normal(size=(T, E))
+def split(params):
+    """Trained weights, and the others."""
+    trained = {name: value for name, value in params.items() if name not in ROUTING_NAMES}
+    return trained, {name: value for name, value in params.items() if name in ROUTING_NAMES}
 
 
-def as_jax(tree):
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.int32 if a.dtype.kind == "i" else jnp.float32), tree)
+def by_expert(array_TK, ids_TK):
+    """Columns in ascending order of the experts."""
+    return np.take_along_axis(np.asarray(array_TK), np.argsort(ids_TK, axis=1), axis=1)
 
 
-def agree(params, x, dy, spec, implementation, leak=0.0):
-    """Outputs, choices and every gradient are the oracle's."""
-    wanted = leaf_oracle.leaf_layer(params, x, spec, IDS, dy, leak)
-    fixed = {name: value for name, value in as_jax(params).items() if name in ROUTING_NAMES}
-    trained = {name: value for name, value in as_jax(params).items() if name not in ROUTING_NAMES}
-    given = jnp.float32(leak) if leak else None
+def check_route(params, x, dg, spec):
+    """Choices, gates, and gradients of sum(dg * gates) are the oracle's."""
+    token = cases.token_ids(len(x))
+    ids, gates, grads = leaf_oracle.route(params, x, spec, token, dg)
+    trained, fixed = split(cases.on_device(params))
 
-    @jax.jit
-    def run(trained, x):
-        layer = lambda trained, x: leaf_ffn(trained | fixed, x, spec, implementation, jnp.asarray(IDS), given)
-        y, back, info = jax.vjp(layer, trained, x, has_aux=True)
-        return y, info.leaf_TP, back(jnp.asarray(dy, jnp.float32))
+    @cases.jit
+    def run(trained, x, dg):
+        def gates_of(trained, x):
+            ids_TK, gates_TK = route(trained | fixed, x, spec, jnp.asarray(token))
+            ascending = jnp.argsort(ids_TK, axis=1)
+            return jnp.take_along_axis(gates_TK, ascending, axis=1), ids_TK
 
-    y, ids, (d_trained, d_x) = run(trained, jnp.asarray(x, jnp.float32))
-    assert np.sort(ids, axis=1).tolist() == wanted.chosen
-    np.testing.assert_allclose(y, wanted.y, rtol=2e-5, atol=2e-5)
-    assert d_trained.keys() == wanted.gradients.keys() - {"x"}
-    for name, found in (d_trained | {"x": d_x}).items():
-        np.testing.assert_allclose(found, wanted.gradients[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        gates, back, found = jax.vjp(gates_of, trained, x, has_aux=True)
+        return found, gates, back(dg)
+
+    found, got, (d_trained, dx) = run(trained, *cases.on_device((x, dg)))
+    assert found.dtype == jnp.int32 and got.dtype == jnp.float32
+    np.testing.assert_array_equal(np.sort(found, axis=1), ids)
+    cases.assert_near(got, gates, "gates")
+    routers = {name: grad for name, grad in d_trained.items() if name in ("w_router", "b_router")}
+    cases.assert_same_gradients({**routers, "x": dx}, grads)
+    assert not any(np.any(grad) for name, grad in d_trained.items() if name not in routers)
 
 
 def test_every_option_is_compared_with_its_definition():
@@ -94,31 +65,63 @@ def test_every_option_is_compared_with_its_definition():
         assert {getattr(spec, field) for spec in SPECS.values()} == set(table)
 
 
-@KINDS
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_layer_is_its_definition(spec, implementation, rng):
-    agree(*case(rng, spec), spec, implementation)
+@every_layer
+@pytest.mark.parametrize("n_tokens", [0, 1, T])
+def test_routers_choose_and_weigh(name, n_tokens, rng):
+    params, x, _ = cases.leaf_case(rng, SPECS[name], n_tokens)
+    check_route(params, x, rng.normal(size=(n_tokens, SPECS[name].top_k)), SPECS[name])
 
 
-@pytest.mark.parametrize("name", BALANCED)
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.router != "hash"])
 def test_the_bias_acts_on_the_choice_alone(name, rng):
+    """Of trees it is added to the logits, of flat routers to the probabilities; gates have none of it."""
     spec = dataclasses.replace(SPECS[name], balance_rate=0.1)
-    agree(*case(rng, spec), spec, "masked")
+    params, x, _ = cases.leaf_case(rng, spec)
+    check_route(params, x, rng.normal(size=(T, spec.top_k)), spec)
+    if spec.top_k < spec.n_experts > spec.n_trees:
+        without = {name: value for name, value in params.items() if name != "selection_bias"}
+        assert (leaf_oracle.route(params, x, spec)[0] != leaf_oracle.route(without, x, spec)[0]).any()
 
 
-@KINDS
-def test_dense_start(spec, rng):
-    agree(*case(rng, spec), spec, None, leak=0.4)
+def check_layer(params, x, dy, spec, implementation, leak=0.0):
+    wanted, ids, grads = leaf_oracle.leaf_layer(params, x, spec, IDS, dy, leak)
+    trained, fixed = split(cases.on_device(params))
+    given = jnp.float32(leak) if leak else None
+
+    @cases.jit
+    def run(trained, x, dy):
+        layer = lambda trained, x: leaf_ffn(trained | fixed, x, spec, implementation, jnp.asarray(IDS), given)
+        y, back, info = jax.vjp(layer, trained, x, has_aux=True)
+        return y, info.leaf_TP, back(dy)
+
+    y, found, (d_trained, dx) = run(trained, *cases.on_device((x, dy)))
+    np.testing.assert_array_equal(np.sort(found, axis=1), ids)
+    cases.assert_near(y, wanted, "y")
+    assert {*d_trained, "x"} == grads.keys()
+    for parameter, grad in {**d_trained, "x": dx}.items():
+        cases.assert_near(grad, grads[parameter], parameter)
 
 
-@KINDS
-def test_a_dense_start_begins_as_the_dense_layer(spec, rng):
-    params, x, _ = case(rng, spec)
-    flat = {name: params[name].reshape(-1, E) for name in ("w_in", "w_out")}
+@pytest.mark.parametrize(
+    "name, implementation", [(name, [*IMPLEMENTATIONS][i % 3]) for i, name in enumerate(SPECS)]
+)
+def test_layers_whole(name, implementation, rng):
+    check_layer(*cases.leaf_case(rng, SPECS[name]), SPECS[name], implementation)
+
+
+@pytest.mark.parametrize("name", ["beam", "one_best", "softmax", "hash"])
+def test_dense_start(name, rng):
+    check_layer(*cases.leaf_case(rng, SPECS[name]), SPECS[name], None, leak=0.4)
+
+
+@pytest.mark.parametrize("name", ["tree", "random", "hash"])
+def test_a_dense_start_begins_as_the_dense_layer(name, rng):
+    spec = SPECS[name]
+    params, x, _ = cases.on_device(cases.leaf_case(rng, spec))
+    flat = {part: params[part].reshape(-1, E) for part in ("w_in", "w_out")}
     flat |= {"b_in": params["b_in"].reshape(-1), "b_out": params["b_out"]}
-    x = jnp.asarray(x, jnp.float32)
-    y, _ = leaf_ffn(as_jax(params), x, spec, None, jnp.asarray(IDS), jnp.float32(1.0))
-    dense, _ = dense_ffn(as_jax(flat), x, DenseSpec(spec.total_units, spec.activation))
+    y, _ = leaf_ffn(params, x, spec, None, jnp.asarray(IDS), jnp.float32(1.0))
+    dense, _ = dense_ffn(flat, x, DenseSpec(spec.total_units, spec.activation))
     np.testing.assert_allclose(y, dense, rtol=1e-5, atol=1e-5)
 
 
@@ -128,15 +131,27 @@ def test_how_long_a_dense_start_lasts():
 
 
 def test_ties_take_the_lower_id_and_nan_is_the_lowest():
-    for search in ("best", "beam"):
+    for search in SEARCHES:
         spec = LeafSpec(n_experts=8, expert_width=1, top_k=3, search=search)
         even = log_probabilities(jnp.zeros((1, 7)), spec)
         assert sorted(choose(even, spec)[0].tolist()) == [0, 1, 2]
         # The node above experts 0 and 1 does not know its side.
         unknown = log_probabilities(jnp.zeros((1, 7)).at[0, 3].set(jnp.nan), spec)
         assert sorted(choose(unknown, spec)[0].tolist()) == [2, 3, 4]
+        nothing = log_probabilities(jnp.full((1, 7), jnp.nan), spec)
+        assert sorted(choose(nothing, spec)[0].tolist()) == [0, 1, 2]
     flat = LeafSpec(n_experts=4, expert_width=1, top_k=2, router="softmax")
     assert choose([jnp.asarray([[jnp.nan, 1.0, 1.0, 0.0]])], flat).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("name", ["tree", "beam", "softmax"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_nan_stays_with_its_token(name, implementation, rng):
+    params, x, _ = cases.on_device(cases.leaf_case(rng, SPECS[name]))
+    layer = cases.jit(lambda x: leaf_ffn(params, x, SPECS[name], implementation)[0])
+    y, spoilt = layer(x), layer(x.at[3].set(jnp.nan))
+    assert np.isnan(spoilt[3]).all()
+    np.testing.assert_array_equal(np.delete(spoilt, 3, axis=0), np.delete(y, 3, axis=0))
 
 
 def test_a_beam_may_miss_the_best_and_a_wide_one_does_not(rng):
@@ -144,8 +159,7 @@ def test_a_beam_may_miss_the_best_and_a_wide_one_does_not(rng):
     best = LeafSpec(n_experts=256, expert_width=1, top_k=8)
     beam = dataclasses.replace(best, search="beam")
     levels = log_probabilities(jnp.asarray(rng.normal(size=(500, 255)), jnp.float32), best)
-    found = np.sort(choose(levels, beam), axis=1)
-    wanted = np.sort(choose(levels, best), axis=1)
+    found, wanted = (np.sort(choose(levels, spec), axis=1) for spec in (beam, best))
     shared = np.mean([len(set(a) & set(b)) / 8 for a, b in zip(found, wanted)])
     assert 0.8 < shared < 1
     wide = LeafSpec(n_experts=16, expert_width=1, top_k=8, search="beam")
@@ -165,48 +179,22 @@ def test_gates_do_not_underflow():
     assert np.isfinite(gates).all() and gates.max() > 0.7
 
 
-def test_few_tokens_are_gathered_and_a_leak_needs_all_experts(rng):
-    spec = SPECS["tree"]
-    params, x, _ = case(rng, spec)
-    params, x = as_jax(params), jnp.asarray(x, jnp.float32)
-    ids, gates = route(params, x, spec)
-    text = lambda n: str(jax.make_jaxpr(lambda x: combine(params, x, ids[:n], gates[:n], spec))(x[:n]))
-    assert "gather" in text(5) and "gather" not in text(6)  # 5 x 3 rows of 16 experts, and 6 x 3
-    with_leak = combine(params, x[:4], ids[:4], gates[:4], spec, leak=jnp.float32(1.0))
-    assert not np.allclose(with_leak, combine(params, x[:4], ids[:4], gates[:4], spec))
-    assert leaf_ffn(params, x[:0], spec)[0].shape == (0, E)
-    with pytest.raises(InputError, match="'gather' computes no expert that is not chosen, and a dense start"):
-        combine(params, x, ids, gates, spec, "gather", jnp.float32(1.0))
-    with pytest.raises(InputError, match="implementation: 'fast' is not known; use one of: masked, gather"):
-        combine(params, x, ids, gates, spec, "fast")
-
-
-def test_gather_does_its_own_work():
-    """XLA counts under a quarter of masked's operations for a token; here A / F is a thirty-second."""
-    spec, one = LeafSpec(n_experts=64, expert_width=4, top_k=2), jnp.zeros((1, 32))
-    params = jax.eval_shape(lambda: init_params(jax.random.key(0), spec, 32))
-
-    def flops(implementation):
-        layer = lambda params, x, ids, gates: combine(params, x, ids, gates, spec, implementation)
-        program = jax.jit(layer).lower(params, one, jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2)))
-        return program.compile().cost_analysis()["flops"]
-
-    assert 0 < flops("gather") < 0.25 * flops("masked")
-
-
 @pytest.mark.parametrize("name", ["tree", "beam", "softmax"])
 def test_bfloat16_chooses_otherwise_near_ties_only(name, rng):
+    """Logits are float32 sums of products that are exact: scores of what is swapped differ by their rounding."""
     spec = SPECS[name]
-    params, x, _ = case(rng, spec)
-    low = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), (params, x))
-    exact = jax.tree.map(lambda a: np.asarray(a, np.float64), low)
-    wanted = leaf_oracle.leaf_layer(*exact, spec)
+    params, x, _ = cases.leaf_case(rng, spec, T=400)
+    low = cases.on_device((params, x), jnp.bfloat16)
+    exact, x = jax.tree.map(lambda a: np.asarray(a, np.float64), low)
+    wanted, _, _ = leaf_oracle.route(exact, x, spec)
     ids = np.sort(route(*low, spec)[0], axis=1)
-    for t in np.flatnonzero((ids != np.asarray(wanted.chosen)).any(axis=1)):
-        w, b = exact[0]["w_router"], exact[0].get("b_router", 0.0)
-        scores = leaf_oracle.log_p(spec, w @ exact[1][t] + b)
-        taken, left = set(ids[t]) - set(wanted.chosen[t]), set(wanted.chosen[t]) - set(ids[t])
-        assert max(scores[list(left)]) - min(scores[list(taken)]) < 1e-4, "logits are sums in float32"
+    w, b = exact["w_router"], exact.get("b_router", 0.0)
+    for t in np.flatnonzero((ids != wanted).any(axis=1)):
+        scores = leaf_oracle.log_p(spec, w @ x[t] + b)
+        bound = (E + 4) * 2.0**-24 * (np.abs(w) @ np.abs(x[t]) + np.abs(b)).max() * max(1, spec.depth)
+        taken, left = set(ids[t]) - set(wanted[t]), set(wanted[t]) - set(ids[t])
+        assert max(scores[list(left)]) - min(scores[list(taken)]) < 2 * bound
+    assert (ids != wanted).any(axis=1).mean() < 0.01
 
 
 def test_balance_moves_the_choice_against_the_load():
@@ -219,23 +207,20 @@ def test_balance_moves_the_choice_against_the_load():
     ids = jnp.asarray([[0, 1], [0, 7], [6, 7]])
     wanted = [0.5, -0.5, 0.5, 0.0, 0.0, -0.5]
     assert balance_update({"selection_bias": jnp.zeros(6)}, ids, trees).tolist() == wanted
-    info = Info(ids, jnp.float32(0.0))
-    assert update_routing(trees, {"selection_bias": jnp.zeros(6)}, info)["selection_bias"].tolist() == wanted
+    updated = update_routing(trees, {"selection_bias": jnp.zeros(6)}, Info(ids))
+    assert updated["selection_bias"].tolist() == wanted
 
 
 @pytest.mark.parametrize("router", ["tree", "softmax"])
 def test_balance_evens_the_load(router, rng):
     """A router that prefers one half of its experts by far is brought to use nearly all of them."""
-    spec = LeafSpec(n_experts=32, expert_width=1, top_k=4, router=router, balance_rate=0.02)
+    rate = {"tree": 0.02, "softmax": 0.001}[router]  # of logits, and of probabilities of 1 / 32
+    spec = LeafSpec(n_experts=32, expert_width=1, top_k=4, router=router, balance_rate=rate)
     params = init_params(jax.random.key(0), spec, 16)
     lean = jnp.zeros(spec.router_rows)
-    lean = lean.at[0].set(3.0) if router == "tree" else lean.at[16:].set(3.0)
+    lean = lean.at[0].set(3.0) if router == "tree" else lean.at[16:].set(0.1)
     x = jnp.asarray(rng.normal(size=(512, 16)), jnp.float32)
-
-    @jax.jit
-    def ids_of(bias):
-        return route(params | {"selection_bias": bias + lean}, x, spec)[0]
-
+    ids_of = jax.jit(lambda bias: route(params | {"selection_bias": bias + lean}, x, spec)[0])
     bias = jnp.zeros_like(lean)
     before = np.bincount(np.ravel(ids_of(bias)), minlength=32)
     for _ in range(400):
@@ -245,12 +230,11 @@ def test_balance_evens_the_load(router, rng):
     assert after.min() > 0.3 * after.mean() > before.min()
 
 
-@KINDS
-def test_initial_weights(spec):
-    width = 64
+@every_layer
+def test_initial_weights(name):
+    spec, width = SPECS[name], 64
     params = init_params(jax.random.key(0), spec, width, w_in_scale=0.7, w_out_scale=0.05)
-    trained = {name: value for name, value in params.items() if name not in ROUTING_NAMES}
-    assert ffn_params(spec, width) == sum(value.size for value in jax.tree.leaves(trained))
+    assert ffn_params(spec, width) == sum(value.size for value in jax.tree.leaves(split(params)[0]))
     assert np.std(params["w_in"]) == pytest.approx(0.7 / 8, rel=0.15)
     assert np.std(params["w_out"]) == pytest.approx(0.05 / spec.active_units**0.5, rel=0.15)
     if spec.router_rows:
@@ -259,14 +243,14 @@ def test_initial_weights(spec):
         assert np.std(router) == pytest.approx(0.7 / 8, rel=0.3)
 
 
-@KINDS
-def test_as_a_linen_module(spec):
-    layer, x = FFN(spec), jnp.ones((2, 3, E))
+@every_layer
+def test_as_a_linen_module(name):
+    layer, x = FFN(SPECS[name]), jnp.ones((2, 3, E))
     tokens = jnp.zeros((2, 3), jnp.int32)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x, tokens)
     assert not set(variables["params"]) & set(ROUTING_NAMES)
     y, info = jax.eval_shape(layer.apply, variables, x, tokens)
-    assert y.shape == x.shape and info.leaf_TP.shape == (6, spec.top_k)
+    assert y.shape == x.shape and info.leaf_TP.shape == (6, SPECS[name].top_k)
 
 
 def test_products_all_in():
@@ -304,11 +288,16 @@ def test_refused(changed, message):
     assert str(error.value).startswith(message)
 
 
-def test_a_hash_needs_ids(rng):
-    spec = SPECS["hash"]
-    params, x, _ = case(rng, spec)
-    with pytest.raises(InputError, match="token_T: is missing; router 'hash' chooses by the ids"):
-        leaf_ffn(as_jax(params), jnp.asarray(x, jnp.float32), spec)
+@pytest.mark.parametrize(
+    "ids", [np.zeros(1, np.int32), np.zeros((T, 1), np.int32), np.zeros(T, np.float32), None]
+)
+def test_a_hash_needs_an_id_for_every_token(ids, rng):
+    params, x, _ = cases.on_device(cases.leaf_case(rng, SPECS["hash"]))
+    message = "token_T: is missing; router 'hash' chooses by the ids"
+    if ids is not None:
+        message = rf"token_T: shape .* of the {T} tokens, int32 \[{T}\]"
+    with pytest.raises(InputError, match=message):
+        leaf_ffn(params, x, SPECS["hash"], None, None if ids is None else jnp.asarray(ids))
 
 
 def test_equal_layers_have_equal_specs():

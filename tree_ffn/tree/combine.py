@@ -81,8 +81,9 @@ def gather(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
     w_in, b_in, w_out = _flat(params, x_TE.shape[1])
     s_TE = jnp.zeros(x_TE.shape, jnp.float32)
     for start_TKn, width in spec.runs(params, ids_TK):
-        start_TK = start_TKn.reshape(ids_TK.shape[0], -1)
-        gate_TK = jnp.repeat(gates_TK, start_TKn.shape[-1], axis=1)
+        n = start_TKn.shape[-1]
+        start_TK = start_TKn.reshape(ids_TK.shape[0], ids_TK.shape[1] * n)
+        gate_TK = jnp.repeat(gates_TK, n, axis=1)
         z_TKW = rows.dots(x_TE, w_in, start_TK, width) + _float32(rows.rows(b_in, start_TK, width))
         s_TE += rows.sums((spec.act(z_TKW) * gate_TK[..., None]).astype(x_TE.dtype), w_out, start_TK)
     return s_TE.astype(x_TE.dtype)
@@ -93,7 +94,9 @@ def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
 
     A block is `BLOCK` pairs of one expert, whose last block may be filled up: T K / BLOCK + X blocks at most.
     """
-    top_k = ids_TK.shape[1]
+    n_tokens, top_k = ids_TK.shape
+    if isinstance(n_tokens, int) and not n_tokens:
+        return x_TE
     pair_MB, slot_TK, expert_M, is_used_MB = _blocks(ids_TK, spec.n_experts)
     w_in, b_in, w_out = _flat(params, x_TE.shape[1])
     x_MBE = jnp.where(is_used_MB[..., None], x_TE[pair_MB // top_k], 0)

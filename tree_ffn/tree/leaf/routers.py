@@ -86,7 +86,7 @@ def beam(levels: Levels, top_k: int) -> jax.Array:
     kept_TK = jnp.sort(jax.lax.top_k(levels[first], top_k)[1], axis=1)
     for level in levels[first + 1 :]:
         # Ascending, so that of equal nodes the one of the lower number is kept.
-        below = jnp.stack([2 * kept_TK, 2 * kept_TK + 1], axis=-1).reshape(kept_TK.shape[0], -1)
+        below = jnp.stack([2 * kept_TK, 2 * kept_TK + 1], axis=-1).reshape(kept_TK.shape[0], 2 * top_k)
         found = jax.lax.top_k(jnp.take_along_axis(level, below, axis=1), top_k)[1]
         kept_TK = jnp.sort(jnp.take_along_axis(below, found, axis=1), axis=1)
     return kept_TK

@@ -117,7 +117,7 @@ class TreeSpec:
     def of_units(self, levels: list[jax.Array]) -> jax.Array:
         """Numbers of nodes, a list of [T, P, 2^l], to those of their units, [T, F]."""
         runs = [jnp.repeat(level, width, axis=-1) for level, width in zip(levels, self.shape.widths)]
-        return jnp.concatenate(runs, axis=-1).reshape(levels[0].shape[0], -1)
+        return jnp.concatenate(runs, axis=-1).reshape(levels[0].shape[0], self.total_units)
 
 
 @dataclasses.dataclass(frozen=True)

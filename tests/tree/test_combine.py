@@ -1,0 +1,209 @@
+"""What chosen experts add up to: every implementation against the same float64 sum, for given ids and gates.
+
+Who chose them does not matter here: experts of leaf layers, paths of full and of pruned trees.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import oracle
+from tests.tree import cases
+from tree_ffn.errors import InputError
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, PrunedSpec, combine
+from tree_ffn.tree.combine import BLOCK
+from tree_ffn.tree.path.pruned import init_structure
+
+E, FEW = 6, 13
+every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+def leaf(X, W, K, activation="gelu"):
+    return LeafSpec(
+        n_experts=X, expert_width=W, top_k=K, router="softmax", gate_norm="none", activation=activation
+    )
+
+
+def pruned(nodes, **fields):
+    full = cases.make_spec(P=nodes[0], D=len(nodes) - 1, W="per_level", **fields)
+    return PrunedSpec(full.shape, activation=full.activation, act_site=full.act_site, nodes=nodes)
+
+
+SHAPES = {
+    "leaves": leaf(8, 3, 2),
+    "leaves_of_one_unit": leaf(7, 1, 3, "tanh"),
+    "all_leaves": leaf(4, 2, 4, "silu"),
+    "one_leaf": leaf(1, 5, 1),
+    "paths": cases.make_spec(P=3, D=2, W=2),
+    "paths_per_level": cases.make_spec(P=2, D=3, W="per_level", activation="softplus"),
+    "paths_of_the_root": cases.make_spec(P=3, D=0, W=4),
+    "linear_paths": cases.make_spec(P=2, D=2, act_site="sum"),
+    "pruned": pruned((2, 3, 5, 7)),
+    "pruned_to_one_path": pruned((3, 3, 3), act_site="sum"),
+}
+
+
+def units_of(spec, structure):
+    """From an id to the rows of [F, E] that it names, by the definition of the arrays."""
+    if isinstance(spec, LeafSpec):
+        return lambda j: range(j * spec.expert_width, (j + 1) * spec.expert_width)
+    depth = spec.shape.depth
+    if isinstance(spec, PrunedSpec):
+        widths = [oracle.rows_of(spec, 2**level - 1) for level in range(depth + 1)]
+        widths = [rows.stop - rows.start for rows in widths]
+        firsts = np.cumsum([0, *(n * w for n, w in zip(spec.nodes, widths))])
+
+        def of_place(j):
+            for level, (first, width) in enumerate(zip(firsts, widths)):
+                start = first + structure["path"][j, level] * width
+                yield from range(start, start + width)
+
+        return of_place
+
+    def of_path(j):
+        tree, at = divmod(j, 2**depth)
+        for level in range(depth + 1):
+            rows = oracle.rows_of(spec, 2**level - 1 + (at >> (depth - level)))
+            yield from range(
+                tree * spec.shape.tree_units + rows.start, tree * spec.shape.tree_units + rows.stop
+            )
+
+    return of_path
+
+
+def draw(rng, spec, T):
+    """Units, tokens, distinct ids, gates, an output's gradient, and the rows of ids."""
+    structure = init_structure(spec) if isinstance(spec, PrunedSpec) else {}
+    F = spec.total_units
+    params = {
+        "w_in": rng.normal(size=(F, E)) / E**0.5,
+        "b_in": rng.normal(size=F) / 5,
+        "w_out": rng.normal(size=(F, E)),
+    }
+    if isinstance(spec, LeafSpec):
+        ids = np.argsort(rng.random((T, spec.n_experts)), axis=1)[:, : spec.top_k]
+    elif isinstance(spec, PrunedSpec):
+        trees = [np.flatnonzero(structure["path"][:, 0] == p) for p in range(spec.shape.n_trees)]
+        ids = np.stack([rng.choice(places, T) for places in trees], axis=1)
+    else:
+        P, J = spec.shape.n_trees, spec.shape.n_leaves
+        ids = rng.integers(0, J, (T, P)) + J * np.arange(P)
+    x, ds, gates = rng.normal(size=(T, E)), rng.normal(size=(T, E)), rng.uniform(-1, 1.5, ids.shape)
+    return params, structure, x, ids, gates, ds
+
+
+def check(params, structure, x, ids, gates, ds, spec, implementation):
+    """Sum and gradients to units, tokens and gates."""
+    act = oracle.ACTIVATIONS[spec.activation]
+    if getattr(spec, "act_site", "node") == "sum":
+        act = oracle.ACTIVATIONS["identity"]
+    want, grads = oracle.sum_of_experts(params, x, ids, gates, units_of(spec, structure), act, ds)
+
+    @cases.jit
+    def run(params, structure, x, ids, gates, ds):
+        total = lambda p, x, gates: combine({**p, **structure}, x, ids, gates, spec, implementation)
+        s, back = jax.vjp(total, params, x, gates)
+        return s, back(ds)
+
+    s, (d_params, dx, d_gates) = run(*cases.on_device((params, structure, x, ids, gates, ds)))
+    assert s.dtype == jnp.float32
+    cases.assert_near(s, want, "s")
+    cases.assert_same_gradients({**d_params, "x": dx, "gates": d_gates}, grads)
+
+
+@every_implementation
+@pytest.mark.parametrize("name", SHAPES)
+def test_is_the_sum(name, implementation, rng):
+    check(*draw(rng, SHAPES[name], FEW), SHAPES[name], implementation)
+
+
+@every_implementation
+@pytest.mark.parametrize("name", ["leaves", "paths_per_level", "pruned"])
+@pytest.mark.parametrize("T", [0, 1, 4 * BLOCK + 3])
+def test_of_any_number_of_tokens(T, name, implementation, rng):
+    """None, one, and more of an expert than a block of `grouped` holds."""
+    check(*draw(rng, SHAPES[name], T), SHAPES[name], implementation)
+
+
+@every_implementation
+@pytest.mark.parametrize("used", [[0], [5], [1, 6]])
+def test_experts_without_tokens(used, implementation, rng):
+    spec = dataclasses.replace(SHAPES["leaves"], top_k=1)
+    params, structure, x, ids, gates, ds = draw(rng, spec, 2 * BLOCK + 1)
+    check(params, structure, x, np.resize(used, ids.shape), gates, ds, spec, implementation)
+
+
+@every_implementation
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("name", ["leaves", "paths"])
+def test_units_that_are_not_chosen_may_be_no_number(name, value, implementation, rng):
+    """1e30 is one, and its square is none."""
+    spec = dataclasses.replace(SHAPES[name], activation="relu2")
+    params, structure, x, ids, gates, ds = draw(rng, spec, FEW)
+    ids = np.where(ids == spec.n_experts - 1, ids - 1, ids)  # the last is free
+    ids[:, 1:] = np.where(ids[:, 1:] == ids[:, :1], 0, ids[:, 1:]) if name == "leaves" else ids[:, 1:]
+    broken = params | {"b_in": params["b_in"].copy()}
+    broken["b_in"][-1] = value
+    total = cases.jit(lambda p, x, ids, gates: combine(p, x, ids, gates, spec, implementation))
+    whole, spoilt = (total(*cases.on_device((p, x, ids, gates))) for p in (params, broken))
+    np.testing.assert_array_equal(spoilt, whole)
+
+
+def test_masked_has_gradients_where_units_that_are_not_chosen_are_no_numbers(rng):
+    spec = dataclasses.replace(SHAPES["leaves"], activation="gelu")
+    params, _, x, ids, gates, ds = draw(rng, spec, FEW)
+    params["b_in"][-1], ids[ids == 7] = np.inf, 0
+    params, x, ids, gates, ds = cases.on_device((params, x, ids, gates, ds))
+    grads = jax.grad(lambda p, x, g: jnp.vdot(ds, combine(p, x, ids, g, spec, "masked")), (0, 1, 2))(
+        params, x, gates
+    )
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
+
+
+@every_implementation
+@pytest.mark.parametrize("name", ["leaves", "paths", "pruned"])
+def test_bfloat16_rounds_hidden_values_and_the_sum(name, implementation, rng):
+    """Every number may be off by its rounding and that of the hidden values, no more; sums are float32."""
+    spec = dataclasses.replace(SHAPES[name], activation="relu")
+    params, structure, x, ids, gates, ds = draw(rng, spec, 2 * BLOCK)
+    low = cases.on_device((params, x), jnp.bfloat16)
+    params, x = jax.tree.map(lambda a: np.asarray(a, np.float64), low)
+    gates = np.abs(gates)
+    of, act = units_of(spec, structure), oracle.ACTIVATIONS["relu"]
+    want, _ = oracle.sum_of_experts(params, x, ids, gates, of, act, ds)
+    sizes = params | {"w_out": np.abs(params["w_out"])}
+    size, _ = oracle.sum_of_experts(sizes, x, ids, gates, of, act, ds)
+    structure, ids, gates = cases.on_device((structure, ids, gates))
+    s = cases.jit(lambda p, x: combine({**p, **structure}, x, ids, gates, spec, implementation))(*low)
+    assert s.dtype == jnp.bfloat16
+    error = np.abs(np.asarray(s, np.float64) - want)
+    assert (error <= cases.BFLOAT16 * (np.abs(want) + 1.01 * size) + 1e-6).all()
+    assert error.max() > 0
+
+
+def test_float32_weights_under_bfloat16_tokens_have_float32_gradients(rng):
+    spec = SHAPES["leaves"]
+    params, _, x, ids, gates, ds = cases.on_device(draw(rng, spec, FEW))
+    x, ds = x.astype(jnp.bfloat16), ds.astype(jnp.bfloat16)
+    for implementation in IMPLEMENTATIONS:
+        s, back = jax.vjp(lambda p, x, i=implementation: combine(p, x, ids, gates, spec, i), params, x)
+        grads, dx = back(ds)
+        assert s.dtype == dx.dtype == jnp.bfloat16
+        assert all(grad.dtype == jnp.float32 for grad in jax.tree.leaves(grads))
+
+
+def test_few_tokens_are_gathered_and_a_leak_needs_all_experts(rng):
+    spec = leaf(16, 2, 3)
+    params, _, x, ids, gates, _ = cases.on_device(draw(rng, spec, 20))
+    text = lambda n: str(jax.make_jaxpr(lambda x: combine(params, x, ids[:n], gates[:n], spec))(x[:n]))
+    assert "gather" in text(5) and "gather" not in text(6)  # 5 x 3 rows of 16 experts, and 6 x 3
+    with_leak = combine(params, x[:4], ids[:4], gates[:4], spec, leak=jnp.float32(1.0))
+    every = jnp.tile(jnp.arange(16), (4, 1))
+    cases.assert_near(with_leak, combine(params, x[:4], every, jnp.ones((4, 16)), spec, "gather"))
+    with pytest.raises(InputError, match="'gather' computes no expert that is not chosen, and a dense start"):
+        combine(params, x, ids, gates, spec, "gather", jnp.float32(1.0))
+    with pytest.raises(InputError, match="implementation: 'fast' is not known; use one of: masked, gather"):
+        combine(params, x, ids, gates, spec, "fast")
