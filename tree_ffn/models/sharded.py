@@ -1,9 +1,8 @@
 """A layer of trees on a mesh: who walks which tree for which token.
 
-Trees are walked with data-dependent gathers and loops, which a partitioner
-cannot split; so under a ("data", "model") mesh each device walks its own part
-inside `jax.shard_map`. Dense layers and experts are plain matrix products and
-are left to the partitioner.
+Paths read rows that depend on the data, which a partitioner splits badly; so under a mesh with axes "data" or
+"model" each device walks its own part inside `jax.shard_map`. Other layers, and meshes with explicit axes, are
+left to the partitioner.
 """
 
 import dataclasses
@@ -62,7 +61,7 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
 
 
 def _mesh_axes() -> dict[str, int]:
-    """Sizes of "data" and "model" in the current mesh; 1 without one, inside a split, or where types split."""
+    """Sizes of "data" and "model" in the current mesh; 1 without one, inside a split, or of explicit axes."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {}
     if not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types):
