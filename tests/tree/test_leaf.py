@@ -181,7 +181,7 @@ def test_gates_do_not_underflow():
 
 @pytest.mark.parametrize("name", ["tree", "beam", "softmax"])
 def test_bfloat16_chooses_otherwise_near_ties_only(name, rng):
-    """Logits are float32 sums of products that are exact: scores of what is swapped differ by their rounding."""
+    """Logits are float32 sums of exact products: scores of what is swapped differ by their rounding."""
     spec = SPECS[name]
     params, x, _ = cases.leaf_case(rng, spec, T=400)
     low = cases.on_device((params, x), jnp.bfloat16)

@@ -1,37 +1,36 @@
-"""The oracle against central differences in float64, and against itself evaluated literally."""
+"""The oracles against central differences in float64, and against themselves evaluated literally."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from tests import oracle
+from tests import leaf_oracle, oracle
 from tests.tree import cases
 from tree_ffn.tree import ACTIVATIONS
 
 
-def loss(params, x, spec, dy, leaf=None):
-    return float(np.vdot(dy, oracle.forward(params, x, spec, leaf).y))
-
-
-def differences(params, x, spec, dy, leaf, h=1e-5):
-    """d loss / d each trained weight and x by central differences; paths are held where `leaf` is given."""
+def differences(loss, arrays, h=1e-5):
+    """d loss() / d each number of float64 arrays, which `loss` reads, by central differences."""
 
     def of(array):
         slopes = np.zeros_like(array)
         for index in np.ndindex(array.shape):
             kept = array[index]
             array[index] = kept + h
-            up = loss(params, x, spec, dy, leaf)
+            up = loss()
             array[index] = kept - h
-            slopes[index] = (up - loss(params, x, spec, dy, leaf)) / (2 * h)
+            slopes[index] = (up - loss()) / (2 * h)
             array[index] = kept
         return slopes
 
-    grads = {name: of(params[name]) for name in ("w_in", "b_in", "w_out", "b_out")}
-    if "shared" in params:
-        grads["shared"] = {name: of(w) for name, w in params["shared"].items()}
-    return grads, of(x)
+    return {name: of(array) for name, array in arrays.items()}
+
+
+def assert_close(got, want):
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 def case_of(rng, spec, T=3, E=3):
@@ -39,44 +38,46 @@ def case_of(rng, spec, T=3, E=3):
     return oracle.to_float64(params), x.astype(np.float64), dy.astype(np.float64)
 
 
-def assert_close(got, want):
-    if isinstance(want, tuple):
-        for one_got, one_want in zip(got, want):
-            assert_close(one_got, one_want)
-    elif isinstance(want, dict):
-        assert got.keys() == want.keys()
-        for name in want:
-            assert_close(got[name], want[name])
-    else:
-        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
-
-
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_derivatives_of_activations(name, rng):
     z, h = rng.uniform(-4, 4, 200), 1e-6
-    act = lambda z: oracle.ACTIVATIONS[name](z, 0.125)
+    act = oracle.ACTIVATIONS[name]
     np.testing.assert_allclose(act(z)[1], (act(z + h)[0] - act(z - h)[0]) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("router", ["first_unit", "frozen"])
 @pytest.mark.parametrize("site", ["node", "sum"])
-@pytest.mark.parametrize("routing", ["hard", "continuous_min", "continuous_product"])
-def test_gradients_are_those_of_the_oracles_own_output(routing, site, rng):
+def test_gradients_of_paths(router, site, rng):
     """Decisions included: none flips within the step, since |r| is at least 1/64."""
-    spec = cases.make_spec(routing, P=2, D=2, W=2, S=1, act_site=site, activation="gelu_tanh")
+    spec = cases.make_spec(P=2, D=2, W=2, act_site=site, activation="gelu_tanh", router=router)
     params, x, dy = case_of(rng, spec)
     params["threshold"] += rng.uniform(-1 / 64, 1 / 64, params["threshold"].shape)
-    assert_close(oracle.backward(params, x, spec, dy), differences(params, x, spec, dy, None))
+    grads, dx = oracle.backward(params, x, spec, dy)
+    trained = {name: params[name] for name in grads}
+    loss = lambda: float(np.vdot(dy, oracle.forward(params, x, spec).y))
+    assert_close({**grads, "x": dx}, differences(loss, {**trained, "x": x}))
+
+
+@pytest.mark.parametrize("name", cases.LEAVES)
+def test_gradients_of_leaves(name, rng):
+    spec = dataclasses.replace(cases.LEAVES[name], activation="gelu_tanh")
+    params, x, dy = cases.leaf_case(rng, spec, T=2, E=3)
+    ids = cases.token_ids(2)
+    _, _, grads = leaf_oracle.leaf_layer(params, x, spec, ids, dy, leak=0.3)
+    trained = {part: params[part] for part in grads if part != "x"}
+    loss = lambda: float(np.vdot(dy, leaf_oracle.leaf_layer(params, x, spec, ids, leak=0.3)[0]))
+    assert_close(grads, differences(loss, {**trained, "x": x}))
 
 
 @pytest.mark.parametrize("site", ["node", "sum"])
 def test_straight_through_literally(site, rng):
-    """beta s'(beta r) <dL/dsum, V(right) - V(left)>, each V from a layer that is only the subtree's path."""
+    """s'(r) <dL/dsum, V(right) - V(left)>, each V from a layer that is only the subtree's path."""
     spec = cases.make_spec("straight_through", P=1, D=2, W=2, activation="silu", act_site=site)
     hard = dataclasses.replace(spec, routing="hard")
     params, x, dy = case_of(rng, spec, T=4)
     grads, _ = oracle.backward(params, x, spec, dy)
     without, _ = oracle.backward(params, x, hard, dy)
-    silu = lambda z: oracle.ACTIVATIONS["silu"](z, 0)
+    silu = oracle.ACTIVATIONS["silu"]
     unit = lambda z: silu(z)[0] if site == "node" else z
     w_in, b_in, w_out, threshold = (params[k][0] for k in ("w_in", "b_in", "w_out", "threshold"))
     want = np.zeros((7, 3))
@@ -89,39 +90,28 @@ def test_straight_through_literally(site, rng):
             value[n] = out[n] + value[2 * n + 1 + int(r[n] > 0)]
         d_sum = dy_E if site == "node" else dy_E * silu(value[0])[1]
         for n in (0, 1 + int(r[0] > 0)):
-            s = 1 / (1 + np.exp(-spec.beta * r[n]))
-            want[n] += spec.beta * s * (1 - s) * (d_sum @ (value[2 * n + 2] - value[2 * n + 1])) * x_E
+            s = 1 / (1 + np.exp(-r[n]))
+            want[n] += s * (1 - s) * (d_sum @ (value[2 * n + 2] - value[2 * n + 1])) * x_E
     got = grads["w_in"][0] - without["w_in"][0]
     np.testing.assert_allclose(got[::2], want, atol=1e-12)
     assert not np.any(got[1::2])
-    assert_close(grads["w_out"], without["w_out"])
+    np.testing.assert_array_equal(grads["w_out"], without["w_out"])
 
 
 def test_straight_through_is_the_limit_of_a_smooth_decision(rng):
-    """One decision: the slope that y = V(left) + s(beta r) (V(right) - V(left)) has through s alone."""
+    """One decision: the slope that y = V(left) + s(r) (V(right) - V(left)) has through s alone."""
     spec = cases.make_spec("straight_through", P=1, D=1, W=1, activation="tanh")
     params, x, dy = case_of(rng, spec, T=1)
-    threshold = params["threshold"]
 
     def smooth(shift):
         z = params["w_in"][0] @ x[0] + params["b_in"][0]
         leaves = np.tanh(z[1:, None]) * params["w_out"][0, 1:]
-        s = 1 / (1 + np.exp(-spec.beta * (z[0] + shift - threshold[0, 0])))
+        s = 1 / (1 + np.exp(-(z[0] + shift - params["threshold"][0, 0])))
         return dy[0] @ (leaves[0] + s * (leaves[1] - leaves[0]))
 
     hard = dataclasses.replace(spec, routing="hard")
     extra = oracle.backward(params, x, spec, dy)[0]["b_in"] - oracle.backward(params, x, hard, dy)[0]["b_in"]
     np.testing.assert_allclose(extra[0, 0], (smooth(1e-6) - smooth(-1e-6)) / 2e-6, rtol=1e-6)
-
-
-def test_frozen_routers_get_no_gradient_and_decide(rng):
-    spec = cases.make_spec(P=1, D=2, W=1, router="frozen")
-    params, x, dy = case_of(rng, spec)
-    assert_close(oracle.backward(params, x, spec, dy), differences(params, x, spec, dy, None))
-    r = params["router"]["w"][0] @ x.T - params["threshold"][0, :3, None]
-    nodes = [1 + int(r[0, t] > 0) for t in range(len(x))]
-    leaves = [2 * n + 1 + int(r[n, t] > 0) - 3 for t, n in enumerate(nodes)]
-    assert oracle.forward(params, x, spec).leaf[:, 0].tolist() == leaves
 
 
 def test_units_of_a_node():

@@ -136,5 +136,5 @@ def visits(right_TPR: jax.Array, depth: int) -> list[jax.Array]:
     for level in range(depth):
         right = right_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
         children = levels[-1][..., None] * jnp.stack([1 - right, right], axis=-1)
-        levels.append(children.reshape(*right.shape[:2], -1))
+        levels.append(children.reshape(*right.shape[:2], 2 ** (level + 1)))
     return levels
