@@ -1,4 +1,4 @@
-"""The path layer: decisions against a float64 oracle, a sample of layers whole, what learns and is refused."""
+"""The path layer: decisions against a float64 oracle, some layers whole, what learns, what is refused."""
 
 import dataclasses
 import functools

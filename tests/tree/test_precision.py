@@ -4,8 +4,6 @@ The definition in float64 rounds where docs/layer.md says so. Inputs cancel in e
 that is rounded to bfloat16 before its bias is added would be off by as much as it is worth.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +11,9 @@ import pytest
 
 from tests.tree import cases
 from tree_ffn.models.dense import DenseSpec, dense_ffn
-from tree_ffn.models.moe import MoESpec, moe_ffn
-from tree_ffn.tree import TreeShape, TreeSpec
-from tree_ffn.tree.leaf import LeafSpec, leaf_ffn
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, leaf_ffn, tree_ffn
 
 E, T, X, W = 8, 16, 4, 6
-IDS = jnp.arange(T, dtype=jnp.int32)
-UNIT = 2.0**-8  # of bfloat16: rounding errs by at most so much of a number
 
 
 def rounded(a):
@@ -39,24 +33,27 @@ def cancelling(rng, *units):
     return {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": np.zeros(E)}, x
 
 
-def check(y_TE, p, x, gate_TU):
-    """Within one rounding of the sum of rounded g act(z), act relu, over units [U]; U gates a token."""
+def check(y_TE, p, x, gate_TU, gated_last=False):
+    """Within one rounding of the sum of rounded g act(z), act relu, over units [U]; U gates a token.
+
+    `grouped` gates last: the sum of g times rounded act(z).
+    """
     w_in, w_out = p["w_in"].reshape(-1, E), p["w_out"].reshape(-1, E)
-    h = rounded(gate_TU * np.maximum(x @ w_in.T + p["b_in"].reshape(-1), 0))
+    units = np.maximum(x @ w_in.T + p["b_in"].reshape(-1), 0)
+    h = gate_TU * rounded(units) if gated_last else rounded(gate_TU * units)
     wanted = h @ w_out
     # A hidden value within float32's error of the middle of two numbers may become the other one.
     slack = 2.0**-13 * (np.abs(h) @ np.abs(w_out))
     assert y_TE.dtype == jnp.bfloat16
     error = np.abs(np.asarray(y_TE, np.float64) - wanted)
-    assert (error <= UNIT * np.abs(wanted) + slack).all(), (error - UNIT * np.abs(wanted)).max()
-
-
-jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    assert (error <= cases.BFLOAT16 * np.abs(wanted) + slack).all(), (
+        error - cases.BFLOAT16 * np.abs(wanted)
+    ).max()
 
 
 def test_dense(rng):
     p, x = cancelling(rng, X * W)
-    y, _ = jit(lambda p, x: dense_ffn(p, x, DenseSpec(X * W, "relu")))(*bfloat16_numbers((p, x)))
+    y, _ = cases.jit(lambda p, x: dense_ffn(p, x, DenseSpec(X * W, "relu")))(*bfloat16_numbers((p, x)))
     check(y, p, x, np.ones((T, X * W)))
 
 
@@ -68,20 +65,13 @@ def softmax_gates(p, x, k):
     return np.repeat(prob / np.linalg.norm(prob, axis=1, keepdims=True), W, axis=1)
 
 
-@pytest.mark.parametrize("kind", ["moe", "masked", "gather"])
-def test_experts(kind, rng):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_experts(implementation, rng):
     p, x = cancelling(rng, X, W)
     p["w_router"] = rounded(16 + 0.4 * rng.normal(size=(X, E)))  # logits of 128: bfloat16 knows whole ones
-    moe = MoESpec(X, W, top_k=2, balance="none", renormalise=True, gate_norm=2, activation="relu")
-    leaf = LeafSpec(n_experts=X, expert_width=W, top_k=2, router="softmax", activation="relu")
-
-    @jit
-    def layer(p, x):
-        if kind == "moe":
-            return moe_ffn(p | {"selection_bias": jnp.zeros(X)}, x, moe)[0]
-        return leaf_ffn(p, x, leaf, kind)[0]
-
-    check(layer(*bfloat16_numbers((p, x))), p, x, softmax_gates(p, x, 2))
+    spec = LeafSpec(n_experts=X, expert_width=W, top_k=2, router="softmax", activation="relu")
+    y = cases.jit(lambda p, x: leaf_ffn(p, x, spec, implementation)[0])(*bfloat16_numbers((p, x)))
+    check(y, p, x, softmax_gates(p, x, 2), gated_last=implementation == "grouped")
 
 
 def test_decisions_of_a_tree_of_experts(rng):
@@ -98,22 +88,19 @@ def test_decisions_of_a_tree_of_experts(rng):
     np.testing.assert_array_equal(np.asarray(y, np.float64), np.stack([wanted, wanted], axis=1))
 
 
-@pytest.mark.parametrize("S", [0, 3])
-@pytest.mark.parametrize("execution", [*cases.EXECUTIONS, cases.BATCHED])
-def test_trees_sum_in_float32_and_round_once(execution, S, rng):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_paths_sum_in_float32_and_round_once(implementation, rng):
     """Every product and sum is exact in float32, and decisions have thresholds that bfloat16 would lose."""
     P, D = 5, 3
-    spec = TreeSpec(TreeShape(P, D, 2, shared_width=S), routing="hard", activation="relu")
-    U = 2 * spec.shape.n_nodes
+    spec = TreeSpec(TreeShape(P, D, 2), activation="relu")
+    U = spec.shape.tree_units
     p = {"w_in": cases.on_grid(rng, P, U, E), "b_in": cases.on_grid(rng, P, U)}
     p |= {"w_out": 3 * cases.on_grid(rng, P, U, E), "b_out": np.zeros(E, np.float32)}
-    if S:
-        p["shared"] = {name: cases.on_grid(rng, S, E) for name in ("w_in", "w_out")}
-        p["shared"]["b_in"] = cases.on_grid(rng, S)
     x = cases.on_grid(rng, T, E)
     threshold = cases.on_grid(rng, P, spec.shape.n_nodes) + np.float32(2.0**-12)
     low = bfloat16_numbers(p) | {"threshold": jnp.asarray(threshold)}
-    y, leaf = cases.run_forward(low, jnp.asarray(x, jnp.bfloat16), spec, execution)
+    layer = cases.jit(lambda p, x: tree_ffn(p, x, spec, implementation))
+    y, info = layer(low, jnp.asarray(x, jnp.bfloat16))
     z = np.einsum("te,pue->tpu", x, p["w_in"]) + p["b_in"]
     node, wanted = np.zeros((T, P), int), np.zeros((T, E))
     t, tree = np.arange(T)[:, None], np.arange(P)[None]
@@ -122,9 +109,5 @@ def test_trees_sum_in_float32_and_round_once(execution, S, rng):
             h = rounded(np.maximum(z[t, tree, unit], 0))
             wanted += np.einsum("tp,tpe->te", h, p["w_out"][tree, unit])
         node = 2 * node + 1 + (z[t, tree, 2 * node] > threshold[tree, node])
-    np.testing.assert_array_equal(leaf, (node - 1) // 2 - (2**D - 1))
-    wanted = rounded(wanted)
-    if S:
-        h = rounded(np.maximum(x @ p["shared"]["w_in"].T + p["shared"]["b_in"], 0))
-        wanted = rounded(wanted + rounded(h @ p["shared"]["w_out"]))
-    np.testing.assert_array_equal(np.asarray(y, np.float64), wanted)
+    np.testing.assert_array_equal(info.leaf_TP, (node - 1) // 2 - (2**D - 1))
+    np.testing.assert_array_equal(np.asarray(y, np.float64), rounded(wanted))

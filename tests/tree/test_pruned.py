@@ -47,9 +47,8 @@ def kept_nodes(spec, kept_PJ):
 
 def kept_rows(array, spec, kept_PJ):
     """Rows of the kept units of an array [P, U, ...]."""
-    return np.concatenate(
-        [np.asarray(array)[p, oracle.rows_of(spec, n)] for p, n in kept_nodes(spec, kept_PJ)]
-    )
+    runs = [np.asarray(array)[p, oracle.rows_of(spec, node)] for p, node in kept_nodes(spec, kept_PJ)]
+    return np.concatenate(runs)
 
 
 def split(pruned):

@@ -9,10 +9,10 @@ from flax.nnx import bridge
 
 from tree_ffn import recipe
 from tree_ffn.errors import InputError
-from tree_ffn.models import FFN, DenseSpec, MoESpec
+from tree_ffn.models import FFN, DenseSpec
 from tree_ffn.models.dense import dense_ffn
 from tree_ffn.models.ffn import active_units, products, total_units
-from tree_ffn.tree.leaf import LeafSpec, leaf_ffn
+from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec, leaf_ffn
 
 SPEC = LeafSpec(n_experts=8, expert_width=2, top_k=2, search="beam", dense_start=0.5)
 E, LAYER = 6, FFN(SPEC)
@@ -79,7 +79,7 @@ def test_they_train_alike(params):
 
 
 @pytest.mark.parametrize(
-    "spec", [DenseSpec(4), LeafSpec(n_experts=4, expert_width=1, top_k=2), MoESpec(4, 1)]
+    "spec", [DenseSpec(4), LeafSpec(n_experts=4, expert_width=1, top_k=2), TreeSpec(TreeShape(1, 1))]
 )
 def test_layers_without_a_dense_start_take_none(spec):
     with pytest.raises(InputError, match="done: the layer .* has no dense start; leave it out"):

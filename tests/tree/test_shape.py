@@ -6,21 +6,14 @@ from tests import oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.tree import TreeShape
-from tree_ffn.tree.shape import (
-    dense_flops_per_token,
-    flops_per_token,
-    leaf_of,
-    level_of,
-    param_count,
-    path_of,
-)
+from tree_ffn.tree.shape import level_of, path_of
 
-SHAPES = [(1, 0, 1, 0), (3, 2, 4, 5), (2, 3, (4, 1, 2, 3), 0), (1, 5, 1, 7)]
+SHAPES = [(1, 0, 1), (3, 2, 4), (2, 3, (4, 1, 2, 3)), (1, 5, 1)]
 
 
-@pytest.mark.parametrize("P, D, W, S", SHAPES)
-def test_counts(P, D, W, S):
-    shape = TreeShape(P, D, W, S)
+@pytest.mark.parametrize("P, D, W", SHAPES)
+def test_counts(P, D, W):
+    shape = TreeShape(P, D, W)
     nodes = [(level, n) for level in range(D + 1) for n in range(2**level)]
     width = lambda level: W if isinstance(W, int) else W[level]
     units = sum(width(level) for level, _ in nodes)
@@ -28,13 +21,13 @@ def test_counts(P, D, W, S):
     assert shape.n_nodes == len(nodes) and shape.n_leaves == 2**D
     assert shape.n_deciding == sum(level < D for level, _ in nodes)
     assert (shape.tree_units, shape.path_units) == (units, path)
-    assert (shape.total_units, shape.active_units) == (P * units + S, P * path + S)
-    assert shape.active_share == (P * path + S) / (P * units + S)
+    assert (shape.total_units, shape.active_units) == (P * units, P * path)
+    assert shape.active_share == (P * path) / (P * units)
 
 
-@pytest.mark.parametrize("P, D, W, S", SHAPES)
-def test_units_of_nodes(P, D, W, S):
-    shape, spec = TreeShape(P, D, W, S), cases.make_spec(P=P, D=D, W=W, S=S)
+@pytest.mark.parametrize("P, D, W", SHAPES)
+def test_units_of_nodes(P, D, W):
+    shape, spec = TreeShape(P, D, W), cases.make_spec(P=P, D=D, W=W)
     seen = []
     for node in range(shape.n_nodes):
         rows = oracle.rows_of(spec, node)
@@ -50,17 +43,9 @@ def test_paths_and_leaves(depth):
         path = path_of(leaf, depth)
         assert path[0] == 0 and [level_of(n) for n in path] == list(range(depth + 1))
         assert all(child in (2 * n + 1, 2 * n + 2) for n, child in zip(path, path[1:]))
-        assert leaf_of(path[-1], depth) == leaf
     assert sorted(path_of(leaf, depth)[-1] for leaf in range(2**depth)) == list(
         range(2**depth - 1, 2 ** (depth + 1) - 1)
     )
-
-
-def test_costs():
-    shape = TreeShape(2, 3, 1, 4)  # 34 units, 12 active
-    assert param_count(shape, 10) == 34 * 21 + 10
-    assert flops_per_token(shape, 10) == 2 * 2 * 12 * 10
-    assert dense_flops_per_token(shape, 10) == 2 * 2 * 34 * 10
 
 
 def test_a_list_of_widths_is_as_good_as_a_tuple():
@@ -78,7 +63,6 @@ def test_a_list_of_widths_is_as_good_as_a_tuple():
         ({"node_width": 0}, "node_width: 0"),
         ({"node_width": (1, 2)}, "node_width: .*2 widths.*3 levels"),
         ({"node_width": (1, 0, 2)}, "node_width: 0"),
-        ({"shared_width": -1}, "shared_width: -1 .*at least 0"),
     ],
 )
 def test_shapes_that_cannot_be(fields, message):
