@@ -6,16 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from tests.tree import cases
 from tree_ffn.errors import InputError
-from tree_ffn.tree import TreeShape, TreeSpec, gather, init_params, kernels, pick_implementation, tree_ffn
+from tree_ffn.tree import LeafSpec, kernels, leaf, leaf_ffn, path, rows, tree_ffn
 from tree_ffn.tree.kernels import compilers, probe_elsewhere
-
-RECIPE = {
-    "routing": "continuous", "openness": "logistic", "gate": "product", "router": "silent",
-    "renormalise": True, "gate_norm": 2, "beam": 2,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,85 +51,122 @@ def forget():
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("T, P, W, E", [(1, 1, 1, 8), (3, 4, 2, 100), (1, 5, 1, 768), (40, 3, 3, 300)])
-@pytest.mark.parametrize("forest", [False, True], ids=["trees", "forest"])
-def test_rows_are_read_where_they_lie(T, P, W, E, forest, built, rng):
-    """Products and sums are those of float64; a pruned layer's trees are one array of rows."""
-    U = 9
-    rows = rng.normal(size=(1 if forest else P, U, E)).astype(np.float32)
-    start = rng.integers(0, U - W + 1, (T, P)).astype(np.int32)
-    x, h = rng.normal(size=(T, E)).astype(np.float32), rng.normal(size=(T, P, W)).astype(np.float32)
-    tree = np.zeros(P, int) if forest else np.arange(P)
-    run = rows.astype(np.float64)[tree[None, :, None], start[..., None] + np.arange(W)]
+@pytest.mark.parametrize("T, K, W, E", [(1, 1, 1, 8), (3, 4, 2, 100), (1, 5, 1, 768), (40, 3, 3, 300)])
+def test_rows_are_read_where_they_lie(T, K, W, E, built, rng):
+    """Products and sums are those of float64."""
+    F = 29
+    weights, start = rng.normal(size=(F, E)).astype(np.float32), rng.integers(0, F - W + 1, (T, K), np.int32)
+    x, h = rng.normal(size=(T, E)).astype(np.float32), rng.normal(size=(T, K, W)).astype(np.float32)
+    run = weights.astype(np.float64)[start[..., None] + np.arange(W)]
     assert kernels.is_loaded()
-    z = jax.jit(kernels.dots, static_argnums=3)(x, rows, start, W)
-    s = jax.jit(kernels.sums)(h, rows, start)
-    assert z.shape == (T, P, W) and s.shape == (T, E)
-    np.testing.assert_allclose(z, np.einsum("te,tpwe->tpw", x, run), rtol=1e-5, atol=1e-5 * E**0.5)
-    np.testing.assert_allclose(s, np.einsum("tpw,tpwe->te", h, run), rtol=1e-5, atol=1e-5 * (P * W) ** 0.5)
+    z = jax.jit(kernels.dots, static_argnums=3)(x, weights, start, W)
+    s = jax.jit(kernels.sums)(h, weights, start)
+    assert z.shape == (T, K, W) and s.shape == (T, E)
+    np.testing.assert_allclose(z, np.einsum("te,tkwe->tkw", x, run), rtol=1e-5, atol=1e-5 * E**0.5)
+    np.testing.assert_allclose(s, np.einsum("tkw,tkwe->te", h, run), rtol=1e-5, atol=1e-5 * (K * W) ** 0.5)
 
 
 def test_a_token_is_computed_alike_in_any_company(built, rng):
     """No order of a sum depends on the number of tokens, nor on which thread comes first."""
-    rows = jnp.asarray(rng.normal(size=(16, 40, 500)), jnp.float32)
-    start = jnp.asarray(rng.integers(0, 38, (200, 16)), jnp.int32)
+    weights = jnp.asarray(rng.normal(size=(640, 500)), jnp.float32)
+    start = jnp.asarray(rng.integers(0, 638, (200, 16)), jnp.int32)
     x = jnp.asarray(rng.normal(size=(200, 500)), jnp.float32)
     h = jnp.asarray(rng.normal(size=(200, 16, 2)), jnp.float32)
-    z, s = kernels.dots(x, rows, start, 2), kernels.sums(h, rows, start)
+    z, s = kernels.dots(x, weights, start, 2), kernels.sums(h, weights, start)
     for t in (0, 57, 199):
-        np.testing.assert_array_equal(kernels.dots(x[t : t + 1], rows, start[t : t + 1], 2)[0], z[t])
-        np.testing.assert_array_equal(kernels.sums(h[t : t + 1], rows, start[t : t + 1])[0], s[t])
+        np.testing.assert_array_equal(kernels.dots(x[t : t + 1], weights, start[t : t + 1], 2)[0], z[t])
+        np.testing.assert_array_equal(kernels.sums(h[t : t + 1], weights, start[t : t + 1])[0], s[t])
     for _ in range(5):
-        np.testing.assert_array_equal(kernels.dots(x, rows, start, 2), z)
-        np.testing.assert_array_equal(kernels.sums(h, rows, start), s)
+        np.testing.assert_array_equal(kernels.dots(x, weights, start, 2), z)
+        np.testing.assert_array_equal(kernels.sums(h, weights, start), s)
 
 
-@pytest.mark.parametrize("T", [1, 50])
-@pytest.mark.parametrize(
-    "fields, shape",
-    [({"routing": "hard"}, TreeShape(2, 4, 3, 1)), (RECIPE, TreeShape(8, 5, 1))],
-    ids=["hard", "recipe"],
-)
-def test_gather_is_the_same_layer(fields, shape, T, built, rng):
-    spec = TreeSpec(shape, **fields)
-    params = init_params(jax.random.key(0), spec, 64)
+LAYERS = {
+    "paths": (cases.make_spec(P=2, D=4, W=3), path.init_params, tree_ffn),
+    "leaves": (LeafSpec(n_experts=64, expert_width=2, top_k=3), leaf.init_params, leaf_ffn),
+}
+every_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+@every_layer
+@pytest.mark.parametrize("T", [0, 1, 50])
+def test_gather_is_the_same_layer(name, T, built, rng):
+    spec, init, layer = LAYERS[name]
+    params = init(jax.random.key(0), spec, 64)
     x = jnp.asarray(rng.normal(size=(T, 64)), jnp.float32)
 
-    def loss(params, x, execution):
-        y, info = tree_ffn(params, x, spec, execution)
+    def loss(params, x, implementation):
+        y, info = layer(params, x, spec, implementation)
         return (y**2).sum(), (y, info.leaf_TP)
 
     run = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True), static_argnums=2)
-    text = run.lower(params, x, "gather").as_text()
-    assert "tree_ffn_dots" in text and "tree_ffn_sums" in text
-    ((_, (y, leaf)), dx), ((_, (want, leaf_want)), dx_want) = (
-        run(params, x, e) for e in ("gather", "masked")
-    )
-    np.testing.assert_array_equal(leaf, leaf_want)
+    (_, (want, leaf_want)), dx_want = run(params, x, "masked")
+    (_, (y, chosen)), dx = run(params, x, "gather")
+    np.testing.assert_array_equal(chosen, leaf_want)
     np.testing.assert_allclose(y, want, atol=1e-5)
     np.testing.assert_allclose(dx, dx_want, atol=1e-4)
+    forward = jax.jit(lambda params, x: layer(params, x, spec, "gather")[0])
+    text = forward.lower(params, x).as_text()
+    assert "tree_ffn_dots" in text and "tree_ffn_sums" in text
+    np.testing.assert_allclose(forward(params, x), want, atol=1e-5)
+    np.testing.assert_allclose(layer(params, x, spec, "gather")[0], want, atol=1e-5)  # op by op
 
 
-def test_a_machine_without_it_has_xla(not_built):
+@every_layer
+def test_a_machine_without_it_has_xla(name, not_built):
     assert not kernels.is_loaded()
-    x = jnp.ones((2, 8), jnp.float32)
-    spec = cases.make_spec(P=2, D=2)
-    text = jax.jit(tree_ffn, static_argnums=(2, 3)).lower(
-        init_params(jax.random.key(0), spec, 8), x, spec, "gather"
-    )
-    assert "tree_ffn_dots" not in text.as_text()
+    spec, init, layer = LAYERS[name]
+    params, x = init(jax.random.key(0), spec, 8), jnp.ones((2, 8), jnp.float32)
+    text = jax.jit(layer, static_argnums=(2, 3)).lower(params, x, spec, "gather").as_text()
+    assert "custom_call" not in text
+
+
+@every_layer
+@pytest.mark.parametrize("batch", ["3", "b", "4*b"])
+def test_an_exported_layer_calls_no_kernel(name, batch, built):
+    """Another machine knows none; programs that are compiled here call them, before and after."""
+    spec, init, layer = LAYERS[name]
+    params, x = init(jax.random.key(0), spec, 8), jax.random.normal(jax.random.key(1), (12, 8))
+    x = x[:3] if batch == "3" else x
+    forward = jax.jit(lambda params, x: layer(params, x, spec, "gather")[0])
+    text = lambda: forward.lower(params, x).as_text()
+    assert "@tree_ffn_dots" in text()
+    shape = jax.ShapeDtypeStruct((*export.symbolic_shape(batch), 8), jnp.float32)
+    exported = export.export(forward)(params, shape)
+    assert "@tree_ffn" not in exported.mlir_module()
+    assert "@tree_ffn_dots" in text()
+    np.testing.assert_allclose(exported.call(params, x), forward(params, x), atol=1e-5)
+
+
+@every_layer
+@pytest.mark.parametrize("checked", [True, False])
+def test_other_programs_call_kernels_or_do_without(name, checked, built):
+    """shard_map with and without checks, explicit meshes, scan, vmap, second derivatives: one function."""
+    spec, init, layer = LAYERS[name]
+    params, x = init(jax.random.key(0), spec, 8), jax.random.normal(jax.random.key(1), (8, 8))
+    gathered = lambda params, x: layer(params, x, spec, "gather")[0]
+    wanted, over = layer(params, x, spec, "masked")[0], P("rows")
+    mesh = jax.make_mesh((2,), ("rows",), (AxisType.Auto,), devices=jax.devices()[:2])
+    specs = {"mesh": mesh, "in_specs": (P(), over), "out_specs": over}
+    split = jax.jit(jax.shard_map(gathered, **specs, check_vma=checked))
+    assert "@tree_ffn_dots" in split.lower(params, x).as_text()
+    by_row = lambda x: gathered(params, x[None])[0]
+    others = [split(params, x), jax.jit(jax.vmap(by_row))(x)]
+    others.append(jax.jit(lambda x: jax.lax.scan(lambda carry, row: (carry, by_row(row)), 0, x)[1])(x))
+    explicit = jax.make_mesh((2,), ("rows",), (AxisType.Explicit,), devices=jax.devices()[:2])
+    with jax.set_mesh(explicit):
+        others.append(jax.jit(gathered)(*jax.device_put((params, x), P())))
+        others.append(jax.jit(gathered)(jax.device_put(params, P()), jax.device_put(x, over)))
+    for other in others:
+        np.testing.assert_allclose(other, wanted, atol=1e-5)
+    square = lambda x: jnp.square(gathered(params, x)).sum()
+    hessian = jax.hessian(square)(x[:2])
+    np.testing.assert_allclose(hessian, jax.jacrev(jax.grad(square))(x[:2]), atol=1e-4)
 
 
 def test_bfloat16_is_left_to_xla(built):
-    assert gather.in_place(jnp.float32, jnp.float32)
-    assert not gather.in_place(jnp.bfloat16, jnp.float32)
-
-
-def test_more_tokens_are_for_gather():
-    spec = cases.make_spec(P=2, D=2)
-    chosen = [pick_implementation(spec, T, "cpu", in_place=True) for T in (17, 256, 257)]
-    assert chosen == ["gather", "gather", "masked"]
-    assert pick_implementation(spec, 17, "cpu") == "masked"
+    assert rows.in_place(jnp.float32, jnp.float32)
+    assert not rows.in_place(jnp.bfloat16, jnp.float32)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """A layer of trees on a mesh: who walks which tree for which token.
 
-Paths read rows that depend on the data, which a partitioner splits badly; so under a mesh with axes "data" or
-"model" each device walks its own part inside `jax.shard_map`. Other layers, and meshes with explicit axes,
-are left to the partitioner.
+Paths read rows that depend on the data, which a partitioner splits badly; so under
+a mesh with axes "data" or "model" each device walks its own part inside
+`jax.shard_map`. Other layers, and meshes with explicit axes, are left to the partitioner.
 """
 
 import dataclasses

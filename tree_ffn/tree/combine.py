@@ -125,9 +125,8 @@ def _blocks(ids_TK: jax.Array, n_experts: int):
     order_N = jnp.argsort(ids_N, stable=True).astype(jnp.int32)
     counts_X = jnp.bincount(ids_N, length=n_experts).astype(jnp.int32)
     ends_X, blocks_X = jnp.cumsum(counts_X), jnp.cumsum((counts_X + BLOCK - 1) // BLOCK)
-    expert_M = jnp.searchsorted(blocks_X, jnp.arange(n_blocks, dtype=jnp.int32), side="right").astype(
-        jnp.int32
-    )
+    block_M = jnp.arange(n_blocks, dtype=jnp.int32)
+    expert_M = jnp.searchsorted(blocks_X, block_M, side="right", method="compare_all").astype(jnp.int32)
     expert_M = jnp.minimum(expert_M, n_experts - 1)
     first_X = (blocks_X - (counts_X + BLOCK - 1) // BLOCK) * BLOCK  # place of an expert's first pair
     rank_N = jnp.arange(n_pairs, dtype=jnp.int32) - (ends_X - counts_X)[ids_N[order_N]]

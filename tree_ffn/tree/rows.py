@@ -106,9 +106,5 @@ def _by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Prim
     return primitive
 
 
-_dots_in_place = _by_kernel_on_cpus(
-    "tree_ffn_dots", _dots, lambda x, rows, start, width: kernels.dots(x, rows[None], start, width)
-)
-_sums_in_place = _by_kernel_on_cpus(
-    "tree_ffn_sums", _sums, lambda h, rows, start: kernels.sums(h, rows[None], start)
-)
+_dots_in_place = _by_kernel_on_cpus("tree_ffn_dots", _dots, kernels.dots)
+_sums_in_place = _by_kernel_on_cpus("tree_ffn_sums", _sums, kernels.sums)

@@ -1,10 +1,10 @@
-"""Rows read where they lie, in C++ for CPUs: what the gather execution uses there once it is built.
+"""Rows read where they lie, in C++ for CPUs: what `gather` uses there once it is built.
 
     make kernels                     # or: python -m tree_ffn.tree.kernels
 
-A path reads a few rows of weights for every token and tree. XLA copies them into a new array before it
+An expert is a few rows of weights, others for every token. XLA copies them into a new array before it
 multiplies, number by number; `rows.cc` multiplies them in place, on XLA's own threads. Nothing else depends
-on it: without it, on other platforms and in other dtypes than float32 the gather execution is XLA's.
+on it: without it, on other platforms, in other dtypes than float32 and in exported programs XLA does it all.
 
 The library lies beside this file, or in the directory that TREE_FFN_KERNELS names, and is called after what
 it was made from (the source, the version of jax, the processor): where one of these is another, it counts as
@@ -121,11 +121,11 @@ def probe_elsewhere(library: str) -> str | None:
 def probe(library: str) -> None:
     """Raises unless a library's functions compute small whole numbers without an error."""
     _register(library)
-    x_TE, h_TPW = jnp.arange(140.0).reshape(2, 70) % 7, jnp.ones((2, 1, 2))
-    rows_PUE, start_TP = jnp.arange(210.0).reshape(1, 3, 70) % 5, jnp.array([[0], [1]], jnp.int32)
-    run_TWE = jnp.stack([rows_PUE[0, :2], rows_PUE[0, 1:]])
-    right = (dots(x_TE, rows_PUE, start_TP, 2)[:, 0] == (run_TWE * x_TE[:, None]).sum(-1)).all()
-    right &= (sums(h_TPW, rows_PUE, start_TP) == run_TWE.sum(1)).all()
+    x_TE, h_TKW = jnp.arange(140.0).reshape(2, 70) % 7, jnp.ones((2, 1, 2))
+    rows_FE, start_TK = jnp.arange(210.0).reshape(3, 70) % 5, jnp.array([[0], [1]], jnp.int32)
+    run_TWE = jnp.stack([rows_FE[:2], rows_FE[1:]])
+    right = (dots(x_TE, rows_FE, start_TK, 2)[:, 0] == (run_TWE * x_TE[:, None]).sum(-1)).all()
+    right &= (sums(h_TKW, rows_FE, start_TK) == run_TWE.sum(1)).all()
     if not right:
         raise ArithmeticError("its sums are not those of XLA")
 
@@ -161,28 +161,28 @@ def _register(library: str) -> None:
         jax.ffi.register_ffi_target(f"tree_ffn_{name}", function, platform="cpu")
 
 
-def dots(x_TE: jax.Array, rows_PUE: jax.Array, start_TP: jax.Array, width: int) -> jax.Array:
-    """Each token's dot products with a run of rows of every tree, float32; on CPUs, once `is_loaded`.
+def dots(x_TE: jax.Array, rows_FE: jax.Array, start_TK: jax.Array, width: int) -> jax.Array:
+    """Each token's dot products with runs of rows, float32 [T, K, width]; on CPUs, once `is_loaded`.
 
-        z[t, p, w] = <x[t], rows[p, start[t, p] + w]>,    w < width
+        z[t, k, w] = <x[t], rows[start[t, k] + w]>,    w < width
 
     Args:
-      x_TE, rows_PUE: float32; one array [1, U, E] may be that of all trees.
-      start_TP: int32, in range.
+      x_TE, rows_FE: float32.
+      start_TK: int32, in range.
       width: rows of a run.
     """
-    shape = jax.ShapeDtypeStruct((*start_TP.shape, width), jnp.float32)
-    return jax.ffi.ffi_call("tree_ffn_dots", shape, vmap_method="sequential")(x_TE, rows_PUE, start_TP)
+    shape = jax.ShapeDtypeStruct((*start_TK.shape, width), jnp.float32)
+    return jax.ffi.ffi_call("tree_ffn_dots", shape)(x_TE, rows_FE, start_TK)
 
 
-def sums(h_TPW: jax.Array, rows_PUE: jax.Array, start_TP: jax.Array) -> jax.Array:
-    """Each token's sum of the rows of a run of every tree, weighed: float32 [T, E]; as `dots`.
+def sums(h_TKW: jax.Array, rows_FE: jax.Array, start_TK: jax.Array) -> jax.Array:
+    """Each token's sum of runs of rows, weighed: float32 [T, E]; as `dots`.
 
-        s[t] = sum_p sum_w h[t, p, w] rows[p, start[t, p] + w]
+        s[t] = sum_k sum_w h[t, k, w] rows[start[t, k] + w]
 
     Args:
-      h_TPW, rows_PUE: float32.
-      start_TP: int32, in range.
+      h_TKW, rows_FE: float32.
+      start_TK: int32, in range.
     """
-    shape = jax.ShapeDtypeStruct((h_TPW.shape[0], rows_PUE.shape[2]), jnp.float32)
-    return jax.ffi.ffi_call("tree_ffn_sums", shape, vmap_method="sequential")(h_TPW, rows_PUE, start_TP)
+    shape = jax.ShapeDtypeStruct((h_TKW.shape[0], rows_FE.shape[1]), jnp.float32)
+    return jax.ffi.ffi_call("tree_ffn_sums", shape)(h_TKW, rows_FE, start_TK)

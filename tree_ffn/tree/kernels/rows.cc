@@ -30,9 +30,6 @@ float Dot(const float* a, const float* b, int64_t n) {
   return sums[0];
 }
 
-// From a tree's rows to the next one's; pruned trees are one forest, [1, U, E], and say where among all.
-int64_t TreeRows(const ffi::Buffer<ffi::F32>& rows) { return rows.dimensions()[0] == 1 ? 0 : rows.dimensions()[1]; }
-
 void Prefetch(const float* row, int64_t n) {
   for (int64_t i = 0; i < std::min(n, kColumns); i += 16) __builtin_prefetch(row + i);
 }
@@ -64,18 +61,18 @@ void Split(ffi::ThreadPool& pool, int64_t n, int64_t numbers, Work work) {
 
 static ffi::Error Dots(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> rows,
                        ffi::Buffer<ffi::S32> start, ffi::ResultBuffer<ffi::F32> z) {
-  const int64_t T = start.dimensions()[0], P = start.dimensions()[1], W = z->dimensions()[2], n = T * P;
-  const int64_t U = TreeRows(rows), E = rows.dimensions()[2];
-  const float *x_TE = x.typed_data(), *rows_PUE = rows.typed_data();
-  const int32_t* start_TP = start.typed_data();
-  float* z_TPW = z->typed_data();
-  // Tree by tree: the rows of one stay in a near cache while all tokens meet them.
-  auto row_of = [=](int64_t i) { return rows_PUE + ((i / T) * U + start_TP[(i % T) * P + i / T]) * E; };
+  const int64_t T = start.dimensions()[0], K = start.dimensions()[1], W = z->dimensions()[2], n = T * K;
+  const int64_t E = rows.dimensions()[1];
+  const float *x_TE = x.typed_data(), *rows_FE = rows.typed_data();
+  const int32_t* start_TK = start.typed_data();
+  float* z_TKW = z->typed_data();
+  // Run by run: where each is another tree's, its rows stay in a near cache while all tokens meet them.
+  auto row_of = [=](int64_t i) { return rows_FE + start_TK[(i % T) * K + i / T] * E; };
   Split(pool, n, W * E, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i % T, p = i / T;
+      const int64_t t = i % T, k = i / T;
       if (i + 1 < end) Prefetch(row_of(i + 1), E);
-      for (int64_t w = 0; w < W; ++w) z_TPW[(t * P + p) * W + w] = Dot(x_TE + t * E, row_of(i) + w * E, E);
+      for (int64_t w = 0; w < W; ++w) z_TKW[(t * K + k) * W + w] = Dot(x_TE + t * E, row_of(i) + w * E, E);
     }
   });
   return ffi::Error::Success();
@@ -83,23 +80,23 @@ static ffi::Error Dots(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffe
 
 static ffi::Error Sums(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> h, ffi::Buffer<ffi::F32> rows,
                        ffi::Buffer<ffi::S32> start, ffi::ResultBuffer<ffi::F32> s) {
-  const int64_t T = start.dimensions()[0], P = start.dimensions()[1], W = h.dimensions()[2];
-  const int64_t U = TreeRows(rows), E = rows.dimensions()[2];
-  const float *h_TPW = h.typed_data(), *rows_PUE = rows.typed_data();
-  const int32_t* start_TP = start.typed_data();
+  const int64_t T = start.dimensions()[0], K = start.dimensions()[1], W = h.dimensions()[2];
+  const int64_t E = rows.dimensions()[1];
+  const float *h_TKW = h.typed_data(), *rows_FE = rows.typed_data();
+  const int32_t* start_TK = start.typed_data();
   float* s_TE = s->typed_data();
   // A piece is some columns of one token's sum: threads share one token's rows too.
   const int64_t columns = std::min(E, kColumns), parts = (E + columns - 1) / columns;
-  Split(pool, T * parts, P * W * columns, [=](int64_t begin, int64_t end) {
+  Split(pool, T * parts, K * W * columns, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t t = i / parts, first = (i % parts) * columns, width = std::min(columns, E - first);
       float* sum = s_TE + t * E + first;
       std::fill(sum, sum + width, 0.0f);
-      for (int64_t p = 0; p < P; ++p) {
-        const float* row = rows_PUE + (p * U + start_TP[t * P + p]) * E + first;
-        if (p + 1 < P) Prefetch(rows_PUE + ((p + 1) * U + start_TP[t * P + p + 1]) * E + first, width);
+      for (int64_t k = 0; k < K; ++k) {
+        const float* row = rows_FE + start_TK[t * K + k] * E + first;
+        if (k + 1 < K) Prefetch(rows_FE + start_TK[t * K + k + 1] * E + first, width);
         for (int64_t w = 0; w < W; ++w, row += E)
-          for (int64_t e = 0; e < width; ++e) sum[e] += h_TPW[(t * P + p) * W + w] * row[e];
+          for (int64_t e = 0; e < width; ++e) sum[e] += h_TKW[(t * K + k) * W + w] * row[e];
       }
     }
   });
