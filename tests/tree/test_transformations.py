@@ -32,20 +32,16 @@ LAYERS = {
     "pruned": PrunedSpec(SHAPE, nodes=(2, 3, 4)),
 }
 FEW, MANY = 2, 1000
-# How each layer is computed; straight-through decisions learn in masked alone.
-HOW = {"dense": (None,), "straight_through": (None, "masked")}
-WAYS = [(name, how) for name in LAYERS for how in HOW.get(name, (None, *IMPLEMENTATIONS))]
+# Every implementation of every kind of array; other routers once, since they meet in ids and gates.
+WAYS = [(name, how) for name in ("tree", "hard", "pruned") for how in IMPLEMENTATIONS]
+WAYS += [("dense", None), ("tree", None), ("beam", "gather"), ("softmax", "grouped"), ("hash", "masked")]
+WAYS += [("random_tree", "gather"), ("straight_through", "masked")]  # which learns in masked alone
 every_way = pytest.mark.parametrize(("name", "how"), WAYS, ids=[f"{name}-{how}" for name, how in WAYS])
 few_and_many = pytest.mark.parametrize("n_tokens", [FEW, MANY])
 
 
 def tokens(n):
     return jnp.arange(n, dtype=jnp.int32) % 11
-
-
-def of_few(name):
-    """How few tokens are computed where nothing is said: as learning allows."""
-    return "masked" if name == "straight_through" else None
 
 
 @functools.cache
@@ -67,8 +63,6 @@ def case(name, n_tokens, how):
 @every_way
 @few_and_many
 def test_forward_mode(name, how, n_tokens):
-    if n_tokens == FEW and how is None:
-        how = of_few(name)
     variables, x, layer = case(name, n_tokens, how)
     dx = jax.random.normal(jax.random.key(2), x.shape)
     f = jax.jit(functools.partial(layer, variables))
@@ -82,7 +76,7 @@ def test_forward_mode(name, how, n_tokens):
 
 @every_way
 def test_jacobian_and_hessian(name, how):
-    variables, x, layer = case(name, FEW, how or of_few(name))
+    variables, x, layer = case(name, FEW, how)
     f = jax.jit(functools.partial(layer, variables))
     np.testing.assert_allclose(jax.jacfwd(f)(x), jax.jacrev(f)(x), atol=1e-5)
     loss = lambda x: jnp.square(f(x)).sum()
@@ -95,7 +89,7 @@ def test_jacobian_and_hessian(name, how):
 @pytest.mark.parametrize("n_tokens", [1, MANY])
 def test_hessian_vector_product(name, how, n_tokens):
     """Second order by reverse mode alone, under jit, is that of forward over reverse mode."""
-    variables, x, layer = case(name, n_tokens, how if n_tokens == MANY else how or of_few(name))
+    variables, x, layer = case(name, n_tokens, how)
     loss = lambda x: jnp.square(layer(variables, x)).sum()
     dx = jax.random.normal(jax.random.key(2), x.shape)
     reverse = jax.jit(jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), dx)))(x)
@@ -104,10 +98,10 @@ def test_hessian_vector_product(name, how, n_tokens):
     assert jnp.abs(reverse).max() > 0.01
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_trained_parameters_alone_have_gradients(name):
+@every_way
+def test_trained_parameters_alone_have_gradients(name, how):
     """The collection "params" holds floats only: jax.grad takes it as init returns it."""
-    variables, x, layer = case(name, FEW, of_few(name))
+    variables, x, layer = case(name, FEW, how)
     rest = {collection: value for collection, value in variables.items() if collection != "params"}
     loss = lambda params: jnp.square(layer({"params": params, **rest}, x)).sum()
     grads = jax.grad(loss)(variables["params"])
@@ -131,8 +125,8 @@ def test_export_with_a_batch_of_any_size(name, how, batch):
 def test_shard_map_of_the_user(name, how, checked):
     """Forward and gradient of weights that all devices share, with shard_map's own checks as by default."""
     n_tokens = 16
-    variables, x, _ = case(name, n_tokens, how or of_few(name))
-    layer = FFN(LAYERS[name], how or of_few(name))
+    variables, x, _ = case(name, n_tokens, how)
+    layer = FFN(LAYERS[name], how)
     rest = {collection: value for collection, value in variables.items() if collection != "params"}
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 
@@ -148,14 +142,17 @@ def test_shard_map_of_the_user(name, how, checked):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
 
 
-@every_way
+OUR_AXES = [("data",), ("model",), ("data", "model")]  # over which path layers are split by hand
+MESHES = [(*way, ("batch",)) for way in WAYS]
+MESHES += [("hard", "gather", axes) for axes in OUR_AXES] + [("pruned", "grouped", axes) for axes in OUR_AXES]
+MESHES += [("straight_through", "masked", ("data", "model")), ("tree", "grouped", ("data", "model"))]
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("axes", [("batch",), ("data",), ("model",), ("data", "model")], ids=str)
+@pytest.mark.parametrize(("name", "how", "axes"), MESHES, ids=str)
 def test_mesh_of_the_user(name, how, kind, axes):
     """One axis, of our names or another, or both; explicit axes keep how tokens are split. Gradients too."""
-    if axes != ("batch",) and how not in (None, "gather"):
-        pytest.skip("these meshes are told apart before an implementation is")
-    how, n_tokens = how or of_few(name), 16
+    n_tokens = 16
     variables, x, layer = case(name, n_tokens, how)
     rest = {collection: value for collection, value in variables.items() if collection != "params"}
     mesh = jax.make_mesh(
@@ -177,7 +174,6 @@ def test_mesh_of_the_user(name, how, kind, axes):
 
 @every_way
 def test_64_bit_types(name, how):
-    how = how or of_few(name)
     variables, x, layer = case(name, FEW, how)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64) if a.dtype == jnp.float32 else a, variables)
@@ -192,12 +188,10 @@ def test_64_bit_types(name, how):
 
 
 @every_way
-@few_and_many
-def test_vmap_and_scan(name, how, n_tokens):
+def test_vmap_and_scan(name, how):
     """A leading axis by vmap, and one token at a time by scan, give the rows of the whole."""
-    n_tokens = min(n_tokens, 40)
-    variables, x, layer = case(name, n_tokens, how)
-    ids = tokens(n_tokens)
+    variables, x, layer = case(name, 16, how)
+    ids = tokens(16)
     one = lambda row, i: FFN(LAYERS[name], how).apply(variables, row[None], i[None])[0][0]
     wanted = layer(variables, x)
     rows = jax.jit(jax.vmap(one))(x, ids)
