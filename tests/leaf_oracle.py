@@ -59,39 +59,44 @@ def best(scores, k):
     return sorted(order[:k])
 
 
-def search(spec, r):
-    """The experts that a search finds which keeps K nodes of every level, of all trees."""
-    kept = [(tree, 0, 0.0) for tree in range(spec.n_trees)]
+def search(spec, r, keep_X):
+    """The experts that a search finds which keeps K nodes of every level, of those with an expert left."""
+    is_there = lambda level, tree, node: keep_X.reshape(spec.n_trees, 2**level, -1)[tree, node].any()
+    kept = [(tree, 0, 0.0) for tree in range(spec.n_trees) if is_there(0, tree, 0)]
     for level in range(spec.depth):
         below = []
         for tree, node, score in kept:
             logit = r[row_of(spec, tree, level, node)]
-            below += [(tree, 2 * node, score + log_s(-logit)), (tree, 2 * node + 1, score + log_s(logit))]
-        order = sorted(below, key=lambda one: (-one[2], one[0] * 2 ** (level + 1) + one[1]))
-        kept = sorted(order[: spec.top_k])
+            for child, log in ((2 * node, log_s(-logit)), (2 * node + 1, log_s(logit))):
+                if is_there(level + 1, tree, child):
+                    below.append((tree, child, score + log))
+        kept = sorted(sorted(below, key=lambda one: (-one[2], *one[:2]))[: spec.top_k])
     return sorted(tree * 2**spec.depth + node for tree, node, _ in kept)
 
 
-def preferred(params, spec, r):
-    """The chosen experts by the logits of a token, ascending."""
+def preferred(params, spec, r, keep_X):
+    """The chosen experts by the logits of a token, ascending, of those that are left."""
     bias = params.get("selection_bias", 0.0)
     if spec.search == "beam":
-        return search(spec, r + bias)
-    return best(log_p(spec, r + bias) if spec.router == "tree" else np.exp(log_p(spec, r)) + bias, spec.top_k)
+        return search(spec, r + bias, keep_X)
+    scores = log_p(spec, r + bias) if spec.router == "tree" else np.exp(log_p(spec, r)) + bias
+    return best(np.where(keep_X, scores, np.nan), spec.top_k)
 
 
-def route(params, x, spec, token=None, dg=None):
+def route(params, x, spec, token=None, dg=None, keep_X=None):
     """Experts, ascending, and gates of every token, both [T, K]; gradients of sum(dg * gates).
 
-    Those are a dict of x and the router's trained weights, of zeros unless dg is given.
+    Those are a dict of x and the router's trained weights, of zeros unless dg is given. Of a pruned layer,
+    whose experts `keep_X` are left, these are weights of the full one.
     """
     params, x = to_float64(params), to_float64(x)
     if spec.router == "hash":
         ids = np.array([hashed(one, params["salt"], spec.n_experts) for one in token], int)[:, None]
         return ids, np.ones(ids.shape), {"x": np.zeros_like(x)}
+    keep_X = np.ones(spec.n_experts, bool) if keep_X is None else keep_X
     w = params["router"]["w"] if spec.router == "random" else params["w_router"]
     r_TR = x @ w.T + params.get("b_router", 0.0)
-    ids = np.array([preferred(params, spec, r) for r in r_TR], int).reshape(len(x), spec.top_k)
+    ids = np.array([preferred(params, spec, r, keep_X) for r in r_TR], int).reshape(len(x), spec.top_k)
     lp_TX = np.array([log_p(spec, r) for r in r_TR]).reshape(len(x), spec.n_experts)
     p_TK = np.exp(np.take_along_axis(lp_TX, ids, axis=1))
     gates = np.array([p / NORMS[spec.gate_norm](p) for p in p_TK]).reshape(ids.shape)
@@ -109,10 +114,8 @@ def route(params, x, spec, token=None, dg=None):
 
 def logit_gradients(spec, r, lp, js, g, dg):
     """dL/dr of a token from dL/dgates, its choice held."""
-    share = {"none": 0.0, "l1": 1.0, "l2": g, "rms": g / len(js)}[
-        spec.gate_norm
-    ]  # d log norm / d log p, over g
-    dlp = g * (dg - share * (dg * g).sum())
+    by_norm = {"none": 0.0, "l1": 1.0, "l2": g, "rms": g / len(js)}  # d log norm / d log p, over g
+    dlp = g * (dg - by_norm[spec.gate_norm] * (dg * g).sum())
     dr = np.zeros_like(r)
     if spec.router != "tree":
         dr[js] += dlp
@@ -123,9 +126,9 @@ def logit_gradients(spec, r, lp, js, g, dg):
     return dr
 
 
-def leaf_layer(params, x, spec, token=None, dy=None, leak=0.0):
+def leaf_layer(params, x, spec, token=None, dy=None, leak=0.0, keep_X=None):
     """(y [T, E], ids [T, K] ascending, gradients of sum(dy * y), empty unless dy is given)."""
-    ids, gates, _ = route(params, x, spec, token)
+    ids, gates, _ = route(params, x, spec, token, None, keep_X)
     weights = np.full((len(x), spec.n_experts), leak)
     np.put_along_axis(weights, ids, leak + (1 - leak) * gates, axis=1)
     everyone = np.tile(np.arange(spec.n_experts), (len(x), 1))
@@ -139,6 +142,6 @@ def leaf_layer(params, x, spec, token=None, dy=None, leak=0.0):
     if dy is None:
         return y, ids, {}
     dg = (1 - leak) * np.take_along_axis(grads.pop("gates"), ids, axis=1)
-    _, _, routed = route(params, x, spec, token, dg)
+    _, _, routed = route(params, x, spec, token, dg, keep_X)
     grads = {name: grad.reshape(np.shape(params.get(name, x))) for name, grad in grads.items()}
     return y, ids, {**grads, **routed, "x": grads["x"] + routed["x"], "b_out": dy.sum(axis=0)}

@@ -134,7 +134,7 @@ def _sum(params, spec, tree, steps):
 
 
 def forward(params, x_TE, spec, leaf_TP=None, kept_PJ=None) -> Result:
-    """The layer's output, along its own paths or those to `leaf_TP`; of a pruned one, among leaves `kept_PJ`."""
+    """The output, along the layer's own paths or those to `leaf_TP`; of a pruned one, to leaves `kept_PJ`."""
     params, x_TE = to_float64(params), to_float64(x_TE)
     y, paths = np.zeros_like(x_TE), []
     for t, x in enumerate(x_TE):

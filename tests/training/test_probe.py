@@ -40,8 +40,8 @@ def test_activity_is_that_of_the_oracles_paths(probed):
         for token in paths:
             for tree, steps in enumerate(token):
                 for visit in steps:
-                    h = np.abs(visit.gate * oracle._node_units(spec, visit)[0])
-                    rows = oracle.out_rows_of(spec, visit.node)
+                    h = np.abs(oracle.unit(spec, visit.z)[0])
+                    rows = visit.rows
                     peak[tree, rows] = np.maximum(peak[tree, rows], h)
                     working[tree, rows] += (h > probe.WORKING) / len(paths)
         np.testing.assert_allclose(found["peak"][layer], peak, rtol=1e-4, atol=1e-6)
@@ -67,7 +67,7 @@ def test_gradients_by_node(probed):
             for node in range(spec.shape.n_nodes):
                 rows = oracle.rows_of(spec, node)
                 parts = [grads[name][layer, tree, rows].ravel() for name in ("w_in", "b_in")]
-                parts.append(grads["w_out"][layer, tree, oracle.out_rows_of(spec, node)].ravel())
+                parts.append(grads["w_out"][layer, tree, rows].ravel())
                 norm = np.linalg.norm(np.concatenate(parts))
                 np.testing.assert_allclose(found["gradient"][layer, tree, node], norm, rtol=1e-4, atol=1e-9)
                 assert (norm > 0) == (node in visited)

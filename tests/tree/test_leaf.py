@@ -274,7 +274,7 @@ def test_products_all_in():
         ({"router": "softmax", "n_trees": 2}, "router: 'softmax' cannot be used with n_trees 2"),
         ({"n_trees": 4, "search": "beam"}, "search: 'beam' cannot be used with top_k 2 below n_trees = 4"),
         ({"top_k": 1}, "gate_norm: 'l2' cannot be used with top_k 1, whose gate would always be 1; use"),
-        ({"router": "hash"}, "router: 'hash' cannot be used with top_k 2 and balance_rate 0.0"),
+        ({"router": "hash"}, "router: 'hash' cannot be used with top_k 2, balance_rate 0.0 and"),
         ({"router": "flat"}, "router: 'flat' is not known; use one of: tree, softmax, hash, random"),
         ({"gate_norm": 2}, "gate_norm: 2 is not known; use one of: none, l1, l2"),
         ({"balance_rate": -1.0}, "balance_rate: -1.0 is not allowed"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import leaf_oracle
+from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.models import FFN, update_routing
 from tree_ffn.models.ffn import ROUTING_NAMES, ffn_params, total_units
@@ -39,41 +40,18 @@ def kept(rng, spec, n):
     return keep_X
 
 
-def on_device(params):
-    return jax.tree.map(lambda a: jnp.asarray(a, jnp.int32 if a.dtype.kind == "i" else jnp.float32), params)
-
-
-def searched(spec, r, keep_X):
-    """The K experts that a search finds which keeps K nodes of every level, of those with an expert left."""
-    has = lambda tree, level, node: keep_X.reshape(spec.n_trees, 2**level, -1)[tree, node].any()
-    found = [(0.0, tree, 0) for tree in range(spec.n_trees) if has(tree, 0, 0)]
-    for level in range(spec.depth):
-        below = []
-        for score, tree, node in found:
-            logit = r[leaf_oracle.row_of(spec, tree, level, node)]
-            for right, sign in enumerate((-1, 1)):
-                if has(tree, level + 1, 2 * node + right):
-                    below.append((score + leaf_oracle.log_s(sign * logit), tree, 2 * node + right))
-        found = sorted(below, key=lambda one: (-one[0], one[1:]))[: spec.top_k]
-    return sorted(tree * 2**spec.depth + node for _, tree, node in found)
-
-
 @NAMES
 @pytest.mark.parametrize("n_left", ["K", "most"])
-def test_the_layer_is_its_definition(name, n_left, rng, monkeypatch):
+def test_the_layer_is_its_definition(name, n_left, rng):
     """Of the experts that are left the best; outputs and gradients are the oracle's of the whole arrays."""
     spec = SPECS[name]
     spec = dataclasses.replace(spec, balance_rate=0.1 if spec.router == "tree" else 0.0)
     params, x, dy = case(rng, spec)
     keep_X = kept(rng, spec, spec.top_k if n_left == "K" else spec.n_experts - 3)
-    score = lambda scores: np.where(keep_X, scores, np.nan)  # the lowest for the oracle
-    best = leaf_oracle.best
-    monkeypatch.setattr(leaf_oracle, "best", lambda scores, k: best(score(scores), k))
-    monkeypatch.setattr(leaf_oracle, "search", lambda spec, r: searched(spec, r, keep_X))
-    wanted = leaf_oracle.leaf_layer(params, x, spec, None, dy)
+    wanted, chosen, grads = leaf_oracle.leaf_layer(params, x, spec, None, dy, keep_X=keep_X)
     pruned_spec, pruned = prune(params, spec, keep_X)
-    fixed = {key: value for key, value in on_device(pruned).items() if key in ROUTING_NAMES}
-    trained = {key: value for key, value in on_device(pruned).items() if key not in ROUTING_NAMES}
+    fixed = {key: value for key, value in cases.on_device(pruned).items() if key in ROUTING_NAMES}
+    trained = {key: value for key, value in cases.on_device(pruned).items() if key not in ROUTING_NAMES}
     for implementation in IMPLEMENTATIONS:
 
         @jax.jit
@@ -83,12 +61,12 @@ def test_the_layer_is_its_definition(name, n_left, rng, monkeypatch):
             return y, info.leaf_TP, back(jnp.asarray(dy, jnp.float32))
 
         y, ids, (d_trained, d_x) = run(trained, jnp.asarray(x, jnp.float32))
-        assert np.sort(ids, axis=1).tolist() == wanted.chosen
-        np.testing.assert_allclose(y, wanted.y, rtol=2e-5, atol=2e-5)
+        np.testing.assert_array_equal(np.sort(ids, axis=1), chosen)
+        cases.assert_near(y, wanted)
         for key, found in (d_trained | {"x": d_x}).items():
-            whole = wanted.gradients[key]
+            whole = grads[key]
             whole = whole[keep_X] if key in ("w_in", "b_in", "w_out") else whole
-            np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4, err_msg=key)
+            cases.assert_near(found, whole, key)
 
 
 @NAMES
@@ -96,11 +74,11 @@ def test_tokens_whose_experts_stay_keep_their_output(name, rng):
     spec = SPECS[name]
     params, x, _ = case(rng, spec)
     x = jnp.asarray(x, jnp.float32)
-    y, info = leaf_ffn(on_device(params), x, spec, "gather")
+    y, info = leaf_ffn(cases.on_device(params), x, spec, "gather")
     keep_X = np.ones(spec.n_experts, bool)
     keep_X[np.asarray(info.leaf_TP)[T // 2]] = False
     pruned_spec, pruned = prune(params, spec, keep_X)
-    z, after = leaf_ffn(on_device(pruned), x, pruned_spec, "gather")
+    z, after = leaf_ffn(cases.on_device(pruned), x, pruned_spec, "gather")
     stays_T = keep_X[np.asarray(info.leaf_TP)].all(axis=1)
     assert 0 < stays_T.sum() < T
     np.testing.assert_allclose(z[stays_T], y[stays_T], rtol=1e-6, atol=1e-6)
@@ -114,7 +92,7 @@ def test_what_is_not_a_number_chooses_what_is_there(name, rng):
     keep_X = kept(rng, spec, spec.top_k + 1)
     pruned_spec, pruned = prune(params, spec, keep_X)
     x = jnp.asarray(x, jnp.float32).at[0].set(jnp.nan).at[1].set(jnp.inf)
-    ids, _ = route(on_device(pruned), x, pruned_spec)
+    ids, _ = route(cases.on_device(pruned), x, pruned_spec)
     assert keep_X[np.asarray(ids)].all() and all(len(set(row)) == spec.top_k for row in np.asarray(ids))
     assert np.sort(ids[0]).tolist() == np.flatnonzero(keep_X)[: spec.top_k].tolist()  # of equals the first
 
