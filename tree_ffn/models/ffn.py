@@ -1,4 +1,4 @@
-"""One interface to every feed-forward layer: dense, mixture of experts, trees."""
+"""One interface to every feed-forward layer: dense, leaf, path."""
 
 import math
 from typing import NamedTuple
@@ -65,8 +65,7 @@ def ffn_params(spec: FFNSpec, width: int) -> int:
 def ffn_flops(spec: FFNSpec, width: int) -> int:
     """Multiply-adds x 2 of one token's forward pass: its A units, and routers that are not units.
 
-    What the layer needs, not what an execution spends: masked execution, and
-    this repository's mixture of experts, compute all F units.
+    What the layer needs, not what an implementation spends: `masked` computes all F units.
     """
     return 4 * active_units(spec) * width + 2 * separate_routers(spec) * width
 
