@@ -3,10 +3,11 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.record import load_results
-from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, rows
 from tree_ffn.tree.combine import fastest
 
 
@@ -15,8 +16,10 @@ def measured() -> dict[tuple, dict[str, float]]:
     cases: dict[tuple, dict[str, float]] = {}
     for row in load_results("results/speed_layer.jsonl"):
         config = row["config"]
-        wanted = "forward" if config.get("tokens", 0) < 256 else "train"
-        if "products" not in config or row["metric"] != "time_ms" or config["direction"] != wanted:
+        if "products" not in config or row["metric"] != "time_ms":
+            continue
+        forward = config["tokens"] <= 256 or config["spec"].get("dense_start")  # which masked alone trains
+        if config["direction"] != ("forward" if forward else "train"):
             continue
         if config["variant"] in IMPLEMENTATIONS:
             key = (row["device"], config["kernels"], config["tokens"], json.dumps(config["spec"]))
@@ -40,4 +43,23 @@ def test_picks_nearly_the_fastest(case, monkeypatch):
     device, kernels, tokens, spec = case
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu" if device == "cpu" else "gpu")
     times = measured()[case]
-    assert times[fastest(tokens, spec_of(json.loads(spec)))] <= 1.3 * min(times.values())
+    monkeypatch.setattr(rows, "in_place", lambda *dtypes: kernels)
+    x_TE, params = jnp.zeros((tokens, 1)), {"w_in": jnp.zeros((1, 1))}
+    assert times[fastest(params, x_TE, spec_of(json.loads(spec)))] <= 1.3 * min(times.values())
+
+
+@pytest.mark.parametrize("spec", [
+    TreeSpec(TreeShape(1, 7, 12), routing="straight_through"),
+    LeafSpec(n_experts=512, expert_width=6, top_k=16, dense_start=0.2),
+])  # fmt: skip
+def test_what_masked_alone_trains_is_masked_for_many_tokens(spec, monkeypatch):
+    monkeypatch.setattr(rows, "in_place", lambda *dtypes: True)
+    found = {n: fastest({"w_in": jnp.zeros((1, 1))}, jnp.zeros((n, 1)), spec) for n in (1, 257, 8192)}
+    assert found == {1: "gather", 257: "masked", 8192: "masked"}
+
+
+def test_a_gpu_gathers_up_to_16_tokens(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    spec, params = TreeSpec(TreeShape(1, 7, 12)), {"w_in": jnp.zeros((1, 1))}
+    found = [fastest(params, jnp.zeros((n, 1)), spec) for n in (1, 16, 17, 8192)]
+    assert found == ["gather", "gather", "masked", "masked"]

@@ -32,7 +32,7 @@ def combine(
       x_TE: tokens.
       ids_TK, gates_TK: of `route`.
       spec: the layer, a LeafSpec or TreeSpec.
-      implementation: a name of `IMPLEMENTATIONS`; None: by the number of tokens.
+      implementation: a name of `IMPLEMENTATIONS`; None: the `fastest`.
       leak: float32 scalar of a dense start (`LeafSpec.leak_at`): every expert's gate is then leak +
         (1 - leak) g, g = 0 where it is not chosen. `masked` alone computes that.
 
@@ -40,7 +40,7 @@ def combine(
       InputError: there is no such implementation, or it is another than `masked` and there is a leak.
     """
     if implementation is None:
-        implementation = "masked" if leak is not None else fastest(x_TE.shape[0], spec)
+        implementation = "masked" if leak is not None else fastest(params, x_TE, spec)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if leak is None:
         return IMPLEMENTATIONS[implementation](params, x_TE, ids_TK, gates_TK, spec)
@@ -52,13 +52,29 @@ def combine(
     return masked(params, x_TE, ids_TK, gates_TK, spec, leak)
 
 
-def fastest(n_tokens, spec) -> str:
-    """`gather` as long as it reads no more rows than there are; X, K, W = 512, 16, 6 and 128, 4, 24, E = 768.
+def fastest(params: dict, x_TE: jax.Array, spec) -> str:
+    """What was fastest for so many tokens: results/speed_layer.jsonl, E = 768, F = 3,072, A = 96, on a CPU.
 
-    There it takes .03 of masked's time for a token on a CPU, a half for X / K = 32, and 2 to 8 times for 64.
+    In times of masked's, for 512 experts of 6 of which 16 are chosen, a tree of W = 12, and 12 of W = 1:
+
+        forward, 1 token            gather .16 .12 .26, after `make kernels` .08 .03 .04
+        forward, 16 tokens          gather .62 .51 1.2, after `make kernels` .37 .15 .26
+        forward, 256 tokens         gather 2.8 1.9 2.5, after `make kernels` .32 .17 .68, in training 2.2 2.5
+        training, 4,096 tokens      grouped .51 .22; forward 1.2 .58 2.4
+
+    Rows are read by XLA where derivatives are taken. A GPU has masked from 17 tokens on.
     """
-    few = isinstance(n_tokens, int) and n_tokens * spec.active_units <= spec.total_units
-    return "gather" if few else "masked"  # an exported batch has no number
+    n_tokens, share = x_TE.shape[0], spec.active_units / spec.total_units
+    if not isinstance(n_tokens, int):  # an exported batch has no number
+        return "masked"
+    learns = getattr(spec, "routing", "") == "straight_through"  # by masked alone
+    by_xla = n_tokens <= 16 and n_tokens * share <= 1
+    by_kernels = n_tokens <= 256 and share <= 1 / 16 and rows.in_place(x_TE.dtype, params["w_in"].dtype)
+    if by_xla or (by_kernels and not learns):
+        return "gather"
+    many = jax.default_backend() == "cpu" and n_tokens >= max(4096, 8 * spec.n_experts)
+    # A dense start is trained by masked alone: of such a layer only forward passes come here.
+    return "grouped" if many and not learns and not getattr(spec, "dense_start", 0) else "masked"
 
 
 def masked(params, x_TE, ids_TK, gates_TK, spec, leak=None) -> jax.Array:

@@ -109,7 +109,7 @@ def sum_of_paths(
     params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """(s_TE, leaf_TP): what the paths add up to, before `finish`; some trees give a part of the sum."""
-    chosen = implementation or fastest(x_TE.shape[0], spec)
+    chosen = implementation or fastest(params, x_TE, spec)
     if chosen == "masked" and not isinstance(spec, PrunedSpec):
         return _everywhere(params, x_TE, spec)
     ids_TP, gates_TP = route(params, x_TE, spec)
