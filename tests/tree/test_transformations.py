@@ -193,16 +193,19 @@ def test_mesh_of_the_user(name, how, kind, axes):
 @every_way
 def test_64_bit_types(name, how):
     variables, x, layer = case(name, FEW, how)
+
+    @cases.jit
+    def run(variables, x, ids):
+        y, back = jax.vjp(lambda x: FFN(LAYERS[name], how).apply(variables, x, ids)[0], x)
+        return y, back(y)[0]
+
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64) if a.dtype == jnp.float32 else a, variables)
-        x64 = jnp.asarray(x, jnp.float64)
-        y, back = jax.vjp(lambda x: layer(wide, x), x64)
-        assert y.dtype == back(y)[0].dtype == jnp.float64
-        ids = jnp.arange(FEW, dtype=jnp.int64) % 11
-        again = FFN(LAYERS[name], how).apply(wide, x64, ids)[0]
-        # Gates and activations are float32: a compiled program and ops one by one round differently.
-        np.testing.assert_allclose(again, y, atol=1e-6)
+        y, dx = run(wide, jnp.asarray(x, jnp.float64), jnp.arange(FEW, dtype=jnp.int64) % 11)
+        assert y.dtype == dx.dtype == jnp.float64
+    # Gates and activations are float32 all the same.
     np.testing.assert_allclose(y, layer(variables, x), atol=1e-5)
+    np.testing.assert_allclose(dx, run(variables, x, tokens(FEW))[1], atol=1e-5)
 
 
 @every_way
