@@ -1,5 +1,7 @@
 """The path layer whole: its first weights, its output, and what balances its load."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -190,7 +192,7 @@ def check_fit(params: dict, x_TE: jax.Array, spec: TreeSpec) -> None:
     if not jnp.issubdtype(x_TE.dtype, jnp.floating):
         raise InputError(f"x: dtype {x_TE.dtype} is not allowed; use float32 or bfloat16.")
     for name, wanted in array_shapes(spec, x_TE.shape[1]).items():
-        found = params
+        found: Any = params
         for part in name.split("."):
             found = found.get(part) if found is not None else None
         if found is None:
