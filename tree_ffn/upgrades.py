@@ -281,7 +281,8 @@ def _is_gone(ffn: dict) -> bool:
 
 def _gone(ffn: dict) -> Iterator[str]:
     """Names of the options that a layer or a section of version 4 has in force and no layer any more."""
-    kind, shape = ffn.get("kind"), ffn.get("shape") if isinstance(ffn.get("shape"), dict) else ffn
+    kind, shape = ffn.get("kind"), ffn.get("shape", ffn)
+    shape = shape if isinstance(shape, dict) else {}
     of_layer = "shape" in ffn  # of a model: what training alone reads does not matter
     if kind in ("tree", "pruned_tree", "random_tree", "hash_tree"):
         yield from ["kind"] if kind == "hash_tree" else []
