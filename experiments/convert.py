@@ -1,7 +1,7 @@
 """Turns the dense layers of a model into trees, and says how much of them is kept before any training.
 
-    python -m experiments.convert --workdir=runs/dense --n_trees=2 --depth=7
-    python -m experiments.convert --workdir=runs/dense --n_trees=2 --depth=7 --method=cluster --to=runs/tree
+    python -m experiments.convert --workdir=runs/dense --n_trees=3 --depth=7
+    python -m experiments.convert --workdir=runs/dense --n_trees=3 --depth=7 --method=cluster --to=runs/tree
     python -m experiments.convert --export=exported/opt --files='texts/*.txt' --n_trees=12 --depth=7 \
         --drop --method=cluster --to=runs/opt_tree
 
