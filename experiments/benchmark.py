@@ -117,7 +117,8 @@ def layer_variant(case: Case, implementation: str, usage: str) -> Variant:
             params["threshold"] += {"skewed": 0.84, "one_leaf": 1e9}[usage]
         return params
 
-    return Variant(implementation, init, lambda p, x: apply_ffn(p, x, case.spec, implementation)[0])
+    spec = case.spec.after_start if isinstance(case.spec, LeafSpec) else case.spec
+    return Variant(implementation, init, lambda p, x: apply_ffn(p, x, spec, implementation)[0])
 
 
 def dense_variants(case: Case, units: int, name: str) -> list[Variant]:

@@ -118,16 +118,16 @@ def load_start(config) -> Restored:
     """The model that `finetune.start` names, which can be trained."""
     values = config.finetune
     step = int(values.step) if is_whole_number(values.step) else values.step
-    start = in_float32(starts.load(values.start, step, field="finetune.start"))
+    start = trainable(starts.load(values.start, step, field="finetune.start"))
     setup.check_trainable(start.model)
     return start
 
 
-def in_float32(start: Restored) -> Restored:
-    """The start with weights that can be trained: imported ones may be stored in 16 bits."""
-    if start.model.param_dtype == "float32":
+def trainable(start: Restored) -> Restored:
+    """The start with dense starts over, and weights that can be trained: imported ones may have 16 bits."""
+    model = dataclasses.replace(start.model.after_start, param_dtype="float32")
+    if model == start.model:
         return start
-    model = dataclasses.replace(start.model, param_dtype="float32")
     weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start.variables["params"])
     return start._replace(
         model=model,

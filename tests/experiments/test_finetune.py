@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import record
-from experiments.finetuning import in_float32
+from experiments.finetuning import trainable
 from experiments.tables import render
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config, tiny_model
@@ -181,7 +181,7 @@ def test_other_configs_are_refused(tmp_path):
 def test_a_start_of_16_bits_is_trained_in_float32():
     model = dataclasses.replace(tiny_model("dense"), param_dtype="bfloat16")
     low = {"params": {"w_in": jnp.full(3, 1.5, jnp.bfloat16)}, "routing": {"salt": jnp.int32(7)}}
-    start = in_float32(Restored(None, model, low, {"model": spec_to_dict(model), "step": 0}, None))
+    start = trainable(Restored(None, model, low, {"model": spec_to_dict(model), "step": 0}, None))
     assert start.variables["params"]["w_in"].dtype == jnp.float32
     assert start.variables["params"]["w_in"].tolist() == [1.5] * 3 and start.variables["routing"]["salt"] == 7
     assert start.model.param_dtype == spec_from_dict(start.meta["model"]).param_dtype == "float32"

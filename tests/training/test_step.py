@@ -54,7 +54,9 @@ def test_microbatches_change_nothing(trees):
 def test_microbatches_change_nothing_of_experts(router, accumulation):
     """Gradient, visits, selection bias."""
     n_trees = {"softmax": 1, "tree": 2}[router]
-    model = tiny_model("leaf", ffn__router=router, ffn__n_trees=n_trees, ffn__balance_rate=1e-2)
+    model = tiny_model(
+        "leaf", ffn__router=router, ffn__n_trees=n_trees, ffn__balance_rate=1e-2, ffn__dense_start=0.0
+    )
     state = start(model)
     (whole, usage, metrics), (split, parts, same) = (
         one_step(model, state, accumulation=n) for n in (1, accumulation)

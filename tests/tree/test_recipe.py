@@ -84,3 +84,31 @@ def test_they_train_alike(params):
 def test_layers_without_a_dense_start_take_none(spec):
     with pytest.raises(InputError, match="done: the layer .* has no dense start; leave it out"):
         jax.eval_shape(FFN(spec).init, jax.random.key(0), X, done=0.1)
+
+
+def differentiated(params, x, spec=SPEC, **told):
+    return jax.grad(lambda params, x: leaf_ffn(params, x, spec, **told)[0].sum(), argnums=(0, 1))(params, x)
+
+
+def test_training_without_its_dense_start_is_refused(params):
+    """In any mode, by weights or tokens, in a model that scans and recomputes; use needs no word."""
+    loss = lambda params: jnp.square(linen(params, None)).sum()
+    in_loop = lambda params: jax.lax.scan(
+        lambda y, _: (jax.checkpoint(linen)(params, None) + y, 0), X, None, 2
+    )
+    for wrong in (
+        lambda: jax.grad(loss)(params),
+        lambda: jax.jit(jax.grad(loss))(params),
+        lambda: jax.jvp(loss, (params,), (params,)),
+        lambda: jax.grad(lambda params: in_loop(params)[0].sum())(params),
+        lambda: jax.grad(lambda x: leaf_ffn(params, x, SPEC)[0].sum())(X),
+        lambda: differentiated(params, X),
+    ):
+        with pytest.raises(
+            InputError, match="^done: is missing in the training of a layer with a dense start"
+        ):
+            wrong()
+    wanted = differentiated(params, X, leak=jnp.float32(0))
+    found = differentiated(params, X, SPEC.after_start)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
+    assert jnp.isfinite(jax.jit(loss)(params))

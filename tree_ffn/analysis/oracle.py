@@ -85,7 +85,7 @@ def better_leaves(model: ModelSpec, variables: dict, rows_BC: jax.Array, layer: 
             f"layer: {layer} is not allowed; leaves are moved in layers of whole trees with the activation "
             "at the nodes."
         )
-    model, variables = unrolled(model, variables)
+    model, variables = unrolled(model.after_start, variables)
     here = _seen(variables, rows_BC, model=model, layer=layer)
     leaf_TP, losses = here.leaf_TP, []
     for _ in range(rounds):

@@ -198,10 +198,11 @@ class FFN(nn.Module):
           tokens: int32 [...], the ids of the tokens; read where a hash of them decides.
           done: share of the training that is over, a scalar from 0 to 1: give it in every training step of a
             layer with a dense start (`tree_ffn.recipe` has an example), and never elsewhere. Without it
-            the layer computes what it does in use, and is trained without its dense start.
+            the layer computes what it does in use, and cannot be differentiated.
 
         Raises:
-          InputError: `done` is given to a layer without a dense start.
+          InputError: `done` is given to a layer without a dense start, or is missing under differentiation
+            of a layer with one.
         """
         width, n_rows = x.shape[-1], math.prod(x.shape[:-2])
         if self.is_initializing():

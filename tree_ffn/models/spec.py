@@ -116,6 +116,12 @@ class ModelSpec:
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
+    def after_start(self) -> "ModelSpec":
+        """The same model with the dense starts of its layers over."""
+        over = (ffn.after_start if isinstance(ffn, LeafSpec) else ffn for ffn in self.ffns)
+        return dataclasses.replace(self, ffns=tuple(over))
+
+    @property
     def runs(self) -> tuple[tuple[FFNSpec, int], ...]:
         """(FFN spec, number of layers) of every run of equal neighbouring layers.
 

@@ -11,6 +11,7 @@ from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.routers import ROUTERS
 from tree_ffn.tree.leaf.spec import LeafSpec
 from tree_ffn.tree.meshes import partitioned
+from tree_ffn.tree.undifferentiable import undifferentiable
 from tree_ffn.tree.usage import leaf_counts, sides
 
 
@@ -44,6 +45,12 @@ def init_params(
     return params
 
 
+UNTOLD = (
+    "done: is missing in the training of a layer with a dense start; give the share of the training that is "
+    "over to FFN (or leak=spec.leak_at(done) to leaf_ffn), or use spec.after_start where the start is over."
+)
+
+
 def leaf_ffn(
     params: dict,
     x_TE: jax.Array,
@@ -62,6 +69,9 @@ def leaf_ffn(
     Returns:
       y_TE of x's dtype, Info(ids int32 [T, K]).
 
+    Raises:
+      InputError: a layer with a dense start is differentiated and not told how much it leaks.
+
     Example:
       >>> spec = LeafSpec(n_experts=8, expert_width=2, top_k=3)
       >>> params = init_params(jax.random.key(0), spec, width=4)
@@ -72,6 +82,8 @@ def leaf_ffn(
 
     def layer(params, x_TE, token_T, leak):
         ids_TK, gates_TK = route(params, x_TE, spec, token_T)
+        if leak is None and spec.dense_start:
+            gates_TK = undifferentiable(gates_TK, x_TE, UNTOLD)
         s_TE = combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak)
         return s_TE + params["b_out"].astype(x_TE.dtype)[None], Info(ids_TK)
 

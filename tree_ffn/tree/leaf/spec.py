@@ -176,6 +176,11 @@ class LeafSpec:
             return self.router_rows
         return sum(min(self.n_trees * 2**level, self.top_k) for level in range(self.depth))
 
+    @property
+    def after_start(self) -> "LeafSpec":
+        """The same layer, its dense start over: what is trained on after it, or differentiated in use."""
+        return dataclasses.replace(self, dense_start=0.0)
+
     def leak_at(self, done: jax.Array) -> jax.Array:
         """What experts that are not chosen add when a share `done` of the training is over: float32 scalar.
 

@@ -13,6 +13,7 @@ from tree_ffn.tree.meshes import partitioned
 from tree_ffn.tree.path import pruned
 from tree_ffn.tree.path.route import decision_logits, route, straight_through, visits
 from tree_ffn.tree.path.spec import PrunedSpec, TreeSpec
+from tree_ffn.tree.undifferentiable import undifferentiable
 from tree_ffn.tree.usage import leaf_counts, node_counts
 
 
@@ -116,7 +117,11 @@ def sum_of_paths(
         return _everywhere(params, x_TE, spec)
     ids_TP, gates_TP = route(params, x_TE, spec)
     if spec.routing == "straight_through":
-        gates_TP = _unlearned(gates_TP, x_TE[:, 0], chosen)
+        said = (
+            f"implementation: {chosen!r} cannot differentiate routing 'straight_through', whose gradient "
+            "needs units beside the path; use 'masked', in a layer that is not pruned."
+        )
+        gates_TP = undifferentiable(gates_TP, x_TE, said)
     s_TE = combine(params, x_TE, ids_TP, gates_TP, spec, chosen)
     return s_TE, params["leaf"][ids_TP] if isinstance(spec, PrunedSpec) else ids_TP % spec.shape.n_leaves
 
@@ -137,24 +142,6 @@ def finish(params: dict, s_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     if spec.act_site == "sum":
         s_TE = activation(spec.activation)(s_TE.astype(jnp.float32)).astype(s_TE.dtype)
     return s_TE + params["b_out"].astype(s_TE.dtype)[None]
-
-
-def _unlearned(gates_TP: jax.Array, x_T: jax.Array, implementation: str) -> jax.Array:
-    """Gates that refuse to be differentiated: through them decisions would have learned."""
-
-    @jax.custom_jvp
-    def gates(gates_TP, x_T):
-        del x_T
-        return gates_TP
-
-    @gates.defjvp
-    def _(primals, tangents):
-        raise InputError(
-            f"implementation: {implementation!r} cannot differentiate routing 'straight_through', whose "
-            "gradient needs units beside the path; use 'masked', in a layer that is not pruned."
-        )
-
-    return gates(gates_TP, x_T)
 
 
 def balance_update(routing: dict, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:
