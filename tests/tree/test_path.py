@@ -12,6 +12,7 @@ from tests import oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.tree import ACTIVATIONS, IMPLEMENTATIONS, TreeShape, TreeSpec, tree_ffn
+from tree_ffn.tree.combine import fastest
 from tree_ffn.tree.path import balance_update, init_params, route
 from tree_ffn.tree.path.route import straight_through, visits
 
@@ -218,6 +219,24 @@ def test_straight_through_is_differentiated_by_masked_only(implementation, rng):
     words = f"'{implementation}' cannot differentiate routing 'straight_through'.*use 'masked'"
     with pytest.raises(InputError, match=words):
         run(params, x, dy, spec, implementation)
+
+
+@pytest.mark.parametrize("T", [1, 7])
+def test_straight_through_learns_by_default_whatever_the_number_of_tokens(T, rng):
+    """Few tokens gather; their derivatives, of second order too, are masked's."""
+    spec = cases.make_spec("straight_through", P=2, D=3)
+    params, x, dy = cases.on_device(cases.grid_case(rng, spec))
+    x, dy = x[:T], dy[:T]
+
+    def product(implementation):
+        loss = lambda params, x: jnp.sum(jnp.sin(tree_ffn(params, x, spec, implementation)[0]) * dy)
+        grads = jax.grad(loss, argnums=(0, 1))
+        _, second = jax.jvp(lambda x: grads(params, x)[1], (x,), (dy,))
+        return grads(params, x), second
+
+    assert fastest(params, x, spec) == "gather"
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(near, jax.jit(lambda: product(None))(), jax.jit(lambda: product("masked"))())
 
 
 @pytest.mark.parametrize("routing", ["hard", "straight_through"])

@@ -115,6 +115,8 @@ def sum_of_paths(
     chosen = implementation or fastest(params, x_TE, spec)
     if chosen == "masked" and not isinstance(spec, PrunedSpec):
         return _everywhere(params, x_TE, spec)
+    if implementation is None and spec.routing == "straight_through" and not isinstance(spec, PrunedSpec):
+        return _learned_by_masked(params, x_TE, spec, chosen)
     ids_TP, gates_TP = route(params, x_TE, spec)
     if spec.routing == "straight_through":
         said = (
@@ -124,6 +126,22 @@ def sum_of_paths(
         gates_TP = undifferentiable(gates_TP, x_TE, said)
     s_TE = combine(params, x_TE, ids_TP, gates_TP, spec, chosen)
     return s_TE, params["leaf"][ids_TP] if isinstance(spec, PrunedSpec) else ids_TP % spec.shape.n_leaves
+
+
+def _learned_by_masked(params, x_TE, spec: TreeSpec, implementation: str):
+    """An implementation that walks one path, and masked, which sees those beside it, for its derivatives."""
+
+    @jax.custom_jvp
+    def layer(params, x_TE):
+        ids_TP, gates_TP = route(params, x_TE, spec)
+        s_TE = combine(params, x_TE, ids_TP, gates_TP, spec, implementation)
+        return s_TE, ids_TP % spec.shape.n_leaves
+
+    @layer.defjvp
+    def _(primals, tangents):
+        return jax.jvp(lambda params, x_TE: _everywhere(params, x_TE, spec), primals, tangents)
+
+    return layer(params, x_TE)
 
 
 def _everywhere(params, x_TE, spec: TreeSpec):
