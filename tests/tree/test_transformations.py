@@ -38,12 +38,23 @@ FEW, MANY = 2, 1000
 WAYS = [(name, how) for name in ("tree", "hard", "pruned") for how in IMPLEMENTATIONS]
 WAYS += [("dense", None), ("tree", None), ("beam", "gather"), ("softmax", "grouped"), ("hash", "masked")]
 WAYS += [("random_tree", "gather"), ("pruned_leaves", "gather")]
-WAYS += [("straight_through", "masked")]  # which learns in masked alone
-every_way = pytest.mark.parametrize(("name", "how"), WAYS, ids=[f"{name}-{how}" for name, how in WAYS])
+WAYS += [("straight_through", "masked"), ("straight_through", None)]  # which learn by masked alone
+FEW_TOO = (("tree", None), ("hard", "gather"), ("straight_through", None))
+# An ordinary run takes these; `make test-full` all.
+QUICK = {("tree", how) for how in (*IMPLEMENTATIONS, None)} | {("hard", "masked"), ("hard", "gather")}
+QUICK |= {("dense", None), ("straight_through", "masked"), ("straight_through", None)}
+
+
+def of_way(*values):
+    """A case of `values`, which begin with a layer and an implementation."""
+    return pytest.param(*values, marks=() if values[:2] in QUICK else pytest.mark.slow)
+
+
+every_way = pytest.mark.parametrize(("name", "how"), [of_way(*way) for way in WAYS], ids=str)
 # Few tokens read the rows that they need, many take products with all.
 few_and_many = pytest.mark.parametrize(
     ("name", "how", "n_tokens"),
-    [(*way, MANY) for way in WAYS] + [(*way, FEW) for way in (("tree", None), ("hard", "gather"))],
+    [of_way(*way, MANY) for way in WAYS] + [(*way, FEW) for way in FEW_TOO],
     ids=str,
 )
 
