@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tree_ffn.models.build import ffn_spec, layer_kinds
 from tree_ffn.models.ffn import products, total_units
 from tree_ffn.training.config import namespace
+from tree_ffn.upgrades import is_gone, units_of_paths
 
 
 class Cost(NamedTuple):
@@ -38,11 +39,6 @@ def cost(row: dict) -> Cost | None:
     return Cost(*(statistics.fmean(map(count, specs)) for count in (total_units, products)))
 
 
-def is_gone(ffn: dict) -> bool:
-    """Whether a section `ffn`, upgraded, is of a layer that no commit after 30983ff computes."""
-    return "kappa" in ffn
-
-
 def gone(ffn: dict) -> Cost:
     """F and 2 A + routers of a layer as commit 30983ff had them.
 
@@ -51,17 +47,14 @@ def gone(ffn: dict) -> Cost:
     nodes only decided (`silent`), W_l had one row less. A search of beam B asked min(2^l, B) nodes of each
     level that was no hash's; of those, the D - H on the path are units already where first units decide.
     """
-    depth, trees, shared = ffn["depth"], ffn["n_trees"], ffn["shared_width"]
-    widths = ffn["node_width"] * (1 if len(ffn["node_width"]) > 1 else depth + 1)
     if ffn["kind"] == "moe":
-        width = ffn["expert_width"] or (trees * sum(widths) + shared) // ffn["top_k"]
+        width = ffn["expert_width"] or units_of_paths(ffn)[1] // ffn["top_k"]
         return Cost(ffn["n_experts"] * width, 2 * ffn["top_k"] * width + ffn["n_experts"])
     router = "frozen" if ffn["kind"] == "random_tree" else ffn["router"]
-    hashed = depth if ffn["kind"] == "hash_tree" else ffn["hash_levels"]
-    if router == "silent":
-        widths = [width - (hashed <= level < depth) for level, width in enumerate(widths)]
+    hashed = ffn["depth"] if ffn["kind"] == "hash_tree" else ffn["hash_levels"]
+    total, active = units_of_paths({**ffn, "router": router, "hash_levels": hashed})
     beam = ffn["beam"] if ffn["kind"] == "tree" else 1
-    asked = sum(min(2**level, beam) for level in range(depth - hashed))
-    on_path = depth - hashed if router == "first_unit" else 0
-    total = trees * sum(2**level * width for level, width in enumerate(widths)) + shared
-    return Cost(total, 2 * (trees * sum(widths) + shared) + trees * (asked - on_path))
+    decides = ffn["depth"] - hashed
+    asked = sum(min(2**level, beam) for level in range(decides))
+    on_path = decides if router == "first_unit" else 0
+    return Cost(total, 2 * active + ffn["n_trees"] * (asked - on_path))

@@ -87,22 +87,40 @@ def readable(config: dict[str, Any], where: str) -> dict[str, Any]:
       InputError: its version is not known, or it uses an option that is gone.
     """
     config = upgraded(config)
-    for section, name in (key.split(".") for key in REMOVED):
-        for values in _sections(config, section):
-            if name in values:
-                key = f"{section}.{name}"
-                raise InputError(
-                    f"{where}: {key} = {values[name]!r} is no option any more; the last commit that "
-                    f"is {REMOVED[key]}."
-                )
-    for ffn in _sections(config, "ffn"):
-        if "kappa" in ffn or "aux_weight" in ffn:  # no upgrade has taken it apart
-            name = next(_gone(ffn), "kind")
-            raise InputError(
-                f"{where}: ffn.{name} = {ffn.get(name)!r} is no option any more; the last commit that "
-                f"reads it is {LAST_OF_MANY}."
-            )
+    for key, value, commit in _options_that_are_gone(config):
+        raise InputError(
+            f"{where}: {key} = {value!r} is no option any more; the last commit that reads it is {commit}."
+        )
     return config
+
+
+def _options_that_are_gone(config: dict) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, last commit that reads it) of what an upgraded config uses and nothing computes."""
+    for key, commit in REMOVED.items():
+        section, name = key.split(".")
+        yield from ((key, values[name], commit) for values in _sections(config, section) if name in values)
+    for ffn in _sections(config, "ffn"):
+        if is_gone(ffn):
+            name = next(_gone(ffn), "kind")
+            yield f"ffn.{name}", ffn.get(name), LAST_OF_MANY
+
+
+def is_gone(ffn: dict) -> bool:
+    """Whether an upgraded layer, or section `ffn`, is one that no commit after `LAST_OF_MANY` computes.
+
+    Such a one still has all keys of version 4: no upgrade could take it apart.
+    """
+    return "kappa" in ffn or "aux_weight" in ffn
+
+
+def named_kinds(ffn: dict, layers: str) -> set[str]:
+    """Kinds of a section `ffn`: its own, and those that `model.layers` names.
+
+    Example:
+      >>> sorted(named_kinds({"kind": "leaf"}, "dense, tree*2"))
+      ['dense', 'leaf', 'tree']
+    """
+    return {ffn["kind"], *(item.partition("*")[0].strip() for item in layers.split(",") if item)}
 
 
 def stamped(config: dict[str, Any]) -> dict[str, Any]:
@@ -166,15 +184,8 @@ def _drop_z_loss(config: dict) -> None:
 
 # Keys that layers of version 4 have, and section `ffn` of a config.
 EXPERTS = {
-    "n_experts",
-    "expert_width",
-    "top_k",
-    "renormalise",
-    "gate_norm",
-    "leak",
-    "leak_share",
-    "balance_rate",
-}
+    "n_experts", "expert_width", "top_k", "renormalise", "gate_norm", "leak", "leak_share", "balance_rate",
+}  # fmt: skip
 PATHS = {"act_site", "routing", "router", "beta", "balance", "balance_rate", "leak"}
 MANY = {
     "moe": {"activation", "balance", "router", *EXPERTS},
@@ -197,9 +208,7 @@ def _two_layers(config: dict) -> None:
         layers = config["ffns"] if isinstance(config["ffns"], list) else []
         config["ffns"] = [_layer(ffn) if isinstance(ffn, dict) else ffn for ffn in layers]
     elif isinstance(ffn := config.get("ffn"), dict) and "kind" in ffn:
-        pattern = str(_get(config.get("model"), "layers") or "")
-        kinds = {ffn["kind"], *(item.partition("*")[0].strip() for item in pattern.split(",") if item)}
-        if len(kinds) == 1:
+        if len(named_kinds(ffn, str(_get(config.get("model"), "layers") or ""))) == 1:
             config["ffn"] = _section(ffn)
 
 
@@ -208,12 +217,12 @@ def _layer(ffn: dict) -> dict:
     kind = ffn.get("kind")
     if not MANY.get(str(kind), {"?"}) <= ffn.keys() or not isinstance(ffn.get("shape", {}), dict):
         return ffn  # damaged
-    if kind == "moe" and not _is_gone(ffn):
+    if kind == "moe" and not _has_gone(ffn):
         own = _experts(ffn, ffn["balance"])
         return {"kind": "leaf", "activation": ffn["activation"], **own, "n_kept": 0}
     if kind == "leaf":
         return {**ffn, "n_kept": 0}
-    if kind not in ("tree", "pruned_tree") or _is_gone(ffn):
+    if kind not in ("tree", "pruned_tree") or _has_gone(ffn):
         return ffn
     shape = {name: value for name, value in ffn["shape"].items() if name != "shared_width"}
     kept = ("kind", "activation", "act_site", "routing", "router", *(["nodes"] if "nodes" in ffn else []))
@@ -225,9 +234,9 @@ def _section(ffn: dict) -> dict:
     if not MANY["config"] <= ffn.keys():
         return ffn  # damaged, or one of today that says no version
     kind, common = ffn["kind"], {name: ffn[name] for name in ("kind", "activation", "implementation")}
-    if kind not in ("dense", "narrow", "moe", "hash", "tree", "random_tree", "leaf") or _is_gone(ffn):
+    if kind not in ("dense", "narrow", "moe", "hash", "tree", "random_tree", "leaf") or _has_gone(ffn):
         return ffn
-    total, active = _units_of_paths(ffn)
+    total, active = units_of_paths(ffn)
     if kind in ("dense", "narrow"):
         return common | {"width": active if kind == "narrow" else ffn["width"] or total}
     if kind in ("tree", "random_tree"):
@@ -247,9 +256,8 @@ def _section(ffn: dict) -> dict:
 def _experts(ffn: dict, balance: str) -> dict:
     """Fields of a leaf layer. Gates of one expert over their own norm are 1, as hash's are."""
     router = "softmax" if ffn["router"] in ("first_unit", "silent") else ffn["router"]
-    norm = (
-        {1: "l1", 2: "l2", 3: "rms"}[ffn["gate_norm"]] if ffn["renormalise"] and router != "hash" else "none"
-    )
+    normed = ffn["renormalise"] and router != "hash"
+    norm = {1: "l1", 2: "l2", 3: "rms"}[ffn["gate_norm"]] if normed else "none"
     return {
         **{name: ffn[name] for name in ("n_experts", "expert_width", "top_k")},
         "router": router, "n_trees": 1, "search": "best", "gate_norm": norm,
@@ -262,8 +270,8 @@ def _rate_of_paths(ffn: dict) -> float:
     return ffn["balance_rate"] if ffn["balance"] == "sign" else 0.0
 
 
-def _units_of_paths(ffn: dict) -> tuple[int, int]:
-    """F and A of the trees that a section `ffn` describes, which said those of other kinds too."""
+def units_of_paths(ffn: dict) -> tuple[int, int]:
+    """F and A of the trees of a section `ffn` of version 4, which said those of other kinds too."""
     widths = ffn["node_width"] if isinstance(ffn["node_width"], (list, tuple)) else [ffn["node_width"]]
     widths = list(widths) * (ffn["depth"] + 1 if len(widths) == 1 else 1)
     if ffn["router"] == "silent":  # whose row, of decisions that are no hash's, was no unit
@@ -274,8 +282,8 @@ def _units_of_paths(ffn: dict) -> tuple[int, int]:
     return total, ffn["n_trees"] * sum(widths) + shared
 
 
-def _is_gone(ffn: dict) -> bool:
-    """Whether a layer, or a section, is in force what no layer computes any more."""
+def _has_gone(ffn: dict) -> bool:
+    """Whether a layer or a section of version 4 has in force what no layer computes any more."""
     return next(_gone(ffn), None) is not None or any(f"ffn.{name}" in REMOVED for name in ffn)
 
 

@@ -278,6 +278,10 @@ def test_products_all_in():
         ({"router": "flat"}, "router: 'flat' is not known; use one of: tree, softmax, hash, random"),
         ({"gate_norm": 2}, "gate_norm: 2 is not known; use one of: none, l1, l2"),
         ({"balance_rate": -1.0}, "balance_rate: -1.0 is not allowed"),
+        (
+            {"n_trees": 8, "balance_rate": 0.1},
+            "balance_rate: 0.1 cannot be used with n_trees = n_experts = 8",
+        ),
         ({"dense_start": 1.5}, "dense_start: 1.5 is not allowed; use a number from 0 to 1"),
         ({"dense_start": float("nan")}, "dense_start: nan is not allowed"),
     ],

@@ -265,7 +265,7 @@ def test_decisions_are_steps_with_the_slope_of_a_sigmoid():
 
 def test_visits_are_products_of_decisions(rng):
     right = rng.random((4, 2, 7)).astype(np.float32)
-    levels = visits(jnp.asarray(right), 3)
+    levels = visits(jnp.asarray(right))
     assert [level.shape for level in levels] == [(4, 2, 2**l) for l in range(4)]
     for leaf in range(8):
         want = np.ones((4, 2), np.float32)

@@ -8,6 +8,7 @@ from tree_ffn.errors import InputError, check_choice, check_positive_int, is_who
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec
+from tree_ffn.upgrades import named_kinds
 
 KINDS = ("dense", "narrow", "leaf", "tree", "random_tree")
 
@@ -134,7 +135,7 @@ def keys_in_force(ffn: dict, layers: str = "") -> dict[str, Any]:
       >>> keys_in_force(ffn)
       {'kind': 'dense', 'width': 16}
     """
-    kinds = {ffn["kind"], *(item.partition("*")[0].strip() for item in layers.split(",") if item)}
+    kinds = named_kinds(ffn, layers)
     names = {"kind", "activation", "implementation"}
     names |= set(LEAF_FIELDS) if "leaf" in kinds else set()
     names |= {"n_trees", "depth", "node_width", *TREE_FIELDS} if kinds & {"tree", "random_tree"} else set()

@@ -4,6 +4,7 @@ import types
 from typing import Any
 
 from tree_ffn.models.build import keys_in_force
+from tree_ffn.upgrades import is_gone
 
 
 def resolved(config) -> Any:
@@ -52,7 +53,7 @@ def flat(config: dict, prefix: str = "") -> dict:
 
 def _in_force(config: dict) -> dict:
     ffn, model = config.get("ffn"), config.get("model")
-    if not (isinstance(ffn, dict) and "kind" in ffn) or "kappa" in ffn:  # the latter of an older config
+    if not (isinstance(ffn, dict) and "kind" in ffn) or is_gone(ffn):
         return config
     layers = model.get("layers", "") if isinstance(model, dict) else ""
     return {**config, "ffn": keys_in_force(ffn, str(layers))}

@@ -12,7 +12,7 @@ from tree_ffn.tree.leaf.routers import ROUTERS
 from tree_ffn.tree.leaf.spec import LeafSpec
 from tree_ffn.tree.meshes import partitioned
 from tree_ffn.tree.undifferentiable import undifferentiable
-from tree_ffn.tree.usage import leaf_counts, sides
+from tree_ffn.tree.usage import by_level, leaf_counts, sides
 
 
 def init_params(
@@ -117,5 +117,4 @@ def balance_update(routing: dict, ids_TK: jax.Array, spec: LeafSpec) -> jax.Arra
     both_PN = (there_left_PN > 0) & (there_right_PN > 0)
     lean_PN = jnp.where(both_PN, jnp.sign(left_PN - right_PN), 0).astype(jnp.float32)
     # From tree by tree to the order of the rows: level by level, in each tree by tree.
-    by_level = [lean_PN[:, 2**level - 1 : 2 ** (level + 1) - 1].reshape(-1) for level in range(spec.depth)]
-    return bias_R + spec.balance_rate * jnp.concatenate(by_level)
+    return bias_R + spec.balance_rate * jnp.concatenate([level.reshape(-1) for level in by_level(lean_PN)])

@@ -102,6 +102,11 @@ class LeafSpec:
                 f"search: 'beam' cannot be used with top_k {self.top_k} below n_trees = {self.n_trees}; "
                 "use 'best'."
             )
+        if router.trees and self.balance_rate and not self.depth:
+            raise InputError(
+                f"balance_rate: {self.balance_rate!r} cannot be used with n_trees = n_experts = "
+                f"{self.n_experts}, where nothing is decided; use 0."
+            )
         if self.gate_norm != "none" and self.top_k == 1:
             raise InputError(
                 f"gate_norm: {self.gate_norm!r} cannot be used with top_k 1, whose gate would always be 1; "

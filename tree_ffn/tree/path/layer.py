@@ -14,7 +14,7 @@ from tree_ffn.tree.path import pruned
 from tree_ffn.tree.path.route import decision_logits, route, straight_through, visits
 from tree_ffn.tree.path.spec import PrunedSpec, TreeSpec
 from tree_ffn.tree.undifferentiable import undifferentiable
-from tree_ffn.tree.usage import leaf_counts, node_counts
+from tree_ffn.tree.usage import leaf_counts, sides
 
 
 def init_params(
@@ -117,14 +117,19 @@ def sum_of_paths(
         return _everywhere(params, x_TE, spec)
     if implementation is None and spec.routing == "straight_through" and not isinstance(spec, PrunedSpec):
         return _learned_by_masked(params, x_TE, spec, chosen)
+    said = (
+        f"implementation: {chosen!r} cannot differentiate routing 'straight_through', whose gradient "
+        "needs units beside the path; use 'masked', in a layer that is not pruned."
+    )
+    return _walked(params, x_TE, spec, chosen, said if spec.routing == "straight_through" else None)
+
+
+def _walked(params, x_TE, spec: TreeSpec, implementation: str, said: str | None = None):
+    """The units of the paths alone; `said` to whoever differentiates what needs those beside them."""
     ids_TP, gates_TP = route(params, x_TE, spec)
-    if spec.routing == "straight_through":
-        said = (
-            f"implementation: {chosen!r} cannot differentiate routing 'straight_through', whose gradient "
-            "needs units beside the path; use 'masked', in a layer that is not pruned."
-        )
+    if said is not None:
         gates_TP = undifferentiable(gates_TP, x_TE, said)
-    s_TE = combine(params, x_TE, ids_TP, gates_TP, spec, chosen)
+    s_TE = combine(params, x_TE, ids_TP, gates_TP, spec, implementation)
     return s_TE, params["leaf"][ids_TP] if isinstance(spec, PrunedSpec) else ids_TP % spec.shape.n_leaves
 
 
@@ -133,9 +138,7 @@ def _learned_by_masked(params, x_TE, spec: TreeSpec, implementation: str):
 
     @jax.custom_jvp
     def layer(params, x_TE):
-        ids_TP, gates_TP = route(params, x_TE, spec)
-        s_TE = combine(params, x_TE, ids_TP, gates_TP, spec, implementation)
-        return s_TE, ids_TP % spec.shape.n_leaves
+        return _walked(params, x_TE, spec, implementation)
 
     @layer.defjvp
     def _(primals, tangents):
@@ -149,7 +152,7 @@ def _everywhere(params, x_TE, spec: TreeSpec):
     logits_TPR = decision_logits(params, x_TE, spec)
     learned = spec.routing == "straight_through"
     right_TPR = straight_through(logits_TPR) if learned else (logits_TPR > 0).astype(jnp.float32)
-    levels = visits(right_TPR, spec.shape.depth)
+    levels = visits(right_TPR)
     leaf = jnp.arange(spec.shape.n_leaves, dtype=jnp.int32)
     leaf_TP = jnp.where(levels[-1] > 0.5, leaf[None, None], 0).sum(axis=-1)
     return weighed(params, x_TE, spec.of_units(levels), spec), leaf_TP
@@ -185,8 +188,8 @@ def balance_update(routing: dict, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Arr
         return threshold + jnp.where(
             forks_R, spec.balance_rate * jnp.sign(right - left).astype(jnp.float32), 0.0
         )
-    visits_PN = node_counts(counts_PJ)
-    step_PR = spec.balance_rate * jnp.sign(visits_PN[:, 2::2] - visits_PN[:, 1::2]).astype(threshold.dtype)
+    left, right = sides(counts_PJ)
+    step_PR = spec.balance_rate * jnp.sign(right - left).astype(threshold.dtype)
     return threshold.at[:, : spec.shape.n_deciding].add(step_PR)
 
 

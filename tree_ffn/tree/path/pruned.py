@@ -140,7 +140,7 @@ def _kept_rows(params: dict, spec: TreeSpec, kept: list[np.ndarray]) -> tuple[np
             nodes += spec.nodes[level]
         else:
             place_J = np.arange(2**level)[None]
-            first_PJ = tree_P1 * shape.tree_units + shape.level_starts[level] + place_J * width
+            first_PJ = tree_P1 * shape.tree_units + spec.level_starts[level] + place_J * width
             node_PJ = tree_P1 * shape.n_deciding + 2**level - 1 + place_J
         rows.append((first_PJ[kept[level]][:, None] + np.arange(width)[None]).reshape(-1))
         if level < shape.depth:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from tree_ffn.tree.path.spec import PrunedSpec, TreeSpec
 from tree_ffn.tree.products import pre_activations
 from tree_ffn.tree.rows import dots, rows
+from tree_ffn.tree.usage import by_level
 
 
 def route(params: dict, x_TE: jax.Array, spec: TreeSpec) -> tuple[jax.Array, jax.Array]:
@@ -37,12 +38,11 @@ def walk(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     """
     shape, x_TE = spec.shape, jax.lax.stop_gradient(x_TE)
     params = jax.lax.stop_gradient(params)
-    few = (
-        isinstance(x_TE.shape[0], int) and x_TE.shape[0] * shape.depth <= shape.n_deciding
-    )  # an exported batch is none
-    logits = None if few else decision_logits(params, x_TE, spec).reshape(x_TE.shape[0], -1)
+    n_tokens = x_TE.shape[0]
+    few = isinstance(n_tokens, int) and n_tokens * shape.depth <= shape.n_deciding  # an exported one has none
+    logits = None if few else decision_logits(params, x_TE, spec).reshape(n_tokens, -1)
     tree = jnp.arange(shape.n_trees, dtype=jnp.int32)
-    place_TP = jnp.broadcast_to(tree[None], (x_TE.shape[0], shape.n_trees))
+    place_TP = jnp.broadcast_to(tree[None], (n_tokens, shape.n_trees))
     nodes = 0  # above this level
     for level in range(shape.depth):
         if isinstance(spec, PrunedSpec):
@@ -77,13 +77,9 @@ def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     return pre_activations(x_TE, w, b) - threshold[None]
 
 
-def _level_starts(spec: TreeSpec) -> tuple[int, ...]:
-    return spec.level_starts if isinstance(spec, PrunedSpec) else spec.shape.level_starts
-
-
 def _first_units(array: jax.Array, spec: TreeSpec, axis: int) -> jax.Array:
     """The entries of the deciding nodes' first units, by slices of levels."""
-    axis, starts = axis % array.ndim, _level_starts(spec)
+    axis, starts = axis % array.ndim, spec.level_starts
     levels = list(zip(starts, starts[1:], spec.shape.widths))[:-1]
     runs = [jax.lax.slice_in_dim(array, start, end, width, axis) for start, end, width in levels]
     return jnp.concatenate([jax.lax.slice_in_dim(array, 0, 0, axis=axis), *runs], axis)
@@ -101,7 +97,7 @@ def _logits_at(params, x_TE, spec: TreeSpec, level: int, place_TP, node_TP) -> j
     threshold_TP = threshold_TP.astype(jnp.float32)
     if spec.router == "frozen":
         return dots(x_TE, params["router"]["w"].reshape(-1, width), node_TP, 1)[..., 0] - threshold_TP
-    start_TP = place_TP * shape.widths[level] + _level_starts(spec)[level]
+    start_TP = place_TP * shape.widths[level] + spec.level_starts[level]
     if not isinstance(spec, PrunedSpec):
         # Units of a tree stand together, and place counts over all trees.
         per_tree = shape.tree_units - 2**level * shape.widths[level]
@@ -120,7 +116,7 @@ def straight_through(logits_TPR: jax.Array) -> jax.Array:
     return (logits_TPR > 0).astype(jnp.float32) + (s - jax.lax.stop_gradient(s))  # exactly 0 or 1
 
 
-def visits(right_TPR: jax.Array, depth: int) -> list[jax.Array]:
+def visits(right_TPR: jax.Array) -> list[jax.Array]:
     """Whether tokens visit the nodes of every level, as products of decisions: a list of [T, P, 2^l].
 
         visits(root) = 1,   visits(child of n) = visits(n) d[n] to the right, visits(n) (1 - d[n]) to the left
@@ -130,11 +126,9 @@ def visits(right_TPR: jax.Array, depth: int) -> list[jax.Array]:
 
     Args:
       right_TPR: float32 decisions, 1 to the right, of all deciding nodes in heap order.
-      depth: D.
     """
     levels = [jnp.ones((*right_TPR.shape[:2], 1), jnp.float32)]
-    for level in range(depth):
-        right = right_TPR[..., 2**level - 1 : 2 ** (level + 1) - 1]
+    for right in by_level(right_TPR):
         children = levels[-1][..., None] * jnp.stack([1 - right, right], axis=-1)
-        levels.append(children.reshape(*right.shape[:2], 2 ** (level + 1)))
+        levels.append(children.reshape(*right.shape[:2], 2 * right.shape[2]))
     return levels

@@ -73,6 +73,11 @@ class TreeSpec:
         return tuple(self.shape.n_trees * 2**level for level in range(self.shape.n_levels))
 
     @property
+    def level_starts(self) -> tuple[int, ...]:
+        """First unit of every level, of each tree; one more entry closes the last."""
+        return self.shape.level_starts
+
+    @property
     def total_units(self) -> int:
         """F."""
         return sum(count * width for count, width in zip(self.level_nodes, self.shape.widths))
@@ -98,7 +103,7 @@ class TreeSpec:
         shape = self.shape
         tree, leaf = jnp.divmod(ids, shape.n_leaves)
         starts = [
-            tree * shape.tree_units + shape.level_starts[level] + (leaf >> (shape.depth - level)) * width
+            tree * shape.tree_units + self.level_starts[level] + (leaf >> (shape.depth - level)) * width
             for level, width in enumerate(shape.widths)
         ]
         return _joined(starts, shape.widths)
@@ -174,7 +179,7 @@ class PrunedSpec(TreeSpec):
 
     @property
     def level_starts(self) -> tuple[int, ...]:
-        """First unit of every level; one more entry closes the last."""
+        """First unit of every level, of all trees together; one more entry closes the last."""
         sizes = [count * width for count, width in zip(self.nodes, self.shape.widths)]
         return (0, *map(int, np.cumsum(sizes)))
 
