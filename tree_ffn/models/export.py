@@ -9,6 +9,7 @@ import tempfile
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from tree_ffn.errors import InputError, reason
 from tree_ffn.json_input import parse_object
@@ -17,6 +18,7 @@ from tree_ffn.models.describe import abstract_variables
 from tree_ffn.models.finite import check_finite
 from tree_ffn.models.safetensors_file import read_header
 from tree_ffn.models.spec import ModelSpec, spec_from_dict, spec_to_dict
+from tree_ffn.models.unread import check_unmoved, unread
 
 FORMAT, VERSION = "tree_ffn", 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -86,16 +88,13 @@ def load(directory: str) -> tuple[ModelSpec, dict, dict]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"export: {path!r} cannot be read as safetensors: {error}.") from None
-    _check_tensors(path, tensors, _by_path(abstract_variables(spec)))
+    expected = _by_path(abstract_variables(spec))
+    biases = unread(tensors, expected)
+    check_unmoved(biases, path, "export")
+    tensors = {name: value for name, value in tensors.items() if name not in biases}
+    _check_tensors(path, tensors, expected)
     check_finite(tensors.items(), path, "export")
-    variables: dict = {}
-    for name, value in tensors.items():
-        *parents, last = name.split("/")
-        place = variables
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return spec, variables, config
+    return spec, unflatten_dict(tensors, sep="/"), config
 
 
 def _by_path(tree) -> dict:

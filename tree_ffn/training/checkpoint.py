@@ -14,6 +14,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
@@ -23,10 +24,11 @@ from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.finite import check_finite_variables
 from tree_ffn.models.spec import ModelSpec, spec_from_dict
 from tree_ffn.models.transformer import Transformer
+from tree_ffn.models.unread import check_unmoved, unread
 from tree_ffn.paths import local
 from tree_ffn.training.config import Namespace, namespace
 from tree_ffn.training.disk import checkpoint_directory, copied_whole, disk_error, steps_on_disk
-from tree_ffn.training.leaves import compare_leaves
+from tree_ffn.training.leaves import compare_leaves, leaves_of
 from tree_ffn.training.sharding import make_mesh, placed
 from tree_ffn.training.step import TrainState
 from tree_ffn.upgrades import readable
@@ -172,8 +174,7 @@ class Checkpoints:
             "model": abstract.variables,
             "optimizer": {"step": abstract.step, "opt_state": abstract.opt_state},
         }
-        self._compare(step, items)
-        found = self._orbax.load_checkpointables(step, items)
+        found = self._load(step, items)
         return TrainState(**found["optimizer"], **found["model"]), self.meta(step)
 
     def find(self, step: int | str) -> int:
@@ -193,19 +194,32 @@ class Checkpoints:
 
     def restore_variables(self, abstract: dict, step: int) -> dict:
         """The item `model` alone: {"params", "routing"}; arguments and errors as `restore`."""
-        self._compare(step, {"model": abstract})
-        return self._orbax.load_checkpointables(step, {"model": abstract})["model"]
+        return self._load(step, {"model": abstract})["model"]
 
-    def _compare(self, step: int, items: dict) -> None:
-        saved = self._orbax.checkpointables_metadata(step).metadata
+    def _load(self, step: int, items: dict) -> dict:
+        """The items as their abstract trees say; the checkpoint has nothing else, but for `unread` arrays."""
+        path, saved = f"{self.directory}/{step}", self._orbax.checkpointables_metadata(step).metadata
+        self._check_items(path, saved, items)
+        biases = unread(leaves_of(saved["model"]), leaves_of(items["model"]))
         for item, abstract in items.items():
-            path = f"{self.directory}/{step}"
+            compare_leaves(path, saved[item], abstract, but=biases)
+        if not biases:
+            return self._orbax.load_checkpointables(step, items)
+        mesh = jax.tree.leaves(items["model"])[0].sharding.mesh
+        more = placed({name: jax.ShapeDtypeStruct(*leaf) for name, leaf in biases.items()}, mesh)
+        both = unflatten_dict(flatten_dict(items["model"], sep="/") | more, sep="/")
+        found = self._orbax.load_checkpointables(step, items | {"model": both})
+        leaves = flatten_dict(found["model"], sep="/")
+        check_unmoved({name: leaves[name] for name in biases}, path, "checkpoint")
+        return found | {"model": _part(found["model"], items["model"])}
+
+    def _check_items(self, path: str, saved: dict, items: dict) -> None:
+        for item in items:
             if saved.get(item) is None:  # orbax warns and goes on where it cannot read an item
                 raise InputError(
                     f"checkpoint: {path} cannot be read, its item {item!r} is damaged or missing; "
                     "use another one by --step, or delete that directory."
                 )
-            compare_leaves(path, saved[item], abstract)
 
     def _guard(self, action) -> None:
         """Runs `action`; says what a full or read-only disk means."""
@@ -219,6 +233,13 @@ class Checkpoints:
             steps = steps_on_disk(self.directory)
             whole = f"checkpoints up to step {steps[-1]} are whole" if steps else "no checkpoint is whole"
             raise InputError(f"workdir: {self.directory} cannot be written ({cause}); {whole}.") from error
+
+
+def _part(tree: dict, like: dict) -> dict:
+    """What of a tree of dicts another has too."""
+    return {
+        name: _part(tree[name], sub) if isinstance(sub, dict) else tree[name] for name, sub in like.items()
+    }
 
 
 def _is_news(record: logging.LogRecord) -> bool:

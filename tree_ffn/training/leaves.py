@@ -1,5 +1,7 @@
 """Trees of arrays as {path: (shape, dtype)}: compared, and differences put in words."""
 
+from collections.abc import Container
+
 import jax
 import numpy as np
 
@@ -13,13 +15,14 @@ def leaves_of(tree) -> dict[str, tuple]:
     return {path_name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in flat}
 
 
-def compare_leaves(source: str, saved, wanted) -> None:
+def compare_leaves(source: str, saved, wanted, but: Container[str] = ()) -> None:
     """Raises InputError that names the first leaf in which two trees differ.
 
     Args:
       source: the checkpoint that `saved` comes from.
       saved: tree of arrays, shapes or orbax metadata.
       wanted: the tree that the model needs.
+      but: paths that do not matter.
 
     Example:
       >>> f = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")
@@ -29,7 +32,7 @@ def compare_leaves(source: str, saved, wanted) -> None:
       tree_ffn.errors.InputError: checkpoint: w_in of runs/a is float32[2,3]; this model needs float32[2,4].
     """
     saved, wanted = leaves_of(saved), leaves_of(wanted)
-    for name in sorted(saved.keys() | wanted.keys()):
+    for name in sorted(name for name in saved.keys() | wanted.keys() if name not in but):
         if name not in saved:
             raise InputError(f"checkpoint: {source} has no {name}; this model needs {_said(wanted[name])}.")
         if name not in wanted:
