@@ -11,7 +11,7 @@ learning rates and table values are not known to us. Here: 8 layers of width 768
 60 M tokens seen (44 M of them unique), F of about 3,072 units, and A = 96 (3.1 %) in every sparse row and
 in `narrow`.
 
-A run takes 2 to 5 minutes on one H100 or H200 (README, results).
+A run takes 2 to 5 minutes on one H100 or H200 (docs/results/t1_small.md).
 """
 
 from configs import common

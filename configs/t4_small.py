@@ -19,7 +19,7 @@ with P=12, W=1, D=7: A = 96 of 3,060 units.
 The learning rate, 1.5e-3, is the best of three with gelu at the nodes
 (results/t1_small_tuning.jsonl); the sweep's grid (--tune) finds that of every activation and site.
 
-Expected: see README, results. A run takes one to three minutes on one H100, by the rates of the rows
+Expected: docs/results/t4_small.md. A run takes one to three minutes on one H100, by the rates of the rows
 of t1_small_tuning.
 """
 

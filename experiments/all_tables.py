@@ -78,7 +78,7 @@ def read_rows(pattern: str) -> tuple[list[dict], list[dict]]:
 
 
 def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> list[Table]:
-    """All tables of rows, in README's order.
+    """All tables of rows.
 
     Args:
       measured: rows of runs and timings.
@@ -88,6 +88,11 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
     Raises:
       InputError: the rows of a table do not belong together.
     """
+    return [table for _, table in by_topic(measured, tuning, mix)]
+
+
+def by_topic(measured: list[dict], tuning: list[dict], mix: bool = False) -> list[tuple[str, Table]]:
+    """As `tables_of`, each with its topic: the page of docs/results on which it stands."""
     parts = []
     for name, (key, make) in TABLES.items():
         found = [row for row in measured if row["table"] == name]
@@ -99,11 +104,19 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
             mine = {at: rows + LENDERS[name](rows, measured) for at, rows in mine.items()}
         grids = groups((row for row in tuning if (row["table"], row["metric"]) == (name, BITS)), trained)
         for rows in mine.values():
-            parts.append(make(rows))
-            if name in SCORED_ELSEWHERE and (below := other_texts(rows, parts[-1].title)):
-                parts.append(below)
-        parts += [tuning_grid(rows) for rows in grids.values()]
+            table = make(rows)
+            parts.append((topic(name, rows), table))
+            if name in SCORED_ELSEWHERE and (below := other_texts(rows, table.title)):
+                parts.append((name, below))
+        parts += [("learning_rates", tuning_grid(rows)) for rows in grids.values()]
     return parts
+
+
+def topic(name: str, rows: list[dict]) -> str:
+    """A table's topic: its name, except that the speed of layers has two and that of programs one."""
+    if name == "speed_layer":
+        return f"{name}_{'cpu' if rows[0]['device'] == 'cpu' else 'gpu'}"
+    return "speed_programs" if name in SPEED_OF_PROGRAMS else name
 
 
 def baselines(rows: list[dict], measured: list[dict]) -> list[dict]:
@@ -176,13 +189,15 @@ def tuning_grid(rows: list[dict]) -> Table:
 
 # Tables that stand on rows of others.
 LENDERS = {"quality_attempts": baselines}
+# Tables of programs' speed, which share a page.
+SPEED_OF_PROGRAMS = ("speed_train", "speed_steps", "scoring_speed", "answer_speed")
 # Tables whose lines may have been scored on other texts too: those stand in a table below.
 SCORED_ELSEWHERE = ("t1_small", "quality_attempts", "quality_transfer")
 
 # Of tables that may be mixed: what is a table of its own even so.
 MIXABLE = {trained: machine, clocked: lambda row: row["device"]}
 
-# name: (what makes a table of its own, how it is made), in README's order.
+# name: (what makes a table of its own, how it is made).
 TABLES = {
     "quickstart": (clocked, quickstart),
     "cpu_small": (trained, cpu_small),

@@ -1,4 +1,4 @@
-"""A table as it is printed: Markdown for README, booktabs LaTeX for papers."""
+"""A table as it is printed: Markdown for docs/results, booktabs LaTeX for papers."""
 
 import re
 import textwrap
@@ -33,10 +33,7 @@ class Table(NamedTuple):
         """A heading, the text and the table. Commands stand in the rows: each is of the commit beside it."""
         sides = ["---"] * self.labels + ["--:"] * (len(self.head) - self.labels)
         table = "\n".join(f"| {' | '.join(line)} |" for line in [self.head, sides, *self.cells])
-        if len(self.cells) > 20:
-            table = f"<details><summary>All {len(self.cells)} lines</summary>\n\n{table}\n\n</details>"
-        text = textwrap.fill(self.text, 120, **WHOLE)
-        return f"### {self.title}\n\n{text}\n\n{table}"
+        return f"## {self.title}\n\n{wrapped(self.text)}\n\n{table}"
 
     def latex(self) -> str:
         """A table of the package booktabs; above each line, as a comment, the command that made it."""
@@ -53,6 +50,11 @@ class Table(NamedTuple):
             rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(latex, self.head)) + r" \\",
             r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}",
         ])  # fmt: skip
+
+
+def wrapped(text: str) -> str:
+    """A paragraph of Markdown in lines of at most 120 letters, words and links whole."""
+    return textwrap.fill(text, 120, **WHOLE)
 
 
 def latex(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The measured rows in results/*.jsonl that README and tables are made from.
+"""The measured rows in results/*.jsonl that tables are made from.
 
 One measurement a line; lines are appended, never edited. Of lines with the same
 (table, row, metric, seed, device, config_hash) that of the later date counts.

@@ -1,70 +1,70 @@
-"""Makes the tables of README.md from results/*.jsonl: the only source of claims.
+"""Makes tables from results/*.jsonl: the only source of claims.
 
     python -m experiments.tables              # prints the tables
-    python -m experiments.tables --readme     # rewrites the section of results in README.md
-    python -m experiments.tables --check      # exits 1 if that is not what results/ gives
+    python -m experiments.tables --write      # writes the pages of docs/results
+    python -m experiments.tables --check      # exits 1 if those are not what results/ gives
     python -m experiments.tables --latex --results=results/t1_small.jsonl      # booktabs, with the commands
 
 Files called *_tuning.jsonl hold the runs that learning rates were chosen by; they make the grids and
 nothing else. What may stand in one line is said in experiments/lines.py.
 """
 
-import re
+import pathlib
 import sys
 
 from absl import flags
 
 from experiments import cli, path_flags
-from experiments.all_tables import read_rows, tables_of
+from experiments.all_tables import by_topic, read_rows, tables_of
+from experiments.result_pages import pages_of
 from tree_ffn.errors import InputError
 
 _RESULTS = path_flags.define("results", "results/*.jsonl", "Results files (a glob pattern).")
-_PAGE = path_flags.define("page", "README.md", "File with the section of results.")
-_README = flags.DEFINE_bool("readme", False, "Rewrite the section of results in --page.")
+_PAGES = path_flags.define("pages", "docs/results", "Directory of the pages.")
+_WRITE = flags.DEFINE_bool("write", False, "Write the pages in --pages.")
+_CHECK = flags.DEFINE_bool("check", False, "Exit with 1 if a page in --pages is out of date.")
 _LATEX = flags.DEFINE_bool("latex", False, "Print LaTeX (package booktabs) in place of Markdown.")
 _MIXED = flags.DEFINE_bool("mixed", False, "Let lines of other data or steps into one table, which says so.")
-_CHECK = flags.DEFINE_bool("check", False, "Exit with 1 if the section in --page is out of date.")
-
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
 def main() -> None:
-    if (_LATEX.value or _MIXED.value) and (_README.value or _CHECK.value):
+    if (_LATEX.value or _MIXED.value) and (_WRITE.value or _CHECK.value):
         raise InputError(
-            "--latex and --mixed are not allowed with --readme or --check; leave one of them out."
+            "--latex and --mixed are not allowed with --write or --check; leave one of them out."
         )
     measured, tuning = read_rows(_RESULTS.value)
+    if _WRITE.value or _CHECK.value:
+        pages = pages_of(by_topic(measured, tuning))
+        old = outdated(_PAGES.value, pages)
+        if _CHECK.value and old:
+            late = ", ".join(old)
+            print(f"{late}: out of date; run python -m experiments.tables --write.", file=sys.stderr)
+            sys.exit(1)
+        write(_PAGES.value, {name: pages[name] for name in old})
+        return
     tables = tables_of(measured, tuning, _MIXED.value)
     body = "\n\n".join(table.latex() if _LATEX.value else table.markdown() for table in tables)
-    if not (_README.value or _CHECK.value):
-        print(body or f"No rows in {_RESULTS.value}.")
-        return
-    page = _PAGE.value
-    old = read(page)
-    new = with_section(old, body, page)
-    if _CHECK.value and new != old:
-        print(f"{page}: out of date; run python -m experiments.tables --readme.", file=sys.stderr)
-        sys.exit(1)
-    if new != old:
-        write(page, new)
+    print(body or f"No rows in {_RESULTS.value}.")
 
 
-def read(page: str) -> str:
-    """The page's text; one that cannot be read is an InputError."""
+def outdated(directory: str, pages: dict[str, str]) -> list[str]:
+    """Names of the pages that are missing in a directory or read otherwise."""
+    files = {name: pathlib.Path(directory, name) for name in pages}
+    return [
+        name
+        for name, file in files.items()
+        if not file.is_file() or file.read_text(encoding="utf-8") != pages[name]
+    ]
+
+
+def write(directory: str, pages: dict[str, str]) -> None:
+    """Writes pages; a directory that does not take them is an InputError."""
     try:
-        with open(page, encoding="utf-8") as file:
-            return file.read()
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            pathlib.Path(directory, name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--page: {page} cannot be read ({error.strerror}).") from error
-
-
-def write(page: str, text: str) -> None:
-    """Writes the page; one that cannot be written is an InputError."""
-    try:
-        with open(page, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise InputError(f"--page: {page} cannot be written ({error.strerror}).") from error
+        raise InputError(f"--pages: {directory} cannot be written ({error.strerror}).") from error
 
 
 def render(pattern: str) -> str:
@@ -72,13 +72,5 @@ def render(pattern: str) -> str:
     return "\n\n".join(table.markdown() for table in tables_of(*read_rows(pattern)))
 
 
-def with_section(text: str, body: str, page: str) -> str:
-    """`text` with `body` between its two marks."""
-    match = re.fullmatch(f"(.*{BEGIN}\n)(.*)({END}.*)", text, re.S)
-    if not match or text.count(BEGIN) + text.count(END) != 2:
-        raise InputError(f"--page: {page} is not allowed; it needs {BEGIN} and after it {END}, once each.")
-    return match[1] + (f"\n{body}\n\n" if body else "") + match[3]
-
-
 if __name__ == "__main__":
-    cli.run(main, prints=lambda: not _README.value)
+    cli.run(main, prints=lambda: not _WRITE.value)

@@ -51,7 +51,7 @@ def test_the_table_and_its_rows(converted):
     }
     assert {row["table"] for row in rows} == {"conversion"}
     page = render(f"{to}/rows.jsonl")
-    assert "### Conversion" in page and "| `cluster_separate_refits3` | 42.9% | 57.1% |" in page
+    assert "## Conversion" in page and "| `cluster_separate_refits3` | 42.9% | 57.1% |" in page
     losses, shares = {"val_loss", "loss_rise"}, {"active_share", "flops_share"}
     kept = {"kept", "kept_paths", "kept_oracle", "kept_static"}
     assert {row["metric"] for row in rows} == losses | shares | kept

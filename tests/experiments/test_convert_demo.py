@@ -95,7 +95,7 @@ def test_the_whole_of_it_and_again(texts, tmp_path):
     scored = {row["row"] for row in rows if row["metric"] == "license_nats_per_word"}
     assert scored == runs | {"dense", "cluster_spent_refits1"}
     page = render(f"{tmp_path}/*.jsonl")
-    assert "### Conversion" in page and "### Fine-tuning of converted models, 4 steps" in page
+    assert "## Conversion" in page and "## Fine-tuning of converted models, 4 steps" in page
     again = call(*asked)
     assert again.code == 0 and "step" not in again.out
     assert again.out.splitlines()[-5:] == outcome.out.splitlines()[-5:]

@@ -68,7 +68,7 @@ def test_before_during_and_after(runs, tuned):
     rows = record.load_results(f"{runs}/rows.jsonl")
     found = {row["metric"]: row for row in rows}
     page = render(f"{runs}/rows.jsonl")
-    assert "### Fine-tuning of converted models, 6 steps" in page and "| `frequency_distilled` |" in page
+    assert "## Fine-tuning of converted models, 6 steps" in page and "| `frequency_distilled` |" in page
     assert {"val_loss", "loss_before", "loss_teacher"} <= found.keys()
     assert found["val_loss"]["config"]["finetune"]["converted"]["method"] == "frequency"
     assert "start" not in found["val_loss"]["config"]["finetune"]

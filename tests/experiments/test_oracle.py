@@ -32,7 +32,7 @@ def test_a_line_a_layer_and_a_row_of_the_table(run, tmp_path):
     assert rows["oracle_loss"] <= rows["val_loss"] and 0 <= rows["moved"] <= 1
     mean = sum(float(cells[4]) for cells in layers) / 2
     assert rows["oracle_loss"] == pytest.approx(mean, abs=1e-4)
-    assert "### Oracle routing, cpu" in render(str(results)) and "2 held-out rows, 3 rounds" in render(
+    assert "## Oracle routing, cpu" in render(str(results)) and "2 held-out rows, 3 rounds" in render(
         str(results)
     )
 

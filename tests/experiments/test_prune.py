@@ -70,7 +70,7 @@ def test_the_curve_and_its_rows(run, tmp_path):
         1,
     ]
     page = render(str(results))
-    assert "### Pruning, 6 steps" in page and page.count("| `tree_hard_P2_W1` |") == 4
+    assert "## Pruning, 6 steps" in page and page.count("| `tree_hard_P2_W1` |") == 4
     assert "| unpruned | 28 | 100.0% |" in page and "| 1 | 12 | 42.9% |" in page
 
 

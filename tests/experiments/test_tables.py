@@ -1,4 +1,4 @@
-"""Results rows become tables: statistics, what may be compared, README's section."""
+"""Results rows become tables: statistics, what may be compared, pages."""
 
 import dataclasses
 import pathlib
@@ -6,7 +6,9 @@ import pathlib
 import pytest
 
 from experiments import record
-from experiments.tables import BEGIN, END, render, with_section
+from experiments.all_tables import TABLES, topic
+from experiments.result_pages import TOPICS
+from experiments.tables import render
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
 from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
@@ -107,7 +109,7 @@ def test_attempts_stand_beside_the_baselines_of_their_task(tmp_path):
     ):
         add(path, row, 0, table="quality_attempts", of=of, loss=loss)
     text = render(str(path))
-    attempts = text[text.index("### Attempts") :]
+    attempts = text[text.index("## Attempts") :]
     assert cells(attempts, "`hash_X32`")[0][3] == "0.750 (one seed)"
     assert len(cells(attempts, "`dense`")) == len(cells(attempts, "`narrow_A16`")) == 1
     assert not cells(attempts, "`tree_hard_P2_W1`")  # no baseline
@@ -119,7 +121,7 @@ def test_lengths_and_devices_are_tables_of_their_own(small):
     add(small, "dense", 0, device="h200", loss=1.0)
     add(small, "dense", 1, device="h100", loss=1.2)  # a card like it: another seed of the same line
     text = render(str(small))
-    assert text.count("### Small comparison") == 3 and "1500 steps" in text
+    assert text.count("## Small comparison") == 3 and "1500 steps" in text
     assert [row[1] for row in cells(text, "`dense`")] == [
         "0.5500 ± 0.0707", "1.0250 ± 0.0354", "0.7500 (one seed)",
     ]  # fmt: skip
@@ -207,7 +209,7 @@ def test_other_texts_stand_below_with_gaps_of_their_own(tmp_path):
         figures |= {"wikitext2_joined_loss": joined, "wikitext2_joined_bits_per_byte": 1.25}
         add(path, row, 0, "t1_small", figures=figures)
     text = render(str(path))
-    assert "### Language modelling (T1), cpu, 500 steps: other texts" in text and "nats a word" not in text
+    assert "## Language modelling (T1), cpu, 500 steps: other texts" in text and "nats a word" not in text
     assert cells(text, "`tree_hard_P2_W1`")[1] == [
         "`tree_hard_P2_W1`", "1.5000 (one seed)", "0.750 (one seed)", "1",
         "1.2500 (one seed)", "0.250 (one seed)", "1",
@@ -266,7 +268,7 @@ def test_steps_are_never_mixed(tmp_path):
         figures = {"tokens_per_s": rate, "val_loss": 3.0}
         add(path, f"opt_125m_T2048_{kind}", 0, "speed_train", "h200", figures, opt_125m(steps=steps))
     text = render(str(path))
-    assert text.count("### Speed of training, opt_125m_T2048, h200") == 2
+    assert text.count("## Speed of training, opt_125m_T2048, h200") == 2
     first, second = cells(text, "`tree`")
     assert first[1:3] == ["150", "1.50"] and second[1:3] == ["9,000", ""]
     assert first[4] == "3.0000 (one seed)"
@@ -327,7 +329,7 @@ def test_leaf_layers_have_speed_tables_of_their_own(tmp_path):
         add_time(path, f"d768_T4096_{router}", "masked", 2.0, 0.5, spec=spec)
     text = render(str(path))
     for what in ("the path layer, hard", "the leaf layer, tree", "the leaf layer, softmax"):
-        assert f"### Speed of {what}, cpu, float32" in text
+        assert f"## Speed of {what}, cpu, float32" in text
     assert [row[2] for row in cells(text, "768")] == ["X=512 W=6 K=16"] * 2 + ["P=1 W=12"]
 
 
@@ -404,51 +406,44 @@ def test_the_later_date_counts_whatever_file_it_is_in(tmp_path):
         record.load_results(str(tmp_path / "*.jsonl"))
 
 
-def page_at(tmp_path, text=f"# Title\n\n{BEGIN}\nold\n{END}\n\nrest\n"):
-    path = tmp_path / "PAGE.md"
-    path.write_text(text)
-    return path
-
-
-def test_the_section_is_rewritten_in_place(small):
-    page = page_at(small.parent)
-    arguments = (f"--results={small}", f"--page={page}")
-    assert call("tables", "--check", *arguments).code == 1
-    assert "old" in page.read_text()  # a check changes nothing
-    assert call("tables", "--readme", *arguments) == (0, "", "")
-    first = page.read_text()
-    assert first.startswith(f"# Title\n\n{BEGIN}\n\n### ") and first.endswith(f"\n\n{END}\n\nrest\n")
-    assert call("tables", "--readme", *arguments).code == 0 and page.read_text() == first
+def test_pages_are_written_and_checked(small):
+    pages = small.parent / "pages"
+    arguments = (f"--results={small}", f"--pages={pages}")
+    missing = call("tables", "--check", *arguments)
+    assert missing.code == 1 and "index.md, cpu_small.md: out of date" in missing.err and not pages.exists()
+    assert call("tables", "--write", *arguments) == (0, "", "")
+    assert {page.name for page in pages.iterdir()} == {"index.md", "cpu_small.md"}
     assert call("tables", "--check", *arguments).code == 0
-    assert "`tree_hard_P2_W1`" in call("tables", f"--results={small}").out
+    page = pages / "cpu_small.md"
+    written = page.read_text()
+    page.write_text(written + "by hand\n")
+    assert call("tables", "--check", *arguments).code == 1
+    assert call("tables", "--write", *arguments).code == 0 and page.read_text() == written
+    assert written.endswith(call("tables", f"--results={small}").out)
 
 
-def test_no_results_leave_an_empty_section(tmp_path):
-    page = page_at(tmp_path)
-    assert call("tables", "--readme", f"--results={tmp_path}/*.jsonl", f"--page={page}").code == 0
-    assert page.read_text() == f"# Title\n\n{BEGIN}\n{END}\n\nrest\n"
+def test_every_table_has_a_page():
+    topics = {topic(name, [{"device": device}]) for name in TABLES for device in ("cpu", "h200")}
+    assert topics | {"learning_rates"} == set(TOPICS)
 
 
-@pytest.mark.parametrize("text", ["none", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n" * 2])
-def test_marks_are_needed(tmp_path, text):
-    with pytest.raises(InputError, match="PAGE.md"):
-        with_section(text, "", "PAGE.md")
-    page = page_at(tmp_path, text)
-    done = call("tables", "--check", f"--results={tmp_path}/*.jsonl", f"--page={page}")
-    assert done.code == 2 and done.err.count("\n") == 1
+def test_no_results_leave_an_index(tmp_path):
+    pages = tmp_path / "pages"
+    assert call("tables", "--write", f"--results={tmp_path}/*.jsonl", f"--pages={pages}").code == 0
+    assert [page.name for page in pages.iterdir()] == ["index.md"]
 
 
 def test_files_that_are_not_there(tmp_path):
     done = call("tables", f"--results={tmp_path}/rows.jsonl")
     assert done.code == 2 and "rows.jsonl" in done.err
-    done = call("tables", "--check", f"--results={tmp_path}/*.jsonl", f"--page={tmp_path}/none.md")
-    assert done.code == 2 and "none.md" in done.err
+    (tmp_path / "file").touch()
+    done = call("tables", "--write", f"--results={tmp_path}/*.jsonl", f"--pages={tmp_path}/file/pages")
+    assert done.code == 2 and "--pages" in done.err and done.err.count("\n") == 1
 
 
-def test_readme_is_what_results_give():
-    body = render(str(ROOT / "results" / "*.jsonl"))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_section(text, body, "README.md") == text, "run python -m experiments.tables --readme"
+def test_the_pages_are_what_results_give():
+    done = call("tables", "--check", f"--results={ROOT}/results/*.jsonl", f"--pages={ROOT}/docs/results")
+    assert done == (0, "", "")
 
 
 def test_a_mixed_table_says_so_and_computes_no_gap(small):
@@ -461,8 +456,8 @@ def test_a_mixed_table_says_so_and_computes_no_gap(small):
     assert "MIXED: its lines differ in data.sha256, train.steps and cannot be compared." in text
     assert "`tree_hard_P2_W1@11111111@500`" in text and "`dense@11111111@1500`" in text
     assert "0.500 ± 0.000" not in text
-    refused = call(*arguments, "--mixed", "--readme")
-    assert refused.code == 2 and "--mixed are not allowed with --readme" in refused.err
+    refused = call(*arguments, "--mixed", "--write")
+    assert refused.code == 2 and "--mixed are not allowed with --write" in refused.err
 
 
 def test_latex(small):
