@@ -174,8 +174,6 @@ def ffn_config(width: FieldReference) -> ConfigDict:
     ffn.expert_width = follow(0, lambda width: max(1, width // 128), width)  # W
     ffn.top_k = 16  # K, experts that a token uses
     ffn.router = "tree"  # tree | softmax (a mixture of experts) | hash | random
-    # Of trees: best, the likeliest leaves; or beam, those that a beam of top_k finds.
-    ffn.search = follow("beam", lambda router: "beam" if router == "tree" else "best", ffn.get_ref("router"))
     ffn.gate_norm = "rms"  # none | l1 | l2 | rms: what of a token's gates is 1, their sum, or that of squares
     ffn.dense_start = 0.2  # share of the training in which experts that are not chosen add something
     # Of tree, the paper's layer.

@@ -19,8 +19,7 @@ from configs import common
 MANY, ONE = ({"n_trees": p, "node_width": (w,)} for p, w in ((12, 1), (1, 12)))
 # Mixtures of experts, without a dense start, as the paper's trees are: gates as they are, balanced.
 MIXTURE = {
-    "kind": "leaf", "router": "softmax", "search": "best", "gate_norm": "none", "balance_rate": 1e-3,
-    "dense_start": 0.0,
+    "kind": "leaf", "router": "softmax", "gate_norm": "none", "balance_rate": 1e-3, "dense_start": 0.0,
 }  # fmt: skip
 
 ROWS = {

@@ -40,16 +40,18 @@ def cost(row: dict) -> Cost | None:
 
 
 def gone(ffn: dict) -> Cost:
-    """F and 2 A + routers of a layer as commit 30983ff had them.
+    """F and 2 A + routers of a layer as the last commit had them that computes it.
 
-    Grouped experts: X W units, K W of them at work, X routers. P trees of depth D whose first H decisions are
-    a hash's: sum over the levels of P W_l units at work and of P 2^l W_l in all, S shared ones in both. Where
-    nodes only decided (`silent`), W_l had one row less. A search of beam B asked min(2^l, B) nodes of each
-    level that was no hash's; of those, the D - H on the path are units already where first units decide.
+    Experts: X W units, K W of them at work, X routers of grouped ones, X - P where they were the best of all
+    leaves of P trees. P trees of depth D whose first H decisions are a hash's: sum over the levels of P W_l
+    units at work and of P 2^l W_l in all, S shared ones in both. Where nodes only decided (`silent`), W_l had
+    one row less. A search of beam B asked min(2^l, B) nodes of each level that was no hash's; of those, the
+    D - H on the path are units already where first units decide.
     """
-    if ffn["kind"] == "moe":
+    if ffn["kind"] in ("moe", "leaf"):
         width = ffn["expert_width"] or units_of_paths(ffn)[1] // ffn["top_k"]
-        return Cost(ffn["n_experts"] * width, 2 * ffn["top_k"] * width + ffn["n_experts"])
+        n_trees = ffn.get("leaf_trees", ffn["n_trees"]) if ffn["kind"] == "leaf" else 0
+        return Cost(ffn["n_experts"] * width, 2 * ffn["top_k"] * width + ffn["n_experts"] - n_trees)
     router = "frozen" if ffn["kind"] == "random_tree" else ffn["router"]
     hashed = ffn["depth"] if ffn["kind"] == "hash_tree" else ffn["hash_levels"]
     total, active = units_of_paths({**ffn, "router": router, "hash_levels": hashed})

@@ -5,8 +5,10 @@ experts, every derivative by hand.
 
     tree: r[n] = <w[n], x> + b[n];   log p(leaf) = sum over the ancestors n of log s(+-r[n])
     softmax: log p(j) = r[j] - log sum exp r
-    J = the K best of log p (ties: the lower id; NaN is the lowest); where the load is balanced, of trees of
-        log p made of r + bias, of flat routers of p + bias;   g[j] = p[j] / norm over J
+    J: softmax: the K best of log p; tree: of every level the K best of the children of those above, at last
+        of the leaves (ties: the lower id; NaN is the lowest). Where the load is balanced, of trees of log p
+        made of r + bias, of flat routers of p + bias
+    g[j] = p[j] / norm over J
     y = b_out + sum over j of (leak + (1 - leak) g[j]) sum_u act(<w_in[j,u], x> + b_in[j,u]) w_out[j,u]
 """
 
@@ -77,10 +79,9 @@ def search(spec, r, keep_X):
 def preferred(params, spec, r, keep_X):
     """The chosen experts by the logits of a token, ascending, of those that are left."""
     bias = params.get("selection_bias", 0.0)
-    if spec.search == "beam":
+    if spec.router == "tree":
         return search(spec, r + bias, keep_X)
-    scores = log_p(spec, r + bias) if spec.router == "tree" else np.exp(log_p(spec, r)) + bias
-    return best(np.where(keep_X, scores, np.nan), spec.top_k)
+    return best(np.where(keep_X, np.exp(log_p(spec, r)) + bias, np.nan), spec.top_k)
 
 
 def route(params, x, spec, token=None, dg=None, keep_X=None):

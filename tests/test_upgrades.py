@@ -39,8 +39,8 @@ def old_config(kind="tree", **changes):
 ALIKE = {"implementation": "auto", "activation": "gelu"}
 TREES = {"n_trees": 3, "depth": 2, "node_width": [2], "act_site": "node", "balance_rate": 0.0}
 LEAVES = {
-    "kind": "leaf", "n_experts": 8, "top_k": 2, "n_trees": 1, "search": "best", "gate_norm": "none",
-    "balance_rate": 1e-3, "dense_start": 0.0, "expert_width": 9,
+    "kind": "leaf", "n_experts": 8, "top_k": 2, "n_trees": 1, "gate_norm": "none", "balance_rate": 1e-3,
+    "dense_start": 0.0, "expert_width": 9,
 }  # fmt: skip
 MEANT = [
     ("tree", {}, {"kind": "tree", "routing": "hard", **TREES}),
@@ -63,10 +63,12 @@ MEANT = [
         "leaf",
         {"leaf_trees": 2, "search": "beam", "renormalise": True, "gate_norm": 3, "moe_balance": "none"},
         {
-            **LEAVES, "router": "tree", "n_trees": 2, "search": "beam", "gate_norm": "rms",
-            "balance_rate": 0.0,
+            **LEAVES, "router": "tree", "n_trees": 2, "gate_norm": "rms", "balance_rate": 0.0,
         },
     ),
+    ("leaf", {"leaf_router": "softmax"}, {**LEAVES, "router": "softmax"}),
+    # A beam of 4 keeps every node above 8 leaves: it finds the best.
+    ("leaf", {"top_k": 4}, {**LEAVES, "router": "tree", "top_k": 4, "expert_width": 4}),
 ]  # fmt: skip
 
 
@@ -100,6 +102,19 @@ def test_what_no_layer_computes_any_more_is_kept_and_refused(kind, changes, said
     gone = "is no option any more; the last commit that reads it is"
     with pytest.raises(InputError, match=rf"^runs/a: {said} {gone} 30983ff\.$"):
         readable(config, "runs/a")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"top_k": 3}, {"leaf_trees": 4, "top_k": 3}, {"leaf_trees": 8, "top_k": 7}, {"top_k": 1}]
+)
+def test_the_best_of_all_leaves_are_kept_apart_and_refused(changes):
+    config = old_config("leaf", **changes)
+    assert upgraded(config)["ffn"]["search"] == "best"  # rows are told apart by it
+    said = "ffn.search = 'best' is no option any more; the last commit that reads it is 389f439"
+    with pytest.raises(InputError, match=rf"^runs/a: {said}\.$"):
+        readable(config, "runs/a")
+    with pytest.raises(InputError, match=r"ffn.leak = 0.5 is .*30983ff\.$"):
+        readable(old_config("leaf", leak=0.5, **changes), "runs/a")
 
 
 def test_values_that_are_there_stay_and_nothing_is_changed_in_place():
@@ -202,6 +217,21 @@ def test_mixtures_of_old_exports_are_leaf_layers():
     hashing = mixture | {"router": "hash", "top_k": 1, "balance": "none", "leak": 0.0}
     spec = spec_from_dict({**OLD_MODEL, "ffns": [hashing]})
     assert spec.ffns == (LeafSpec(n_experts=8, expert_width=3, top_k=1, router="hash", gate_norm="none"),)
+
+
+@pytest.mark.parametrize("search, top_k, reads", [("beam", 3, True), ("best", 4, True), ("best", 3, False)])
+def test_trees_of_leaves_of_old_exports_were_searched(search, top_k, reads):
+    layer = {
+        "kind": "leaf", "n_experts": 8, "expert_width": 3, "top_k": top_k, "router": "tree", "n_trees": 1,
+        "search": search, "gate_norm": "l2", "balance_rate": 0.0, "dense_start": 0.0, "activation": "gelu",
+        "n_kept": 0,
+    }  # fmt: skip
+    model = {**OLD_MODEL, "ffns": [layer], "unroll": 1, "tied_head": True, KEY: 5}
+    if reads:
+        assert spec_from_dict(model).ffns == (LeafSpec(n_experts=8, expert_width=3, top_k=top_k),)
+    else:
+        with pytest.raises(InputError, match="model: ffn.search = 'best' is no option any more; .* 389f439"):
+            spec_from_dict(model)
 
 
 @pytest.mark.parametrize("name", ["hard", "leaf_softmax", "dense"])

@@ -72,6 +72,4 @@ def recipe(width: int) -> "LeafSpec":
     check_positive_int("width", width)
     if width % 128:
         raise InputError(f"width: {width} is not allowed; use a multiple of 128.")
-    return LeafSpec(
-        n_experts=512, expert_width=width // 128, top_k=16, search="beam", gate_norm="rms", dense_start=0.2
-    )
+    return LeafSpec(n_experts=512, expert_width=width // 128, top_k=16, gate_norm="rms", dense_start=0.2)

@@ -45,6 +45,7 @@ REMOVED = {
 
 
 LAST_OF_MANY = "30983ff"  # the last commit with trees of continuous gates, mixtures in groups, shared units
+LAST_OF_EXACT = "389f439"  # the last commit in which a leaf layer finds the K best of all leaves
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
@@ -100,16 +101,20 @@ def _options_that_are_gone(config: dict) -> Iterator[tuple[str, Any, str]]:
         section, name = key.split(".")
         yield from ((key, values[name], commit) for values in _sections(config, section) if name in values)
     for ffn in _sections(config, "ffn"):
-        if is_gone(ffn):
+        if _is_one_of_many(ffn):
             name = next(_gone(ffn), "kind")
             yield f"ffn.{name}", ffn.get(name), LAST_OF_MANY
+        elif "search" in ffn:
+            yield "ffn.search", ffn["search"], LAST_OF_EXACT
 
 
 def is_gone(ffn: dict) -> bool:
-    """Whether an upgraded layer, or section `ffn`, is one that no commit after `LAST_OF_MANY` computes.
+    """Whether an upgraded layer, or section `ffn`, is one that nothing computes any more."""
+    return _is_one_of_many(ffn) or "search" in ffn
 
-    Such a one still has all keys of version 4: no upgrade could take it apart.
-    """
+
+def _is_one_of_many(ffn: dict) -> bool:
+    """Such a one still has all keys of version 4: no upgrade could take it apart."""
     return "kappa" in ffn or "aux_weight" in ffn
 
 
@@ -309,8 +314,30 @@ def _gone(ffn: dict) -> Iterator[str]:
         yield from ["renormalise"] if one and ffn.get("renormalise") else []
 
 
+def _one_search(config: dict) -> None:
+    """Version 6: trees are searched by a beam of K, flat routers for the K best.
+
+    The K best of all leaves stay where a beam may find others; `readable` refuses them.
+    """
+    layers = str(_get(config.get("model"), "layers") or "")
+    for ffn in _sections(config, "ffn"):
+        is_leaf = "leaf" in named_kinds({"kind": str(ffn.get("kind"))}, layers)
+        if not _is_one_of_many(ffn) and not (is_leaf and _finds_the_best(ffn)):
+            ffn.pop("search", None)
+
+
+def _finds_the_best(ffn: dict) -> bool:
+    """Whether it is the K best of all leaves, and a beam may find others: it drops nodes above leaves."""
+    if (ffn.get("router"), ffn.get("search")) != ("tree", "best"):
+        return False
+    n_trees, top_k, n_experts = (ffn.get(name) for name in ("n_trees", "top_k", "n_experts"))
+    if not (isinstance(n_trees, int) and isinstance(top_k, int) and isinstance(n_experts, int)):
+        return False  # damaged
+    return top_k < n_trees or top_k < n_experts / 2
+
+
 UPGRADES: tuple[Callable[[dict], None], ...] = (
     _add_what_came_without_a_version, _drop_routers_until, _drop_negative_slope,
-    _drop_z_loss, _two_layers,
+    _drop_z_loss, _two_layers, _one_search,
 )  # fmt: skip
 VERSION = len(UPGRADES)

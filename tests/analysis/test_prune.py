@@ -29,7 +29,7 @@ from tree_ffn.tree.path import init_params
 TREES = TreeSpec(TreeShape(n_trees=2, depth=3, node_width=2))
 SUMMED = dataclasses.replace(TREES, act_site="sum")
 FROZEN = dataclasses.replace(TREES, router="frozen")
-LEAVES = LeafSpec(n_experts=32, expert_width=2, top_k=2, search="beam", balance_rate=1e-2)
+LEAVES = LeafSpec(n_experts=32, expert_width=2, top_k=2, balance_rate=1e-2)
 LAYERS = (TREES, TREES, KINDS["dense"], SUMMED, KINDS["leaf_hash"], FROZEN, LEAVES)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 16)), jnp.int32)
 

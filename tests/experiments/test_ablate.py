@@ -317,7 +317,7 @@ N_ROWS = {
     "t4_small": 22,
     "quickstart": 18,
     "fairness": 10,
-    "leaves": 16,
+    "leaves": 15,
 }
 
 

@@ -39,7 +39,7 @@ KINDS = ("dense", "narrow", "moe", "hash", "random_tree", "tree")
 FFN = {
     "implementation": "auto", "activation": "gelu", "width": 510, "n_trees": 2, "depth": 7, "node_width": [1],
     "act_site": "node", "routing": "hard", "balance_rate": 0.0, "n_experts": 32, "expert_width": 16,
-    "top_k": 1, "search": "best", "gate_norm": "none", "dense_start": 0.0,
+    "top_k": 1, "gate_norm": "none", "dense_start": 0.0,
 }  # fmt: skip
 LAYERS = {
     "moe": {"kind": "leaf", "router": "softmax", "n_trees": 1},
@@ -161,13 +161,14 @@ def added():
 
 
 def test_layers_that_are_gone_stand_in_tables_by_what_was_recorded(tmp_path):
-    """Silent routers and a beam, a hash's paths, shared units, experts in groups: products by hand."""
+    """Silent routers and a beam, a hash's paths, shared units, all leaves, groups: products by hand."""
     path = tmp_path / "rows.jsonl"
     experts = {"router": "silent", "depth": 5, "n_trees": 16, "routing": "continuous", "beam": 2}
     rows = {
         "tree_continuous_beam2": ({"kind": "tree", **experts}, "176"),  # 16 units, 16 (1 + 4 2) routers
         "hash_tree_P2_W1": ({"kind": "hash_tree"}, "32"),
         "tree_shared": ({"kind": "tree", "shared_width": 6}, "44"),
+        "leaf_best": ({"kind": "leaf", "top_k": 4, "expert_width": 3, "leaf_trees": 2}, "54"),  # 24 + 30
         "moe_grouped": ({"kind": "moe", "top_k": 4, "expert_width": 4, "expert_groups": 2}, "64"),
     }
     for row, (ffn, _) in rows.items():

@@ -20,12 +20,12 @@ KINDS = {
     "hard": TreeSpec(SHAPE, routing="hard"),
     "straight_through": TreeSpec(SHAPE, routing="straight_through"),
     "random_tree": TreeSpec(SHAPE, router="frozen"),
-    "leaf": LeafSpec(n_experts=8, expert_width=2, top_k=3, search="beam", balance_rate=1e-2),
+    "leaf": LeafSpec(n_experts=8, expert_width=2, top_k=3, balance_rate=1e-2),
     "leaf_softmax": LeafSpec(
         n_experts=5, expert_width=3, top_k=2, router="softmax", gate_norm="l1", balance_rate=1e-3
     ),
     "leaf_hash": LeafSpec(n_experts=4, expert_width=5, top_k=1, router="hash", gate_norm="none"),
-    "pruned_leaf": LeafSpec(n_experts=8, expert_width=2, top_k=3, search="beam", n_kept=5),
+    "pruned_leaf": LeafSpec(n_experts=8, expert_width=2, top_k=3, n_kept=5),
     "pruned": PrunedSpec(SHAPE, nodes=(2, 3, 4)),
     "pruned_random_tree": PrunedSpec(SHAPE, router="frozen", nodes=(2, 2, 3)),
 }

@@ -18,12 +18,11 @@ BFLOAT16 = 2.0**-8  # rounding errs by at most so much of a number
 # Leaf layers that have every option once, and its odd sizes.
 LEAVES = {
     "tree": LeafSpec(n_experts=16, expert_width=2, top_k=3),
-    "beam": LeafSpec(n_experts=16, expert_width=2, top_k=3, search="beam", gate_norm="rms"),
     "more_than_a_tree_has": LeafSpec(n_experts=16, expert_width=1, top_k=6, n_trees=4, gate_norm="l1"),
-    "trees_beam": LeafSpec(n_experts=24, expert_width=1, top_k=5, n_trees=3, search="beam", gate_norm="none"),
+    "trees": LeafSpec(n_experts=24, expert_width=1, top_k=5, n_trees=3, gate_norm="none"),
     "one_best": LeafSpec(n_experts=8, expert_width=3, top_k=1, gate_norm="none", activation="tanh"),
     "all": LeafSpec(n_experts=4, expert_width=2, top_k=4),
-    "no_decision": LeafSpec(n_experts=3, expert_width=2, top_k=2, n_trees=3, activation="silu"),
+    "no_decision": LeafSpec(n_experts=3, expert_width=2, top_k=3, n_trees=3, activation="silu"),
     "one_expert": LeafSpec(n_experts=1, expert_width=4, top_k=1, gate_norm="none"),
     "softmax": LeafSpec(n_experts=5, expert_width=3, top_k=2, router="softmax", gate_norm="l1"),
     "softmax_rms": LeafSpec(n_experts=6, expert_width=1, top_k=3, router="softmax", gate_norm="rms"),

@@ -15,8 +15,7 @@ from tree_ffn.models.dense import DenseSpec, dense_ffn
 from tree_ffn.models.ffn import ROUTING_NAMES, ffn_params, products
 from tree_ffn.tree import IMPLEMENTATIONS, Info, LeafSpec, leaf_ffn
 from tree_ffn.tree.leaf import balance_update, init_params, route
-from tree_ffn.tree.leaf.route import choose, log_probabilities
-from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS
 
 E, T = 6, 20
 SPECS = cases.LEAVES
@@ -61,7 +60,7 @@ def check_route(params, x, dg, spec):
 
 
 def test_every_option_is_compared_with_its_definition():
-    for field, table in {"router": ROUTERS, "search": SEARCHES, "gate_norm": GATE_NORMS}.items():
+    for field, table in {"router": ROUTERS, "gate_norm": GATE_NORMS}.items():
         assert {getattr(spec, field) for spec in SPECS.values()} == set(table)
 
 
@@ -79,8 +78,8 @@ BALANCED = [name for name, spec in SPECS.items() if spec.router_rows > (spec.rou
 def test_the_bias_acts_on_the_choice_alone(name, rng):
     """Of trees it is added to the logits, of flat routers to the probabilities; gates have none of it."""
     spec = dataclasses.replace(SPECS[name], balance_rate=0.1)
-    params, x, _ = cases.leaf_case(rng, spec)
-    check_route(params, x, rng.normal(size=(T, spec.top_k)), spec)
+    params, x, _ = cases.leaf_case(rng, spec, 3 * T)
+    check_route(params, x, rng.normal(size=(3 * T, spec.top_k)), spec)
     if spec.top_k < spec.n_experts > spec.n_trees:
         without = {name: value for name, value in params.items() if name != "selection_bias"}
         assert (leaf_oracle.route(params, x, spec)[0] != leaf_oracle.route(without, x, spec)[0]).any()
@@ -112,7 +111,7 @@ def test_layers_whole(name, implementation, rng):
     check_layer(*cases.leaf_case(rng, SPECS[name]), SPECS[name], implementation)
 
 
-@pytest.mark.parametrize("name", ["beam", "one_best", "softmax", "hash"])
+@pytest.mark.parametrize("name", ["trees", "one_best", "softmax", "hash"])
 def test_dense_start(name, rng):
     check_layer(*cases.leaf_case(rng, SPECS[name]), SPECS[name], None, leak=0.4)
 
@@ -133,21 +132,25 @@ def test_how_long_a_dense_start_lasts():
     assert [float(spec.leak_at(done)) for done in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.5, 0.0, 0.0]
 
 
+def chosen(logits_TR, spec, **routing) -> np.ndarray:
+    """Experts of tokens with these logits, in ascending order."""
+    params = {"w_router": jnp.eye(spec.router_rows), **routing}
+    return np.sort(route(params, jnp.asarray(logits_TR, jnp.float32), spec)[0], axis=1)
+
+
 def test_ties_take_the_lower_id_and_nan_is_the_lowest():
-    for search in SEARCHES:
-        spec = LeafSpec(n_experts=8, expert_width=1, top_k=3, search=search)
-        even = log_probabilities(jnp.zeros((1, 7)), spec)
-        assert sorted(choose(even, spec)[0].tolist()) == [0, 1, 2]
-        # The node above experts 0 and 1 does not know its side.
-        unknown = log_probabilities(jnp.zeros((1, 7)).at[0, 3].set(jnp.nan), spec)
-        assert sorted(choose(unknown, spec)[0].tolist()) == [2, 3, 4]
-        nothing = log_probabilities(jnp.full((1, 7), jnp.nan), spec)
-        assert sorted(choose(nothing, spec)[0].tolist()) == [0, 1, 2]
-    flat = LeafSpec(n_experts=4, expert_width=1, top_k=2, router="softmax")
-    assert choose([jnp.asarray([[jnp.nan, 1.0, 1.0, 0.0]])], flat).tolist() == [[1, 2]]
+    spec = LeafSpec(n_experts=8, expert_width=1, top_k=3)
+    of_biases = lambda bias_R: chosen(np.zeros((1, 7)), spec, b_router=jnp.asarray(bias_R))[0].tolist()
+    assert of_biases(np.zeros(7)) == [0, 1, 2]
+    # The node above experts 0 and 1 does not know its side.
+    assert of_biases(np.where(np.arange(7) == 3, np.nan, 0.0)) == [2, 3, 4]
+    assert of_biases(np.full(7, np.nan)) == [0, 1, 2]
+    flat = LeafSpec(n_experts=4, expert_width=1, top_k=2, router="softmax", balance_rate=0.1)
+    bias = jnp.asarray([jnp.nan, 1.0, 1.0, 0.0])
+    assert chosen(np.zeros((1, 4)), flat, selection_bias=bias).tolist() == [[1, 2]]
 
 
-@pytest.mark.parametrize("name", ["tree", "beam", "softmax"])
+@pytest.mark.parametrize("name", ["tree", "trees", "softmax"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_nan_stays_with_its_token(name, implementation, rng):
     params, x, _ = cases.on_device(cases.leaf_case(rng, SPECS[name]))
@@ -158,16 +161,12 @@ def test_nan_stays_with_its_token(name, implementation, rng):
 
 
 def test_a_beam_may_miss_the_best_and_a_wide_one_does_not(rng):
-    """Of 256 leaves the beam of 8 finds most of the 8 best; one as wide as all leaves finds all."""
-    best = LeafSpec(n_experts=256, expert_width=1, top_k=8)
-    beam = dataclasses.replace(best, search="beam")
-    levels = log_probabilities(jnp.asarray(rng.normal(size=(500, 255)), jnp.float32), best)
-    found, wanted = (np.sort(choose(levels, spec), axis=1) for spec in (beam, best))
-    shared = np.mean([len(set(a) & set(b)) / 8 for a, b in zip(found, wanted)])
-    assert 0.8 < shared < 1
-    wide = LeafSpec(n_experts=16, expert_width=1, top_k=8, search="beam")
-    few = log_probabilities(jnp.asarray(rng.normal(size=(500, 15)), jnp.float32), wide)
-    assert (choose(few, wide) == np.sort(choose(few, dataclasses.replace(wide, search="best")), axis=1)).all()
+    """Of 256 leaves a beam of 8 finds most of the 8 best; of 16, where it keeps all nodes above, all."""
+    for spec in (LeafSpec(n_experts=n, expert_width=1, top_k=8) for n in (256, 16)):
+        logits = rng.normal(size=(500, spec.router_rows))
+        best = np.array([leaf_oracle.best(leaf_oracle.log_p(spec, r), spec.top_k) for r in logits])
+        shared = np.mean([len(set(a) & set(b)) / 8 for a, b in zip(chosen(logits, spec), best)])
+        assert 0.8 < shared < 1 if spec.n_experts == 256 else shared == 1
 
 
 def test_gates_do_not_underflow():
@@ -182,7 +181,7 @@ def test_gates_do_not_underflow():
     assert np.isfinite(gates).all() and gates.max() > 0.7
 
 
-@pytest.mark.parametrize("name", ["tree", "beam", "softmax"])
+@pytest.mark.parametrize("name", ["tree", "trees", "softmax"])
 def test_bfloat16_chooses_otherwise_near_ties_only(name, rng):
     """Logits are float32 sums of exact products: scores of what is swapped differ by their rounding."""
     spec = SPECS[name]
@@ -258,10 +257,9 @@ def test_as_a_linen_module(name):
 
 def test_products_all_in():
     tree = LeafSpec(n_experts=512, expert_width=6, top_k=16)
-    assert (tree.routers_asked, products(tree)) == (511, 192 + 511)
-    assert products(dataclasses.replace(tree, search="beam")) == 192 + 1 + 2 + 4 + 8 + 5 * 16
+    assert (tree.router_rows, products(tree)) == (511, 192 + 1 + 2 + 4 + 8 + 5 * 16)
     assert products(dataclasses.replace(tree, router="softmax")) == 192 + 512
-    two = LeafSpec(n_experts=64, expert_width=3, top_k=8, n_trees=2, search="beam")
+    two = LeafSpec(n_experts=64, expert_width=3, top_k=8, n_trees=2)
     assert two.routers_asked == 2 + 4 + 8 + 8 + 8
     assert products(DenseSpec(3072)) == 2 * 3072
 
@@ -273,16 +271,15 @@ def test_products_all_in():
         ({"n_experts": 12, "n_trees": 5}, "n_experts: 12 is not allowed with n_trees = 5"),
         ({"top_k": 9}, "top_k: 9 is not allowed; a token can use at most n_experts = 8"),
         ({"top_k": 0}, "top_k: 0 is not allowed"),
-        ({"router": "softmax", "search": "beam"}, "router: 'softmax' cannot be used with n_trees 1 and"),
-        ({"router": "softmax", "n_trees": 2}, "router: 'softmax' cannot be used with n_trees 2"),
-        ({"n_trees": 4, "search": "beam"}, "search: 'beam' cannot be used with top_k 2 below n_trees = 4"),
+        ({"router": "softmax", "n_trees": 2}, "n_trees: 2 cannot be used with router 'softmax', which has"),
+        ({"n_trees": 4}, "n_trees: 4 is not allowed with top_k = 2, by which trees are searched"),
         ({"top_k": 1}, "gate_norm: 'l2' cannot be used with top_k 1, whose gate would always be 1; use"),
         ({"router": "hash"}, "router: 'hash' cannot be used with top_k 2, balance_rate 0.0 and"),
         ({"router": "flat"}, "router: 'flat' is not known; use one of: tree, softmax, hash, random"),
         ({"gate_norm": 2}, "gate_norm: 2 is not known; use one of: none, l1, l2"),
         ({"balance_rate": -1.0}, "balance_rate: -1.0 is not allowed"),
         (
-            {"n_trees": 8, "balance_rate": 0.1},
+            {"n_trees": 8, "top_k": 8, "balance_rate": 0.1},
             "balance_rate: 0.1 cannot be used with n_trees = n_experts = 8",
         ),
         ({"dense_start": 1.5}, "dense_start: 1.5 is not allowed; use a number from 0 to 1"),

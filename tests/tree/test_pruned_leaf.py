@@ -18,8 +18,7 @@ from tree_ffn.tree.leaf import LeafSpec, init_params, leaf_ffn, prune, route
 E, T = 6, 40
 SPECS = {
     "tree": LeafSpec(n_experts=16, expert_width=2, top_k=3),
-    "beam": LeafSpec(n_experts=16, expert_width=2, top_k=3, search="beam"),
-    "trees": LeafSpec(n_experts=24, expert_width=1, top_k=4, n_trees=3, search="beam", gate_norm="l1"),
+    "trees": LeafSpec(n_experts=24, expert_width=1, top_k=4, n_trees=3, gate_norm="l1"),
     "softmax": LeafSpec(n_experts=9, expert_width=3, top_k=2, router="softmax", gate_norm="l1"),
     "random": LeafSpec(n_experts=7, expert_width=2, top_k=1, router="random", gate_norm="none"),
 }
@@ -98,7 +97,7 @@ def test_what_is_not_a_number_chooses_what_is_there(name, rng):
 
 
 def test_what_is_there_is_stored_and_nothing_else(rng):
-    spec = SPECS["beam"]
+    spec = SPECS["tree"]
     params, _, _ = case(rng, spec)
     keep_X = kept(rng, spec, 9)
     pruned_spec, pruned = prune(params, spec, keep_X)

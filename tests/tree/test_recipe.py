@@ -14,7 +14,7 @@ from tree_ffn.models.dense import dense_ffn
 from tree_ffn.models.ffn import active_units, products, total_units
 from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec, leaf_ffn
 
-SPEC = LeafSpec(n_experts=8, expert_width=2, top_k=2, search="beam", dense_start=0.5)
+SPEC = LeafSpec(n_experts=8, expert_width=2, top_k=2, dense_start=0.5)
 E, LAYER = 6, FFN(SPEC)
 X = jax.random.normal(jax.random.key(0), (5, E))
 

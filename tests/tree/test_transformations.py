@@ -24,19 +24,19 @@ SHAPE = TreeShape(n_trees=2, depth=2, node_width=(1, 2, 3))
 LAYERS = {
     "dense": DenseSpec(6),
     "tree": LeafSpec(n_experts=8, expert_width=2, top_k=3, balance_rate=1e-3),
-    "beam": LeafSpec(n_experts=16, expert_width=1, top_k=4, n_trees=2, search="beam", gate_norm="l1"),
+    "trees": LeafSpec(n_experts=16, expert_width=1, top_k=4, n_trees=2, gate_norm="l1"),
     "softmax": LeafSpec(n_experts=6, expert_width=2, top_k=2, router="softmax", gate_norm="rms"),
     "hash": LeafSpec(n_experts=6, expert_width=2, top_k=1, router="hash", gate_norm="none"),
     "hard": TreeSpec(SHAPE, balance_rate=1e-3),
     "straight_through": TreeSpec(TreeShape(n_trees=2, depth=3), routing="straight_through"),
     "random_tree": TreeSpec(SHAPE, router="frozen", act_site="sum"),
-    "pruned_leaves": LeafSpec(n_experts=8, expert_width=2, top_k=3, search="beam", n_kept=5),
+    "pruned_leaves": LeafSpec(n_experts=8, expert_width=2, top_k=3, n_kept=5),
     "pruned": PrunedSpec(SHAPE, nodes=(2, 3, 4)),
 }
 FEW, MANY = 2, 1000
 # Every implementation of every kind of array; other routers once, since they meet in ids and gates.
 WAYS = [(name, how) for name in ("tree", "hard", "pruned") for how in IMPLEMENTATIONS]
-WAYS += [("dense", None), ("tree", None), ("beam", "gather"), ("softmax", "grouped"), ("hash", "masked")]
+WAYS += [("dense", None), ("tree", None), ("trees", "gather"), ("softmax", "grouped"), ("hash", "masked")]
 WAYS += [("random_tree", "gather"), ("pruned_leaves", "gather")]
 WAYS += [("straight_through", "masked"), ("straight_through", None)]  # which learn by masked alone
 FEW_TOO = (("tree", None), ("hard", "gather"), ("straight_through", None))

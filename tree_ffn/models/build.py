@@ -17,7 +17,7 @@ MODEL_FIELDS = (
     "unroll",
 )  # fmt: skip
 LEAF_FIELDS = (
-    "n_experts", "expert_width", "top_k", "router", "n_trees", "search", "gate_norm", "balance_rate",
+    "n_experts", "expert_width", "top_k", "router", "n_trees", "gate_norm", "balance_rate",
     "dense_start", "activation",
 )  # fmt: skip
 TREE_FIELDS = ("activation", "act_site", "routing", "balance_rate")

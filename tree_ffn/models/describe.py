@@ -145,7 +145,7 @@ def _layer_line(ffn: FFNSpec) -> str:
     if isinstance(ffn, DenseSpec):
         return f"dense: {sizes}"
     if isinstance(ffn, LeafSpec):
-        trees = f" of {ffn.n_trees}, search {ffn.search}" if ffn.router == "tree" else ""
+        trees = f" of {ffn.n_trees}" if ffn.router == "tree" else ""
         kind, kept = ("pruned leaf", f"{ffn.n_kept} of ") if ffn.n_kept else ("leaf", "")
         start = f", a dense start of {ffn.dense_start:.0%}" if ffn.dense_start else ""
         return (

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from tree_ffn.errors import InputError
 from tree_ffn.tree.leaf import pruned
 from tree_ffn.tree.leaf.hashing import check_ids, hashed
-from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, beam, best
 from tree_ffn.tree.leaf.spec import LeafSpec
 from tree_ffn.tree.products import float32_product
 
@@ -33,7 +33,7 @@ def route(
       token_T: int32 ids of the tokens, which `hash` reads.
 
     Returns:
-      ids_TK int32, ascending under `search="beam"` and from the best on otherwise; gates_TK float32.
+      ids_TK int32, of trees ascending and of flat routers from the best on; gates_TK float32.
 
     Raises:
       InputError: router `hash` without an id for every token.
@@ -79,4 +79,4 @@ def log_probabilities(logits_TR: jax.Array, spec: LeafSpec) -> list[jax.Array]:
 def choose(levels: list[jax.Array], spec: LeafSpec) -> jax.Array:
     """The K chosen experts, int32 [T, K], by the log probabilities of all nodes."""
     levels = [jnp.where(jnp.isnan(level), -jnp.inf, level) for level in levels]
-    return SEARCHES[spec.search](levels, spec.top_k)
+    return (beam if ROUTERS[spec.router].trees else best)(levels, spec.top_k)

@@ -92,8 +92,6 @@ def beam(levels: Levels, top_k: int) -> jax.Array:
     return kept_TK
 
 
-SEARCHES: dict[str, Callable[[Levels, int], jax.Array]] = {"best": best, "beam": beam}
-
 # log p [T, K] of the chosen to logarithms of gates: probabilities may underflow, their ratios do not.
 GATE_NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda log_p: log_p,

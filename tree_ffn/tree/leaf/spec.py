@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
 from tree_ffn.tree.activations import ACTIVATIONS, activation
-from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, SEARCHES
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,11 @@ class LeafSpec:
       n_experts: X.
       expert_width: W.
       top_k: K.
-      router: what scores the experts. `tree`: they are the leaves of P full binary trees, and an expert's
-        score is the sum of the log probabilities of the decisions above it. `softmax`: a row of weights an
-        expert; this is the mixture of experts. `hash`: one expert by the token's id. `random`: as `softmax`,
-        never trained.
-      n_trees: P, of `tree`; X / P is a power of two.
-      search: of `tree`: `best`, the K experts of the highest scores; or `beam`, those that a search finds
-        which keeps the K likeliest nodes of every level.
+      router: what scores the experts. `tree`: they are the leaves of P full binary trees, an expert's score
+        is the sum of the log probabilities of the decisions above it, and a beam of K finds the chosen.
+        `softmax`: a row of weights an expert, and the K best; this is the mixture of experts. `hash`: one
+        expert by the token's id. `random`: as `softmax`, never trained.
+      n_trees: P, of `tree`, at most K; X / P is a power of two.
       gate_norm: the gates of the chosen are their probabilities, as they are (`none`), over their sum
         (`l1`), over the root of the sum of their squares (`l2`), or of the mean of their squares (`rms`).
       balance_rate: step by which the choice, not the gate, is moved against the load; 0: it is not.
@@ -41,9 +39,7 @@ class LeafSpec:
     Example:
       >>> spec = LeafSpec(n_experts=512, expert_width=6, top_k=16)
       >>> spec.total_units, spec.active_units, spec.depth, spec.routers_asked
-      (3072, 96, 9, 511)
-      >>> dataclasses.replace(spec, search="beam").routers_asked
-      95
+      (3072, 96, 9, 95)
     """
 
     n_experts: int
@@ -51,7 +47,6 @@ class LeafSpec:
     top_k: int
     router: str = "tree"
     n_trees: int = 1
-    search: str = "best"
     gate_norm: str = "l2"
     balance_rate: float = 0.0
     dense_start: float = 0.0
@@ -62,7 +57,6 @@ class LeafSpec:
         for field in ("n_experts", "expert_width", "top_k", "n_trees"):
             check_positive_int(field, getattr(self, field))
         check_choice("router", self.router, ROUTERS)
-        check_choice("search", self.search, SEARCHES)
         check_choice("gate_norm", self.gate_norm, GATE_NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_number("balance_rate", self.balance_rate, least=0)
@@ -92,15 +86,14 @@ class LeafSpec:
                 f"n_experts: {self.n_experts} is not allowed with n_trees = {self.n_trees}; use n_trees "
                 "times a power of two."
             )
-        if not router.trees and (self.n_trees, self.search) != (1, "best"):
+        if not router.trees and self.n_trees != 1:
             raise InputError(
-                f"router: {self.router!r} cannot be used with n_trees {self.n_trees} and search "
-                f"{self.search!r}; it has no trees: use 1 and 'best'."
+                f"n_trees: {self.n_trees} cannot be used with router {self.router!r}, which has none; use 1."
             )
-        if self.search == "beam" and self.top_k < self.n_trees:
+        if self.top_k < self.n_trees:
             raise InputError(
-                f"search: 'beam' cannot be used with top_k {self.top_k} below n_trees = {self.n_trees}; "
-                "use 'best'."
+                f"n_trees: {self.n_trees} is not allowed with top_k = {self.top_k}, by which trees are "
+                f"searched from all their roots on; use at most {self.top_k}."
             )
         if router.trees and self.balance_rate and not self.depth:
             raise InputError(
@@ -176,8 +169,8 @@ class LeafSpec:
 
     @property
     def routers_asked(self) -> int:
-        """Rows that the definition asks for a token: of a beam those of the nodes that it keeps."""
-        if self.search == "best":
+        """Rows that the definition asks for a token: of trees those of the nodes that a beam keeps."""
+        if not ROUTERS[self.router].trees:
             return self.router_rows
         return sum(min(self.n_trees * 2**level, self.top_k) for level in range(self.depth))
 
