@@ -109,7 +109,7 @@ def base_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.batch_size = 32  # rows a step, over all devices and microbatches
     config.train.steps = 1000
-    config.train.accumulation = 1  # microbatches a step
+    config.train.grad_accum_steps = 1  # microbatches a step
     config.train.log_every = 20  # steps between lines of metrics
     config.train.eval_every = 200  # steps between validations; 0: with checkpoints only
     config.train.eval_batches = 20  # batches of a validation; 0: the whole split
@@ -120,14 +120,14 @@ def base_config() -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.lr = 1e-3  # highest learning rate
     config.optim.schedule = "cosine"  # cosine | wsd | constant, after the warm-up
-    config.optim.warmup = config.train.get_ref("steps") // 10  # steps of linear rise
+    config.optim.warmup_steps = config.train.get_ref("steps") // 10  # steps of linear rise
     config.optim.final_share = 0.1  # final rate / lr
     config.optim.decay_share = 0.2  # of wsd: share of the steps that its decay takes
     config.optim.b1 = 0.9
     config.optim.b2 = 0.95
     config.optim.eps = 1e-8
     config.optim.weight_decay = 0.1  # of matrices; no biases, norms, thresholds
-    config.optim.clip = 1.0  # largest norm of the gradient; 0: no clipping
+    config.optim.clip_norm = 1.0  # largest norm of the gradient; 0: no clipping
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1: all that "model" leaves

@@ -40,7 +40,7 @@ def get_config(arg=None):
     config.seed = arg.seed
 
     model = config.model
-    model.n_layers, model.width, model.n_heads, model.context = 4, 128, 4, 256
+    model.n_layers, model.width, model.n_heads, model.max_seq_len = 4, 128, 4, 256
 
     for key, value in ROWS[arg.row].items():
         config.ffn[key] = value

@@ -23,7 +23,7 @@ def get_config(arg=None):
     config.seed = arg.seed
 
     model = config.model
-    model.n_layers, model.width, model.n_heads, model.context = 6, 384, 6, 512
+    model.n_layers, model.width, model.n_heads, model.max_seq_len = 6, 384, 6, 512
     model.dtype = "bfloat16"
     model.vocab_multiple = 64
 
@@ -32,11 +32,11 @@ def get_config(arg=None):
     common.without_default_text(config)
 
     # Microbatches: several processes share a GPU's memory, and scores of 50,304 tokens are large.
-    config.train.batch_size, config.train.steps, config.train.accumulation = 64, arg.steps, 4
+    config.train.batch_size, config.train.steps, config.train.grad_accum_steps = 64, arg.steps, 4
     config.train.eval_every, config.train.eval_batches = max(1, arg.steps // 6), 20
     config.train.checkpoint_every = 0  # at the end only
 
     config.optim.lr = 2e-3
-    config.optim.warmup = config.train.get_ref("steps") // 20
+    config.optim.warmup_steps = config.train.get_ref("steps") // 20
     config.optim.final_share = 0.05
     return config

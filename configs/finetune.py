@@ -44,6 +44,6 @@ def get_config(arg=None):
     config.train.probe = False  # a training step more at every validation
 
     config.optim.lr = 1e-3
-    config.optim.warmup = config.train.get_ref("steps") // 20
+    config.optim.warmup_steps = config.train.get_ref("steps") // 20
     config.optim.final_share = 0.05
     return config

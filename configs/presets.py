@@ -5,7 +5,7 @@ Decoder sizes from 125M on are those of OPT (Zhang et al. 2022, arXiv
 layer has about 4 E feed-forward units in all of them.
 """
 
-FIELDS = ("n_layers", "width", "n_heads", "context")
+FIELDS = ("n_layers", "width", "n_heads", "max_seq_len")
 
 PRESETS = {
     "nano": (4, 128, 4, 128),  #         0.9 M parameters with bytes as tokens

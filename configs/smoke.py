@@ -11,7 +11,7 @@ def get_config(arg=None):
     arg = common.parse_arg(arg, kind="leaf", steps=6, seed=0)
     config = common.base_config()
     config.seed = arg.seed
-    config.model.n_layers, config.model.width, config.model.n_heads, config.model.context = 2, 32, 2, 32
+    config.model.n_layers, config.model.width, config.model.n_heads, config.model.max_seq_len = 2, 32, 2, 32
     config.ffn.kind = arg.kind
     config.ffn.n_trees, config.ffn.depth, config.ffn.node_width = 2, 3, (1,)
     config.ffn.n_experts, config.ffn.expert_width, config.ffn.top_k = 8, 2, 3
@@ -19,5 +19,5 @@ def get_config(arg=None):
     config.train.batch_size, config.train.steps = 8, arg.steps
     config.train.log_every, config.train.eval_every, config.train.checkpoint_every = 2, 3, 3
     config.train.eval_batches = 2
-    config.optim.warmup = common.follow(2, lambda steps: min(2, steps), config.train.get_ref("steps"))
+    config.optim.warmup_steps = common.follow(2, lambda steps: min(2, steps), config.train.get_ref("steps"))
     return config

@@ -46,7 +46,7 @@ def get_config(arg=None):
     config.seed = arg.seed
 
     model = config.model
-    model.n_layers, model.width, model.n_heads, model.context = 8, 768, 12, 512
+    model.n_layers, model.width, model.n_heads, model.max_seq_len = 8, 768, 12, 512
     model.dtype = "bfloat16"
     model.vocab_multiple = 64
 

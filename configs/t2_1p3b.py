@@ -50,12 +50,12 @@ def get_config(arg=None):
 
     common.without_default_text(config)
 
-    config.train.batch_size, config.train.accumulation = 512, 64  # 16,384 tokens at a time
+    config.train.batch_size, config.train.grad_accum_steps = 512, 64  # 16,384 tokens at a time
     config.train.steps = 24_800
     config.train.eval_every = config.train.checkpoint_every = 500
 
     config.optim.lr = 2e-4
-    config.optim.warmup = common.follow(
+    config.optim.warmup_steps = common.follow(
         500, lambda steps: min(500, steps // 10), config.train.get_ref("steps")
     )
     return config

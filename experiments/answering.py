@@ -153,7 +153,7 @@ class Answers:
 def head_of(model: Loaded) -> dict:
     """What questions say of the model that they were asked for: in its tokens, for its context."""
     return {
-        "context": model.spec.context, "begins_with": model.begins_with,
+        "context": model.spec.max_seq_len, "begins_with": model.begins_with,
         "tokenizer_sha256": model.tokenizer.fingerprint,
     }  # fmt: skip
 

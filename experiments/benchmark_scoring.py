@@ -122,7 +122,7 @@ def write_model(directory: str, files: str) -> Loaded:
         tokenizer.vocab_size, _CONTEXT.value, width, n_layers, max(1, width // 64),
         ffns=(DenseSpec(4 * width, activation="relu"),) * n_layers,
     )  # fmt: skip
-    variables = jax.jit(Transformer(spec).init)(jax.random.key(0), np.zeros((1, spec.context), np.int32))
+    variables = jax.jit(Transformer(spec).init)(jax.random.key(0), np.zeros((1, spec.max_seq_len), np.int32))
     pretrained.save(directory, spec, variables, family="opt")
     end = tokenizer.engine.id_to_token(tokenizer.end_id)
     import tokenizers

@@ -47,7 +47,7 @@ def compile_step(config) -> dict[str, float]:
     # A plan without a corpus: compiling asks for none.
     programs = compile_programs(setup.Plan(model, optim, train, None, mesh, config.seed))
     rows = sharding.batch_sharding(mesh)
-    batch = jax.ShapeDtypeStruct((train.batch_size, model.context + 1), jnp.int32, sharding=rows)
+    batch = jax.ShapeDtypeStruct((train.batch_size, model.max_seq_len + 1), jnp.int32, sharding=rows)
     usage = jax.eval_shape(programs.scorer.empty_usage)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -61,7 +61,7 @@ def compile_step(config) -> dict[str, float]:
         "argument_gb": memory.argument_size_in_bytes / 1e9,
         "temporary_gb": memory.temp_size_in_bytes / 1e9,
         "xla_tflop": (cost or {}).get("flops", 0.0) / 1e12,
-        "step_tflop": 3 * model_flops(padded) * train.batch_size * model.context / 1e12,
+        "step_tflop": 3 * model_flops(padded) * train.batch_size * model.max_seq_len / 1e12,
         "compile_s": time.perf_counter() - began,
     }
 

@@ -62,7 +62,7 @@ def config_for(
     config: Any = finetune_config.get_config(f"steps={steps},seed={seed}")
     config.data.update(trained["data"])
     config.mesh.update(trained["mesh"])
-    for name in ("batch_size", "accumulation", "eval_batches"):
+    for name in ("batch_size", "grad_accum_steps", "eval_batches"):
         config.train[name] = trained["train"][name]
     config.train.eval_every = max(1, steps // 10)
     config.optim.lr = settings.lr

@@ -69,7 +69,7 @@ def finetune(
     before = workdirs.read_json(workdir, "before.json") or {}
     if teacher:
         figures |= until_near(
-            workdir, before["teacher"]["loss"], config.train.batch_size * start.model.context
+            workdir, before["teacher"]["loss"], config.train.batch_size * start.model.max_seq_len
         )
     if results:
         losses = {f"loss_{name}": found["loss"] for name, found in before.items()}
@@ -193,7 +193,7 @@ def prepare_rows(config, model, log=print, *, spec: FinetuneSpec) -> PreparedCor
     if spec.task == "lm":
         return setup.prepare_data(config, model, log)
     fields = config.finetune.prompt_field, config.finetune.answer_field
-    return prepare_questions(corpus_spec_from_config(config), model.context + 1, *fields)
+    return prepare_questions(corpus_spec_from_config(config), model.max_seq_len + 1, *fields)
 
 
 def begin(workdir: str, config, start: Restored, teacher: Restored | None, data: PreparedCorpus) -> None:

@@ -59,7 +59,7 @@ def main() -> None:
     model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value).for_decoding()
     requests = []
     for ids in map(model.prompt, prompts):
-        room = max(1, min(200, model.spec.context - len(ids)))
+        room = max(1, min(200, model.spec.max_seq_len - len(ids)))
         requests.append(Request(ids, room if _TOKENS.value is None else _TOKENS.value, sampling, _SEED.value))
     for one in requests:
         one.check(model.spec)

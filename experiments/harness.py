@@ -39,7 +39,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(self, model: Loaded, answerer: Answerer | None = None):
         super().__init__()
-        self.context, self.text, self.begins_with = model.spec.context, model.tokenizer, model.begins_with
+        self.context, self.text, self.begins_with = model.spec.max_seq_len, model.tokenizer, model.begins_with
         self.answerer = answerer or Answering(model)
         self.kept = Kept()
 

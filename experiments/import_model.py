@@ -28,7 +28,7 @@ _TO = path_flags.define("to", None, "Directory of the exported model.")
 _PARAM_DTYPE = flags.DEFINE_string(
     "param_dtype", "float32", "Of the stored weights: float32, bfloat16, float16, or keep that of the files."
 )
-_CONTEXT = flags.DEFINE_integer("context", None, "Positions to keep; all by default.")
+_MAX_SEQ_LEN = flags.DEFINE_integer("max_seq_len", None, "Positions to keep; all by default.")
 _TOKENIZER = path_flags.define_each(
     "tokenizer",
     None,
@@ -53,7 +53,7 @@ def _import() -> None:
     model = pretrained.load(
         directory,
         param_dtype=_PARAM_DTYPE.value,
-        context=_CONTEXT.value,
+        max_seq_len=_MAX_SEQ_LEN.value,
         vocab_size=tokenizer and tokenizer.vocab_size,
     )
     meta = {"pretrained": model.origin, "begins_with": _begins_with(model, said, tokenizer)}

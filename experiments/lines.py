@@ -283,6 +283,7 @@ def task(rows: list[dict]) -> str:
     model = get("model.preset") or f"{get('model.n_layers')} layers of width {get('model.width')}"
     python = f" of Python {get('data.python')}" if get("data.python") else ""
     return (
-        f"{model}, context {get('model.context')}, {get('train.steps')} steps of {get('train.batch_size')} "
-        f"sequences, corpus {get('data.corpus')}{python} (sha256 {str(get('data.sha256'))[:12]})"
+        f"{model}, context {get('model.max_seq_len')}, {get('train.steps')} steps of "
+        f"{get('train.batch_size')} sequences, corpus {get('data.corpus')}{python} "
+        f"(sha256 {str(get('data.sha256'))[:12]})"
     )

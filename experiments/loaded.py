@@ -75,7 +75,7 @@ def reader(tokenizer: str, context: int, begins_with: list[int], facts: dict | N
     """
     encoder = load_tokenizer(tokenizer)
     sizes = {"width": 1, "n_layers": 1, "n_heads": 1, "ffns": (DenseSpec(1),)}
-    spec = ModelSpec(vocab_size=encoder.vocab_size, context=context, **sizes)
+    spec = ModelSpec(vocab_size=encoder.vocab_size, max_seq_len=context, **sizes)
     return Loaded(spec, {}, encoder, begins_with, facts or {}, "")
 
 

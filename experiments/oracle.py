@@ -48,7 +48,7 @@ def main() -> None:
             "with the activation at the nodes; name a run that has."
         )
     rows_BC = jnp.asarray(next(iter(valid_batches(text.valid, _ROWS.value, 1))))
-    print(f"{_ROWS.value * run.model.context:,} held-out tokens, nats a token; leaves moved")
+    print(f"{_ROWS.value * run.model.max_seq_len:,} held-out tokens, nats a token; leaves moved")
     print(f"{'':>9} {'own':>8} {'1 round':>8} {f'{_ROUNDS.value} rounds':>10} {'moved':>7}")
     found = {}
     with jax.set_mesh(run.mesh):

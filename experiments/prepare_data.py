@@ -27,7 +27,7 @@ def main() -> None:
     spec = corpus_spec_from_config(config)
     if spec.corpus == "tfds" and spec.tfds_name:
         prepare_named(spec)
-    corpus = prepare(spec, config.model.context + 1)
+    corpus = prepare(spec, config.model.max_seq_len + 1)
     print(json.dumps(corpus.meta, indent=2))
     print(f"ready in {corpus.directory}")
 

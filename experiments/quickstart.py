@@ -140,7 +140,7 @@ def table(models: dict, data_meta: dict, config, figures: dict) -> str:
     python = f" of Python {data_meta['python']}" if "python" in data_meta else ""
     title = (
         f"{data_meta['corpus']}{python}, {model.n_layers} layers of width {model.width}, "
-        f"{config.train.steps} steps of {config.train.batch_size} x {model.context} tokens, "
+        f"{config.train.steps} steps of {config.train.batch_size} x {model.max_seq_len} tokens, "
         f"{record.device_name()}; loss on held-out text"
     )
     note = "products: dot products of the model's width that a token needs in a layer, routing counted"
@@ -193,9 +193,9 @@ def spread(values: list[float]) -> str:
 def sample(tokenizer, directory: str, n_samples: int = 2) -> str:
     """Text with which a model goes on after --prompt, as far as its context reaches."""
     run = restore_for_inference(directory, "latest")
-    prompt = tokenizer.encode(_PROMPT.value)[: run.model.context // 2].tolist()
+    prompt = tokenizer.encode(_PROMPT.value)[: run.model.max_seq_len // 2].tolist()
     sampling = Sampling(temperature=0.8, top_k=40)
-    room = run.model.context - len(prompt)
+    room = run.model.max_seq_len - len(prompt)
     texts = [prompt + new for new in generate(run.model, run.variables, [prompt] * n_samples, room, sampling)]
     return "\n\n".join(f"Sample {i}: {tokenizer.decode(ids)}" for i, ids in enumerate(texts, 1))
 

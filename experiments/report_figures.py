@@ -274,7 +274,7 @@ def run_facts(run: Run) -> str:
     last = of_split(run, "valid", "loss")[1][-1:]
     parts = (
         kind,
-        f"{get('model.n_layers')} layers of width {get('model.width')}, context {get('model.context')}",
+        f"{get('model.n_layers')} layers of width {get('model.width')}, context {get('model.max_seq_len')}",
         f"{get('train.steps')} steps of {get('train.batch_size')} sequences, lr {get('optim.lr')}",
         f"seed {get('seed')}; corpus {meta.get('corpus')} (sha256 {str(meta.get('sha256'))[:12]})",
         *(f"validation loss {loss:.4f}" for loss in last),

@@ -39,7 +39,7 @@ def trained_on(row: dict) -> tuple:
 def size(row: dict) -> str:
     """`opt_125m_T16384`: the model without its layers, and the tokens of a step."""
     model = setting(row, "model.preset") or f"{setting(row, 'model.n_layers')}x{setting(row, 'model.width')}"
-    return f"{model}_T{row['config']['train']['batch_size'] * row['config']['model']['context']}"
+    return f"{model}_T{row['config']['train']['batch_size'] * row['config']['model']['max_seq_len']}"
 
 
 def timed(row: dict) -> tuple:
@@ -175,7 +175,7 @@ def speed_train(rows: list[dict]) -> Table:
 
 def stepped(row: dict) -> tuple:
     """Steps of one run: of one commit, device, and size of model and batch."""
-    keys = ("model.width", "model.n_layers", "model.context", "train.batch_size", "data.vocab_size")
+    keys = ("model.width", "model.n_layers", "model.max_seq_len", "train.batch_size", "data.vocab_size")
     return row["device"], row["commit"], *(setting(row, key) or 0 for key in keys)
 
 

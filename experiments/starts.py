@@ -63,6 +63,6 @@ def with_text(start: Restored, **data) -> tuple[Restored, PreparedCorpus]:
     config["data"] = {**config["data"], "corpus": "auto", **named}
     spec = corpus_spec_from_config(namespace(config))
     config["data"]["corpus"] = spec.corpus
-    corpus = prepare(spec, row_tokens=start.model.context + 1)
+    corpus = prepare(spec, row_tokens=start.model.max_seq_len + 1)
     meta = {**start.meta, "config": config, "data": corpus.meta}
     return start._replace(config=namespace(config), meta=meta), corpus

@@ -52,11 +52,11 @@ class Steps:
         train, optim = train_spec(config), optim_spec(config)
         check_trainable(self.model)
         train.fit(mesh)
-        self.shape = (train.batch_size, self.model.context + 1)
+        self.shape = (train.batch_size, self.model.max_seq_len + 1)
         self._optimizer = optimizer.make_optimizer(optim)
         run = functools.partial(
             step.train_step, model=self.model, optimizer=self._optimizer,
-            schedule=optimizer.learning_rate(optim), accumulation=train.accumulation,
+            schedule=optimizer.learning_rate(optim), accumulation=train.grad_accum_steps,
             steps=train.steps,
         )  # fmt: skip
         self._step = jax.jit(run, donate_argnums=(0, 1))

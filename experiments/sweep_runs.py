@@ -56,7 +56,7 @@ class Run(NamedTuple):
     def tokens(self) -> int:
         """How many tokens it trains on."""
         train, model = self.config.train, self.config.model
-        return train.steps * train.batch_size * model.context
+        return train.steps * train.batch_size * model.max_seq_len
 
     def passes(self) -> float:
         """How often it reads its training text, which is prepared if it is not yet."""
@@ -93,7 +93,7 @@ def same_run(recorded: dict, wanted: dict) -> bool:
 
 def facts(config) -> dict:
     """What is known of the prepared text of a config; it is prepared if it is not yet."""
-    return _facts(corpus_spec_from_config(config), config.model.context + 1)
+    return _facts(corpus_spec_from_config(config), config.model.max_seq_len + 1)
 
 
 @functools.cache

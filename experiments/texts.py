@@ -52,7 +52,7 @@ def _joined(words: Iterable[str]) -> list[str]:
 def score_at_end(workdir: str, config, texts: dict[str, str], **names) -> None:
     """Scores a run that has just ended, by its latest checkpoint; `names` as `score` takes them."""
     run = restore_for_inference(workdir, "latest", make_mesh(config.mesh.data, config.mesh.model))
-    score(run, texts, batch_size=config.train.batch_size // config.train.accumulation, **names)
+    score(run, texts, batch_size=config.train.batch_size // config.train.grad_accum_steps, **names)
 
 
 def score(

@@ -336,8 +336,30 @@ def _finds_the_best(ffn: dict) -> bool:
     return top_k < n_trees or top_k < n_experts / 2
 
 
+RENAMED = {
+    "model": {"context": "max_seq_len"},
+    "train": {"accumulation": "grad_accum_steps"},
+    "optim": {"warmup": "warmup_steps", "clip": "clip_norm"},
+}
+
+
+def _field_names(config: dict) -> None:
+    """Version 7: the names that the field has for them, of a config and of a model."""
+    if "ffns" in config:
+        _rename(config, RENAMED["model"])
+    for section, names in RENAMED.items():
+        for values in _sections(config, section):
+            _rename(values, names)
+
+
+def _rename(section: dict, names: dict[str, str]) -> None:
+    renamed = {names.get(name, name): value for name, value in section.items()}
+    section.clear()
+    section.update(renamed)
+
+
 UPGRADES: tuple[Callable[[dict], None], ...] = (
     _add_what_came_without_a_version, _drop_routers_until, _drop_negative_slope,
-    _drop_z_loss, _two_layers, _one_search,
+    _drop_z_loss, _two_layers, _one_search, _field_names,
 )  # fmt: skip
 VERSION = len(UPGRADES)

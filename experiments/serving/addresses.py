@@ -20,7 +20,7 @@ def add_models(app: fastapi.FastAPI, engine: Engine, name: str) -> None:
         "object": "model",
         "created": 0,
         "owned_by": "tree_ffn",
-        "max_model_len": engine.model.spec.context,
+        "max_model_len": engine.model.spec.max_seq_len,
     }
 
     @app.get("/health")
@@ -56,7 +56,7 @@ def add_tokenizer(app: fastapi.FastAPI, model: Loaded, most_bytes: int) -> None:
         known = {"": (), tokenizer.end_token: (tokenizer.end_id,)}
         ids = known[text] if text in known else model.prompt(text)[len(model.begins_with) :]
         ids = [*(model.begins_with if body.get("add_special_tokens", True) else ()), *ids]
-        return {"tokens": ids, "count": len(ids), "max_model_len": model.spec.context}
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.spec.max_seq_len}
 
     @app.post("/detokenize")
     async def detokenize(request: fastapi.Request):

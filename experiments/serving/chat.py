@@ -39,7 +39,7 @@ def parse(body: Any, model: Loaded, template: ChatTemplate | None, name: str, mo
     n_tokens = fields.number("max_completion_tokens", int, older, 1, MOST_INT)
     if (most_read := most_prompt(fields, model, n_tokens or 1)) is not None:
         ids = ids[-most_read:]
-    room = max(1, model.spec.context - len(ids))
+    room = max(1, model.spec.max_seq_len - len(ids))
     return assembled(fields, model, most, [(ids, "")], n_tokens or room, _n_top(fields))
 
 

@@ -73,7 +73,7 @@ def most_prompt(fields: Fields, model: Loaded, n_tokens: int) -> int | None:
     most = fields.number(name, int, None, -1, MOST_INT)
     if most == 0:
         raise Refusal(400, f"{name}: 0 is not allowed; use -1 for what fits, or a number from 1.", name)
-    return max(1, model.spec.context - n_tokens) if most == -1 else most
+    return max(1, model.spec.max_seq_len - n_tokens) if most == -1 else most
 
 
 def assembled(
@@ -153,7 +153,7 @@ def _check(request: Request, model: Loaded) -> None:
     except InputError as error:
         field, _, rest = str(error).partition(":")
         field = "max_tokens" if field == "tokens" else field
-        too_long = len(request.prompt) + request.n_tokens > model.spec.context
+        too_long = len(request.prompt) + request.n_tokens > model.spec.max_seq_len
         raise Refusal(
             400, f"{field}:{rest}", field, "context_length_exceeded" if too_long else None
         ) from None

@@ -16,7 +16,9 @@ from tree_ffn.tree import TreeShape, TreeSpec
 
 
 def model_of(*ffns, width=8, context=6):
-    spec = ModelSpec(vocab_size=11, context=context, width=width, n_layers=len(ffns), n_heads=2, ffns=ffns)
+    spec = ModelSpec(
+        vocab_size=11, max_seq_len=context, width=width, n_layers=len(ffns), n_heads=2, ffns=ffns
+    )
     variables = Transformer(spec).init(jax.random.key(1), jnp.zeros((1, context), jnp.int32))
     # Large enough that leaves matter.
     variables["params"] = jax.tree.map(lambda leaf: leaf * 3, variables["params"])

@@ -39,14 +39,14 @@ def test_every_config_makes_a_model(name):
 def test_any_number_of_steps_just_works(name):
     """The warm-up is a share of the steps until it is set."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    assert config.optim.warmup > 0
+    assert config.optim.warmup_steps > 0
     for steps in (1, 30):
         config.train.steps = steps
-        assert config.optim.warmup <= max(2, steps // 6)
+        assert config.optim.warmup_steps <= max(2, steps // 6)
         optim_spec(config)
-    config.optim.warmup = 7
+    config.optim.warmup_steps = 7
     config.train.steps = 70
-    assert config.optim.warmup == 7
+    assert config.optim.warmup_steps == 7
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -83,7 +83,7 @@ def test_sizes_follow_the_preset_until_they_are_set():
     config.lock()
     assert (config.model.n_layers, config.model.width) == (6, 256) and config.ffn.node_width == (4,)
     config.model.preset = "opt_1.3b"
-    assert (config.model.n_layers, config.model.width, config.model.context) == (24, 2048, 2048)
+    assert (config.model.n_layers, config.model.width, config.model.max_seq_len) == (24, 2048, 2048)
     assert config.ffn.node_width == (32,)
     config.model.width = 1024
     assert config.model.n_layers == 24 and config.ffn.node_width == (16,)

@@ -422,7 +422,7 @@ def test_fields_of_another_corpus_are_refused(fields, said):
 
 
 def test_context_must_leave_a_target():
-    with pytest.raises(InputError, match=r"^model\.context: 0 "):
+    with pytest.raises(InputError, match=r"^model\.max_seq_len: 0 "):
         prepare(CorpusSpec(), 1, SILENT)
 
 

@@ -141,7 +141,7 @@ def test_far_too_many_are_refused_before_the_end():
 
 
 def test_a_prompt_loses_nothing_silently():
-    sizes = {"context": 9, "width": 1, "n_layers": 1, "n_heads": 1, "ffns": (DenseSpec(1),)}
+    sizes = {"max_seq_len": 9, "width": 1, "n_layers": 1, "n_heads": 1, "ffns": (DenseSpec(1),)}
     model = lambda kind: Loaded(ModelSpec(99, **sizes), {}, file_tokenizer(kind), [], {}, "")
     with pytest.raises(InputError, match=r"^prompt: 2 of its 10 characters have no token.*'東'"):
         model("low lines").prompt("the 東 tre東")

@@ -134,7 +134,7 @@ def test_rows_of_unequal_length_or_no_numbers(tmp_path):
 
 
 def test_rows_of_another_length(tmp_path, rows):
-    with pytest.raises(InputError, match=r"shape \(9,\) do not fit; model\.context \+ 1 = 17 tokens"):
+    with pytest.raises(InputError, match=r"shape \(9,\) do not fit; model\.max_seq_len \+ 1 = 17 tokens"):
         prepare(spec_of(tmp_path, token_set(tmp_path, rows)), 17, SILENT)
 
 

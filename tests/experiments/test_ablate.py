@@ -54,7 +54,7 @@ def losses(path):
     }
 
 
-WILD = {"kind": "narrow", "optim.lr": 1e30, "optim.clip": 0.0}
+WILD = {"kind": "narrow", "optim.lr": 1e30, "optim.clip_norm": 0.0}
 ROWS = {
     "tree_hard": {"set": {"ffn.routing": "hard", "ffn.node_width": (1,)}, "seeds": [0, 1]},
     "narrow": {"set": {"kind": "narrow"}},
@@ -199,7 +199,7 @@ def test_processes_take_gpus_in_turns(monkeypatch):
 def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
     """Of three far too small rates the largest is best, and after one extension the next."""
     first = "1 of 1 kinds: optim.lr as in the config"
-    grid = {"values": [1e-5, 2e-5, 4e-5], "extensions": 1, "set": {"optim.warmup": 1}}
+    grid = {"values": [1e-5, 2e-5, 4e-5], "extensions": 1, "set": {"optim.warmup_steps": 1}}
     rows = {"narrow": ROWS["narrow"]}
     assert "3 runs to choose a rate by" in place(rows, "--tune", "--dry", tuning=grid).out
     assert first in place(rows, "--dry", tuning=grid).out
@@ -216,7 +216,7 @@ def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
 @pytest.mark.slow
 def test_rows_of_a_kind_whose_every_rate_diverged_are_not_run(place, tmp_path):
     grid = {"values": [1e29, 1e30, 1e31], "extensions": 1}
-    rows = {"wild": {"set": {"kind": "narrow", "optim.clip": 0.0}}}
+    rows = {"wild": {"set": {"kind": "narrow", "optim.clip_norm": 0.0}}}
     outcome = place(rows, "--tune", tuning=grid)
     assert outcome.code == 1
     why = "every run of their grid diverged, down to optim.lr 5e+28"
@@ -380,7 +380,7 @@ def test_words_are_read_as_the_program_reads_them(monkeypatch):
         ("optim.learning_rate", "optim.lr"),
         ("optm.lr", "optim.lr"),
         ("lr", "optim.lr"),
-        ("train.warmup", "optim.warmup"),
+        ("train.warmup", "optim.warmup_steps"),
         ("train.steps.x", "train.steps"),
         ("ffn.n_expert", "ffn.n_experts"),
     ],

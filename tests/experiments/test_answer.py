@@ -61,7 +61,7 @@ def test_scores_are_those_of_asking_the_model_itself(exported, tmp_path):
     ]  # fmt: skip
     tokenizer = f"--tokenizer={exported}/tokenizer.json"
     model = loaded.load(None, str(exported))
-    where = [f"--context={model.spec.context}", f"--begins_with={','.join(map(str, model.begins_with))}"]
+    where = [f"--context={model.spec.max_seq_len}", f"--begins_with={','.join(map(str, model.begins_with))}"]
 
     def scores(*flags):
         outcome = call("evaluate", *tasks, *flags)

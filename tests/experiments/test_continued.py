@@ -11,7 +11,7 @@ from tree_ffn.models.sampling import Sampling
 
 def test_texts_are_what_the_whole_has_more_than_the_prompt():
     tokenizer = file_tokenizer("byte fallback")
-    spec = model_spec(KINDS["leaf"], vocab_size=tokenizer.vocab_size, context=48)
+    spec = model_spec(KINDS["leaf"], vocab_size=tokenizer.vocab_size, max_seq_len=48)
     variables = random_variables(spec)
     # Scores so flat that words are sampled, and bytes that are no characters.
     variables["params"]["embed"]["tokens"] *= 0.3

@@ -38,7 +38,7 @@ def test_rates_that_diverged_are_not_chosen():
 
 def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
     trained = {"data": {"files": "a.txt"}, "mesh": {"data": 1, "model": 1},
-               "train": {"batch_size": 5, "accumulation": 1, "eval_batches": 3}}  # fmt: skip
+               "train": {"batch_size": 5, "grad_accum_steps": 1, "eval_batches": 3}}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(trained))
     config = config_for(str(tmp_path), "start", Settings(2e-3, 0.5), steps=30, seed=4, faded=True)
     assert (config.data.files, config.train.batch_size, config.train.eval_batches) == ("a.txt", 5, 3)

@@ -220,7 +220,7 @@ def test_texts_are_scored_whole(run, texts, tmp_path):
     found = json.loads(json_path.read_text())["some"]
 
     restored = restore_for_inference(str(workdir), "latest")
-    context, end = restored.model.context, 256
+    context, end = restored.model.max_seq_len, 256
     documents = [list(path.read_bytes()) for path in files]
     stream = [end] + [token for document in documents for token in [*document, end]]
     apply = jax.jit(lambda tokens: Transformer(restored.model).apply(restored.variables, tokens)[0])

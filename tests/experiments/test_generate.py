@@ -24,7 +24,7 @@ def generate(repository, *flags):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     directory = tmp_path_factory.mktemp("exported")
-    spec = model_spec(KINDS["leaf"], vocab_size=257, context=64)
+    spec = model_spec(KINDS["leaf"], vocab_size=257, max_seq_len=64)
     variables = random_variables(spec)
     # Letters only, so that the text is easy to check: others are never the likeliest.
     tokens = np.asarray(variables["params"]["embed"]["tokens"]).copy()

@@ -106,7 +106,7 @@ def test_a_model_of_bytes_goes_there_and_back(tmp_path):
 @pytest.mark.parametrize(
     "change, flags, said",
     [
-        ({}, ["--context=13"], "context: 13 is not allowed; the checkpoint has 12 positions"),
+        ({}, ["--max_seq_len=13"], "max_seq_len: 13 is not allowed; the checkpoint has 12 positions"),
         ({}, ["--param_dtype=int4"], "param_dtype: 'int4' is not known"),
         ({}, ["--tokenizer=bytes"], "bytes has 257 tokens, which does not fit the 61 rows"),
         ({"eos_token_id": 60}, [], "ends a document with token 2, the model with 60; name the model's own"),

@@ -109,7 +109,9 @@ def test_what_is_refused(runs, tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
-@pytest.mark.parametrize("key,value", [("train.steps", 12), ("model.context", 24), ("data.sha256", "0" * 64)])
+@pytest.mark.parametrize(
+    "key,value", [("train.steps", 12), ("model.max_seq_len", 24), ("data.sha256", "0" * 64)]
+)
 def test_runs_that_cannot_be_compared_are_refused_unless_asked(runs, tmp_path, key, value):
     section, name = key.split(".")
     shutil.copytree(runs / "hard", tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))

@@ -369,7 +369,7 @@ def test_a_speed_row_that_does_not_say_what_was_timed_is_named(tmp_path):
     "section, changed, key",
     [
         ("model", {"n_layers": 24}, "model.n_layers"), ("model", {"dtype": "bfloat16"}, "model.dtype"),
-        ("optim", {"warmup": 300}, "optim.warmup"), ("optim", {"b1": 0.8}, "optim.b1"),
+        ("optim", {"warmup_steps": 300}, "optim.warmup_steps"), ("optim", {"b1": 0.8}, "optim.b1"),
         ("model", {"init": {"embed": 1.0}}, "model.init.embed"),
     ],
 )  # fmt: skip

@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_shape(options, tmp_path):
 
 
 def test_divergence_exits_with_1_and_names_the_step(options, tmp_path):
-    wild = ["--config.optim.lr=1e30", "--config.optim.clip=0.0", "--config.train.checkpoint_every=1"]
+    wild = ["--config.optim.lr=1e30", "--config.optim.clip_norm=0.0", "--config.train.checkpoint_every=1"]
     outcome = call("train", *options, *wild, f"--workdir={tmp_path}")
     assert outcome.code == 1 and re.search(r"train\.py: step \d: .* is (nan|inf)", outcome.err), outcome.err
 
@@ -228,10 +228,15 @@ def test_sigterm_saves_exits_0_and_says_how_to_resume(options, tmp_path):
 @pytest.mark.slow
 def test_nojit_shows_numbers(options, tmp_path, monkeypatch):
     # Every operation is compiled alone, once a shape: with few shapes that takes seconds.
-    eight = "model.width model.context train.batch_size ffn.node_width"
+    eight = "model.width model.max_seq_len train.batch_size ffn.node_width"
     one = "model.n_layers model.n_heads ffn.n_trees ffn.depth train.steps train.eval_batches"
-    plain = {"ffn.routing": "hard", "ffn.implementation": "masked", "train.probe": False, "optim.clip": 0.0}
-    plain |= dict.fromkeys(eight.split(), 8) | dict.fromkeys(one.split(), 1) | {"optim.warmup": 0}
+    plain = {
+        "ffn.routing": "hard",
+        "ffn.implementation": "masked",
+        "train.probe": False,
+        "optim.clip_norm": 0.0,
+    }
+    plain |= dict.fromkeys(eight.split(), 8) | dict.fromkeys(one.split(), 1) | {"optim.warmup_steps": 0}
     overrides = [f"--config.{name}={value}" for name, value in plain.items()]
     seen, trees = [], IMPLEMENTATIONS["masked"]
 

@@ -33,7 +33,7 @@ KINDS = {
 
 def model_spec(*ffns, **fields) -> ModelSpec:
     """A tiny decoder with the given layers, or a field changed."""
-    values = {"vocab_size": 23, "context": 16, "width": 16, "n_heads": 2} | fields
+    values = {"vocab_size": 23, "max_seq_len": 16, "width": 16, "n_heads": 2} | fields
     return ModelSpec(n_layers=len(ffns), ffns=ffns, **values)
 
 

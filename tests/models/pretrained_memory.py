@@ -35,7 +35,7 @@ SIZES = {
 def make(directory: str, spec: ModelSpec, shard_bytes: int) -> int:
     """Writes a float16 checkpoint shard by shard; returns the bytes of its largest tensor."""
     os.makedirs(directory)
-    wanted = places(FAMILIES["opt"], spec, spec.context, spec.vocab_size)
+    wanted = places(FAMILIES["opt"], spec, spec.max_seq_len, spec.vocab_size)
     shapes = {"model.decoder." + name: ("float16", place.shape) for name, (place, _) in wanted.items()}
     shards: list[list[str]] = [[]]
     for name, (_, shape) in shapes.items():

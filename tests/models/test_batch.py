@@ -15,7 +15,7 @@ RULES = (Sampling(greedy=True), Sampling(), Sampling(top_k=4, temperature=2.0), 
 
 
 def model(*names, context=24):
-    spec = model_spec(*(KINDS[name] for name in names), context=context)
+    spec = model_spec(*(KINDS[name] for name in names), max_seq_len=context)
     return decode.for_decoding(spec, random_variables(spec))
 
 

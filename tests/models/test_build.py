@@ -54,7 +54,7 @@ def test_layers_may_differ():
         ({"model__width": 130}, "model.width: 130 is not allowed; it must be a multiple of n_heads = 4"),
         ({"model__n_heads": 0}, "model.n_heads: 0"),
         ({"model__n_layers": 0}, "model.n_layers: 0"),
-        ({"model__context": -1}, "model.context: -1"),
+        ({"model__max_seq_len": -1}, "model.max_seq_len: -1"),
         ({"model__dtype": "int8"}, "model.dtype: 'int8' is not known; use one of: float32, bfloat16"),
         (
             {"model__layers": "dense,tre"},

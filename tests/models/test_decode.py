@@ -151,7 +151,7 @@ def test_few_tokens_gather(monkeypatch):
     wrapped = {name: note(name, trees) for name, trees in combine.IMPLEMENTATIONS.items()}
     monkeypatch.setattr(combine, "IMPLEMENTATIONS", wrapped)
     spec = dataclasses.replace(
-        model_spec(KINDS["hard"]), context=17
+        model_spec(KINDS["hard"]), max_seq_len=17
     )  # a spec that no other test has compiled
     variables = random_variables(spec)
     used.clear()

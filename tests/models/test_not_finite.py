@@ -70,7 +70,7 @@ def test_one_request_fails_alone(kind):
 
 def test_a_request_that_overflows_under_way_fails_then():
     """Position 6 cannot be read; a shorter neighbour never comes there."""
-    spec, variables = decode.for_decoding(*hot_model(context=16))
+    spec, variables = decode.for_decoding(*hot_model(max_seq_len=16))
     positions = variables["params"]["embed"]["positions"]
     variables["params"]["embed"]["positions"] = positions.at[6, 0].set(1e30)
     long, short = Request((1, 2, 3, 4), 8, PLAIN), Request((5,), 4, PLAIN)

@@ -78,7 +78,7 @@ def test_the_distribution_is_the_one_defined(asked):
 
 def test_batches_follow_each_row_s_own_history():
     """Rows with and without penalties, joining and leaving, take what the plain forward pass says."""
-    spec = model_spec(KINDS["dense"], context=24)
+    spec = model_spec(KINDS["dense"], max_seq_len=24)
     variables = random_variables(spec)
     apply, greedy = forward(spec), Sampling(greedy=True)
     prompts = ((1, 2, 3), (7, 7), (5,), (4, 9, 2, 11), (8, 1))

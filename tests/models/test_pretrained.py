@@ -142,8 +142,8 @@ def test_tensors_of_two_dtypes(tmp_path):
 
 def test_a_vocabulary_with_rows_to_spare_and_fewer_positions(tmp_path):
     """Ids beyond the tokenizer's are not scored, their rows stay; cut positions are gone."""
-    model = pretrained.load(str(FIXTURES / "opt_relu"), vocab_size=58, context=9)
-    assert (model.spec.vocab_size, model.spec.vocab_rows, model.spec.context) == (58, 61, 9)
+    model = pretrained.load(str(FIXTURES / "opt_relu"), vocab_size=58, max_seq_len=9)
+    assert (model.spec.vocab_size, model.spec.vocab_rows, model.spec.max_seq_len) == (58, 61, 9)
     wanted = expected("opt_relu")
     tokens = jnp.asarray(np.minimum(wanted["tokens"], 57)[:, :9])
     full = pretrained.load(str(FIXTURES / "opt_relu"))
@@ -156,7 +156,7 @@ def test_a_vocabulary_with_rows_to_spare_and_fewer_positions(tmp_path):
     np.testing.assert_array_equal(back.pop(positions), before.pop(positions)[:11])
     for name, value in before.items():
         np.testing.assert_array_equal(back[name], value)
-    assert pretrained.load(str(tmp_path / "back")).spec.context == 9
+    assert pretrained.load(str(tmp_path / "back")).spec.max_seq_len == 9
     # OPT's own numbers: 50,265 tokens in 50,272 rows are a multiple of 8.
     spec = model_spec(KINDS["dense"], vocab_size=50_265, vocab_multiple=8)
     assert spec.vocab_rows == 50_272
@@ -268,8 +268,8 @@ def test_configs_that_do_not_fit_are_refused(copied, values, words):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"context": 13}, "context: 13 is not allowed; the checkpoint has 12 positions"),
-        ({"context": 0}, "context: 0 is not allowed"),
+        ({"max_seq_len": 13}, "max_seq_len: 13 is not allowed; the checkpoint has 12 positions"),
+        ({"max_seq_len": 0}, "max_seq_len: 0 is not allowed"),
         ({"vocab_size": 62}, "vocab_size: 62 is not allowed; the checkpoint has 61 rows"),
         ({"param_dtype": "int8"}, "param_dtype: 'int8' is not known; use one of: float32,"),
     ],

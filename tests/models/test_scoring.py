@@ -18,7 +18,7 @@ def variables():
 
 def alone(spec, variables, context, continuation):
     """The definition, in float64 from the logits of the one row."""
-    read = [*context, *continuation][-spec.context - 1 : -1]
+    read = [*context, *continuation][-spec.max_seq_len - 1 : -1]
     logits = logits_of(spec, variables, read)[len(read) - len(continuation) :]
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     total = sum(log_p[i, token] for i, token in enumerate(continuation))
@@ -27,14 +27,14 @@ def alone(spec, variables, context, continuation):
 
 def logits_of(spec, variables, read):
     """After every token of one row, which is filled up to the context: one shape, as no token looks right."""
-    row = np.zeros((1, spec.context), np.int32)
+    row = np.zeros((1, spec.max_seq_len), np.int32)
     row[0, : len(read)] = read
     return np.asarray(forward(spec)(variables, row)[0][0, : len(read)], np.float64)
 
 
 def some_pairs(rng, n):
     """Of all lengths, some too long for the context; some continuations are the likeliest."""
-    sizes = rng.integers(1, SPEC.context + 6, n), rng.integers(1, SPEC.context - 3, n)
+    sizes = rng.integers(1, SPEC.max_seq_len + 6, n), rng.integers(1, SPEC.max_seq_len - 3, n)
     return [tuple(rng.integers(0, SPEC.vocab_size, size).tolist() for size in pair) for pair in zip(*sizes)]
 
 
@@ -43,9 +43,9 @@ def test_scores_are_the_definition(variables, rng):
     for context, continuation in some_pairs(rng, 6):  # greedy ones
         continuation = []
         for _ in range(2):
-            read = [*context, *continuation][-SPEC.context :]
+            read = [*context, *continuation][-SPEC.max_seq_len :]
             continuation.append(int(logits_of(SPEC, variables, read)[-1].argmax()))
-        if len(context) + 2 <= SPEC.context:
+        if len(context) + 2 <= SPEC.max_seq_len:
             pairs.append((context, continuation))
     seen = []
     found = scoring.score(SPEC, variables, pairs, batch_tokens=64, progress=seen.append)

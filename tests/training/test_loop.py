@@ -291,7 +291,10 @@ STRAIGHT = {"ffn__routing": "straight_through"}
     "change,said",
     [
         ({"train__batch_size": 9, "mesh__data": 2}, "train.batch_size: 9 .* 2 devices"),
-        ({"train__batch_size": 9, "train__accumulation": 2}, "train.batch_size: 9 .* train.accumulation = 2"),
+        (
+            {"train__batch_size": 9, "train__grad_accum_steps": 2},
+            "train.batch_size: 9 .* train.grad_accum_steps = 2",
+        ),
         ({"mesh__data": 3, "mesh__model": 3}, "mesh: data=3, model=3 does not fit 8 devices"),
         ({"train__steps": 0}, "train.steps: 0 is not allowed"),
         ({"train__log_every": 0}, "train.log_every: 0 is not allowed"),
@@ -339,7 +342,7 @@ def test_executions_that_can_train_are_allowed(texts, kind, change):
 
 @pytest.mark.slow
 def test_without_compiling(texts, tmp_path):
-    sizes = {"model__n_layers": 1, "model__context": 8, "ffn__depth": 1, "train__batch_size": 2}
+    sizes = {"model__n_layers": 1, "model__max_seq_len": 8, "ffn__depth": 1, "train__batch_size": 2}
     config = tiny_config(texts, steps=1, optim__warmup=0, **sizes)
     with jax.disable_jit():
         figures = quiet(config, tmp_path)

@@ -21,11 +21,11 @@ def rates(**fields):
 
 
 def test_constant_after_a_linear_rise():
-    np.testing.assert_allclose(rates(schedule="constant", warmup=4), [0.25, 0.5, 0.75] + [1.0] * 8)
+    np.testing.assert_allclose(rates(schedule="constant", warmup_steps=4), [0.25, 0.5, 0.75] + [1.0] * 8)
 
 
 def test_cosine_ends_at_its_final_share():
-    cosine = rates(schedule="cosine", warmup=2, final_share=0.2)
+    cosine = rates(schedule="cosine", warmup_steps=2, final_share=0.2)
     done = np.arange(9) / 8
     np.testing.assert_allclose(cosine[2:], 0.2 + 0.8 * (1 + np.cos(np.pi * done)) / 2, rtol=1e-6)
     np.testing.assert_allclose(cosine[:2], [0.5, 1.0])
@@ -37,7 +37,7 @@ def test_wsd_is_constant_and_then_linear():
 
 
 def test_a_rate_is_the_same_for_an_array_of_steps():
-    schedule = learning_rate(OptimSpec(steps=10, lr=1e-3, warmup=3))
+    schedule = learning_rate(OptimSpec(steps=10, lr=1e-3, warmup_steps=3))
     together = schedule(np.arange(10, dtype=np.float32))
     np.testing.assert_allclose(together, [schedule(i) for i in range(10)], rtol=1e-6)
 
@@ -65,7 +65,7 @@ def test_an_unknown_parameter_has_no_silent_rule():
 
 def test_two_steps_by_hand(rng):
     """Two: in the first step means of any b1 and b2 are the gradient and its square."""
-    spec = OptimSpec(steps=10, lr=0.1, schedule="constant", b1=0.9, b2=0.99, weight_decay=0.2, clip=1.0)
+    spec = OptimSpec(steps=10, lr=0.1, schedule="constant", b1=0.9, b2=0.99, weight_decay=0.2, clip_norm=1.0)
     params = {"w_in": rng.normal(size=(3, 2)).astype(np.float32), "b_in": np.ones(3, np.float32)}
     first = {"w_in": np.full((3, 2), 3.0, np.float32), "b_in": np.full(3, 4.0, np.float32)}
     second = {"w_in": np.full((3, 2), -0.1, np.float32), "b_in": np.full(3, 0.2, np.float32)}  # not clipped
@@ -88,9 +88,9 @@ def test_two_steps_by_hand(rng):
 @pytest.mark.parametrize(
     "field,value",
     [
-        ("lr", 0.0), ("lr", float("nan")), ("schedule", "linear"), ("warmup", -1), ("warmup", 11),
+        ("lr", 0.0), ("lr", float("nan")), ("schedule", "linear"), ("warmup_steps", -1), ("warmup_steps", 11),
         ("b1", 1.0), ("b2", -0.1), ("eps", 0.0), ("final_share", 1.5), ("decay_share", -0.1),
-        ("weight_decay", -1.0), ("clip", -1.0),
+        ("weight_decay", -1.0), ("clip_norm", -1.0),
     ],
 )  # fmt: skip
 def test_bad_values_name_their_field(field, value):

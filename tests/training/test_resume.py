@@ -28,7 +28,7 @@ OPTIONS = {
     "model__layers": "tree,leaf",
     "ffn__top_k": 2,
     "ffn__dense_start": 0.5,
-    "train__accumulation": 2,
+    "train__grad_accum_steps": 2,
     "train__log_every": 1,
     "train__keep": 9,
 }

@@ -24,7 +24,7 @@ LEAVES = LeafSpec(n_experts=8, expert_width=3, top_k=3, balance_rate=1e-2, dense
 MIXTURE = LeafSpec(n_experts=4, expert_width=8, top_k=2, router="softmax", balance_rate=1e-3)
 LAYERS = (NARROW_TREES, WIDE_TREE, RANDOM_TREES, MIXTURE, DenseSpec(24), PRUNED_TREES, LEAVES)
 MODEL = ModelSpec(256, 16, 32, len(LAYERS), 2, LAYERS)
-OPTIM = OptimSpec(steps=10, lr=3e-3, warmup=2)
+OPTIM = OptimSpec(steps=10, lr=3e-3, warmup_steps=2)
 
 
 def abstract_state(model=MODEL):
@@ -132,7 +132,7 @@ def train(mesh, model, accumulation=1, steps=3):
         run = jax.jit(one_step, out_shardings=(shardings, None, None), donate_argnums=(0, 1))
         usage, losses = step.empty_usage(model), []
         for seed in range(steps):
-            batch = random_batch(context=model.context, seed=seed) % model.vocab_size
+            batch = random_batch(context=model.max_seq_len, seed=seed) % model.vocab_size
             state, usage, metrics = run(state, usage, sharding.put_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
         assert jax.tree.map(lambda leaf: leaf.sharding.spec, state) == jax.tree.map(

@@ -30,7 +30,7 @@ def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_s
       NotFinite: names the first layer whose inputs are NaN or infinite.
     """
     check_positive_int("batch_size", batch_size)
-    there = sum(map(len, sources)) * run.model.context
+    there = sum(map(len, sources)) * run.model.max_seq_len
     if there < tokens:
         raise InputError(
             f"calibration: the text has {there:,} tokens, and {tokens:,} are needed; use more text."
@@ -39,9 +39,9 @@ def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_s
     parts: list[list[np.ndarray]] = [[] for _ in run.model.ffns]
     with jax.set_mesh(run.mesh):
         inputs = jax.jit(functools.partial(_inputs, model=run.model))
-        for batch in first_rows(sources, -(-tokens // run.model.context), batch_size):
+        for batch in first_rows(sources, -(-tokens // run.model.max_seq_len), batch_size):
             filled = filled_up(batch, run.mesh, size)
-            size, read = len(filled), len(batch) * run.model.context
+            size, read = len(filled), len(batch) * run.model.max_seq_len
             for part, x_TE in zip(parts, jax.device_get(inputs(run.variables, put_batch(filled, run.mesh)))):
                 part.append(x_TE[:read].astype(np.float32))
     found = [np.concatenate(part)[:tokens] for part in parts]

@@ -97,7 +97,7 @@ def calibrate(
     """
     check_positive_int("batch_size", batch_size)
     check_positive_int("tokens", tokens, least=0)
-    needed, context = tokens_needed(run.model), run.model.context
+    needed, context = tokens_needed(run.model), run.model.max_seq_len
     leaves = needed // TOKENS_PER_LEAF
     rule = f"which of {leaves:,} leaves are dead takes {needed:,} tokens to judge ({TOKENS_PER_LEAF:,} each)"
     if 0 < tokens < needed:

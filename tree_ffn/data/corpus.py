@@ -80,7 +80,7 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
     Example:
       corpus = prepare(CorpusSpec(corpus="files", files="texts/*.txt.xz"), row_tokens=257)
     """
-    check_positive_int("model.context", row_tokens - 1)
+    check_positive_int("model.max_seq_len", row_tokens - 1)
     tokenizer = load_tokenizer(spec.tokenizer)
     inputs, in_place = _find(spec, row_tokens, tokenizer)
     for line in inputs.notes:

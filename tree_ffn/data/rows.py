@@ -97,7 +97,7 @@ def choose_splits(parts: list[Part], row_tokens: int, valid_share: float) -> dic
             return splits
     raise TooShort(
         f"data: the {short[0].name} split has {short[0].tokens} tokens and a row needs {row_tokens}; "
-        "use more text, a smaller model.context, or name data.valid_files."
+        "use more text, a smaller model.max_seq_len, or name data.valid_files."
     )
 
 

@@ -91,7 +91,7 @@ def checked_tokens(records: list, row_tokens: int, vocab_size: int, where: str) 
     if shape is not None:
         raise InputError(
             f"{where}: records of shape {shape} do not fit; "
-            f"model.context + 1 = {row_tokens} tokens are needed."
+            f"model.max_seq_len + 1 = {row_tokens} tokens are needed."
         )
     rows = np.asarray(records).reshape(len(records), row_tokens)
     beyond = rows[(rows < 0) | (rows >= vocab_size)]

@@ -66,7 +66,7 @@ class Batch:
 
     Example:
       >>> from tree_ffn.models import DenseSpec, Transformer
-      >>> spec = ModelSpec(vocab_size=9, context=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
+      >>> spec = ModelSpec(vocab_size=9, max_seq_len=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
       >>> variables = Transformer(spec).init(jax.random.key(0), np.zeros((1, 8), np.int32))
       >>> batch = Batch(spec, variables)
       >>> for prompt in ((1, 2, 3), (4,)):
@@ -218,7 +218,7 @@ class Batch:
         n_rows = decode.power_of_two(len(rows), 1)
         self._running = rows + [None] * (n_rows - len(rows))
         need = max(len(row.request.prompt) + row.request.n_tokens for row in rows)
-        room = min(decode.power_of_two(need), self.spec.context)
+        room = min(decode.power_of_two(need), self.spec.max_seq_len)
         taken = [(cache, [i for i, _ in rows]) for cache, rows in parts]
         self._cache = cache_rows.join(taken, n_rows, room)
         filled = [row or rows[-1] for row in self._running]
@@ -253,7 +253,7 @@ def generate(
 
     Example:
       >>> from tree_ffn.models import DenseSpec, Transformer
-      >>> spec = ModelSpec(vocab_size=9, context=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
+      >>> spec = ModelSpec(vocab_size=9, max_seq_len=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
       >>> variables = Transformer(spec).init(jax.random.key(0), np.zeros((1, 8), np.int32))
       >>> [len(tokens) for tokens in generate(spec, variables, [[1, 2, 3], [4]], n_tokens=5)]
       [5, 5]

@@ -13,8 +13,8 @@ from tree_ffn.upgrades import named_kinds
 KINDS = ("dense", "narrow", "leaf", "tree", "random_tree")
 
 MODEL_FIELDS = (
-    "width", "n_layers", "n_heads", "context", "dtype", "param_dtype", "remat", "norm_eps", "vocab_multiple",
-    "unroll",
+    "width", "n_layers", "n_heads", "max_seq_len", "dtype", "param_dtype", "remat", "norm_eps",
+    "vocab_multiple", "unroll",
 )  # fmt: skip
 LEAF_FIELDS = (
     "n_experts", "expert_width", "top_k", "router", "n_trees", "gate_norm", "balance_rate",

@@ -104,11 +104,11 @@ def check_tokens(spec: ModelSpec, prompt, n_tokens: int) -> None:
     if min(prompt) < 0 or max(prompt) >= spec.vocab_size:
         worst = max(prompt) if max(prompt) >= spec.vocab_size else min(prompt)
         raise InputError(f"prompt: token {worst} is not allowed; use 0 to {spec.vocab_size - 1}.")
-    if len(prompt) + n_tokens > spec.context:
-        room = spec.context - len(prompt)
+    if len(prompt) + n_tokens > spec.max_seq_len:
+        room = spec.max_seq_len - len(prompt)
         raise InputError(
             f"tokens: {n_tokens} new tokens after a prompt of {len(prompt)} do not fit the model's context "
-            f"of {spec.context}; use {f'at most {room}, or ' if room > 0 else ''}a shorter prompt."
+            f"of {spec.max_seq_len}; use {f'at most {room}, or ' if room > 0 else ''}a shorter prompt."
         )
 
 

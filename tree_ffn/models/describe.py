@@ -34,7 +34,7 @@ def model_flops(spec: ModelSpec) -> int:
     and weighted sums over the positions before; norms and activations are left
     out. Training costs about three times as much.
     """
-    attention = 8 * spec.width**2 + 2 * spec.width * (spec.context + 1)
+    attention = 8 * spec.width**2 + 2 * spec.width * (spec.max_seq_len + 1)
     ffns = sum(ffn_flops(ffn, spec.width) for ffn in spec.ffns)
     return spec.n_layers * attention + ffns + 2 * spec.width * spec.vocab_size
 
@@ -75,7 +75,7 @@ def figures(spec: ModelSpec) -> dict:
         "flops_model_dense": model_flops(dense_counterpart(spec)),
         "bytes_weights": weights + _bytes(routing),
         "bytes_training": 4 * weights + _bytes(routing),
-        "bytes_cache": 2 * spec.n_layers * spec.context * spec.width * jnp.dtype(spec.dtype).itemsize,
+        "bytes_cache": 2 * spec.n_layers * spec.max_seq_len * spec.width * jnp.dtype(spec.dtype).itemsize,
     }
 
 
@@ -93,7 +93,7 @@ def describe(spec: ModelSpec) -> tuple[str, dict]:
 
     Example:
       >>> ffn = LeafSpec(n_experts=32, expert_width=16, top_k=1, gate_norm="none")
-      >>> spec = ModelSpec(vocab_size=257, context=128, width=128, n_layers=1, n_heads=2, ffns=(ffn,))
+      >>> spec = ModelSpec(vocab_size=257, max_seq_len=128, width=128, n_layers=1, n_heads=2, ffns=(ffn,))
       >>> page, numbers = describe(spec)
       >>> numbers["active_share"]
       0.03125
@@ -127,11 +127,15 @@ def describe(spec: ModelSpec) -> tuple[str, dict]:
         ("FLOPs a token, model", _si(n["flops_model"]), _against(n["flops_model"], n["flops_model_dense"])),
         ("bytes, weights", _si(n["bytes_weights"]), f"stored as {spec.param_dtype}"),
         ("bytes, training", _si(n["bytes_training"]), "weights, gradients, two moments; no activations"),
-        ("bytes, KV cache", _si(n["bytes_cache"]), f"one sequence of {spec.context:,} tokens, {spec.dtype}"),
+        (
+            "bytes, KV cache",
+            _si(n["bytes_cache"]),
+            f"one sequence of {spec.max_seq_len:,} tokens, {spec.dtype}",
+        ),
     ]
     head = (
         f"decoder: {spec.n_layers} layers, {spec.width} wide, {spec.n_heads} heads of {spec.head_width}, "
-        f"context {spec.context:,}, {spec.vocab_size:,} tokens; computes in {spec.dtype}"
+        f"context {spec.max_seq_len:,}, {spec.vocab_size:,} tokens; computes in {spec.dtype}"
     )
     table = [f"{name:<22}{value:>10}   {note}" for name, value, note in rows]
     note = "FLOPs: multiply-adds x 2, forward, over active units; masked execution spends them on all."

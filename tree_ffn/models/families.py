@@ -134,7 +134,7 @@ def _norm(theirs, ours, width):
 FAMILIES = {
     "gpt2": Family(
         "GPT2LMHeadModel", ("transformer.", ""), "h.{}.",
-        {"vocab_size": "vocab_size", "context": "n_positions", "width": "n_embd", "n_layers": "n_layer",
+        {"vocab_size": "vocab_size", "max_seq_len": "n_positions", "width": "n_embd", "n_layers": "n_layer",
          "n_heads": "n_head", "ffn": "n_inner"},
         "layer_norm_epsilon", "gelu_new",
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
@@ -142,7 +142,7 @@ FAMILIES = {
     ),
     "opt": Family(
         "OPTForCausalLM", ("model.decoder.", "decoder.", ""), "layers.{}.",
-        {"vocab_size": "vocab_size", "context": "max_position_embeddings", "width": "hidden_size",
+        {"vocab_size": "vocab_size", "max_seq_len": "max_position_embeddings", "width": "hidden_size",
          "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "ffn": "ffn_dim"},
         None, "relu",
         {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "enable_bias": True,

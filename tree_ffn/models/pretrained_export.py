@@ -66,7 +66,7 @@ def save(
     prefix = str((origin or {}).get("prefix", FAMILIES[family].prefixes[0]))
     wanted = {
         full_name(prefix, name): value
-        for name, value in places(FAMILIES[family], spec, spec.context, rows).items()
+        for name, value in places(FAMILIES[family], spec, spec.max_seq_len, rows).items()
     }
     if (origin or {}).get("head") and spec.tied_head:
         wanted[HEAD] = next(iter(wanted.values()))

@@ -47,7 +47,11 @@ class Pretrained(NamedTuple):
 
 
 def load(
-    directory: str, *, param_dtype: str = "float32", context: int | None = None, vocab_size: int | None = None
+    directory: str,
+    *,
+    param_dtype: str = "float32",
+    max_seq_len: int | None = None,
+    vocab_size: int | None = None,
 ) -> Pretrained:
     """Reads a checkpoint.
 
@@ -55,7 +59,7 @@ def load(
       directory: with config.json and safetensors.
       param_dtype: of the stored weights: `float32`, `bfloat16`, `float16`, or
         `keep` for that of the files.
-      context: positions to keep, at most those of the checkpoint; None: all.
+      max_seq_len: positions to keep, at most those of the checkpoint; None: all.
       vocab_size: ids that are scored, at most the rows of the token table;
         None: all rows, as transformers does. Tables are often padded (OPT:
         50,272 rows, 50,265 tokens), and a tokenizer's own count leaves out ids
@@ -79,9 +83,9 @@ def load(
     names = _check_tensors(family, full, files, names, prefix)
     if HEAD in names:
         full = dataclasses.replace(full, tied_head=_is_tied(family, full, files, names))
-    wanted = places(family, full, full.context, full.vocab_size)
+    wanted = places(family, full, full.max_seq_len, full.vocab_size)
     stored = [READ_FLOATS[files.entries[names[name]].dtype] for name in wanted]
-    spec = _asked(full, _param_dtype(param_dtype, set(stored), directory), context, vocab_size)
+    spec = _asked(full, _param_dtype(param_dtype, set(stored), directory), max_seq_len, vocab_size)
     # Memory is asked for here, and used as it is written to.
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract_variables(spec)["params"])
     one_dtype = len(set(stored)) == 1 and stored[0] != "float64"
@@ -109,11 +113,13 @@ def _param_dtype(asked: str, stored: set[str], directory: str) -> str:
     return stored.pop()
 
 
-def _asked(full: ModelSpec, param_dtype: str, context: int | None, vocab_size: int | None) -> ModelSpec:
-    """The spec with the dtype, context and vocabulary asked for."""
-    context = full.context if context is None else context
-    if context > full.context:
-        raise InputError(f"context: {context} is not allowed; the checkpoint has {full.context} positions.")
+def _asked(full: ModelSpec, param_dtype: str, max_seq_len: int | None, vocab_size: int | None) -> ModelSpec:
+    """The spec with the dtype, positions and vocabulary asked for."""
+    max_seq_len = full.max_seq_len if max_seq_len is None else max_seq_len
+    if max_seq_len > full.max_seq_len:
+        raise InputError(
+            f"max_seq_len: {max_seq_len} is not allowed; the checkpoint has {full.max_seq_len} positions."
+        )
     rows = full.vocab_size
     vocab_size = rows if vocab_size is None else vocab_size
     if vocab_size > rows:
@@ -123,7 +129,7 @@ def _asked(full: ModelSpec, param_dtype: str, context: int | None, vocab_size: i
     multiples = [2**i for i in range(rows.bit_length()) if -(-vocab_size // 2**i) * 2**i == rows]
     multiple = multiples[0] if multiples else rows
     return dataclasses.replace(
-        full, context=context, vocab_size=vocab_size, vocab_multiple=multiple, param_dtype=param_dtype
+        full, max_seq_len=max_seq_len, vocab_size=vocab_size, vocab_multiple=multiple, param_dtype=param_dtype
     )
 
 
@@ -169,7 +175,7 @@ def _check_tensors(
     Raises:
       InputError: lists all tensors that are missing, extra, of another shape or no floats.
     """
-    wanted = places(family, full, full.context, full.vocab_size)
+    wanted = places(family, full, full.max_seq_len, full.vocab_size)
     anchor = next(iter(wanted))
     if full.tied_head and anchor not in names and HEAD in names:
         names = {name: stored for name, stored in names.items() if name != HEAD} | {anchor: names[HEAD]}
@@ -205,7 +211,7 @@ def _is_tied(family: Family, full: ModelSpec, files: Files, names: dict[str, str
     Raises:
       InputError: it is not, and config.json says that it is.
     """
-    head, table = names[HEAD], names[next(iter(places(family, full, full.context, full.vocab_size)))]
+    head, table = names[HEAD], names[next(iter(places(family, full, full.max_seq_len, full.vocab_size)))]
     if head == table:
         return True
     for start in range(0, full.vocab_size, 4096):  # in parts: no copy of the largest tensor

@@ -86,11 +86,11 @@ def program_of(spec: ModelSpec, request: Request) -> tuple[int, int | None]:
 
     Example:
       >>> from tree_ffn.models.dense import DenseSpec
-      >>> spec = ModelSpec(vocab_size=9, context=24, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
+      >>> spec = ModelSpec(vocab_size=9, max_seq_len=24, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
       >>> program_of(spec, Request((1,) * 7, 1)), program_of(spec, Request((1,) * 20, 1, scored=True))
       ((16, None), (24, 1))
     """
-    length = min(decode.power_of_two(len(request.prompt)), spec.context)
+    length = min(decode.power_of_two(len(request.prompt)), spec.max_seq_len)
     return length, rounded_top(spec, request.n_top or 1) if request.scored else None
 
 

@@ -83,7 +83,7 @@ def score(
     """Scores every (context, continuation) pair of token ids.
 
     A pair that is too long loses the left end of its context: the model reads
-    the last `spec.context` of its tokens but one.
+    the last `spec.max_seq_len` of its tokens but one.
 
     Args:
       spec, variables: the model.
@@ -98,7 +98,7 @@ def score(
 
     Example:
       >>> from tree_ffn.models.dense import DenseSpec
-      >>> spec = ModelSpec(vocab_size=9, context=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
+      >>> spec = ModelSpec(vocab_size=9, max_seq_len=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
       >>> variables = Transformer(spec).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
       >>> [found] = score(spec, variables, [([1, 2, 3], [4])])
       >>> found.log_likelihood < 0
@@ -110,7 +110,7 @@ def score(
     rows = _rows(spec, pairs)
     found: dict[int, Scored] = {}
     sizes = [(len(row.read), row.n_targets) for row in rows]
-    for batch, shape in batches(sizes, spec.context, batch_tokens):
+    for batch, shape in batches(sizes, spec.max_seq_len, batch_tokens):
         n_before, members = len(found), [rows[i] for i in batch]
         log_p_N, is_best_N = jax.device_get(_score(variables, *_arrays(members, *shape), spec=spec))
         start = 0
@@ -204,14 +204,14 @@ def _read(spec: ModelSpec, i: int, context, continuation) -> tuple[int, ...]:
         raise InputError(
             f"pair {i}: its context or its continuation is empty; each needs at least one token."
         )
-    if len(continuation) > spec.context:
+    if len(continuation) > spec.max_seq_len:
         raise InputError(
             f"pair {i}: a continuation of {len(continuation)} tokens does not fit the model's context of "
-            f"{spec.context}; score it in windows."
+            f"{spec.max_seq_len}; score it in windows."
         )
     if not 0 <= min(whole) <= max(whole) < spec.vocab_size:
         raise InputError(f"pair {i}: its ids are not all below the vocabulary's {spec.vocab_size}.")
-    return tuple(whole[-spec.context - 1 : -1])
+    return tuple(whole[-spec.max_seq_len - 1 : -1])
 
 
 def _arrays(rows: list[_Row], n_rows: int, length: int, room: int):

@@ -45,7 +45,7 @@ class ModelSpec:
 
     Attributes:
       vocab_size: V.
-      context: the most positions the model can attend to.
+      max_seq_len: C, the most positions the model can attend to.
       width: E.
       n_layers: number of layers.
       n_heads: H; K = E / H.
@@ -70,7 +70,7 @@ class ModelSpec:
     """
 
     vocab_size: int
-    context: int
+    max_seq_len: int
     width: int
     n_layers: int
     n_heads: int
@@ -87,7 +87,15 @@ class ModelSpec:
     init: InitSpec = InitSpec()
 
     def __post_init__(self):
-        for field in ("vocab_size", "context", "width", "n_layers", "n_heads", "vocab_multiple", "unroll"):
+        for field in (
+            "vocab_size",
+            "max_seq_len",
+            "width",
+            "n_layers",
+            "n_heads",
+            "vocab_multiple",
+            "unroll",
+        ):
             check_positive_int(field, getattr(self, field))
         if self.width % self.n_heads:
             raise InputError(

@@ -109,7 +109,7 @@ class Embed(nn.Module):
         spec = self.model
         normal, param_dtype = nn.initializers.normal(spec.init.embed), jnp.dtype(spec.param_dtype)
         self.tokens = self.param("tokens", normal, (spec.vocab_rows, spec.width), param_dtype)
-        self.positions = self.param("positions", normal, (spec.context, spec.width), param_dtype)
+        self.positions = self.param("positions", normal, (spec.max_seq_len, spec.width), param_dtype)
         self.head = self.tokens
         if not spec.tied_head:
             self.head = self.param("head", normal, (spec.vocab_rows, spec.width), param_dtype)
@@ -141,7 +141,7 @@ class Transformer(nn.Module):
     Example:
       >>> from tree_ffn.models.dense import DenseSpec
       >>> ffns = (DenseSpec(width=32),) * 2
-      >>> spec = ModelSpec(vocab_size=257, context=16, width=8, n_layers=2, n_heads=2, ffns=ffns)
+      >>> spec = ModelSpec(vocab_size=257, max_seq_len=16, width=8, n_layers=2, n_heads=2, ffns=ffns)
       >>> tokens = jnp.zeros((1, 16), jnp.int32)
       >>> variables = Transformer(spec).init(jax.random.key(0), tokens)
       >>> logits, infos = Transformer(spec).apply(variables, tokens)

@@ -326,7 +326,7 @@ def _restore(workdir: str, step: int | str, mesh: Mesh) -> Restored:
         meta = checkpoints.meta(found)
         config = namespace(meta["config"])
         model = own_model(meta) or model_spec_from_config(config, meta["data"]["vocab_size"])
-        tokens_BC = jax.ShapeDtypeStruct((1, model.context), "int32")
+        tokens_BC = jax.ShapeDtypeStruct((1, model.max_seq_len), "int32")
         shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), tokens_BC)
         abstract = placed({"params": shapes["params"], "routing": shapes.get("routing", {})}, mesh)
         variables = checkpoints.restore_variables(abstract, found)

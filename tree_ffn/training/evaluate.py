@@ -37,7 +37,7 @@ def other_corpus(run: Restored, **changes):
     spec = CorpusSpec(**changed_fields(run.config.data, changes))
     # Before the text: to tokenise it by another tokenizer may take long.
     tokenizer_of(run, spec.tokenizer)
-    corpus = prepare(spec, row_tokens=run.model.context + 1)
+    corpus = prepare(spec, row_tokens=run.model.max_seq_len + 1)
     known = run.meta["data"].get("sha256")
     if not changes.keys() - {"tokenizer", "cache_dir"} and known not in (None, corpus.meta["sha256"]):
         print(
@@ -151,7 +151,7 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
       NotFinite: names the first rows whose loss is NaN or infinite.
     """
     _check_batch_size(run, batch_size)
-    tokens, counted = text.rows(run.model.context)
+    tokens, counted = text.rows(run.model.max_seq_len)
     missing = -len(tokens) % batch_size  # one shape, one program
     tokens, counted = (np.pad(array, ((0, missing), (0, 0))) for array in (tokens, counted))
     nats = 0.0

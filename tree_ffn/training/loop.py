@@ -167,7 +167,7 @@ class Run:
         spec, probed = self.plan.train, None
         if self._programs.probe:
             first = next(valid_batches(self.data.valid, spec.batch_size, 1))
-            size = spec.batch_size // spec.accumulation  # what a gradient has room for
+            size = spec.batch_size // spec.grad_accum_steps  # what a gradient has room for
             microbatch = np.resize(first, (size, first.shape[1]))
             probed = self._programs.probe(self.state.variables, microbatch)
         return report.valid(self.step, self._score(spec.eval_batches), probed, write)

@@ -31,33 +31,34 @@ class OptimSpec:
       lr: highest learning rate.
       schedule: after the warm-up: `cosine` to the final rate; `wsd`, constant
         and then linear to the final rate; or `constant`.
-      warmup: steps of linear rise from 0.
+      warmup_steps: steps of linear rise from 0.
       final_share: final rate / lr, of `cosine` and `wsd`.
       decay_share: share of `steps` that the decay of `wsd` takes.
       b1, b2, eps: of Adam.
       weight_decay: decoupled decay, multiplied by the learning rate.
-      clip: largest global norm of the gradient; 0 does not clip.
+      clip_norm: largest global norm of the gradient; 0 does not clip.
     """
 
     steps: int
     lr: float
     schedule: str = "cosine"
-    warmup: int = 0
+    warmup_steps: int = 0
     final_share: float = 0.1
     decay_share: float = 0.2
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    clip: float = 1.0
+    clip_norm: float = 1.0
 
     def __post_init__(self):
         check_positive_int("train.steps", self.steps)
         check_choice("optim.schedule", self.schedule, SCHEDULES)
-        check_positive_int("optim.warmup", self.warmup, least=0)
-        if self.warmup > self.steps:
+        check_positive_int("optim.warmup_steps", self.warmup_steps, least=0)
+        if self.warmup_steps > self.steps:
             raise InputError(
-                f"optim.warmup: {self.warmup} is not allowed; use at most train.steps = {self.steps}."
+                f"optim.warmup_steps: {self.warmup_steps} is not allowed; use at most train.steps = "
+                f"{self.steps}."
             )
         for field, good, rule in (
             ("lr", 0 < self.lr < math.inf, "a number above 0"),
@@ -67,7 +68,7 @@ class OptimSpec:
             ("final_share", 0 <= self.final_share <= 1, "a number from 0 to 1"),
             ("decay_share", 0 <= self.decay_share <= 1, "a number from 0 to 1"),
             ("weight_decay", self.weight_decay >= 0, "a number of at least 0"),
-            ("clip", self.clip >= 0, "a number of at least 0 (0 does not clip)"),
+            ("clip_norm", self.clip_norm >= 0, "a number of at least 0 (0 does not clip)"),
         ):
             if not good:
                 raise InputError(f"optim.{field}: {getattr(self, field)!r} is not allowed; use {rule}.")
@@ -76,7 +77,7 @@ class OptimSpec:
 def learning_rate(spec: OptimSpec) -> optax.Schedule:
     """Learning rate as a function of the number of finished steps.
 
-    With i finished steps, w = warmup, n = steps and f = final_share:
+    With i finished steps, w = warmup_steps, n = steps and f = final_share:
 
         i < w                lr (i + 1) / w
         cosine               lr (f + (1 - f) (1 + cos(pi (i - w) / (n - w))) / 2)
@@ -88,13 +89,13 @@ def learning_rate(spec: OptimSpec) -> optax.Schedule:
     Source: cosine, Loshchilov & Hutter 2017 (arXiv 1608.03983); wsd, Hu et al.
     2024, MiniCPM (arXiv 2404.06395), with a linear end.
     """
-    warmup, steps = float(max(spec.warmup, 1)), float(spec.steps)
+    warmup, steps = float(max(spec.warmup_steps, 1)), float(spec.steps)
     decay_steps = max(spec.decay_share * spec.steps, 1.0)
 
     def schedule(count):
         i = jnp.asarray(count, jnp.float32)
         if spec.schedule == "cosine":
-            done = jnp.clip((i - spec.warmup) / max(steps - spec.warmup, 1.0), 0.0, 1.0)
+            done = jnp.clip((i - spec.warmup_steps) / max(steps - spec.warmup_steps, 1.0), 0.0, 1.0)
             share = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
         elif spec.schedule == "wsd":
             share = jnp.clip((steps - i) / decay_steps, 0.0, 1.0)
@@ -134,7 +135,7 @@ def make_optimizer(spec: OptimSpec) -> optax.GradientTransformation:
     Source: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101).
     """
     return optax.chain(
-        optax.clip_by_global_norm(spec.clip) if spec.clip else optax.identity(),
+        optax.clip_by_global_norm(spec.clip_norm) if spec.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps),
         optax.add_decayed_weights(spec.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(learning_rate(spec)),

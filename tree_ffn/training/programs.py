@@ -107,7 +107,7 @@ def compile_programs(plan: Plan) -> Programs:
         model=plan.model,
         optimizer=optim,
         schedule=optimizer.learning_rate(plan.optim),
-        accumulation=plan.train.accumulation,
+        accumulation=plan.train.grad_accum_steps,
         steps=plan.train.steps,
     )
     return Programs(

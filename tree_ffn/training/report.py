@@ -52,7 +52,7 @@ class Report:
         self._writer = MetricsWriter(workdir, start)
         self.usage = UsageLog(workdir, plan.model, self._writer, start)
         self._progress = Progress(plan.train.steps, start, log, bar)
-        self._tokens = plan.train.batch_size * plan.model.context
+        self._tokens = plan.train.batch_size * plan.model.max_seq_len
         self._throughput, self._losses, self._warned = Throughput(), [], set()
         self.passes = 0.0
         self.summary: dict[str, float] = costs(plan.model)
@@ -129,7 +129,7 @@ class Report:
         Not before warm-up ends: until then nearly all leaves of a healthy tree are
         unvisited. And not below 1,000 tokens a leaf, which is what dead means.
         """
-        if step <= self._plan.optim.warmup:
+        if step <= self._plan.optim.warmup_steps:
             return
         layers = [ffn for ffn, n_layers in self._plan.model.runs for _ in range(n_layers)]
         for layer, ffn in enumerate(layers):
@@ -173,5 +173,5 @@ def _check_finite(step: int, name: str, value: float) -> None:
     if not math.isfinite(value):
         raise Diverged(
             f"step {step}: {name} is {value}; the run stops here, and the last checkpoint stays. "
-            "A lower optim.lr, a longer optim.warmup or a smaller optim.clip may help."
+            "A lower optim.lr, a longer optim.warmup_steps or a smaller optim.clip_norm may help."
         )

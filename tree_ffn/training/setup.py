@@ -24,7 +24,7 @@ class TrainSpec:
     Attributes:
       batch_size: rows a step, over all devices and microbatches.
       steps: length of the run.
-      accumulation: microbatches a step.
+      grad_accum_steps: microbatches a step.
       log_every: a line of metrics.
       eval_every: a validation; 0 only at the end and with checkpoints.
       eval_batches: batches of a validation; 0 is the whole split.
@@ -35,7 +35,7 @@ class TrainSpec:
 
     batch_size: int
     steps: int
-    accumulation: int
+    grad_accum_steps: int
     log_every: int
     eval_every: int
     eval_batches: int
@@ -44,14 +44,14 @@ class TrainSpec:
     keep: int
 
     def __post_init__(self):
-        for field in ("batch_size", "steps", "accumulation", "log_every", "keep"):
+        for field in ("batch_size", "steps", "grad_accum_steps", "log_every", "keep"):
             check_positive_int(f"train.{field}", getattr(self, field))
         for field in ("eval_every", "eval_batches", "checkpoint_every"):
             check_positive_int(f"train.{field}", getattr(self, field), least=0)
-        if self.batch_size % self.accumulation:
+        if self.batch_size % self.grad_accum_steps:
             raise InputError(
                 f"train.batch_size: {self.batch_size} is not allowed; "
-                f"use a multiple of train.accumulation = {self.accumulation}."
+                f"use a multiple of train.grad_accum_steps = {self.grad_accum_steps}."
             )
 
     def passes(self, n_rows: int) -> float:
@@ -60,7 +60,7 @@ class TrainSpec:
 
     def fit(self, mesh: Mesh) -> None:
         """Raises InputError unless every device along "data" gets equally many rows."""
-        rows, data = self.batch_size // self.accumulation, mesh.shape["data"]
+        rows, data = self.batch_size // self.grad_accum_steps, mesh.shape["data"]
         if rows % data:
             raise InputError(
                 f"train.batch_size: {self.batch_size} is not allowed; a microbatch of {rows} rows "
@@ -158,4 +158,4 @@ def check_trainable(model: ModelSpec) -> None:
 
 def prepare_data(config, model: ModelSpec, log=print) -> PreparedCorpus:
     """The corpus of `config.data`, cut into rows for `model`."""
-    return prepare(corpus_spec_from_config(config), row_tokens=model.context + 1, log=log)
+    return prepare(corpus_spec_from_config(config), row_tokens=model.max_seq_len + 1, log=log)

@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
 
 def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransformation) -> TrainState:
     """State at step 0; under `jax.eval_shape` its shapes."""
-    tokens_BC = jnp.zeros((1, model.context), jnp.int32)
+    tokens_BC = jnp.zeros((1, model.max_seq_len), jnp.int32)
     variables = Transformer(model).init(key, tokens_BC)
     params, routing = variables["params"], variables.get("routing", {})
     return TrainState(jnp.int32(0), params, routing, optimizer.init(params))

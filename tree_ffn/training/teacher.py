@@ -18,7 +18,7 @@ from tree_ffn.training.setup import Plan
 
 def check_teacher(student: ModelSpec, teacher: ModelSpec, spec: FinetuneSpec) -> None:
     """Raises InputError unless a model can teach another."""
-    same = ("vocab_size", "context") + (("width", "n_layers") if spec.beside else ())
+    same = ("vocab_size", "max_seq_len") + (("width", "n_layers") if spec.beside else ())
     for name in same:
         here, there = getattr(student, name), getattr(teacher, name)
         if here != there:
@@ -73,7 +73,7 @@ def compile_finetuning(
             spec=spec,
             optimizer=optimizer.make_optimizer(plan.optim),
             schedule=optimizer.learning_rate(plan.optim),
-            accumulation=plan.train.accumulation,
+            accumulation=plan.train.grad_accum_steps,
         ),
         in_shardings=(shardings, everywhere, rows, jax.tree.map(lambda leaf: leaf.sharding, given)),
         out_shardings=(shardings, everywhere, everywhere),

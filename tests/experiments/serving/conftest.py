@@ -18,7 +18,7 @@ CONTEXT = 96
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """As experiments/import_model.py writes an OPT: the text of a prompt follows its end token."""
-    spec = model_spec(KINDS["leaf"], vocab_size=257, context=CONTEXT)
+    spec = model_spec(KINDS["leaf"], vocab_size=257, max_seq_len=CONTEXT)
     variables = random_variables(spec)
     # Scores so flat that a sampled text has many kinds of bytes.
     variables["params"]["embed"]["tokens"] *= 0.3

@@ -24,7 +24,7 @@ def answered(kind, text, n_prompt, stops=(), echo=True, n_end=0):
     ids = ids[: len(ids) - n_end]
     prompt, new = tuple(ids[:n_prompt]), ids[n_prompt:]
     spec = ModelSpec(
-        vocab_size=tokenizer.vocab_size, context=99, width=1, n_layers=1, n_heads=1, ffns=(DenseSpec(1),)
+        vocab_size=tokenizer.vocab_size, max_seq_len=99, width=1, n_layers=1, n_heads=1, ffns=(DenseSpec(1),)
     )
     body = {"prompt": list(prompt), "echo": echo, "logprobs": 1, "max_tokens": len(new), "stop": list(stops)}
     asked = parse(body, Loaded(spec, {}, tokenizer, [], {}, "tiny"), "tiny", 1)

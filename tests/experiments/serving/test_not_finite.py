@@ -17,7 +17,7 @@ HEALTHY = {"prompt": [5, 6, 7, 8], "max_tokens": 5, "logprobs": 2, "temperature"
 
 @pytest.fixture(scope="module")
 def http():
-    spec, variables = hot_model("leaf", vocab_size=257, context=32)
+    spec, variables = hot_model("leaf", vocab_size=257, max_seq_len=32)
     model = Loaded(spec, variables, load_tokenizer("bytes"), [], {}, "hot").for_decoding()
     with served(model) as (_, address), httpx.Client(base_url=address, timeout=120) as client:
         yield client
