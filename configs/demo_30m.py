@@ -29,7 +29,7 @@ def get_config(arg=None):
 
     config.ffn.kind, config.ffn.width = "dense", 1530  # F of the trees
 
-    common.without_default_text(config)
+    config.data.corpus = "named"
 
     # Microbatches: several processes share a GPU's memory, and scores of 50,304 tokens are large.
     config.train.batch_size, config.train.steps, config.train.grad_accum_steps = 64, arg.steps, 4
@@ -37,6 +37,6 @@ def get_config(arg=None):
     config.train.checkpoint_every = 0  # at the end only
 
     config.optim.lr = 2e-3
-    config.optim.warmup_steps = config.train.get_ref("steps") // 20
+    config.optim.warmup_share = 0.05
     config.optim.final_share = 0.05
     return config

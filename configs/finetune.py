@@ -17,22 +17,11 @@ def get_config(arg=None):
     config = common.base_config()
     config.seed = arg.seed
 
-    config.finetune = {
-        "start": arg.start,  # directory of a run or of an export
-        "step": "best",  # of a run: best, latest or a number
-        "teacher": arg.teacher,  # the dense model, of a run or an export; needed by kl, ffn and gradual
-        "task": "lm",  # lm: text, as in training | qa: JSONL data.files with prompts and answers
-        "prompt_field": "prompt",  # of qa
-        "answer_field": "answer",
-        "weights": "all",  # all | ffn: those of the feed-forward layers
-        "ce": 1.0,  # weight of the cross-entropy
-        "kl": arg.kl,  # of the divergence from the teacher's predictions
-        "ffn": arg.ffn,  # of the layers' distance from the teacher's dense layers
-        "gradual": "none",  # none | mix: dense fades out of all layers | layers: from the first to the last
-        "gradual_steps": 0,  # the step from which only trees are left
-    }
+    config.finetune = common.finetune_section()
+    config.finetune.start, config.finetune.teacher = arg.start, arg.teacher
+    config.finetune.kl, config.finetune.ffn = arg.kl, arg.ffn
 
-    common.without_default_text(config, otherwise="start")  # the text of finetune.start
+    config.data.corpus = "start"  # the text of finetune.start, where data names no other
     config.data.tokenizer = config.data.cache_dir = ""  # those of finetune.start
 
     config.train.steps = arg.steps
@@ -44,6 +33,6 @@ def get_config(arg=None):
     config.train.probe = False  # a training step more at every validation
 
     config.optim.lr = 1e-3
-    config.optim.warmup_steps = config.train.get_ref("steps") // 20
+    config.optim.warmup_share = 0.05
     config.optim.final_share = 0.05
     return config

@@ -44,12 +44,12 @@ def get_config(arg=None):
     for key, value in ROWS[arg.row].items():
         config.ffn[key] = value
 
-    common.without_default_text(config)
+    config.data.corpus = "named"
 
     config.train.batch_size, config.train.grad_accum_steps = 256, 16  # 32,768 tokens at a time
     config.train.steps = STEPS[arg.length]
     config.train.eval_every, config.train.checkpoint_every, config.train.eval_batches = 200, 200, 20
 
     config.optim.lr = 6e-4
-    config.optim.warmup_steps = config.train.get_ref("steps") // 20
+    config.optim.warmup_share = 0.05
     return config

@@ -53,7 +53,7 @@ def get_config(arg=None):
     for key, value in ROWS[arg.row].items():
         config.ffn[key] = value
 
-    common.without_default_text(config)
+    config.data.corpus = "named"
 
     config.train.batch_size, config.train.steps = 64, STEPS[arg.length]
     config.train.eval_every, config.train.eval_batches = 200, 0

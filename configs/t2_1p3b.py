@@ -48,14 +48,12 @@ def get_config(arg=None):
     for key, value in ROWS[arg.row].items():
         config.ffn[key] = value
 
-    common.without_default_text(config)
+    config.data.corpus = "named"
 
     config.train.batch_size, config.train.grad_accum_steps = 512, 64  # 16,384 tokens at a time
     config.train.steps = 24_800
     config.train.eval_every = config.train.checkpoint_every = 500
 
     config.optim.lr = 2e-4
-    config.optim.warmup_steps = common.follow(
-        500, lambda steps: min(500, steps // 10), config.train.get_ref("steps")
-    )
+    config.optim.warmup_share = 0.02
     return config

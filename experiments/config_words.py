@@ -1,19 +1,17 @@
 """Configs as words of a command line, and back: what a sweep runs is what experiments.train would read."""
 
-import difflib
 import functools
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs.common import base_config
+from tree_ffn.config import first_values, unknown
 from tree_ffn.data import corpus_spec_from_config, load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config
-from tree_ffn.training.config import flat, resolved
+from tree_ffn.plain import flat, plain
 from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
 from tree_ffn.upgrades import REMOVED
 
@@ -87,7 +85,7 @@ def unknown_key(words: list[str], flag: str = "config") -> str | None:
     """
     file = re.search(rf"(?:^|\n)--?{flag}[=\n]([^\n]*)", "\n".join(words))
     try:
-        known = flat(resolved(_read([f"--{flag}={file[1]}"], flag) if file else base_config()))
+        known = flat(plain(_read([f"--{flag}={file[1]}"], flag)) if file else first_values())
     except Exception:  # then what is wrong is the file
         return None
     for word in words:
@@ -95,18 +93,8 @@ def unknown_key(words: list[str], flag: str = "config") -> str | None:
         if said and not any(f"{key}.".startswith(f"{said[1]}.") for key in known):
             if said[1] in REMOVED:
                 return f"--{flag}.{said[1]} is gone; the last commit that has it is {REMOVED[said[1]]}."
-            return f"--{flag}.{said[1]} is no key of the config; the nearest is {_nearest(said[1], known)}."
+            return f"--{flag}.{unknown(said[1], known)}"
     return None
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    """The known key that is most like `key`: called so in another section, or as its initials, or nearly."""
-    section, _, name = key.rpartition(".")
-    names = {name, "".join(part[:1] for part in name.split("_"))}
-    if short := [other for other in known if other.rpartition(".")[2] in names]:
-        return short[0]
-    same = [other for other in known if section and other.startswith(f"{section}.")]
-    return difflib.get_close_matches(key, same or known, n=1, cutoff=0.0)[0]
 
 
 def last_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tree_ffn.models.build import ffn_spec, layer_kinds
 from tree_ffn.models.ffn import products, total_units
-from tree_ffn.training.config import namespace
+from tree_ffn.plain import namespace
 from tree_ffn.upgrades import is_gone, units_of_paths
 
 

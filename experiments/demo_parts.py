@@ -21,8 +21,9 @@ from experiments import demo_scores, finetuning, provenance, record, run_config,
 from experiments.converting import Sizes, convert_all, facts_of, row_of
 from experiments.finetune_choice import Settings, choice, config_for
 from tree_ffn.analysis.convert import Recipe, check_convertible
+from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
-from tree_ffn.training.config import namespace, resolved
+from tree_ffn.training.config import resolved
 from tree_ffn.training.loop import train
 from tree_ffn.training.signals import Diverged
 

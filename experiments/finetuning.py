@@ -15,10 +15,11 @@ from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, load_tokenize
 from tree_ffn.data.questions import prepare_questions
 from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.models.spec import spec_to_dict
+from tree_ffn.plain import namespace
 from tree_ffn.training import setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Restored
-from tree_ffn.training.config import namespace, resolved
+from tree_ffn.training.config import resolved
 from tree_ffn.training.derived import begin_run
 from tree_ffn.training.disk import checkpoint_directory, steps_on_disk
 from tree_ffn.training.finetune import FinetuneSpec, score_step
@@ -147,6 +148,10 @@ def on_text_of(start: Restored, config):
       InputError: the start names no text, or none of this task.
     """
     config, theirs = config.copy_and_resolve_references(), start.config.data
+    if config.data.corpus == "start" and any(
+        config.data[name] for name in ("files", "tfds_dir", "tfds_name")
+    ):
+        config.data.corpus = "named"
     if config.data.corpus == "start":
         corpus, questions = start.meta["data"].get("corpus"), config.finetune.task == "qa"
         if corpus is None or questions != (corpus == "questions"):

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from experiments import cli
 from tree_ffn.data import CorpusSpec, corpus_spec_from_config, prepare
 from tree_ffn.errors import InputError, reason
+from tree_ffn.training.config import settled
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     spec = corpus_spec_from_config(config)
     if spec.corpus == "tfds" and spec.tfds_name:
         prepare_named(spec)
-    corpus = prepare(spec, config.model.max_seq_len + 1)
+    corpus = prepare(spec, settled(config).model.max_seq_len + 1)
     print(json.dumps(corpus.meta, indent=2))
     print(f"ready in {corpus.directory}")
 

@@ -23,7 +23,7 @@ from experiments.lines import (
 )  # fmt: skip
 from experiments.page import Table
 from tree_ffn.errors import InputError
-from tree_ffn.training.config import flat
+from tree_ffn.plain import flat
 
 EXECUTIONS = ("masked", "gather", "grouped")
 # Within a line of timings the variants differ; the ceilings are measured anew each time.

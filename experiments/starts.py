@@ -4,13 +4,13 @@ import os
 
 import jax
 
-from configs.common import base_config
 from experiments import loaded, tokenizer_files
+from tree_ffn.config import make_config
 from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, prepare
 from tree_ffn.models import export, spec_to_dict
 from tree_ffn.paths import local
+from tree_ffn.plain import namespace, plain
 from tree_ffn.training.checkpoint import Restored, restore_for_inference
-from tree_ffn.training.config import namespace, resolved
 from tree_ffn.training.evaluate import other_corpus
 from tree_ffn.training.sharding import make_mesh, shardings_for
 
@@ -35,7 +35,7 @@ def load(
     if not os.path.exists(os.path.join(place, export.WEIGHTS)):
         return restore_for_inference(place, step)
     found = loaded.load(None, place, tokenizer)
-    settings = resolved(base_config())
+    settings = plain(make_config())
     settings["data"]["tokenizer"] = tokenizer or tokenizer_files.beside(
         place, export.read_config(place)["tokenizer"]
     )

@@ -25,7 +25,8 @@ from experiments.config_words import check_config, config_of, last_line, words_o
 from experiments.record import TABLES, is_name
 from experiments.tuning import Grid
 from tree_ffn.errors import InputError, check_choice, check_positive_int
-from tree_ffn.training.config import flat, resolved
+from tree_ffn.plain import flat
+from tree_ffn.training.config import resolved
 
 FIELDS = {
     "sweep": ("config", "table", "set", "seeds", "rows", "grids", "tuning"),

@@ -13,6 +13,7 @@ from experiments.config_words import config_of, words_of
 from experiments.lines import NO_MATTER, telling_differences
 from experiments.sweep import Row, Sweep
 from tree_ffn.data import corpus_spec_from_config, prepare
+from tree_ffn.training.config import settled
 from tree_ffn.training.setup import many_passes, train_spec
 from tree_ffn.upgrades import stamped
 
@@ -151,7 +152,7 @@ class Ablation:
     def _run(self, name: str, seed: int, values: dict, place: str, results: str) -> Run:
         words = [*words_of(self.sweep.config_file, values), f"--config.seed={seed}"]
         workdir = os.path.join(self._workdir, f"{place}_seed{seed}")
-        return Run(self.sweep.table, name, seed, config_of(words), words, workdir, results)
+        return Run(self.sweep.table, name, seed, settled(config_of(words)), words, workdir, results)
 
     def losses(self, kind: str, known: Known) -> tuple[dict[float, float], list[Run]]:
         """({value: mean loss over the seeds} of the values tried so far, the runs that come next)."""

@@ -67,9 +67,9 @@ def recipe(width: int) -> "LeafSpec":
       True
     """
     from tree_ffn.errors import InputError, check_positive_int
-    from tree_ffn.tree.leaf import LeafSpec
+    from tree_ffn.tree.leaf.spec import RECIPE, LeafSpec
 
     check_positive_int("width", width)
     if width % 128:
         raise InputError(f"width: {width} is not allowed; use a multiple of 128.")
-    return LeafSpec(n_experts=512, expert_width=width // 128, top_k=16, gate_norm="rms", dense_start=0.2)
+    return LeafSpec(expert_width=width // 128, **RECIPE)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tree_ffn.data import CorpusSpec, corpus_spec_from_config, documents, parts, prepare, rows, storage
+from tree_ffn.data.spec import with_corpus
 from tree_ffn.errors import InputError
 
 END = "<|endoftext|>"
@@ -398,7 +399,10 @@ def test_the_corpus_is_the_one_whose_fields_are_named(fields, corpus):
     assert CorpusSpec(**fields) == CorpusSpec(corpus=corpus, **fields)
     config = pytest.importorskip("configs.common").base_config()
     config.data.update(fields)
-    assert config.data.corpus == config.to_dict()["data"]["corpus"] == corpus
+    assert with_corpus(config.to_dict())["data"]["corpus"] == corpus
+    config.data.corpus = "named"
+    assert with_corpus(config.to_dict())["data"]["corpus"] == (corpus if fields else "files")
+    config.data.corpus = "auto"
     assert corpus_spec_from_config(config) == CorpusSpec(**fields)
 
 

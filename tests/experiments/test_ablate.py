@@ -380,7 +380,7 @@ def test_words_are_read_as_the_program_reads_them(monkeypatch):
         ("optim.learning_rate", "optim.lr"),
         ("optm.lr", "optim.lr"),
         ("lr", "optim.lr"),
-        ("train.warmup", "optim.warmup_steps"),
+        ("train.warmup", "optim.warmup_share"),
         ("train.steps.x", "train.steps"),
         ("ffn.n_expert", "ffn.n_experts"),
     ],

@@ -27,7 +27,7 @@ def quick_rows(monkeypatch):
 def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
     """As a run records it; of the layer, what differs from a hard tree of P=2, W=1, D=7."""
     return {
-        "model": {"n_layers": 4, "width": 128, "context": 256},
+        "model": {"n_layers": 4, "width": 128, "max_seq_len": 256},
         "train": {"steps": steps, "batch_size": 8, "log_every": 20},
         "optim": {"lr": lr},
         "data": {"corpus": "text", "sha256": sha, "vocab_size": 257, "splits": splits or {}},

@@ -6,12 +6,12 @@ import jax
 import pytest
 
 from configs import default
-from configs.presets import PRESETS
 from tree_ffn import recipe
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec
 from tree_ffn.models.build import KINDS, layer_kinds, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables, describe, figures
+from tree_ffn.models.presets import PRESETS
 from tree_ffn.tree import LeafSpec, TreeSpec
 
 

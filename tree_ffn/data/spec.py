@@ -1,11 +1,15 @@
 """What a corpus is made from: the `data` part of a config, as a frozen value."""
 
 import dataclasses
+from typing import Any
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.paths import local, local_each
+from tree_ffn.plain import plain
 
 CORPORA = ("python_stdlib", "files", "tfds")
+# Corpora by the fields that are named; where none is, `named` asks for files.
+BY_FIELDS = {"auto": "python_stdlib", "named": "files"}
 # Fields that only one corpus reads.
 FIELDS_OF = {"files": ("files", "valid_files"), "tfds": ("tfds_dir", "tfds_name")}
 FORMATS = ("auto", "array_record", "memory")
@@ -17,15 +21,18 @@ class CorpusSpec:
 
     Attributes:
       corpus: `python_stdlib` (the running Python's own library), `files`, or
-        `tfds`; `auto` becomes the one that the fields below ask for.
-      files, valid_files: of `files`: glob patterns, comma separated (`**`
-        descends), or paths; `data.formats` says which names are read as what.
-        What matches `valid_files` is never trained on.
+        `tfds`; `auto` becomes the one that the fields below ask for, or else
+        `python_stdlib`; `named` is `auto` that takes no text unasked.
+      files: of `files`: glob patterns, comma separated (`**` descends), or
+        paths; `data.formats` says which names are read as what.
+      valid_files: of `files`: the same, of what is held out and never trained
+        on; none: `valid_share` of the documents.
       text_field: of JSON and parquet: the field that holds the text.
       tfds_dir: of `tfds`: a prepared directory (the one with
         dataset_info.json); with `tfds_name`, where prepared sets are kept.
       tfds_name: of `tfds`: a registered name, such as `ag_news_subset`.
-      tokenizer: see `tokenizers.load_tokenizer`.
+      tokenizer: `bytes`, a tokenizer.json, or `vocab.json,merges.txt` (see
+        `tokenizers.load_tokenizer`).
       cache_dir: where prepared rows are kept.
       valid_share: share of the documents held out where no split is named.
       format: of the prepared rows: `array_record`, `memory` (a NumPy file), or
@@ -46,9 +53,9 @@ class CorpusSpec:
     workers: int = 2
 
     def __post_init__(self):
-        check_choice("data.corpus", self.corpus, (*CORPORA, "auto"))
-        if self.corpus == "auto":
-            object.__setattr__(self, "corpus", default_corpus(self.files, self.tfds_dir, self.tfds_name))
+        check_choice("data.corpus", self.corpus, (*CORPORA, *BY_FIELDS))
+        named = (self.files, self.tfds_dir, self.tfds_name)
+        object.__setattr__(self, "corpus", corpus_of(self.corpus, *named))
         check_choice("data.format", self.format, FORMATS)
         check_positive_int("data.workers", self.workers, least=0)
         if not 0 < self.valid_share < 1:
@@ -84,21 +91,36 @@ class CorpusSpec:
                     )
 
 
-def default_corpus(files: str, tfds_dir: str, tfds_name: str) -> str:
-    """The corpus that the named fields of a `CorpusSpec` ask for."""
+def corpus_of(corpus: str, files: str, tfds_dir: str, tfds_name: str) -> str:
+    """The corpus that the fields of a `CorpusSpec` ask for; another than those of `BY_FIELDS` stands.
+
+    Example:
+      >>> corpus_of("auto", "a.txt", "", ""), corpus_of("auto", "", "", ""), corpus_of("tfds", "", "", "")
+      ('files', 'python_stdlib', 'tfds')
+    """
+    if corpus not in BY_FIELDS:
+        return corpus
     if files:
         return "files"
-    return "tfds" if tfds_dir or tfds_name else "python_stdlib"
+    return "tfds" if tfds_dir or tfds_name else BY_FIELDS[corpus]
+
+
+def with_corpus(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as plain values that says which corpus it reads."""
+    data, names = config.get("data"), ("corpus", "files", "tfds_dir", "tfds_name")
+    if not isinstance(data, dict) or not data.keys() >= set(names):
+        return config
+    return {**config, "data": {**data, "corpus": corpus_of(*(data[name] for name in names))}}
 
 
 def corpus_spec_from_config(config) -> CorpusSpec:
     """The `data` part of a config as a checked `CorpusSpec`.
 
     Args:
-      config: anything with a mapping `config.data` that has every field of
-        `CorpusSpec`.
+      config: with a section `data` that has every field of `CorpusSpec`.
 
     Raises:
       InputError: names the field, its value and what is allowed.
     """
-    return CorpusSpec(**{field.name: config.data[field.name] for field in dataclasses.fields(CorpusSpec)})
+    data = plain(config.data)
+    return CorpusSpec(**{field.name: data[field.name] for field in dataclasses.fields(CorpusSpec)})

@@ -1,57 +1,116 @@
 """From a config to a ModelSpec: the door where a config's values are checked."""
 
+import dataclasses
 import numbers
 from contextlib import contextmanager
 from typing import Any
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.models.dense import DenseSpec
+from tree_ffn.models.presets import SIZES, sizes_of
 from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
+from tree_ffn.plain import namespace, plain
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec
 from tree_ffn.upgrades import named_kinds
 
 KINDS = ("dense", "narrow", "leaf", "tree", "random_tree")
 
-MODEL_FIELDS = (
-    "width", "n_layers", "n_heads", "max_seq_len", "dtype", "param_dtype", "remat", "norm_eps",
-    "vocab_multiple", "unroll",
-)  # fmt: skip
-LEAF_FIELDS = (
-    "n_experts", "expert_width", "top_k", "router", "n_trees", "gate_norm", "balance_rate",
-    "dense_start", "activation",
-)  # fmt: skip
-TREE_FIELDS = ("activation", "act_site", "routing", "balance_rate")
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """What section `model` says beside the fields of a ModelSpec.
+
+    Attributes:
+      preset: a name of `presets.PRESETS`, whose sizes stand where none is set; none: micro.
+      layers: kinds of the feed-forward layers, first to last, e.g. `dense,leaf*4,dense`; none: `ffn.kind`.
+    """
+
+    preset: str = ""
+    layers: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FFNChoice:
+    """What section `ffn` says beside the fields of the layers.
+
+    Attributes:
+      kind: of the layers: `dense`, `narrow` (a smaller dense one), `leaf`, `tree` (the paper's path layer) or
+        `random_tree` (`tree` with random routers that nothing trains, and hard routing).
+      width: units of `dense` and `narrow`; 0: F and A of the leaf layer that the other fields describe.
+      implementation: how layers are executed: `auto` (by a measured rule), `masked`, `gather` or `grouped`.
+    """
+
+    kind: str = "leaf"
+    width: int = 0
+    implementation: str = "auto"
+
+
+# Fields of the specs that a config does not say.
+NOT_OF_MODELS = ("vocab_size", "ffns", "implementation", "tied_head", "scan", "init")
+NOT_OF_LEAVES = ("n_kept",)
+NOT_OF_TREES = ("shape", "router")
+
+
+def fields_of(spec_class, *without: str) -> tuple[str, ...]:
+    """Names of a spec's fields, but for some."""
+    return tuple(field.name for field in dataclasses.fields(spec_class) if field.name not in without)
+
+
+MODEL_FIELDS = fields_of(ModelSpec, *NOT_OF_MODELS)
+LEAF_FIELDS = fields_of(LeafSpec, *NOT_OF_LEAVES)
+TREE_FIELDS = fields_of(TreeSpec, *NOT_OF_TREES)
+
+
+def with_sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as plain values with the sizes that it leaves open, those that are None.
+
+    Those of a model are its preset's; experts have E / 128 units and nodes E / 64, one at least.
+
+    Raises:
+      InputError: the preset is not known.
+    """
+    model, ffn = config.get("model"), config.get("ffn")
+    if not isinstance(model, dict):
+        return config
+    if any(model.get(name, 0) is None for name in SIZES):
+        model = model | {
+            name: size for name, size in sizes_of(model["preset"]).items() if model[name] is None
+        }
+    found = {**config, "model": model}
+    if isinstance(ffn, dict) and isinstance(width := model.get("width"), numbers.Integral):
+        parts = {"expert_width": max(1, width // 128), "node_width": [max(1, width // 64)]}
+        found["ffn"] = ffn | {name: size for name, size in parts.items() if ffn.get(name, 0) is None}
+    return found
 
 
 def model_spec_from_config(config, vocab_size: int) -> ModelSpec:
     """The model that `config.model` and `config.ffn` describe.
 
     Args:
-      config: a ConfigDict, or anything with its attributes (see
-        configs/common.py for all of them).
+      config: a ConfigDict, or anything with its attributes (see `tree_ffn.config` for all of them).
       vocab_size: V, the tokenizer's.
 
     Raises:
       InputError: names the config's field, its value and what is allowed.
 
     Example:
-      >>> from configs.default import get_config   # doctest: +SKIP
-      >>> model_spec_from_config(get_config("preset=nano"), vocab_size=257).width   # doctest: +SKIP
+      >>> from tree_ffn.config import make_config
+      >>> model_spec_from_config(make_config({"model.preset": "nano"}), vocab_size=257).width
       128
     """
-    model, ffn = config.model, config.ffn
+    sections = with_sizes({"model": plain(config.model), "ffn": plain(config.ffn)})
+    model, ffn = namespace(sections["model"]), namespace(sections["ffn"])
     check_choice("ffn.implementation", ffn.implementation, ("auto", *IMPLEMENTATIONS))
     check_positive_int("model.n_layers", model.n_layers)
     check_choice("model.param_dtype", model.param_dtype, DTYPES)  # float16 would need its loss scaled
     kinds = layer_kinds(model.layers, model.n_layers, ffn.kind)
     specs = {kind: ffn_spec(ffn, kind) for kind in kinds}
-    scales = ("embed", "attn_in", "attn_out", "w_in", "w_out")
     with _named("model."):
         return ModelSpec(
             vocab_size=vocab_size,
             ffns=tuple(specs[kind] for kind in kinds),
             implementation=None if ffn.implementation == "auto" else ffn.implementation,
-            init=InitSpec(**{name: getattr(model.init, name) for name in scales}),
+            init=InitSpec(**_fields(model.init, fields_of(InitSpec))),
             **_fields(model, MODEL_FIELDS),
         )
 

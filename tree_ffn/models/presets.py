@@ -1,11 +1,12 @@
 """Sizes of models by name: `--config.model.preset=opt_125m`.
 
-Decoder sizes from 125M on are those of OPT (Zhang et al. 2022, arXiv
-2205.01068, table 1); `opt_350m` is pre-LN and 1024 wide throughout here. A
-layer has about 4 E feed-forward units in all of them.
+Decoder sizes from 125M on are those of OPT (Zhang et al. 2022, arXiv 2205.01068, table 1); `opt_350m` is
+pre-LN and 1024 wide throughout here. A layer has about 4 E feed-forward units in all of them.
 """
 
-FIELDS = ("n_layers", "width", "n_heads", "max_seq_len")
+from tree_ffn.errors import check_choice
+
+SIZES = ("n_layers", "width", "n_heads", "max_seq_len")
 
 PRESETS = {
     "nano": (4, 128, 4, 128),  #         0.9 M parameters with bytes as tokens
@@ -17,3 +18,17 @@ PRESETS = {
     "opt_2.7b": (32, 2560, 32, 2048),  # 2.5 G
     "opt_6.7b": (32, 4096, 32, 2048),  # 6.5 G
 }
+
+
+def sizes_of(preset: str) -> dict[str, int]:
+    """The sizes that a name stands for; '' is micro.
+
+    Raises:
+      InputError: the name is not known.
+
+    Example:
+      >>> sizes_of("nano")["width"]
+      128
+    """
+    check_choice("model.preset", preset, (*PRESETS, ""))
+    return dict(zip(SIZES, PRESETS[preset or "micro"]))

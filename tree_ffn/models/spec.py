@@ -46,23 +46,23 @@ class ModelSpec:
     Attributes:
       vocab_size: V.
       max_seq_len: C, the most positions the model can attend to.
-      width: E.
-      n_layers: number of layers.
+      width: E, a multiple of n_heads.
+      n_layers: how many layers.
       n_heads: H; K = E / H.
       ffns: the feed-forward layer of every layer, first to last.
       implementation: execution of tree layers: None (chosen by rule), `masked`,
         `gather` or `grouped`.
       dtype: of activations and matrix products, `float32` or `bfloat16`.
-      param_dtype: of the stored weights: those, or `float16`.
-      remat: recompute a layer's activations in the backward pass.
+      param_dtype: of the stored weights, `float32`, `bfloat16` or `float16`; training needs `float32`.
+      remat: recompute a layer's activations in the backward pass: less memory, a third more time.
       norm_eps: epsilon of the layer norms.
-      vocab_multiple: the embedding table has V rounded up to this many rows;
+      vocab_multiple: the embedding table has V rounded up to a multiple of so many rows (64 helps GPUs);
         the rows beyond V are never scored.
       tied_head: the token table is also the output head; without it the head is a table of its own.
       scan: run equal neighbouring layers as one `lax.scan` over stacked
         weights; without it every layer stands alone (see `unrolled`).
-      unroll: layers that one step of that loop holds. More of them compile longer and run
-        faster: the compiler then neither copies weights in nor saved activations out.
+      unroll: layers that one turn of the loop over layers holds. More of them compile longer and
+        run faster: the compiler then neither copies weights in nor saved activations out.
       init: scales of the initial weights.
 
     Raises:

@@ -26,7 +26,7 @@ from tree_ffn.models.spec import ModelSpec, spec_from_dict
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.models.unread import check_unmoved, unread
 from tree_ffn.paths import local
-from tree_ffn.training.config import Namespace, namespace
+from tree_ffn.plain import Namespace, namespace
 from tree_ffn.training.disk import checkpoint_directory, copied_whole, disk_error, steps_on_disk
 from tree_ffn.training.leaves import compare_leaves, leaves_of
 from tree_ffn.training.sharding import make_mesh, placed

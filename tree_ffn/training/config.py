@@ -1,58 +1,36 @@
-"""Configs as plain values: read without ml_collections, written as JSON, compared by key."""
+"""Configs of runs: with every value that follows others, and compared by key."""
 
-import types
 from typing import Any
 
-from tree_ffn.models.build import keys_in_force
+from tree_ffn.data.spec import with_corpus
+from tree_ffn.models.build import keys_in_force, with_sizes
+from tree_ffn.plain import Namespace, flat, namespace, plain
+from tree_ffn.training.optimizer import with_warmup
 from tree_ffn.upgrades import is_gone
 
 
 def resolved(config) -> Any:
-    """A config (ConfigDict, dict or namespace) as plain JSON values.
+    """A config (ConfigDict, dict or Namespace) as plain JSON values; what follows other values has its own.
+
+    This is what runs record.
 
     Example:
-      >>> resolved({"ffn": {"node_width": (1, 2)}})
-      {'ffn': {'node_width': [1, 2]}}
+      >>> resolved({"train": {"steps": 50}, "optim": {"warmup_steps": None, "warmup_share": 0.1}})["optim"]
+      {'warmup_steps': 5, 'warmup_share': 0.1}
     """
-    if hasattr(config, "to_dict"):
-        config = config.to_dict()
-    elif hasattr(config, "__dict__"):
-        config = vars(config)
-    if isinstance(config, dict):
-        return {name: resolved(value) for name, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [resolved(value) for value in config]
-    return config
+    return with_warmup(with_corpus(with_sizes(plain(config))))
 
 
-class Namespace(types.SimpleNamespace):
-    """A config without ml_collections: `config.optim.lr`, `config["optim"]["lr"]`."""
-
-    __getitem__ = types.SimpleNamespace.__getattribute__
-
-
-def namespace(value):
-    """JSON values as a config: dicts as `Namespace`, lists as tuples."""
-    if isinstance(value, dict):
-        return Namespace(**{name: namespace(item) for name, item in value.items()})
-    if isinstance(value, list | tuple):
-        return tuple(namespace(item) for item in value)
-    return value
-
-
-def flat(config: dict, prefix: str = "") -> dict:
-    """{"optim.lr": 1e-3, ...} of a nested dict."""
-    values = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            values.update(flat(value, f"{prefix}{name}."))
-        else:
-            values[prefix + name] = value
-    return values
+def settled(config) -> Namespace:
+    """`resolved`, with attributes: what a run computes with."""
+    return namespace(resolved(config))
 
 
 def _in_force(config: dict) -> dict:
-    ffn, model = config.get("ffn"), config.get("model")
+    """A recorded config without the keys that nothing reads: with the others equal, runs are equal."""
+    ffn, model, optim = (config.get(name) for name in ("ffn", "model", "optim"))
+    if isinstance(optim, dict) and "warmup_steps" in optim:
+        config = {**config, "optim": {name: optim[name] for name in optim if name != "warmup_share"}}
     if not (isinstance(ffn, dict) and "kind" in ffn) or is_gone(ffn):
         return config
     layers = model.get("layers", "") if isinstance(model, dict) else ""
@@ -60,9 +38,9 @@ def _in_force(config: dict) -> dict:
 
 
 def differing_keys(old: dict, new: dict) -> dict[str, tuple]:
-    """{key: (old value, new value)} of two nested dicts; a missing value is None.
+    """{key: (old value, new value)} of two recorded configs; a missing value is None.
 
-    Of a config's section `ffn`, keys that none of its layers reads do not count.
+    Keys that nothing reads do not count.
     """
     old, new = flat(_in_force(old)), flat(_in_force(new))
     keys = sorted(old.keys() | new.keys())

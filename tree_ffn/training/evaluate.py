@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.data import CorpusSpec, PreparedCorpus, Tokenizer, load_tokenizer, prepare, valid_batches
-from tree_ffn.data.spec import FIELDS_OF, default_corpus
+from tree_ffn.data.spec import FIELDS_OF, corpus_of
 from tree_ffn.data.whole import WholeText
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.transformer import padded_logits
@@ -75,7 +75,7 @@ _REPLACED = {"files": "valid_files", "tfds_dir": "tfds_name", "tfds_name": "tfds
 def changed_fields(data, changes: dict) -> dict:
     """Fields of a CorpusSpec: the run's, without those that the changes leave without use."""
     fields = {field.name: data[field.name] for field in dataclasses.fields(CorpusSpec)}
-    asked = default_corpus(*(changes.get(name, "") for name in ("files", "tfds_dir", "tfds_name")))
+    asked = corpus_of("auto", *(changes.get(name, "") for name in ("files", "tfds_dir", "tfds_name")))
     corpus = changes.get("corpus") or (fields["corpus"] if asked == "python_stdlib" else asked)
     dropped = [_REPLACED[name] for name in changes if name in _REPLACED]
     if corpus != "auto":

@@ -29,13 +29,34 @@ TASKS, WEIGHTS, GRADUAL = ("lm", "qa"), ("all", "ffn"), ("none", "mix", "layers"
 
 
 @dataclasses.dataclass(frozen=True)
+class StartSpec:
+    """What fine-tuning begins with.
+
+    Attributes:
+      start: directory of a run or of an export.
+      step: of a run: best, latest or a number.
+      teacher: the dense model, of a run or an export; `kl`, `ffn` and `gradual` need it.
+      prompt_field: of `task=qa`: the field of JSON `data.files` that holds the prompt.
+      answer_field: the same of the answer.
+    """
+
+    start: str = ""
+    step: str = "best"
+    teacher: str = ""
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+
+
+@dataclasses.dataclass(frozen=True)
 class FinetuneSpec:
     """What is trained, and towards what.
 
     Attributes:
       task: `lm`, all tokens of text count; `qa`, those of answers.
       weights: which are trained: `all`, or those of the feed-forward layers, `ffn`.
-      ce, kl, ffn: weights of the three losses.
+      ce: weight of the cross-entropy.
+      kl: weight of the divergence from the teacher's predictions.
+      ffn: weight of the layers' distance from the teacher's dense layers.
       gradual: `mix`, the dense layers' share m falls from 1 to 0 in equal steps; `layers`, m of layer l
         of n is 1 before step l / n * gradual_steps and 0 from there on; `none`, m is 0.
       gradual_steps: of `mix` and `layers`: the step from which only trees are left.

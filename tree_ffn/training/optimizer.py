@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ class OptimSpec:
       lr: highest learning rate.
       schedule: after the warm-up: `cosine` to the final rate; `wsd`, constant
         and then linear to the final rate; or `constant`.
-      warmup_steps: steps of linear rise from 0.
+      warmup_steps: how many steps the rate rises from 0, linearly.
+      warmup_share: share of `steps` that are those where `warmup_steps` is left open.
       final_share: final rate / lr, of `cosine` and `wsd`.
       decay_share: share of `steps` that the decay of `wsd` takes.
       b1, b2, eps: of Adam.
@@ -40,9 +42,10 @@ class OptimSpec:
     """
 
     steps: int
-    lr: float
+    lr: float = 1e-3
     schedule: str = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: int | None = None
+    warmup_share: float = 0.1
     final_share: float = 0.1
     decay_share: float = 0.2
     b1: float = 0.9
@@ -54,11 +57,14 @@ class OptimSpec:
     def __post_init__(self):
         check_positive_int("train.steps", self.steps)
         check_choice("optim.schedule", self.schedule, SCHEDULES)
-        check_positive_int("optim.warmup_steps", self.warmup_steps, least=0)
-        if self.warmup_steps > self.steps:
+        if not 0 <= self.warmup_share <= 1:
             raise InputError(
-                f"optim.warmup_steps: {self.warmup_steps} is not allowed; use at most train.steps = "
-                f"{self.steps}."
+                f"optim.warmup_share: {self.warmup_share!r} is not allowed; use a number from 0 to 1."
+            )
+        check_positive_int("optim.warmup_steps", self.warmup, least=0)
+        if self.warmup > self.steps:
+            raise InputError(
+                f"optim.warmup_steps: {self.warmup} is not allowed; use at most train.steps = {self.steps}."
             )
         for field, good, rule in (
             ("lr", 0 < self.lr < math.inf, "a number above 0"),
@@ -73,11 +79,35 @@ class OptimSpec:
             if not good:
                 raise InputError(f"optim.{field}: {getattr(self, field)!r} is not allowed; use {rule}.")
 
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up."""
+        return warmup_of(self.steps, self.warmup_share) if self.warmup_steps is None else self.warmup_steps
+
+
+def warmup_of(steps: int, share: float) -> int:
+    """Steps of the warm-up: a share of all, rounded down.
+
+    Example:
+      >>> warmup_of(50, 0.1), warmup_of(1, 0.1)
+      (5, 0)
+    """
+    return math.floor(share * steps)
+
+
+def with_warmup(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as plain values that says how many steps its warm-up takes."""
+    optim, train = config.get("optim"), config.get("train")
+    if not (isinstance(optim, dict) and isinstance(train, dict)) or optim.get("warmup_steps", 0) is not None:
+        return config
+    check_positive_int("train.steps", train["steps"])
+    return {**config, "optim": {**optim, "warmup_steps": warmup_of(train["steps"], optim["warmup_share"])}}
+
 
 def learning_rate(spec: OptimSpec) -> optax.Schedule:
     """Learning rate as a function of the number of finished steps.
 
-    With i finished steps, w = warmup_steps, n = steps and f = final_share:
+    With i finished steps, w = warmup, n = steps and f = final_share:
 
         i < w                lr (i + 1) / w
         cosine               lr (f + (1 - f) (1 + cos(pi (i - w) / (n - w))) / 2)
@@ -89,13 +119,13 @@ def learning_rate(spec: OptimSpec) -> optax.Schedule:
     Source: cosine, Loshchilov & Hutter 2017 (arXiv 1608.03983); wsd, Hu et al.
     2024, MiniCPM (arXiv 2404.06395), with a linear end.
     """
-    warmup, steps = float(max(spec.warmup_steps, 1)), float(spec.steps)
+    warmup, steps = float(max(spec.warmup, 1)), float(spec.steps)
     decay_steps = max(spec.decay_share * spec.steps, 1.0)
 
     def schedule(count):
         i = jnp.asarray(count, jnp.float32)
         if spec.schedule == "cosine":
-            done = jnp.clip((i - spec.warmup_steps) / max(steps - spec.warmup_steps, 1.0), 0.0, 1.0)
+            done = jnp.clip((i - spec.warmup) / max(steps - spec.warmup, 1.0), 0.0, 1.0)
             share = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
         elif spec.schedule == "wsd":
             share = jnp.clip((steps - i) / decay_steps, 0.0, 1.0)

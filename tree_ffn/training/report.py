@@ -129,7 +129,7 @@ class Report:
         Not before warm-up ends: until then nearly all leaves of a healthy tree are
         unvisited. And not below 1,000 tokens a leaf, which is what dead means.
         """
-        if step <= self._plan.optim.warmup_steps:
+        if step <= self._plan.optim.warmup:
             return
         layers = [ffn for ffn, n_layers in self._plan.model.runs for _ in range(n_layers)]
         for layer, ffn in enumerate(layers):

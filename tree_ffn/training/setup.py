@@ -23,25 +23,26 @@ class TrainSpec:
 
     Attributes:
       batch_size: rows a step, over all devices and microbatches.
-      steps: length of the run.
+      steps: how many optimizer steps the run has.
       grad_accum_steps: microbatches a step.
-      log_every: a line of metrics.
-      eval_every: a validation; 0 only at the end and with checkpoints.
-      eval_batches: batches of a validation; 0 is the whole split.
-      checkpoint_every: a checkpoint (and a validation, so that `best` is known); 0 only at the end.
+      log_every: steps between lines of metrics.
+      eval_every: steps between validations; 0: with checkpoints only.
+      eval_batches: batches of a validation; 0: the whole split.
+      checkpoint_every: steps between checkpoints, each with a validation, so that `best` is known; 0: at
+        the end only.
       probe: at validations of trees also measure gradients by node and units that work.
       keep: latest checkpoints kept, beside the best.
     """
 
-    batch_size: int
-    steps: int
-    grad_accum_steps: int
-    log_every: int
-    eval_every: int
-    eval_batches: int
-    checkpoint_every: int
-    probe: bool
-    keep: int
+    batch_size: int = 32
+    steps: int = 1000
+    grad_accum_steps: int = 1
+    log_every: int = 20
+    eval_every: int = 200
+    eval_batches: int = 20
+    checkpoint_every: int = 200
+    probe: bool = True
+    keep: int = 2
 
     def __post_init__(self):
         for field in ("batch_size", "steps", "grad_accum_steps", "log_every", "keep"):

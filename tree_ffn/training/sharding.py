@@ -5,6 +5,7 @@ are). `jax.jit` with these shardings is all there is; on one device the same
 code runs with a 1 x 1 mesh.
 """
 
+import dataclasses
 import re
 
 import jax
@@ -38,6 +39,19 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
     (r"embed/(tokens|head)$", (P("model"), P())),
     (r"(embed/positions|(ln_1|ln_2|ln_f)/(scale|bias)|step|count)$", (P(),)),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSpec:
+    """How many devices do what (see `make_mesh`).
+
+    Attributes:
+      data: devices that split the batch; -1: all that `model` leaves.
+      model: devices that split weights, trees and experts; -1: all that `data` leaves.
+    """
+
+    data: int = -1
+    model: int = 1
 
 
 def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:

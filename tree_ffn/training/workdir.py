@@ -11,8 +11,9 @@ import numpy as np
 from tree_ffn.errors import InputError
 from tree_ffn.json_output import json_text
 from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.plain import namespace
 from tree_ffn.training.checkpoint import Checkpoints
-from tree_ffn.training.config import differing_keys, namespace, resolved
+from tree_ffn.training.config import differing_keys, resolved
 from tree_ffn.training.disk import checkpoint_directory, replacing, steps_on_disk, writing
 from tree_ffn.training.leak import leaks
 from tree_ffn.training.optimizer import learning_rate
@@ -30,7 +31,9 @@ MAY_DIFFER = (
 )
 
 # These may change too, if every step already made stays as it was: its learning rate, and what leaked.
-SCHEDULE_KEYS = {"train.steps", "optim.schedule", "optim.final_share", "optim.decay_share"}
+SCHEDULE_KEYS = {
+    "train.steps", "optim.schedule", "optim.warmup_steps", "optim.final_share", "optim.decay_share",
+}  # fmt: skip
 
 # And before the first step, as in a run that begins with a pruned model, how it trains is still open.
 BEFORE_THE_FIRST_STEP = r"^(train|optim)\."

@@ -9,6 +9,9 @@ from tree_ffn.errors import InputError, check_choice, check_number, check_positi
 from tree_ffn.tree.activations import ACTIVATIONS, activation
 from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS
 
+# What we recommend, but for W, which is E / 128 (see `tree_ffn.recipe`).
+RECIPE = {"n_experts": 512, "top_k": 16, "gate_norm": "rms", "dense_start": 0.2}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeafSpec:
@@ -17,9 +20,9 @@ class LeafSpec:
         F = X W, of a pruned layer n_kept W;    A = K W
 
     Attributes:
-      n_experts: X.
-      expert_width: W.
-      top_k: K.
+      n_experts: X, how many there are.
+      expert_width: W, the units of an expert.
+      top_k: K, how many experts a token uses.
       router: what scores the experts. `tree`: they are the leaves of P full binary trees, an expert's score
         is the sum of the log probabilities of the decisions above it, and a beam of K finds the chosen.
         `softmax`: a row of weights an expert, and the K best; this is the mixture of experts. `hash`: one
