@@ -1,6 +1,6 @@
 """The measured rows in results/*.jsonl that tables are made from.
 
-One measurement a line; lines are appended, never edited. Of lines with the same
+How they stand there is said in `result_lines`. Of measurements with the same
 (table, row, metric, seed, device, config_hash) that of the later date counts.
 """
 
@@ -14,8 +14,8 @@ import os
 import re
 
 from experiments.provenance import commit, device_name, public_command, versions
+from experiments.result_lines import from_lines, to_lines
 from tree_ffn.errors import InputError, check_choice
-from tree_ffn.json_output import json_text
 from tree_ffn.paths import expanded
 from tree_ffn.training.config import resolved
 from tree_ffn.upgrades import stamped, upgraded
@@ -46,6 +46,10 @@ UNITS = {
     "oracle_loss": "nats/token", "moved": "1", "passes": "1",
     "loss_rise": "nats/token", "units_kept": "units", "units_share": "1", "bytes": "bytes",
 }  # fmt: skip
+OF_TEXTS = {
+    "loss": "nats/token",
+    **{name: UNITS[name] for name in ("ppl", "bits_per_byte", "nats_per_word", "word_ppl")},
+}
 
 
 def append_result(
@@ -89,21 +93,34 @@ def make_row(table, row, metric, value, seed, config, unit=None, device=None, co
     return result
 
 
+def unit_of(metric: str) -> str | None:
+    """The unit of a metric, by its name or by what follows the name of a text in it; None if neither says it.
+
+    Example:
+      >>> unit_of("ppl"), unit_of("novels_loss"), unit_of("novels_nats_per_word"), unit_of("other")
+      ('1', 'nats/token', 'nats/word', None)
+    """
+    if metric in UNITS:
+        return UNITS[metric]
+    ends = ("_".join(metric.split("_")[first:]) for first in range(1, metric.count("_") + 1))
+    return next((OF_TEXTS[end] for end in ends if end in OF_TEXTS), None)
+
+
 def append_rows(path: str, results: list[dict]) -> None:
     """One write of whole lines; a torn line before them is closed first, never removed."""
     if not results:
         return
-    lines = "\n".join(json_text(result, path) for result in results)
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "ab+") as file:
             with contextlib.suppress(OSError):  # a file system without locks still appends
                 fcntl.flock(file, fcntl.LOCK_EX)  # runs of a sweep write into one file
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-                lines = lines if file.read(1) == b"\n" else "\n" + lines
-            file.write(f"{lines}\n".encode())
+            file.seek(0)
+            there = file.read()
+            known = set(re.findall(r'^\{"id": "(\w+)"', there.decode(errors="replace"), re.M))
+            lines = to_lines(results, known, unit_of)
+            torn = there and not there.endswith(b"\n")
+            file.write(("\n" * bool(torn) + "\n".join(lines) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -224,18 +241,20 @@ def _read_rows(path: str):
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"results: {path} cannot be read ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    values = (json.loads(line) for line in lines if line.strip())
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    read = from_lines(values, unit_of)
+    for number in numbers:
         try:
-            row = json.loads(line)
-            check_row(row)
-            row["config"] = upgraded(row["config"])
+            for row in next(read):
+                row["config_hash"] = config_hash(row["config"])
+                check_row(row)
+                row["config"] = upgraded(row["config"])
+                yield row
         except KeyError as error:
-            raise InputError(f"results: {path}, line {number}: its config has no {error}.") from error
+            raise InputError(f"results: {path}, line {number}: it has no {error}.") from error
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"results: {path}, line {number}: {error}") from error
-        yield row
 
 
 def append_figures(

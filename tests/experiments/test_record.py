@@ -5,20 +5,23 @@ import pathlib
 
 import pytest
 
-from experiments import record
+from experiments import record, result_lines
 from tree_ffn.errors import InputError
+from tree_ffn.upgrades import upgraded
 
 ROW = {
     "table": "cpu_small", "row": "tree_hard_P12_W1", "metric": "val_loss", "value": 1.5, "seed": 0,
     "config": {"model": {"width": 128}, "seed": 0}, "command": "python -m experiments.train",
 }  # fmt: skip
 
+PLAIN = ROW | {"config": {"model": {"width": 128}}}
+
 
 def test_a_row_has_every_field(tmp_path):
     path = tmp_path / "deep" / "results.jsonl"
     row = record.append_result(str(path), **ROW)
-    assert json.loads(path.read_text()) == row
-    assert list(row) == list(record.FIELDS)
+    assert record.load_results(str(path)) == [row | {"config": upgraded(row["config"])}]
+    assert {*row} == {*record.FIELDS}
     assert row["unit"] == "nats/token" and row["device"] == "cpu" and row["versions"]["jax"]
 
 
@@ -28,9 +31,43 @@ def test_rows_are_appended_and_the_later_one_counts(tmp_path):
         record.append_result(path, **ROW | {"value": value})
         record.append_result(path, **ROW | {"value": value + 1, "seed": 1})
     record.append_result(path, **ROW | {"config": {"model": {"width": 256}}})
-    assert pathlib.Path(path).read_text().count("\n") == 5
+    assert pathlib.Path(path).read_text().count("\n") == 5 + 3  # and each config once
     rows = record.load_results(path)
     assert [(row["seed"], row["value"]) for row in rows] == [(0, 1.25), (1, 2.25), (0, 1.5)]
+
+
+def test_a_run_is_a_line_and_its_config_another(tmp_path):
+    """Seeds share a config; another text, an own unit and metrics without a seed stand in the run's line."""
+    path, figures = tmp_path / "results.jsonl", {"loss": 1.0, "ppl": 2.7, "tokens_per_s": 9.0}
+    names = {"table": "cpu_small", "row": "dense", "data_meta": {"sha256": "abc"}}
+    for seed in (0, 1):
+        known = names | {"config": {"seed": seed, "data": {"corpus": "files"}, "train": {"steps": 3}}}
+        record.append_figures(str(path), figures, **known)
+        record.append_text_figures(str(path), "novels", {"loss": 2.0}, **known, sha256="def")
+    record.append_result(str(path), **ROW | {"metric": "taste", "unit": "spoons"})
+    found = record.load_results(str(path))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [sorted(line.get("metrics", line.keys())) for line in lines] == [
+        ["config", "id"], ["ppl", "val_loss"], ["novels_loss"], ["ppl", "val_loss"], ["novels_loss"],
+        ["config", "id"], ["taste"],
+    ]  # fmt: skip
+    assert lines[1]["seedless"] == {"tokens_per_s": 9.0} and lines[-1]["units"] == {"taste": "spoons"}
+    assert [(row["metric"], row["seed"], row["config"]["seed"]) for row in found] == [
+        ("val_loss", 0, 0), ("ppl", 0, 0), ("novels_loss", 0, 0),
+        ("val_loss", 1, 1), ("ppl", 1, 1), ("tokens_per_s", None, 1), ("novels_loss", 1, 1), ("taste", 0, 0),
+    ]  # fmt: skip
+    assert found[-1]["unit"] == "spoons"
+    assert {row["config"].get("scored", {}).get("sha256") for row in found} == {None, "def"}
+
+
+def test_lines_of_the_older_form_are_read_and_rewritten(tmp_path):
+    path = tmp_path / "old.jsonl"
+    rows = [record.make_row(**PLAIN | {"seed": seed, "metric": "ppl"}) for seed in (0, 1)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    before = record.load_results(str(path))
+    assert [row["config_hash"] for row in before] == [row["config_hash"] for row in rows]
+    result_lines.rewrite(str(path))
+    assert record.load_results(str(path)) == before and '"value"' not in path.read_text()
 
 
 def test_a_torn_line_is_kept_apart_and_named(tmp_path):
@@ -38,7 +75,7 @@ def test_a_torn_line_is_kept_apart_and_named(tmp_path):
     path.write_text('{"table": "cpu_sm')
     record.append_result(str(path), **ROW)
     lines = path.read_text().splitlines()
-    assert lines[0] == '{"table": "cpu_sm' and json.loads(lines[1])["value"] == 1.5
+    assert lines[0] == '{"table": "cpu_sm' and json.loads(lines[2])["metrics"] == {"val_loss": 1.5}
     with pytest.raises(InputError, match="results.jsonl, line 1:"):
         record.load_results([str(path)])
 
