@@ -6,6 +6,7 @@ import re
 import pytest
 
 from experiments import answering, loaded
+from experiments.record import load_results
 from experiments.tables import render
 from tests.experiments import questions_data
 from tests.experiments.programs import call
@@ -75,7 +76,7 @@ def test_scores_are_those_of_asking_the_model_itself(exported, tmp_path):
     results = [f"--results={tmp_path}/rows.jsonl", "--row=tiny"]
     scores(f"--answers={tmp_path}/answers.jsonl.xz", tokenizer, *results)
     scores(f"--export={exported}", *results)
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = load_results(str(tmp_path / "rows.jsonl"))
     by_file, by_model = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     for key in ("table", "metric", "config_hash", "device"):
         assert [row[key] for row in by_file] == [row[key] for row in by_model]

@@ -61,7 +61,7 @@ def test_the_validation_split_scores_as_in_training(run, tmp_path):
         f"{found['loss']:.4f}",
     ):
         assert said in outcome.out
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    rows = load_results(str(results))
     assert {row["metric"] for row in rows} >= {"val_loss", "bits_per_byte", "active_share"}
     assert {(row["table"], row["row"], row["seed"]) for row in rows} == {("cpu_small", "a_row", 0)}
 

@@ -264,7 +264,7 @@ def test_the_program(exported, data, tmp_path):
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "boolq" in outcome.out and "0.5000" in outcome.out
-    rows = {row["metric"]: row for row in map(json.loads, results.read_text().splitlines())}
+    rows = {row["metric"]: row for row in record.load_results(str(results))}
     assert rows["boolq_0shot_acc_chance"]["value"] == 0.5
     assert rows["arc_easy_0shot_acc_chance"]["value"] == pytest.approx((1 / 4 + 1 / 3) / 2)
     scored = rows["squad_0shot_f1"]["config"]["scored"]
@@ -585,5 +585,5 @@ def test_what_the_context_cuts_is_said_and_recorded(data, tmp_path):
     assert "lost their left end" in questions.table(scores)
     assert scores[0].as_json()["kept"]["cut"] == 1
     questions.append(str(tmp_path / "rows.jsonl"), scores, {"model": {}, "seed": 0}, "tiny", None)
-    (row, *_) = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    (row, *_) = record.load_results(str(tmp_path / "rows.jsonl"))
     assert row["config"]["scored"]["kept"]["lost"] > 0

@@ -1,7 +1,6 @@
 """What `make quickstart` runs, with a tiny config; the real one is slow."""
 
 import importlib
-import json
 import os
 import pathlib
 import re
@@ -11,6 +10,7 @@ import xml.etree.ElementTree
 
 import pytest
 
+from experiments.record import load_results
 from tests.experiments.programs import alone, call
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -66,7 +66,7 @@ def test_a_sample_and_the_next_commands_follow(output):
 
 def test_figures_become_rows(output):
     _, place = output
-    rows = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
+    rows = load_results(str(place / "rows.jsonl"))
     for kind in ("recipe", "narrow", "dense"):
         assert sum((row["row"], row["metric"]) == (kind, "bits_per_byte") for row in rows) == 2
     assert {row["value"] for row in rows if (row["row"], row["metric"]) == ("recipe", "products")} == {17}

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from experiments import provenance
+from experiments.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.training.loop import train
@@ -90,7 +91,7 @@ def test_what_is_refused(runs, tmp_path):
     to = f"--to={tmp_path}/x.html"
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    rows = [json.loads(line) for line in (ROOT / "results/t4_cpu.jsonl").read_text().splitlines()]
+    rows = load_results(str(ROOT / "results/t4_cpu.jsonl"))
     rows[-1]["config"]["train"]["batch_size"] += 1
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("\n".join(map(json.dumps, rows)))
@@ -134,7 +135,7 @@ def test_runs_that_cannot_be_compared_are_refused_unless_asked(runs, tmp_path, k
 
 
 def test_points_of_other_data_stay_apart_where_they_are_asked_for(tmp_path):
-    rows = [json.loads(line) for line in (ROOT / "results/t1_cpu.jsonl").read_text().splitlines()]
+    rows = load_results(str(ROOT / "results/t1_cpu.jsonl"))
     other = [json.loads(json.dumps(row)) for row in rows if row["row"] == "narrow_A16"]
     for row in other:
         row["config"]["data"]["sha256"] = "f" * 64

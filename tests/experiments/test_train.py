@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.training.checkpoint import Checkpoints
@@ -149,7 +150,7 @@ def test_train_record_and_go_on(options, texts, tmp_path):
     outcome = call("train", *command)
     assert outcome.code == 0, outcome.err
     assert "step 6: validation loss" in outcome.out
-    rows = {row["metric"]: row for row in map(json.loads, results.read_text().splitlines())}
+    rows = {row["metric"]: row for row in load_results(str(results))}
     assert {"val_loss", "ppl", "bits_per_byte", "active_share", "dead_leaves", "tokens_per_s"} <= rows.keys()
     assert rows["val_loss"]["config"]["data"]["corpus"] == texts.name
     assert json.loads((workdir / "config.json").read_text())["data"]["corpus"] == "files"
@@ -195,7 +196,7 @@ def test_compile_prints_memory_and_leaves_nothing(monkeypatch, tmp_path):
     assert "--row is missing" in call("train", *command, f"--results={results}").err
     outcome = call("train", *command, f"--results={results}", "--table=t2_plan", "--row=tiny")
     assert outcome.code == 0 and "compiled for 2 x cpu" in outcome.out, outcome.err
-    rows = {row["metric"]: row for row in map(json.loads, results.read_text().splitlines())}
+    rows = {row["metric"]: row for row in load_results(str(results))}
     assert rows.keys() == {"argument_gb", "temporary_gb", "xla_tflop", "step_tflop", "compile_s"}
     assert rows["argument_gb"]["value"] > 0 and rows["argument_gb"]["config"]["devices"] == 2
     assert call("train", *command, "--config.mesh.data=3").code == 2
@@ -275,9 +276,7 @@ def test_texts_are_scored_at_the_end(options, texts, tmp_path):
     assert outcome.code == 0 and "some: loss " in outcome.out, outcome.err
     arguments = [f"--workdir={tmp_path}/run", "--step=latest", f"--results={results[1]}", other, *names]
     assert call("evaluate", *arguments).code == 0
-    trained, evaluated = (
-        {row["metric"]: row for row in map(json.loads, path.read_text().splitlines())} for path in results
-    )
+    trained, evaluated = ({row["metric"]: row for row in load_results(str(path))} for path in results)
     for name in ("some_loss", "some_bits_per_byte", "some_nats_per_word", "some_word_ppl"):
         assert trained[name]["value"] == pytest.approx(evaluated[name]["value"], rel=1e-5)
         assert trained[name]["config_hash"] == evaluated[name]["config_hash"]
