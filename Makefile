@@ -10,7 +10,7 @@ PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest -q -n $(JOBS) --dist worksteal
 
 # The environment is up to date when a stamp named after the content of these files stands in it.
 RUN_FILES := requirements.txt constraints-3.11.txt constraints-3.12.txt
-DEV_FILES := $(RUN_FILES) requirements-dev.txt
+DEV_FILES := $(RUN_FILES) pyproject.toml
 RUN_STAMP := $(VENV)/.run-$(shell cat $(RUN_FILES) | cksum | tr ' ' '-')
 DEV_STAMP := $(VENV)/.dev-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
 
@@ -18,7 +18,7 @@ DEV_STAMP := $(VENV)/.dev-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
 FAST_TESTS ?= tests/tree tests/models
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full test-fast lint kernels clean venv venv-dev
+.PHONY: help quickstart test test-full test-fast lint kernels requirements clean venv venv-dev
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,12 +35,17 @@ test-full: $(DEV_STAMP) ## run the slow tests as well, and all of them compiled 
 test-fast: $(DEV_STAMP) ## run the tests of the layer and the models only
 	$(PYTEST) $(FAST_TESTS)
 
-lint: $(DEV_STAMP) ## ruff and pyright
+lint: $(DEV_STAMP) ## ruff, pyright, and whether requirements.txt is what pyproject.toml says
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) .ci/requirements.py --check
 
 kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU: layers of few tokens get faster (optional)
 	$(PY) -m tree_ffn.tree.kernels
+
+requirements: $(RUN_STAMP) ## make requirements.txt from pyproject.toml
+	$(PY) .ci/requirements.py
 
 clean: ## remove the environment and every cache made here (runs/ stays)
 	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .jax_cache *.egg-info build dist
@@ -52,14 +57,14 @@ venv-dev: $(DEV_STAMP)
 # The constraints of the environment's own Python; a version newer than any tested takes the newest tested set.
 INSTALL = v=$$($(PY) -c 'import sys; print("3.11" if sys.version_info < (3, 12) else "3.12")') && \
 	echo "installing $(1) with constraints-$$v.txt (about a minute the first time)" && \
-	$(PY) -m pip install -q --disable-pip-version-check -r $(1) -c constraints-$$v.txt
+	$(PY) -m pip install -q --disable-pip-version-check $(1) -c constraints-$$v.txt
 
 $(RUN_STAMP): $(VENV)/bin/python
-	@$(call INSTALL,requirements.txt)
+	@$(call INSTALL,-r requirements.txt)
 	@rm -f $(VENV)/.run-* && touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
-	@$(call INSTALL,requirements-dev.txt)
+	@$(call INSTALL,-e .[dev])
 	@rm -f $(VENV)/.dev-* && touch $@
 
 # The first interpreter that really runs (a version manager's shim may exist and fail), is new enough and can make

@@ -6,7 +6,7 @@
 An OPT of random weights is written as a Hugging Face checkpoint, with its tokenizer, and loaded by both. The
 harness makes the requests; only answering them is timed, tokenising included. The backend takes the fastest
 of --hf_batches, tried on a tenth of the rows. Answers are compared first; then both take turns, and the ratio
-is the median over turns. `cold` is our first time, compilation included. Needs requirements-eval.txt, torch
+is the median over turns. `cold` is our first time, compilation included. Needs the extra `eval`, torch
 and transformers.
 """
 

@@ -1,6 +1,6 @@
 """EleutherAI's evaluation harness drives our models: the adapter between its requests and our programs.
 
-It imports lm_eval, which only requirements-eval.txt installs; experiments/questions.py imports this module
+It imports lm_eval, which the extra `eval` installs; experiments/questions.py imports this module
 after it has looked for it.
 """
 

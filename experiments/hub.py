@@ -26,7 +26,7 @@ def directory_of(name: str, revision: str | None = None) -> str:
     except ImportError:
         raise InputError(
             f"--from: {name!r} is no directory, and to fetch it from the Hugging Face hub needs the package "
-            "huggingface_hub (tokenizers of requirements-serve.txt brings it); install it or name a "
+            "huggingface_hub (pip install 'tree_ffn[train]' brings it); install it or name a "
             "directory."
         ) from None
     try:

@@ -72,7 +72,7 @@ def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int,
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError(
-            "--tasks: needs the package lm_eval; `pip install -r requirements-eval.txt` brings it."
+            "--tasks: needs the package lm_eval; `pip install 'tree_ffn[eval]'` brings it."
         )
     if shots != "task" and not is_whole_number(shots):
         raise InputError(f"--shots: {shots!r} is not allowed; use 0, 1, 2, ... or task.")

@@ -48,7 +48,7 @@ def main() -> None:
         from experiments.serving import access, app, chat_template, engine, server
     except ImportError as error:
         raise InputError(
-            f"serve: the package {error.name} is missing; install requirements-serve.txt."
+            f"serve: the package {error.name} is missing; pip install 'tree_ffn[serve]'."
         ) from None
     for flag, least in ((_PORT, 0), (_ROWS, 1), (_WAITING, 0), (_MAX_BODY, 1), (_GRACE, 0)):
         check_positive_int(f"--{flag.name}", flag.value, least=least)

@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+import tree_ffn
+
 # Each layer may import those before it (and itself).
 LAYERS = ("tree", "models", "data", "training", "analysis")
 PROGRAMS = ("configs", "experiments", "tests")
@@ -110,3 +112,15 @@ def test_layer_and_models_work_without_the_training_packages():
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "without flax: True"
+
+
+def test_the_front_door(repository):
+    """Every public name can be had, comes from where type checkers look for it, and is imported when it is asked."""
+    tree = ast.parse((repository / "tree_ffn/__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == tree_ffn._HOME and len(set(tree_ffn.__all__)) == len(tree_ffn.__all__)
+    for name in tree_ffn.__all__:
+        assert getattr(tree_ffn, name) is not None and name in dir(tree_ffn)
+    with pytest.raises(AttributeError, match="module 'tree_ffn' has no attribute 'mixture'"):
+        tree_ffn.mixture

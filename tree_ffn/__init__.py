@@ -20,12 +20,62 @@ Two more appear inside one function only: J for the nodes of one level
 2 ** D - 1 in heap order; the bottom level decides nothing).
 """
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tree_ffn.tree.leaf import LeafSpec
+if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
+    from tree_ffn.analysis.convert import convert_model
+    from tree_ffn.analysis.prune import prune_model
+    from tree_ffn.config import make_config
+    from tree_ffn.errors import InputError
+    from tree_ffn.models.dense import DenseSpec
+    from tree_ffn.models.export import load, save
+    from tree_ffn.models.ffn import FFN, apply_ffn, init_ffn, update_routing
+    from tree_ffn.models.spec import ModelSpec
+    from tree_ffn.models.transformer import Transformer
+    from tree_ffn.training.loop import train
+    from tree_ffn.tree.activations import ACTIVATIONS
+    from tree_ffn.tree.combine import IMPLEMENTATIONS, combine
+    from tree_ffn.tree.info import Info
+    from tree_ffn.tree.leaf import LeafSpec, leaf_ffn
+    from tree_ffn.tree.path import PrunedSpec, TreeSpec, tree_ffn
+    from tree_ffn.tree.shape import TreeShape
 
 __version__ = "0.1.0"
+
+# Where the public names are: they are imported when they are asked for, so that the layers come without Flax,
+# and the models without what trains them.
+_HOMES = {
+    "tree.activations": ("ACTIVATIONS",),
+    "tree.combine": ("IMPLEMENTATIONS", "combine"),
+    "tree.info": ("Info",),
+    "tree.leaf": ("LeafSpec", "leaf_ffn"),
+    "tree.path": ("PrunedSpec", "TreeSpec", "tree_ffn"),
+    "tree.shape": ("TreeShape",),
+    "models.dense": ("DenseSpec",),
+    "models.export": ("load", "save"),
+    "models.ffn": ("FFN", "apply_ffn", "init_ffn", "update_routing"),
+    "models.spec": ("ModelSpec",),
+    "models.transformer": ("Transformer",),
+    "analysis.convert": ("convert_model",),
+    "analysis.prune": ("prune_model",),
+    "training.loop": ("train",),
+    "config": ("make_config",),
+    "errors": ("InputError",),
+}
+_HOME = {name: f"tree_ffn.{module}" for module, names in _HOMES.items() for name in names}
+
+__all__ = ["recipe", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tree_ffn' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
 
 
 def recipe(width: int) -> "LeafSpec":
@@ -47,7 +97,7 @@ def recipe(width: int) -> "LeafSpec":
       layer; in NNX `flax.nnx.bridge.ToNNX(FFN(spec, ...), rngs=rngs)` takes `done=done` too.
 
       >>> import jax, jax.numpy as jnp, optax
-      >>> from tree_ffn.models import FFN
+      >>> from tree_ffn import FFN
       >>> layer = FFN(recipe(128), w_in_scale=0.7, w_out_scale=0.05)
       >>> x = jax.random.normal(jax.random.key(0), (8, 128))
       >>> params, optimizer, steps = layer.init(jax.random.key(1), x)["params"], optax.lion(1e-3), 4

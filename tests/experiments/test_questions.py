@@ -19,7 +19,7 @@ from tree_ffn.models.sampling import Sampling
 
 EXPECTED = {family: json.loads((FIXTURE / family / "expected.json").read_text()) for family in CASES}
 needs_harness = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed (requirements-eval.txt)"
+    importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed (pip install 'tree_ffn[eval]')"
 )
 needs_torch = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("torch", "transformers", "lm_eval"))),
@@ -547,7 +547,7 @@ def test_mistakes_get_one_sentence(flags, words, exported, data, tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm_eval is installed")
 def test_without_the_harness_a_sentence_says_how_to_get_it(data):
     outcome = call("evaluate", "--export=any", "--tasks=piqa", f"--task_data={data}")
-    assert outcome.code == 2 and "pip install -r requirements-eval.txt" in outcome.err
+    assert outcome.code == 2 and "pip install 'tree_ffn[eval]'" in outcome.err
 
 
 @needs_harness

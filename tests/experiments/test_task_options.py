@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs lm_eval; requirements-eval.txt brings it")
+pytest.importorskip("lm_eval", reason="needs lm_eval; the extra eval brings it")
 
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]

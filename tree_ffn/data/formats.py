@@ -168,7 +168,7 @@ def _parquet_rows(
     except ImportError as error:
         raise InputError(
             f"{where}: parquet needs the package pyarrow; "
-            "`pip install -r requirements-parquet.txt` brings it, or use JSON lines."
+            "`pip install 'tree_ffn[parquet]'` brings it, or use JSON lines."
         ) from error
     number = 0
     try:

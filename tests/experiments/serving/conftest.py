@@ -36,7 +36,7 @@ def model(exported):
 def served(model, **options):
     """(the engine, the server's address) while the server runs; options as of `app.build`."""
     for package in ("fastapi", "uvicorn", "httpx"):
-        pytest.importorskip(package, reason=f"the server needs {package}; install requirements-dev.txt")
+        pytest.importorskip(package, reason=f"the server needs {package}; the extra dev brings it")
     import uvicorn
 
     from experiments.serving import app, engine

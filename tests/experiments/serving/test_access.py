@@ -5,7 +5,7 @@ import pytest
 from tests.experiments.programs import call
 from tests.experiments.serving.conftest import KEY
 
-httpx = pytest.importorskip("httpx", reason="httpx is not installed; see requirements-dev.txt")
+httpx = pytest.importorskip("httpx", reason="httpx is not installed; the extra dev brings it")
 
 
 @pytest.fixture(scope="module")

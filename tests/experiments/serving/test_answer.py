@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("fastapi", reason="the server needs fastapi; install requirements-dev.txt")
+pytest.importorskip("fastapi", reason="the server needs fastapi; the extra dev brings it")
 
 from experiments.loaded import Loaded
 from experiments.serving.answer import Choice, joined

@@ -7,7 +7,7 @@ import pytest
 
 from tests.experiments.serving.conftest import CONTEXT, KEY
 
-openai = pytest.importorskip("openai", reason="the client openai is not installed; see requirements-dev.txt")
+openai = pytest.importorskip("openai", reason="the client openai is not installed; the extra dev brings it")
 MESSAGES = [{"role": "system", "content": "né"}, {"role": "user", "content": "Hi"}]
 END = 256
 IDS = [*"#system:né".encode(), END, *b"#user:Hi", END, *b"assistant:"]

@@ -7,7 +7,7 @@ import pytest
 
 from tree_ffn.errors import InputError
 
-pytest.importorskip("jinja2", reason="jinja2 is not installed; see requirements-serve.txt")
+pytest.importorskip("jinja2", reason="jinja2 is not installed; the extra serve brings it")
 from experiments.serving.chat_template import ChatTemplate, read
 from experiments.serving.refusal import Refusal
 

@@ -9,7 +9,7 @@ from tree_ffn.models.batch import Batch, Request
 from tree_ffn.models.penalties import Penalties
 from tree_ffn.models.sampling import Sampling
 
-openai = pytest.importorskip("openai", reason="the client openai is not installed; see requirements-dev.txt")
+openai = pytest.importorskip("openai", reason="the client openai is not installed; the extra dev brings it")
 END = 256
 GREEDY = {"temperature": 0, "logprobs": 0}
 

@@ -11,7 +11,7 @@ from tests.models.kinds import forward
 from tree_ffn.models import batch
 from tree_ffn.models.sampling import Sampling
 
-openai = pytest.importorskip("openai", reason="the client openai is not installed; see requirements-dev.txt")
+openai = pytest.importorskip("openai", reason="the client openai is not installed; the extra dev brings it")
 END = 256
 
 

@@ -13,7 +13,7 @@ from experiments.serving import body
 from tests.experiments.serving.conftest import CAPACITY, MOST_BYTES
 from tree_ffn.models.batch import Request
 
-httpx = pytest.importorskip("httpx", reason="httpx is not installed; see requirements-dev.txt")
+httpx = pytest.importorskip("httpx", reason="httpx is not installed; the extra dev brings it")
 
 
 def refused(answer, status):

@@ -48,7 +48,7 @@ def interrupted_in_an_answer(port: int, signum: int, lines: list[str]) -> None:
 )
 def test_a_signal_ends_the_server_and_no_answer_is_left_open(exported, signum, grace, code):
     for package in ("fastapi", "uvicorn", "httpx"):
-        pytest.importorskip(package, reason=f"the server needs {package}; install requirements-dev.txt")
+        pytest.importorskip(package, reason=f"the server needs {package}; the extra dev brings it")
     port, lines = free_port(), []
     asking = threading.Thread(target=interrupted_in_an_answer, args=(port, signum, lines))
     asking.start()
@@ -75,7 +75,7 @@ def test_a_signal_ends_the_server_and_no_answer_is_left_open(exported, signum, g
     ],
 )
 def test_mistakes_get_one_sentence(tmp_path, flags, words):
-    pytest.importorskip("fastapi", reason="the server needs fastapi; install requirements-serve.txt")
+    pytest.importorskip("fastapi", reason="the server needs fastapi; the extra serve brings it")
     outcome = call("serve", "--port=0", *(flag.format(tmp_path) for flag in flags))
     assert outcome.code == 2 and words in outcome.err and outcome.err.count("\n") == 1
     assert outcome.out == ""
@@ -88,17 +88,17 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     outcome = call("serve", "--export=none")
     assert outcome.code == 2
-    assert "serve: the package fastapi is missing; install requirements-serve.txt." in outcome.err
+    assert "serve: the package fastapi is missing; pip install 'tree_ffn[serve]'." in outcome.err
 
 
 @pytest.mark.slow  # importing lm-eval alone takes seconds
 @pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports
 def test_lm_eval_gets_the_same_from_the_server_as_in_process(address, model, tmp_path, monkeypatch):
     """Its `local-completions` and our adapter, on the same tasks; and its texts are the library's."""
-    pytest.importorskip("fastapi", reason="the server needs fastapi; install requirements-serve.txt")
-    pytest.importorskip("lm_eval", reason="lm_eval is not installed (requirements-eval.txt)")
+    pytest.importorskip("fastapi", reason="the server needs fastapi; the extra serve brings it")
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'tree_ffn[eval]')")
     for package in ("tenacity", "aiohttp"):
-        pytest.importorskip(package, reason=f"lm-eval[api] needs {package} (requirements-eval.txt)")
+        pytest.importorskip(package, reason=f"lm-eval[api] needs {package} (the extra `eval`)")
     data, cache = questions_data.write(tmp_path / "data"), str(tmp_path / "cache")
     planned = questions.plan(["arc_easy", "boolq"], "0", str(data))
     from experiments.harness import HarnessModel
