@@ -34,7 +34,13 @@ def main() -> None:
         print(f"tree-ffn: {words[0]!r} is no program{meant}; use one of: {', '.join(NAMES)}.", file=sys.stderr)
         sys.exit(2)
     sys.argv = words
-    runpy.run_module(f"experiments.{words[0]}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"experiments.{words[0]}", run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        extra = "serve" if words[0] in ("serve", "generate") else "train"
+        asked = f"pip install 'tree_ffn[{extra}]'"
+        print(f"tree-ffn: {words[0]} needs the package {error.name}; {asked} brings it.", file=sys.stderr)
+        sys.exit(2)
 
 
 def listing() -> str:
