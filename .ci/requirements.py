@@ -1,4 +1,4 @@
-"""Writes requirements.txt, the research install, from pyproject.toml; with --check, only says whether it is so.
+"""Writes requirements.txt, the research install, from pyproject.toml; with --check, says whether it is so.
 
 It has the package's own requirements, those of its extras `train` and `data`, and chex, which tests use.
 """
@@ -9,7 +9,7 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAD = """\
-# Made from pyproject.toml by `make requirements`: what `make quickstart` installs, and `make test` with more beside it.
+# Made from pyproject.toml by `make requirements`: what `make quickstart` installs; `make test` needs more.
 """
 
 

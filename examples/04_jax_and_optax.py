@@ -23,7 +23,7 @@ def main():
     @jax.jit
     def train_step(params, state, step):
         def loss(params):
-            leak = spec.leak_at(step / STEPS)  # what experts that are not chosen still add: 1 at first, then 0
+            leak = spec.leak_at(step / STEPS)  # what experts that are not chosen add: 1 at first, later 0
             y_TE, info = leaf_ffn(params, x_TE, spec, leak=leak)
             return jnp.square(x_TE + y_TE - x_TE[:, ::-1]).mean()
 

@@ -1,4 +1,4 @@
-"""An activation of one's own: one entry of a table, and every layer, implementation and config knows its name.
+"""An activation of one's own: one entry of a table, and all layers, implementations and configs know it.
 
 python examples/05_own_activation.py
 """

@@ -1,7 +1,7 @@
 """All programs by name: `tree-ffn train ...` is `python -m experiments.train ...`.
 
-    tree-ffn                    # the list
-    tree-ffn train --help
+tree-ffn                    # the list
+tree-ffn train --help
 """
 
 import ast
@@ -31,7 +31,8 @@ def main() -> None:
     if words[0] not in NAMES:
         near = difflib.get_close_matches(words[0], NAMES, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
-        print(f"tree-ffn: {words[0]!r} is no program{meant}; use one of: {', '.join(NAMES)}.", file=sys.stderr)
+        known = ", ".join(NAMES)
+        print(f"tree-ffn: {words[0]!r} is no program{meant}; use one of: {known}.", file=sys.stderr)
         sys.exit(2)
     sys.argv = words
     try:

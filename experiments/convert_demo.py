@@ -209,7 +209,10 @@ def checked_scoring() -> demo_scores.Scoring:
     if tasks_can_be_asked():
         questions.plan(_TASKS.value, "task", _TASK_DATA.value)
     elif _TASK_DATA.value:
-        print("no tasks are asked: the package lm_eval is not installed (pip install 'tree_ffn[eval]').", flush=True)
+        print(
+            "no tasks are asked: the package lm_eval is not installed (pip install 'tree_ffn[eval]').",
+            flush=True,
+        )
     tasks = _TASKS.value if tasks_can_be_asked() else []
     return demo_scores.Scoring(
         texts.parse(_TEXTS.value), tasks, _TASK_DATA.value, _TASK_CACHE.value, _LIMIT.value, _ASKED.value

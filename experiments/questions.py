@@ -71,9 +71,7 @@ def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int,
       InputError: a task is not known, has no examples for few-shot prompts, or lm_eval is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError(
-            "--tasks: needs the package lm_eval; `pip install 'tree_ffn[eval]'` brings it."
-        )
+        raise InputError("--tasks: needs the package lm_eval; `pip install 'tree_ffn[eval]'` brings it.")
     if shots != "task" and not is_whole_number(shots):
         raise InputError(f"--shots: {shots!r} is not allowed; use 0, 1, 2, ... or task.")
     if data is None:

@@ -73,7 +73,8 @@ def test_a_package_has_one_range():
 
 def test_requirements_are_made_from_the_project():
     """And have every package that the research install is to have."""
-    assert subprocess.run([sys.executable, ROOT / ".ci/requirements.py", "--check"], check=False).returncode == 0
+    program = [sys.executable, ROOT / ".ci/requirements.py", "--check"]
+    assert subprocess.run(program, check=False).returncode == 0
     named = {Requirement(line).name for line in (ROOT / "requirements.txt").read_text().splitlines()[1:]}
     assert named >= {
         "jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "chex",

@@ -71,8 +71,7 @@ def test_rows_are_run_recorded_and_not_run_again(place, tmp_path):
 
     text = (tmp_path / "r.jsonl").read_text()
     assert str(tmp_path) not in text
-    row = json.loads(text.splitlines()[0])
-    said = shlex.split(row["command"])
+    said = shlex.split(json.loads(text.splitlines()[1])["command"])  # behind its config
     assert said[:3] == ["python", "-m", "experiments.train"] and "--row=tree_hard" in said
     assert "--config=configs/smoke.py:steps=2" in said and "--config.ffn.node_width=(1,)" in said
 

@@ -19,7 +19,8 @@ from tree_ffn.models.sampling import Sampling
 
 EXPECTED = {family: json.loads((FIXTURE / family / "expected.json").read_text()) for family in CASES}
 needs_harness = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed (pip install 'tree_ffn[eval]')"
+    importlib.util.find_spec("lm_eval") is None,
+    reason="lm_eval is not installed (pip install 'tree_ffn[eval]')",
 )
 needs_torch = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("torch", "transformers", "lm_eval"))),

@@ -12,6 +12,7 @@ from tree_ffn.models import DenseSpec
 from tree_ffn.models.build import KINDS, layer_kinds, model_spec_from_config
 from tree_ffn.models.describe import abstract_variables, describe, figures
 from tree_ffn.models.presets import PRESETS
+from tree_ffn.training.config import settled
 from tree_ffn.tree import LeafSpec, TreeSpec
 
 
@@ -100,7 +101,7 @@ def test_sizes_of_opt():
     """With OPT's vocabulary and dense layers of 4 E units the parameter counts are OPT's own."""
     for preset, size in (("opt_125m", 125e6), ("opt_1.3b", 1.3e9), ("opt_2.7b", 2.7e9), ("opt_6.7b", 6.7e9)):
         config = default.get_config(f"preset={preset},kind=dense")
-        config.ffn.width = 4 * config.model.width
+        config.ffn.width = 4 * settled(config).model.width
         assert abs(figures(model_spec_from_config(config, 50272))["parameters"] / size - 1) < 0.025
 
 
