@@ -10,7 +10,7 @@ What is in --results already, with the same config, text and seed, is not run ag
 goes on from its checkpoint: the same command goes on with a sweep. A run that fails is reported at the
 end, the others go on, and the exit code is 1. Of learning rates (--tune) every kind of row tries the same
 grid; where the best stands at its edge, the grid grows. Those runs are recorded beside the results, in
-*_tuning.jsonl. experiments/sweep.py says what a sweep file may hold.
+*_tuning.jsonl. experiments/sweeps/sweep.py says what a sweep file may hold.
 """
 
 import re
@@ -20,11 +20,12 @@ from collections.abc import Callable
 
 from absl import flags
 
-from experiments import cli, path_flags, texts
-from experiments.processes import stopped
-from experiments.runners import SWEEP, ProcessRunner, Runner
-from experiments.sweep import Sweep, load_sweep
-from experiments.sweep_runs import Ablation, Run, tuning_path
+from experiments.common import cli, path_flags
+from experiments.common.processes import stopped
+from experiments.reporting import texts
+from experiments.sweeps.runners import SWEEP, ProcessRunner, Runner
+from experiments.sweeps.sweep import Sweep, load_sweep
+from experiments.sweeps.sweep_runs import Ablation, Run, tuning_path
 from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.locks import only_writer
 from tree_ffn.training.setup import many_passes

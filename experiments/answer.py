@@ -16,7 +16,9 @@ import time
 
 from absl import flags
 
-from experiments import answering, cli, loaded, path_flags, record
+from experiments.common import cli, loaded, path_flags
+from experiments.lm_eval import answering
+from experiments.reporting import record
 from tree_ffn.errors import InputError, check_positive_int
 
 _ASKED = path_flags.define("asked", None, "What experiments.evaluate --ask wrote.")

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import cli, path_flags, record
+from experiments.common import cli, path_flags
+from experiments.reporting import record
 from tree_ffn import recipe
 from tree_ffn.errors import InputError, check_choice, is_whole_number
 from tree_ffn.models.ffn import apply_ffn, ffn_flops, init_ffn, products, separate_routers

@@ -22,8 +22,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, path_flags, questions, record, task_files
-from experiments.loaded import Loaded
+from experiments.common import cli, path_flags
+from experiments.common.loaded import Loaded
+from experiments.lm_eval import questions, task_files
+from experiments.reporting import record
 from tree_ffn.data.tokenizers import FileTokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int, is_whole_number
 from tree_ffn.models import DenseSpec, ModelSpec, Transformer, pretrained
@@ -54,8 +56,8 @@ def main() -> None:
         raise InputError(f"--hf_batches: {','.join(_HF_BATCHES.value)!r} is not allowed; use whole numbers.")
     versions = hf_versions()
     requests, data_sha256 = hellaswag(_TASK_DATA.value, _TASK_CACHE.value, _ROWS.value)
-    from experiments.answering import Answering
-    from experiments.harness import HarnessModel
+    from experiments.lm_eval.answering import Answering
+    from experiments.lm_eval.harness import HarnessModel
 
     with tempfile.TemporaryDirectory() as directory:
         model = write_model(directory, _TOKENIZER.value)

@@ -16,8 +16,9 @@ import os
 import jax
 from absl import flags
 
-from experiments import cli, path_flags, record
-from experiments.step_times import Steps, load_config, measure
+from experiments.benchmarks.step_times import Steps, load_config, measure
+from experiments.common import cli, path_flags
+from experiments.reporting import record
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.training import sharding
 from tree_ffn.training.metrics import costs

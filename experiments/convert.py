@@ -28,8 +28,8 @@ import contextlib
 
 from absl import flags
 
-from experiments import cli, path_flags, starts
-from experiments.converting import Sizes, convert_all
+from experiments.common import cli, path_flags, starts
+from experiments.conversion.converting import Sizes, convert_all
 from tree_ffn.analysis.convert import ROUTERS, Recipe, check_convertible, tokens_needed
 from tree_ffn.analysis.placement import METHODS
 from tree_ffn.data.spec import CORPORA

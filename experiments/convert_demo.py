@@ -22,8 +22,9 @@ without solved examples where --task_data names their data; or each answers the 
 evaluate --ask wrote, and evaluate --asked makes scores of --answers. What is in --workdir is not made again.
 The last lines: perplexity against the dense model's, and the tokens of fine-tuning until it was within 2 %.
 
---jobs makes the parts (experiments/demo_parts.py) as processes, so many at a time, each with a log in
-WORKDIR/logs. What waits for a part that failed is not made, and the exit code is 1; the same command goes on.
+--jobs makes the parts (experiments/conversion/demo_parts.py) as processes, so many at a time, each with a log
+in WORKDIR/logs. What waits for a part that failed is not made, and the exit code is 1; the same command goes
+on.
 """
 
 import importlib.util
@@ -37,10 +38,14 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import answering, cli, demo_answers, demo_scores, path_flags, questions, texts, tuning
-from experiments.config_words import check_config
-from experiments.demo_parts import Demo
-from experiments.processes import Job, Processes, stopped, why
+from experiments.common import cli, path_flags
+from experiments.common.config_words import check_config
+from experiments.common.processes import Job, Processes, stopped, why
+from experiments.conversion import demo_answers, demo_scores
+from experiments.conversion.demo_parts import Demo
+from experiments.lm_eval import answering, questions
+from experiments.reporting import texts
+from experiments.sweeps import tuning
 from tree_ffn.analysis.convert import Recipe, check_convertible, tokens_needed
 from tree_ffn.analysis.placement import METHODS
 from tree_ffn.data import load_tokenizer
@@ -67,7 +72,9 @@ _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, each with a dense model of it
 _LRS = flags.DEFINE_list("lrs", ["1e-3", "2e-3", "4e-3"], "Learning rates to choose from, at least three.")
 _WEIGHTS = flags.DEFINE_list("weights", ["1", "0.3", "3"], "Weights of distillation to choose from.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
-_TASKS = flags.DEFINE_list("tasks", ["arc_easy", "boolq", "hellaswag", "piqa"], "Tasks of experiments/tasks.")
+_TASKS = flags.DEFINE_list(
+    "tasks", ["arc_easy", "boolq", "hellaswag", "piqa"], "Tasks of experiments/lm_eval/tasks."
+)
 _TASK_DATA = path_flags.define(
     "task_data", None, "Folder with the data of the tasks; without it none is asked."
 )

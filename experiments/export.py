@@ -11,7 +11,7 @@ it.
 
 from absl import flags
 
-from experiments import cli, path_flags, tokenizer_files
+from experiments.common import cli, path_flags, tokenizer_files
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
 from tree_ffn.models import export, pretrained

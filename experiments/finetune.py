@@ -14,8 +14,8 @@ start, and of the teacher where there is one.
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, path_flags
-from experiments.finetuning import finetune, table
+from experiments.common import cli, path_flags
+from experiments.conversion.finetuning import finetune, table
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, loaded, path_flags
-from experiments.continued import continued
-from experiments.prompts import read_prompts
+from experiments.common import cli, loaded, path_flags
+from experiments.common.prompts import read_prompts
+from experiments.lm_eval.continued import continued
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.batch import Batch, Request
 from tree_ffn.models.sampling import Sampling

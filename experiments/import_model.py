@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, hub, path_flags, tokenizer_files
+from experiments.common import cli, hub, path_flags, tokenizer_files
 from tree_ffn.data.special_tokens import Said, said_beside
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError

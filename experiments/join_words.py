@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from experiments import cli, path_flags
+from experiments.common import cli, path_flags
 from tree_ffn.data.formats import read_text
 from tree_ffn.errors import InputError
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import cli, path_flags, record, starts
+from experiments.common import cli, path_flags, starts
+from experiments.reporting import record
 from tree_ffn.analysis.oracle import Oracle, better_leaves, can_move
 from tree_ffn.data.pipeline import valid_batches
 from tree_ffn.errors import InputError, check_positive_int

@@ -15,7 +15,7 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli
+from experiments.common import cli
 from tree_ffn.data import CorpusSpec, corpus_spec_from_config, prepare
 from tree_ffn.errors import InputError, reason
 from tree_ffn.training.config import settled

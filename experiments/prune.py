@@ -21,7 +21,8 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments import cli, path_flags, record
+from experiments.common import cli, path_flags
+from experiments.reporting import record
 from tree_ffn.analysis.prune import Calibration, calibrate, check_threshold, prune_model, tokens_needed
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int

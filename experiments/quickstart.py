@@ -19,7 +19,8 @@ import time
 import jax
 from absl import flags
 
-from experiments import cli, path_flags, provenance, record
+from experiments.common import cli, path_flags, provenance
+from experiments.reporting import record
 from tree_ffn.analysis.axes import alone
 from tree_ffn.analysis.dynamics import read_lines
 from tree_ffn.analysis.plots import Series, line_chart

@@ -13,11 +13,11 @@ import os
 
 from absl import flags
 
-from experiments import cli, path_flags
-from experiments.all_tables import TABLES, read_rows, tables_of
-from experiments.lines import groups, mixed, not_comparable
-from experiments.page import Table
-from experiments.report_figures import (
+from experiments.common import cli, path_flags
+from experiments.reporting.aggregate import groups, mixed, not_comparable
+from experiments.reporting.registry import TABLES, read_rows, tables_of
+from experiments.reporting.render import Table
+from experiments.reporting.report_figures import (
     CAPTIONS,
     Run,
     load_run,
@@ -45,7 +45,7 @@ _MIXED = flags.DEFINE_bool(
 MARK = "<!-- a report of tree_ffn -->"
 # Tables of models made from others: the configs of their rows say what they were made from.
 DERIVED = ("prune_small", "conversion", "oracle")
-CSS = os.path.join(os.path.dirname(__file__), "report.css")
+CSS = os.path.join(os.path.dirname(__file__), "reporting", "report.css")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import sys
 
 from absl import flags
 
-from experiments import cli, loaded, path_flags
+from experiments.common import cli, loaded, path_flags
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.batch import generate
 from tree_ffn.training.signals import Interrupted, StopSignals

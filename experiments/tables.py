@@ -6,7 +6,7 @@
     python -m experiments.tables --latex --results=results/t1_small.jsonl      # booktabs, with the commands
 
 Files called *_tuning.jsonl hold the runs that learning rates were chosen by; they make the grids and
-nothing else. What may stand in one line is said in experiments/lines.py.
+nothing else. What may stand in one line is said in experiments/reporting/aggregate.py.
 """
 
 import pathlib
@@ -14,9 +14,9 @@ import sys
 
 from absl import flags
 
-from experiments import cli, path_flags
-from experiments.all_tables import by_topic, read_rows, tables_of
-from experiments.result_pages import pages_of
+from experiments.common import cli, path_flags
+from experiments.reporting.pages import pages_of
+from experiments.reporting.registry import by_topic, read_rows, tables_of
 from tree_ffn.errors import InputError
 
 _RESULTS = path_flags.define("results", "results/*.jsonl", "Results files (a glob pattern).")

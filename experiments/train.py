@@ -17,7 +17,9 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, dry_compile, path_flags, provenance, record, texts
+from experiments.benchmarks import dry_compile
+from experiments.common import cli, path_flags, provenance
+from experiments.reporting import record, texts
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.build import model_spec_from_config

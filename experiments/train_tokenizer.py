@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from experiments import cli, path_flags
+from experiments.common import cli, path_flags
 from tree_ffn.data.inputs import file_inputs
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.errors import InputError, reason

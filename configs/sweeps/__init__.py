@@ -1,1 +1,1 @@
-"""One get_sweep(arg) per file, plain data: the rows of a table (see the head of experiments/sweep.py)."""
+"""One get_sweep(arg) per file, plain data: the rows of a table (see experiments/sweeps/sweep.py)."""

@@ -6,7 +6,7 @@
 
 import fastapi
 
-from experiments.loaded import Loaded
+from experiments.common.loaded import Loaded
 from experiments.serving.body import only, read_json
 from experiments.serving.engine import Engine
 from experiments.serving.fields import is_id, shown

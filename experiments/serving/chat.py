@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from experiments.loaded import Loaded
+from experiments.common.loaded import Loaded
 from experiments.serving.answer import Envelope
 from experiments.serving.chat_template import ChatTemplate
 from experiments.serving.completion import Completion, assembled, check_model, most_prompt

@@ -13,8 +13,8 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from experiments.common.tokenizer_files import TEMPLATE
 from experiments.serving.refusal import Refusal
-from experiments.tokenizer_files import TEMPLATE
 from tree_ffn.errors import InputError, check_not_pointer, reason
 from tree_ffn.json_input import parse_object
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from experiments.loaded import Loaded
+from experiments.common.loaded import Loaded
 from experiments.serving import choosing
 from experiments.serving.fields import MOST_INT, Fields, is_id, shown
 from experiments.serving.refusal import Refusal, blaming

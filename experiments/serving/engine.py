@@ -5,7 +5,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 
-from experiments.loaded import Loaded
+from experiments.common.loaded import Loaded
 from experiments.serving.refusal import Refusal
 from tree_ffn.models.batch import Batch, Made, Request
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from experiments.loaded import Loaded
+from experiments.common.loaded import Loaded
 from tests.data.kinds_of_tokenizers import END, KINDS, file_tokenizer, tokenizer_json
 from tree_ffn.data import CorpusSpec, load_tokenizer, prepare
 from tree_ffn.data.corpus import _scanned

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import loaded
+from experiments.common import loaded
 from tests.experiments.make_harness_fixture import CASES, FIXTURE
 from tests.experiments.programs import call
 from tests.training.conftest import compiled_once, texts

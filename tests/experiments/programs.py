@@ -9,7 +9,7 @@ from unittest import mock
 
 from absl import flags
 
-from experiments import cli
+from experiments.common import cli
 
 
 class Outcome(NamedTuple):

@@ -13,9 +13,11 @@ from typing import Any, cast
 
 import pytest
 
-from experiments import processes, record, runners, sweep, tuning
-from experiments.config_words import config_of, unknown_key, words_of
-from experiments.sweep_runs import same_run
+from experiments.common import processes
+from experiments.common.config_words import config_of, unknown_key, words_of
+from experiments.reporting import record
+from experiments.sweeps import runners, sweep, tuning
+from experiments.sweeps.sweep_runs import same_run
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
 from tree_ffn.training.signals import Interrupted, StopSignals

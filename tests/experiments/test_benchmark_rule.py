@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.record import load_results
+from experiments.reporting.record import load_results
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, rows
 from tree_ffn.tree.combine import fastest
 

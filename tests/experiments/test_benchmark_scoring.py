@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from experiments.record import load_results
+from experiments.reporting.record import load_results
 from tests.experiments import questions_data
 from tests.experiments.make_harness_fixture import FIXTURE
 from tests.experiments.programs import call

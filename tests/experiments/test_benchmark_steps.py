@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.record import load_results
-from experiments.step_times import Steps, load_config, measure
+from experiments.benchmarks.step_times import Steps, load_config, measure
+from experiments.reporting.record import load_results
 from tests.experiments.programs import call
 from tree_ffn.training.sharding import make_mesh
 

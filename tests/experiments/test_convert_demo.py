@@ -5,8 +5,12 @@ import math
 
 import pytest
 
-from experiments import answering, demo_answers, loaded, record, tuning
-from experiments.finetune_choice import Settings, choice, config_for
+from experiments.common import loaded
+from experiments.conversion import demo_answers
+from experiments.conversion.finetune_choice import Settings, choice, config_for
+from experiments.lm_eval import answering
+from experiments.reporting import record
+from experiments.sweeps import tuning
 from experiments.tables import render
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError

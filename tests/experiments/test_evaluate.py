@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import texts as other_texts
-from experiments.record import load_results
+from experiments.reporting import texts as other_texts
+from experiments.reporting.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.analysis.calibration import ffn_inputs

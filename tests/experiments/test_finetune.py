@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import record
-from experiments.finetuning import trainable
+from experiments.conversion.finetuning import trainable
+from experiments.reporting import record
 from experiments.tables import render
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config, tiny_model

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from experiments import answering, loaded
+from experiments.common import loaded
+from experiments.lm_eval import answering
 from experiments.serving import chat, completion
 from experiments.serving.chat_template import ChatTemplate
 from experiments.serving.refusal import Refusal

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.prompts import read_prompts
+from experiments.common.prompts import read_prompts
 from tests.experiments.programs import call
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.models import export

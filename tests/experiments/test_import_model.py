@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments import loaded
+from experiments.common import loaded
 from tests.experiments.programs import call
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tests.models.make_pretrained_fixtures import FIXTURES

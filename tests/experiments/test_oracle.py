@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import record
+from experiments.reporting import record
 from experiments.tables import render
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config

@@ -10,7 +10,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from experiments.record import load_results
+from experiments.reporting.record import load_results
 from tests.experiments.programs import alone, call
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from experiments import provenance
-from experiments.record import load_results
+from experiments.common import provenance
+from experiments.reporting.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.training.loop import train

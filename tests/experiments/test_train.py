@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.record import load_results
+from experiments.reporting.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.training.checkpoint import Checkpoints

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from experiments import loaded
+from experiments.common import loaded
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.models import export
 

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server needs fastapi; the extra dev brings it")
 
-from experiments.loaded import Loaded
+from experiments.common.loaded import Loaded
 from experiments.serving.answer import Choice, joined
 from experiments.serving.completion import parse
 from tests.data.kinds_of_tokenizers import KINDS, file_tokenizer

@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from experiments.loaded import Loaded
+from experiments.common.loaded import Loaded
 from tests.experiments.serving.conftest import served
 from tests.models.test_not_finite import HOT, hot_model
 from tree_ffn.data.tokenizers import load_tokenizer

@@ -1,0 +1,1 @@
+"""What is timed or compiled: training steps."""

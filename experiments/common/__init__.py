@@ -1,0 +1,1 @@
+"""What programs share: how they start, their flags, and what they load."""

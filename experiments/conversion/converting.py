@@ -1,0 +1,125 @@
+"""Conversion of a model by several recipes: what each keeps, printed, recorded, and written as runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+from experiments.reporting import record
+from tree_ffn.analysis import calibration
+from tree_ffn.analysis.convert import Kept, Recipe, convert_model, tree_spec
+from tree_ffn.data import PreparedCorpus
+from tree_ffn.models.ffn import ffn_flops
+from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.config import resolved
+from tree_ffn.training.derived import begin_run
+from tree_ffn.training.evaluate import evaluate
+from tree_ffn.training.sharding import shardings_for
+
+
+class Sizes(NamedTuple):
+    """How much text is read.
+
+    Attributes:
+      tokens: of the training split, to calibrate on.
+      held_out: tokens of the validation split that shares are measured on.
+      batch_size: rows a batch.
+      batches: of the validation split, to score; 0 is all.
+    """
+
+    tokens: int
+    held_out: int
+    batch_size: int = 16
+    batches: int = 20
+
+
+def convert_all(
+    run: Restored, text: PreparedCorpus, recipes: Sequence[Recipe], sizes: Sizes, *,
+    to: Mapping[Recipe, str] | None = None, results: str | None = None, command: str | None = None,
+) -> None:  # fmt: skip
+    """Converts a dense model by each recipe, all of one shape, and prints the table.
+
+    Args:
+      run, text: of `starts.with_text`.
+      recipes: how.
+      sizes: how much text is read.
+      to: {recipe: new directory} of the conversions that are written, as runs at step 0.
+      results: file to append the figures to; None appends nothing.
+      command: of the rows; by default this process's own.
+    """
+    inputs = calibration.ffn_inputs(run, [text.train], sizes.tokens, sizes.batch_size)
+    held_out = calibration.ffn_inputs(run, [text.valid], sizes.held_out, sizes.batch_size)
+    score = lambda run: evaluate(run, text, "valid", sizes.batch_size, sizes.batches)
+    dense, shape = score(run), recipes[0].shape
+    shares = f"{100 * shape.active_share:.2f} %), with routers {100 * arithmetic(run, recipes[0]):.2f} %"
+    print(
+        f"{sizes.tokens:,} calibration tokens of {text.meta['corpus']}; dense loss {dense['loss']:.4f}; "
+        f"trees: {shape.active_units:,} of {shape.total_units:,} units active ({shares} of the dense layers' "
+        "arithmetic"
+    )
+    print(head(len(run.model.ffns)), flush=True)
+    found: list[Kept] = []
+    several = len({recipe.refits for recipe in recipes}) > 1
+    for recipe in recipes:
+        model, variables, found = convert_model(run.model, run.variables, inputs, held_out, recipe)
+        variables = jax.device_put(variables, shardings_for(variables, run.mesh))
+        figures = score(run._replace(model=model, variables=variables))
+        figures = figures_of(found, figures, dense) | {"flops_share": arithmetic(run, recipe)}
+        name = f"{recipe.method}_{recipe.refits}" if several else recipe.method
+        print(line(name, [share.tree for share in found], figures), flush=True)
+        print(line(f"{name}/paths", [share.paths for share in found]), flush=True)
+        facts = {**facts_of(recipe), "tokens": sizes.tokens}
+        if results:
+            config = {**resolved(run.config), "convert": facts}
+            record.append_figures(
+                results, figures, table="conversion", row=row_of(recipe), config=config, data_meta=text.meta,
+                command=command,
+            )  # fmt: skip
+        if to and recipe in to:
+            facts |= {"step": run.meta["step"]}
+            begin_run(to[recipe], run, model, variables, figures["loss"], converted=facts)
+    for name in ("oracle", "static"):  # as the last recipe's refits have them
+        print(line(name, [getattr(share, name) for share in found]), flush=True)
+
+
+def row_of(recipe: Recipe) -> str:
+    """`cluster_separate_refits3`."""
+    return f"{recipe.method}_{recipe.router}_refits{recipe.refits}"
+
+
+def arithmetic(run: Restored, recipe: Recipe) -> float:
+    """FLOPs a token of the trees, routers among them, as a share of those of the dense layers."""
+    flops = lambda specs: sum(ffn_flops(spec, run.model.width) for spec in specs)
+    return flops(tree_spec(spec, recipe) for spec in run.model.ffns) / flops(run.model.ffns)
+
+
+def figures_of(found: list[Kept], score: dict, dense: dict) -> dict[str, float]:
+    """Figures of a conversion, per layer where they have a number: kept/0, ..., and losses."""
+    figures = {"loss": score["loss"], "loss_rise": score["loss"] - dense["loss"]}
+    for layer, share in enumerate(found):
+        names = {"kept": share.tree, "kept_paths": share.paths, "kept_oracle": share.oracle}
+        names |= {"kept_static": share.static}
+        figures |= {f"{name}/{layer}": value for name, value in names.items()}
+    return figures | {"active_share": score["active_share"]}
+
+
+def facts_of(recipe: Recipe) -> dict:
+    """A recipe as JSON values."""
+    shape = recipe.shape
+    widths = {"n_trees": shape.n_trees, "depth": shape.depth, "node_width": list(shape.widths)}
+    how = {"method": recipe.method, "router": recipe.router, "refits": recipe.refits, "drop": recipe.drop,
+           "seed": recipe.seed}  # fmt: skip
+    return how | widths
+
+
+def head(n_layers: int) -> str:
+    """The table's first line."""
+    layers = " ".join(f"{f'layer {layer}':>9}" for layer in range(n_layers))
+    return f"{'kept':<16} {layers} {'mean':>9} {'loss':>9} {'rise':>9}"
+
+
+def line(name: str, shares: list[float], figures: dict | None = None) -> str:
+    """A line of the table: shares of the layers' outputs and, of a conversion, its loss."""
+    cells = " ".join(f"{share:>9.3f}" for share in [*shares, sum(shares) / len(shares)])
+    losses = f" {figures['loss']:>9.4f} {figures['loss_rise']:>+9.4f}" if figures else ""
+    return f"{name:<16} {cells}{losses}"

@@ -1,0 +1,1 @@
+"""Questions: EleutherAI's harness, its task files, and our models that answer."""
