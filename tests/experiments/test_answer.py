@@ -10,8 +10,8 @@ from experiments.lm_eval import answering
 from experiments.reporting.record import load_results
 from experiments.tables import render
 from tests.experiments import questions_data
-from tests.experiments.programs import call
 from tests.experiments.lm_eval.test_questions import EXPECTED, needs_harness
+from tests.experiments.programs import call
 from tests.experiments.reporting.test_tables import cells
 from tree_ffn.errors import InputError
 from tree_ffn.models.batch import Request
