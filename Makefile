@@ -13,12 +13,13 @@ RUN_FILES := requirements.txt constraints-3.11.txt constraints-3.12.txt
 DEV_FILES := $(RUN_FILES) pyproject.toml
 RUN_STAMP := $(VENV)/.run-$(shell cat $(RUN_FILES) | cksum | tr ' ' '-')
 DEV_STAMP := $(VENV)/.dev-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
+DOCS_STAMP := $(VENV)/.docs-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
 
 # What CI runs a second time with the newer Python: the parts that touch jax and flax most.
 FAST_TESTS ?= tests/tree tests/models
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full test-fast lint kernels requirements clean venv venv-dev
+.PHONY: help quickstart test test-full test-fast lint docs kernels requirements clean venv venv-dev
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ lint: $(DEV_STAMP) ## ruff, pyright, and whether requirements.txt is what pyproj
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) .ci/requirements.py --check
+
+docs: $(DOCS_STAMP) ## make the site, build/docs/index.html
+	$(PY) -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 
 kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU: layers of few tokens get faster (optional)
 	$(PY) -m tree_ffn.tree.kernels
@@ -66,6 +70,10 @@ $(RUN_STAMP): $(VENV)/bin/python
 $(DEV_STAMP): $(RUN_STAMP)
 	@$(call INSTALL,-e .[dev])
 	@rm -f $(VENV)/.dev-* && touch $@
+
+$(DOCS_STAMP): $(RUN_STAMP)
+	@$(call INSTALL,-e .[docs])
+	@rm -f $(VENV)/.docs-* && touch $@
 
 # The first interpreter that really runs (a version manager's shim may exist and fail), is new enough and can make
 # an environment with pip in it (Debian ships that part as python3-venv).

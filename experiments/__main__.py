@@ -12,8 +12,8 @@ import sys
 
 # In the order in which they are met.
 PROGRAMS = {
-    "A model": ("train", "evaluate", "generate", "serve", "export", "import_model", "finetune"),
-    "Data": ("prepare_data", "train_tokenizer"),
+    "A model": ("train", "evaluate", "generate", "serve", "export", "import_model", "finetune", "answer"),
+    "Data": ("prepare_data", "train_tokenizer", "join_words"),
     "Trees": ("convert", "convert_demo", "prune", "oracle"),
     "Measurements": (
         "quickstart", "ablate", "tables", "report", "benchmark", "benchmark_steps", "benchmark_scoring",

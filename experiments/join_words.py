@@ -1,6 +1,8 @@
-"""Undoes WikiText's spacing: ` Teddy 's film , a two @-@ part one .` becomes `Teddy's film, a two-part one.`
+"""Undoes the spacing of WikiText's raw files.
 
     python -m experiments.join_words --text=wikitext2/test.raw.txt.xz --to=wikitext2_joined.txt
+
+` Teddy 's film , a two @-@ part one .` becomes `Teddy's film, a two-part one.`
 
 WikiText sets white space around punctuation, and marks as `@-@`, `@,@` and `@.@` where a word went on. A
 model with a byte-pair vocabulary has seen no such text: ` ,` is another token than `,`, and hardly trained.

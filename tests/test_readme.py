@@ -1,20 +1,26 @@
 """What README and docs say can be done can be done: code runs, commands and links exist."""
 
 import ast
+import contextlib
 import pathlib
 import re
 import shlex
+from unittest import mock
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 import tree_ffn
+from experiments.reporting.command_reference import programs, reference
 from tree_ffn.config import page as config_page
 from tree_ffn.training.config import settled
+from tree_ffn.tree import ACTIVATIONS, IMPLEMENTATIONS
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language):
@@ -56,7 +62,12 @@ def known_flags(module):
 
 @pytest.mark.parametrize("page,text", blocks("python"))
 def test_python_blocks_run(page, text):
-    exec(compile(text, page, "exec"), {"__name__": "example"})  # any error fails the test
+    tables = (ACTIVATIONS, IMPLEMENTATIONS, ROUTERS, GATE_NORMS)
+    with contextlib.ExitStack() as stack:
+        for table in tables:  # to which some add an entry
+            stack.enter_context(mock.patch.dict(table))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))  # as users have it
+        exec(compile(text, page, "exec"), {"__name__": "example"})  # any error fails the test
 
 
 @pytest.mark.parametrize("command", commands())
@@ -101,6 +112,15 @@ def test_files_named_in_the_text_exist():
         assert (ROOT / name).is_file(), name
 
 
+def test_numbers_of_readme_s_tables_stand_in_the_pages():
+    """Those are made from rows, or say which rows they are of."""
+    text = (ROOT / "README.md").read_text().split("## Is it faster?")[1].split("## Install")[0]
+    pages = [*(ROOT / "docs" / "results").glob("*.md"), ROOT / "docs" / "quality.md"]
+    known = set(re.findall(r"[\d.,]*\d", " ".join(page.read_text() for page in pages)))
+    numbers = re.findall(r"\d+\.\d+", "".join(re.findall(r"^\|.*\|$", text, re.M)))
+    assert len(numbers) > 10 and not set(numbers) - known
+
+
 def test_the_legend_is_the_code_s():
     """Every letter of tree_ffn/__init__.py stands in README's table."""
     pairs = re.findall(r"(?:^|  )\s*([A-Z])  (\w+)", tree_ffn.__doc__, re.M)
@@ -111,7 +131,22 @@ def test_the_legend_is_the_code_s():
     assert len(pairs) == 16 and {letter for letter, _ in pairs} <= letters
 
 
+def test_every_public_name_stands_in_the_api_s_page():
+    text = (ROOT / "docs" / "api.md").read_text().split("Everything,")[0]
+    assert set(re.findall(r"`(\w+)(?:\(width\))?`", text)) == {"tree_ffn", *tree_ffn.__all__}
+
+
 def test_the_page_of_knobs_is_made_from_the_specs():
     assert (ROOT / "docs/config.md").read_text() == config_page(), (
         "python -m tree_ffn.config > docs/config.md"
     )
+
+
+def test_the_command_reference_is_what_programs_say():
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == reference(), "run python -m experiments.reporting.command_reference > docs/cli.md"
+    sources = {name: known_flags(f"experiments.{name}") for name in programs()}
+    assert "train" in sources and "cli" not in sources
+    for name, known in sources.items():
+        section = written.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        assert set(re.findall(r"^\| `--(\w+)`", section, re.M)) == known - {"help", "helpfull"}, name

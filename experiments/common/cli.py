@@ -22,6 +22,8 @@ from tree_ffn.errors import InputError
 from tree_ffn.paths import local
 from tree_ffn.training.signals import Diverged, Interrupted
 
+flags.disclaim_key_flags()  # they are those of the program that calls `define_config`
+
 
 def run(
     main: Callable[[], None], argv: list[str] | None = None, *, prints: Callable[[], object] = lambda: False

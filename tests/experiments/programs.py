@@ -7,9 +7,8 @@ import sys
 from typing import NamedTuple
 from unittest import mock
 
-from absl import flags
-
 from experiments.common import cli
+from experiments.reporting.command_reference import without_flags
 
 
 class Outcome(NamedTuple):
@@ -33,21 +32,13 @@ def call(program: str, *arguments: str) -> Outcome:
 
 @contextlib.contextmanager
 def alone(program: str):
-    """No flags of other programs: they share names. Afterwards all is as it was."""
-    registry = flags.FLAGS._flags()
-    before, module = dict(registry), sys.modules.pop(f"experiments.{program}", None)
-    module_of = lambda name: flags.FLAGS.find_module_defining_flag(name) or ""
-    for name in before:
-        if module_of(name).startswith("experiments."):
-            del registry[name]
+    """No flags of programs, and this one not imported. Afterwards all is as it was."""
+    name = f"experiments.{program}"
+    module = sys.modules.pop(name, None)
     try:
-        yield
+        with without_flags():
+            yield
     finally:
-        # array_record and grain, first imported by a program, stay imported and look for their flags.
-        stay = ("array_record", "grain")
-        kept = {name: flag for name, flag in registry.items() if module_of(name).startswith(stay)}
-        registry.clear()
-        registry.update(before | kept)
-        sys.modules.pop(f"experiments.{program}", None)
+        sys.modules.pop(name, None)
         if module:
-            sys.modules[f"experiments.{program}"] = module
+            sys.modules[name] = module

@@ -30,11 +30,12 @@ def probe(variables: dict, batch: jax.Array, *, model: ModelSpec) -> tuple[dict 
 
     Returns:
       one dict a run of layers that are whole trees, None for others:
-        gradient: float32 [layers, P, N], the norm over a node's w_in, b_in and
-          w_out of the gradient of the batch's mean loss;
-        peak: float32 [layers, P, U], the largest |act(z)| of a unit over the
-          tokens that visit it; 0 where none does;
-        working: float32 [layers, P, U], share of all tokens at which it is above `WORKING`.
+
+      - `gradient`: float32 [layers, P, N], the norm over a node's w_in, b_in and
+        w_out of the gradient of the batch's mean loss;
+      - `peak`: float32 [layers, P, U], the largest |act(z)| of a unit over the
+        tokens that visit it; 0 where none does;
+      - `working`: float32 [layers, P, U], share of all tokens at which it is above `WORKING`.
     """
     model = dataclasses.replace(model, unroll=1)  # used now and then: a short program, soon compiled
     gradient = jax.grad(loss_fn, has_aux=True)
