@@ -2,7 +2,7 @@
 
     _WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 
-A path flag is never a plain string: tests/experiments/common/test_path_flags.py looks at those of all programs.
+A path flag is never a plain string: test_path_flags.py looks at those of all programs.
 """
 
 import os
