@@ -28,7 +28,8 @@ from experiments.lm_eval import questions, task_files
 from experiments.reporting import record
 from tree_ffn.data.tokenizers import FileTokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int, is_whole_number
-from tree_ffn.models import DenseSpec, ModelSpec, Transformer, pretrained
+from tree_ffn.huggingface import pretrained
+from tree_ffn.models import DenseSpec, ModelSpec, Transformer
 
 _TASK_DATA = path_flags.define("task_data", None, "Folder with the rows of HellaSwag.")
 _TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")

@@ -30,8 +30,8 @@ from absl import flags
 
 from experiments.common import cli, path_flags, starts
 from experiments.conversion.converting import Sizes, convert_all
-from tree_ffn.analysis.convert import ROUTERS, Recipe, check_convertible, tokens_needed
-from tree_ffn.analysis.placement import METHODS
+from tree_ffn.conversion.convert import ROUTERS, Recipe, check_convertible, tokens_needed
+from tree_ffn.conversion.placement import METHODS
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.locks import new_directory

@@ -46,12 +46,12 @@ from experiments.conversion.demo_parts import Demo
 from experiments.lm_eval import answering, questions
 from experiments.reporting import texts
 from experiments.sweeps import tuning
-from tree_ffn.analysis.convert import Recipe, check_convertible, tokens_needed
-from tree_ffn.analysis.placement import METHODS
+from tree_ffn.conversion.convert import Recipe, check_convertible, tokens_needed
+from tree_ffn.conversion.placement import METHODS
 from tree_ffn.data import load_tokenizer
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.locks import only_writer
-from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.tree import TreeShape
 
 _CONFIG = cli.define_config("config", "configs/quickstart.py:kind=dense", "The dense model and its training.")

@@ -13,8 +13,9 @@ from absl import flags
 
 from experiments.common import cli, path_flags, tokenizer_files
 from tree_ffn.errors import InputError
+from tree_ffn.huggingface import pretrained
 from tree_ffn.locks import only_writer
-from tree_ffn.models import export, pretrained
+from tree_ffn.models import export
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string(

@@ -23,8 +23,8 @@ from experiments.common import cli, loaded, path_flags
 from experiments.common.prompts import read_prompts
 from experiments.lm_eval.continued import continued
 from tree_ffn.errors import InputError, check_positive_int
-from tree_ffn.models.batch import Batch, Request
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference.batching import Batch, Request
+from tree_ffn.inference.sampling import Sampling
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run; its best checkpoint is used.")
 _EXPORT = path_flags.define("export", None, "Directory of an exported model (experiments/export.py).")

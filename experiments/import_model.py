@@ -18,8 +18,9 @@ from experiments.common import cli, hub, path_flags, tokenizer_files
 from tree_ffn.data.special_tokens import Said, said_beside
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError
+from tree_ffn.huggingface import pretrained
 from tree_ffn.locks import only_writer
-from tree_ffn.models import export, pretrained
+from tree_ffn.models import export
 from tree_ffn.paths import split_at_commas
 
 _FROM = path_flags.define("from", None, "Directory of a checkpoint, or its name on the Hugging Face hub.")

@@ -25,11 +25,11 @@ from tree_ffn.analysis.axes import alone
 from tree_ffn.analysis.dynamics import read_lines
 from tree_ffn.analysis.plots import Series, line_chart
 from tree_ffn.errors import InputError, is_whole_number
+from tree_ffn.inference.batching import generate
+from tree_ffn.inference.sampling import Sampling
 from tree_ffn.locks import only_writer
 from tree_ffn.models import active_units, total_units
-from tree_ffn.models.batch import generate
-from tree_ffn.models.describe import products_figures
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.models.cost import products_figures
 from tree_ffn.training import setup
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.disk import replacing

@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments.common import cli, loaded, path_flags
 from tree_ffn.errors import InputError, check_positive_int
-from tree_ffn.models.batch import generate
+from tree_ffn.inference.batching import generate
 from tree_ffn.training.signals import Interrupted, StopSignals
 
 KEY_NAME = "TREE_FFN_API_KEY"

@@ -22,8 +22,8 @@ from experiments.common import cli, path_flags, provenance
 from experiments.reporting import record, texts
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
-from tree_ffn.models.build import model_spec_from_config
-from tree_ffn.models.describe import describe
+from tree_ffn.models.cost import describe
+from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.training.loop import train
 from tree_ffn.training.workdir import read_json
 

@@ -11,7 +11,7 @@ import pytest
 import tree_ffn
 
 # Each layer may import those before it (and itself).
-LAYERS = ("tree", "models", "data", "training", "analysis")
+LAYERS = ("tree", "models", "huggingface", "data", "inference", "training", "conversion", "analysis")
 PROGRAMS = ("configs", "experiments", "tests")
 
 

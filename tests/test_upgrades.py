@@ -8,7 +8,7 @@ from configs import default
 from tests.models.kinds import KINDS, model_spec
 from tree_ffn.errors import InputError
 from tree_ffn.models import spec_from_dict, spec_to_dict
-from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.plain import flat, namespace
 from tree_ffn.training.config import resolved
 from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec

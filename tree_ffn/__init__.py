@@ -24,9 +24,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
-    from tree_ffn.analysis.convert import convert_model
     from tree_ffn.analysis.prune import prune_model
     from tree_ffn.config import make_config
+    from tree_ffn.conversion.convert import convert_model
     from tree_ffn.errors import InputError
     from tree_ffn.models.dense import DenseSpec
     from tree_ffn.models.export import load, save
@@ -57,7 +57,7 @@ _HOMES = {
     "models.ffn": ("FFN", "apply_ffn", "init_ffn", "update_routing"),
     "models.spec": ("ModelSpec",),
     "models.transformer": ("Transformer",),
-    "analysis.convert": ("convert_model",),
+    "conversion.convert": ("convert_model",),
     "analysis.prune": ("prune_model",),
     "training.loop": ("train",),
     "config": ("make_config",),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.errors import InputError
-from tree_ffn.models.build import (
+from tree_ffn.models.from_config import (
     NOT_OF_LEAVES,
     NOT_OF_MODELS,
     NOT_OF_TREES,

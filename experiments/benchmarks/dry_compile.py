@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from experiments.reporting import record
 from tree_ffn.data.tokenizers import load_tokenizer
-from tree_ffn.models.build import model_spec_from_config
-from tree_ffn.models.describe import model_flops
+from tree_ffn.models.cost import model_flops
+from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.training import setup, sharding
 from tree_ffn.training.config import resolved
 from tree_ffn.training.programs import compile_programs

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments.common.config_words import config_of, words_of
 from experiments.sweeps.sweep import read_sweep
 from tree_ffn.errors import InputError, check_choice
-from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.paths import local
 from tree_ffn.training import optimizer, sharding, step
 from tree_ffn.training.setup import check_trainable, optim_spec, train_spec

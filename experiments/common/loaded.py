@@ -8,7 +8,8 @@ from experiments.common import run_config, tokenizer_files
 from experiments.reporting import record
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError
-from tree_ffn.models import decode, export
+from tree_ffn.inference import decode
+from tree_ffn.models import export
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.spec import ModelSpec
 

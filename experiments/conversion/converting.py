@@ -6,15 +6,15 @@ from typing import NamedTuple
 import jax
 
 from experiments.reporting import record
-from tree_ffn.analysis import calibration
-from tree_ffn.analysis.convert import Kept, Recipe, convert_model, tree_spec
+from tree_ffn.conversion import calibration
+from tree_ffn.conversion.convert import Kept, Recipe, convert_model, tree_spec
 from tree_ffn.data import PreparedCorpus
 from tree_ffn.models.ffn import ffn_flops
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.config import resolved
-from tree_ffn.training.derived import begin_run
 from tree_ffn.training.evaluate import evaluate
 from tree_ffn.training.sharding import shardings_for
+from tree_ffn.training.warm_start import begin_run
 
 
 class Sizes(NamedTuple):

@@ -23,7 +23,7 @@ from experiments.conversion.converting import Sizes, convert_all, facts_of, row_
 from experiments.conversion.finetune_choice import Settings, choice, config_for
 from experiments.reporting import record
 from experiments.sweeps import sweep_runs, tuning
-from tree_ffn.analysis.convert import Recipe, check_convertible
+from tree_ffn.conversion.convert import Recipe, check_convertible
 from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.config import resolved

@@ -21,7 +21,6 @@ from tree_ffn.training import setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.config import resolved
-from tree_ffn.training.derived import begin_run
 from tree_ffn.training.disk import checkpoint_directory, steps_on_disk
 from tree_ffn.training.finetune import FinetuneSpec, score_step
 from tree_ffn.training.loop import train
@@ -29,6 +28,7 @@ from tree_ffn.training.metrics import loss_figures
 from tree_ffn.training.programs import Scorer
 from tree_ffn.training.setup import TrainSpec
 from tree_ffn.training.teacher import check_teacher, compile_finetuning
+from tree_ffn.training.warm_start import begin_run
 
 # Of a config's `data`: what text it is.
 TEXT_FIELDS = ("corpus", "files", "valid_files", "text_field", "tfds_dir", "tfds_name", "valid_share")

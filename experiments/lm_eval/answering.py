@@ -24,10 +24,10 @@ from tree_ffn.data.compressed import read_chunks
 from tree_ffn.data.formats import decoded
 from tree_ffn.data.json_stream import json_values
 from tree_ffn.errors import InputError
+from tree_ffn.inference import decode, scoring
+from tree_ffn.inference.batching import Batch, Request
+from tree_ffn.inference.sampling import Sampling
 from tree_ffn.json_output import json_text
-from tree_ffn.models import decode, scoring
-from tree_ffn.models.batch import Batch, Request
-from tree_ffn.models.sampling import Sampling
 
 Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context, and of a continuation
 BATCH_TOKENS = 8192

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from tree_ffn.data.text_stream import TextStream
 from tree_ffn.data.tokenizers import Tokenizer
 from tree_ffn.errors import NotFinite
-from tree_ffn.models.batch import Batch, Request
+from tree_ffn.inference.batching import Batch, Request
+from tree_ffn.inference.detokenize import TextStream
 
 
 def continued(

@@ -16,7 +16,7 @@ from experiments.lm_eval.answering import Answerer, Answering
 from experiments.lm_eval.kept import Kept
 from experiments.lm_eval.task_options import read_options
 from tree_ffn.errors import InputError
-from tree_ffn.models.batch import Request
+from tree_ffn.inference.batching import Request
 
 
 class HarnessModel(TemplateLM):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
 
 from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int, reason
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference.sampling import Sampling
 
 MOST_NEW_TOKENS = 256  # of a task that names no number, as with the harness's own backends
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first counts

@@ -7,8 +7,8 @@ they are read from the configs of rows and never built.
 import statistics
 from typing import Any, NamedTuple
 
-from tree_ffn.models.build import ffn_spec, layer_kinds
 from tree_ffn.models.ffn import products, total_units
+from tree_ffn.models.from_config import ffn_spec, layer_kinds
 from tree_ffn.plain import namespace
 from tree_ffn.upgrades import is_gone, units_of_paths
 

@@ -5,10 +5,10 @@ import uuid
 from collections.abc import Iterable
 
 from experiments.serving.completion import Completion
-from tree_ffn.data.text_stream import Characters, TextStream
 from tree_ffn.data.tokenizers import Tokenizer
-from tree_ffn.models.batch import Made
-from tree_ffn.models.scoring import TokenScores
+from tree_ffn.inference.batching import Made
+from tree_ffn.inference.detokenize import Characters, TextStream
+from tree_ffn.inference.scoring import TokenScores
 
 LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 

@@ -18,8 +18,8 @@ from experiments.serving.engine import Engine
 from experiments.serving.metrics import Metrics, add_metrics
 from experiments.serving.refusal import Refusal
 from tree_ffn.errors import InputError
+from tree_ffn.inference.batching import Made
 from tree_ffn.json_output import json_text
-from tree_ffn.models.batch import Made
 
 
 def build(

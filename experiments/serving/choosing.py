@@ -6,9 +6,9 @@ from typing import Any
 from experiments.serving.fields import MOST_INT, Fields, is_id, shown
 from experiments.serving.refusal import Refusal, blaming
 from tree_ffn.errors import InputError
+from tree_ffn.inference.penalties import LEAST_REPETITION, MOST_REPETITION, Penalties
+from tree_ffn.inference.sampling import Sampling
 from tree_ffn.json_input import check_characters
-from tree_ffn.models.penalties import LEAST_REPETITION, MOST_REPETITION, Penalties
-from tree_ffn.models.sampling import Sampling
 
 MOST_STOPS, MOST_TEMPERATURE, MOST_PENALTY, MOST_BIAS = 32, 2.0, 2.0, 100.0
 

@@ -7,9 +7,9 @@ from experiments.common.loaded import Loaded
 from experiments.serving import choosing
 from experiments.serving.fields import MOST_INT, Fields, is_id, shown
 from experiments.serving.refusal import Refusal, blaming
-from tree_ffn.data.text_stream import Characters
 from tree_ffn.errors import InputError
-from tree_ffn.models.batch import Request
+from tree_ffn.inference.batching import Request
+from tree_ffn.inference.detokenize import Characters
 
 MOST_TOP = 5
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from experiments.common.loaded import Loaded
 from experiments.serving.refusal import Refusal
-from tree_ffn.models.batch import Batch, Made, Request
+from tree_ffn.inference.batching import Batch, Made, Request
 
 Deliver = Callable[[Made | Refusal], None]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests.models.kinds import KINDS, model_spec, random_variables
-from tree_ffn.analysis import convert, placement, refit, routers
-from tree_ffn.analysis.convert import Recipe, convert_layer, convert_model
-from tree_ffn.analysis.refit import run_trees
+from tree_ffn.conversion import convert, fit_routers, placement, refit
+from tree_ffn.conversion.convert import Recipe, convert_layer, convert_model
+from tree_ffn.conversion.refit import run_trees
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, Transformer
-from tree_ffn.models.layers import split_layers, stack_layers
+from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.tree import TreeShape
 from tree_ffn.tree.shape import path_of
 
@@ -207,7 +207,7 @@ def test_the_energy_of_a_path_is_that_of_its_units(rng):
     unit_U[-3:] = -1
     of_node = lambda node: sum(energy[unit_U[u]] for u in shape.node_units(node) if unit_U[u] >= 0)
     paths = [sum(of_node(node) for node in path_of(leaf, 3)) for leaf in range(8)]
-    np.testing.assert_allclose(routers.path_energies(energy, unit_U, shape), paths, rtol=1e-6)
+    np.testing.assert_allclose(fit_routers.path_energies(energy, unit_U, shape), paths, rtol=1e-6)
 
 
 def test_routers_find_the_best_leaf_where_there_is_one(rng):
@@ -215,7 +215,7 @@ def test_routers_find_the_best_leaf_where_there_is_one(rng):
     shape = TreeShape(n_trees=1, depth=2)
     x = rng.standard_normal((512, 2)).astype(np.float32)
     corner = 2 * (x[:, 0] > 0) + (x[:, 1] > 0)
-    w, threshold = routers.fit_tree(x, np.eye(4, dtype=np.float32)[:, corner], shape)
+    w, threshold = fit_routers.fit_tree(x, np.eye(4, dtype=np.float32)[:, corner], shape)
     node = (x @ w[0] > threshold[0]).astype(int)
     leaf = 2 * node + ((x * w[1 + node]).sum(axis=1) > threshold[1 + node])
     assert (leaf == corner).mean() > 0.95
@@ -225,7 +225,7 @@ def test_a_router_is_the_minimum_of_its_objective(rng):
     """No nearby decision is better, by the objective written out in float64."""
     x = rng.standard_normal((200, 5)).astype(np.float32)
     gain = x @ rng.standard_normal(5) + 0.5 + rng.standard_normal(200)
-    w, threshold = routers.fit_router(x, gain, ridge=2.0)
+    w, threshold = fit_routers.fit_router(x, gain, ridge=2.0)
 
     def objective(w, threshold):
         loss = np.logaddexp(0, -np.sign(gain) * (x.astype(np.float64) @ w - threshold))
@@ -239,7 +239,7 @@ def test_a_router_is_the_minimum_of_its_objective(rng):
         assert objective(w + sign * step[:5], threshold + sign * step[5]) > best
     right = (x @ w > threshold) == (gain > 0)
     assert right.mean() > 0.8
-    nothing, zero = routers.fit_router(x, np.zeros(200))
+    nothing, zero = fit_routers.fit_router(x, np.zeros(200))
     assert not nothing.any() and zero == 0
 
 

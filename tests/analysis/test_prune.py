@@ -18,10 +18,10 @@ from tree_ffn.analysis.prune import (
     tokens_needed,
 )
 from tree_ffn.errors import InputError
+from tree_ffn.inference.batching import generate
+from tree_ffn.inference.sampling import Sampling
 from tree_ffn.models import DenseSpec, Transformer, export, total_units, unrolled
-from tree_ffn.models.batch import generate
 from tree_ffn.models.dense import dense_ffn
-from tree_ffn.models.sampling import Sampling
 from tree_ffn.training.step import count_usage, empty_usage
 from tree_ffn.tree import LeafSpec, PrunedSpec, TreeShape, TreeSpec, prune, tree_ffn
 from tree_ffn.tree.path import init_params

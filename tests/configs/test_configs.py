@@ -13,8 +13,8 @@ from configs import common, default, quickstart, recipe
 from tree_ffn.data import corpus_spec_from_config
 from tree_ffn.errors import InputError
 from tree_ffn.models import active_units
-from tree_ffn.models.build import KINDS, model_spec_from_config
-from tree_ffn.models.describe import abstract_variables
+from tree_ffn.models.cost import abstract_variables
+from tree_ffn.models.from_config import KINDS, model_spec_from_config
 from tree_ffn.models.presets import PRESETS
 from tree_ffn.training.config import resolved, settled
 from tree_ffn.training.setup import optim_spec, plan_run

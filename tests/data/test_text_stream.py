@@ -4,8 +4,8 @@ import pytest
 import tokenizers
 
 from tests.data.kinds_of_tokenizers import KINDS, TEXTS, file_tokenizer, tokenizer_json
-from tree_ffn.data.text_stream import Characters, TextStream, first_stop
 from tree_ffn.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
+from tree_ffn.inference.detokenize import Characters, TextStream, first_stop
 
 TEXT = "Zoë née 東京 🌳\u200d🌳 \U0001f468\u200d👩 ende"
 

@@ -14,8 +14,8 @@ from tests.experiments.lm_eval.test_questions import EXPECTED, needs_harness
 from tests.experiments.programs import call
 from tests.experiments.reporting.test_tables import cells
 from tree_ffn.errors import InputError
-from tree_ffn.models.batch import Request
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference.batching import Request
+from tree_ffn.inference.sampling import Sampling
 
 GREEDY = Sampling(greedy=True)
 

@@ -9,7 +9,7 @@ from experiments.tables import render
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.models import DenseSpec, export
-from tree_ffn.models.describe import describe
+from tree_ffn.models.cost import describe
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
 from tree_ffn.tree import TreeSpec

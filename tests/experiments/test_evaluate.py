@@ -13,7 +13,7 @@ from experiments.reporting import texts as other_texts
 from experiments.reporting.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
-from tree_ffn.analysis.calibration import ffn_inputs
+from tree_ffn.conversion.calibration import ffn_inputs
 from tree_ffn.data import CorpusSpec
 from tree_ffn.errors import InputError, NotFinite
 from tree_ffn.models import Transformer

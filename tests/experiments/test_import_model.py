@@ -14,8 +14,9 @@ from tests.experiments.programs import call
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tests.models.make_pretrained_fixtures import FIXTURES
 from tree_ffn.data import load_tokenizer
-from tree_ffn.models import DenseSpec, export, pretrained
-from tree_ffn.models.checkpoint_files import open_files
+from tree_ffn.huggingface import pretrained
+from tree_ffn.huggingface.checkpoint_files import open_files
+from tree_ffn.models import DenseSpec, export
 
 # The 61 ids of the fixtures: OPT's four special tokens first, then letters and their pairs.
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]

@@ -10,8 +10,8 @@ from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.models import export, total_units
+from tree_ffn.models.cost import describe, figures
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.describe import describe, figures
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
 from tree_ffn.tree import PrunedSpec

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.models import DenseSpec, ModelSpec, Transformer
-from tree_ffn.models.describe import abstract_variables
+from tree_ffn.models.cost import abstract_variables
 from tree_ffn.tree import LeafSpec, PrunedSpec, TreeShape, TreeSpec
 from tree_ffn.tree.leaf.pruned import kept_row
 from tree_ffn.tree.path.pruned import init_structure

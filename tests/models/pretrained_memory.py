@@ -18,11 +18,12 @@ import tracemalloc
 import jax
 import numpy as np
 
-from tree_ffn.models import DenseSpec, ModelSpec, pretrained
-from tree_ffn.models.checkpoint_files import INDEX
-from tree_ffn.models.describe import abstract_variables
-from tree_ffn.models.families import FAMILIES, places
-from tree_ffn.models.family_config import config_from_spec
+from tree_ffn.huggingface import pretrained
+from tree_ffn.huggingface.checkpoint_files import INDEX
+from tree_ffn.huggingface.families import FAMILIES, places
+from tree_ffn.huggingface.family_config import config_from_spec
+from tree_ffn.models import DenseSpec, ModelSpec
+from tree_ffn.models.cost import abstract_variables
 from tree_ffn.models.safetensors_file import write
 
 # OPT's own sizes (facebook/opt-1.3b), and one for the tests.

@@ -6,9 +6,9 @@ import pytest
 
 from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import InputError
-from tree_ffn.models import batch, decode, request
-from tree_ffn.models.batch import Batch, Request
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference import batching, decode, request
+from tree_ffn.inference.batching import Batch, Request
+from tree_ffn.inference.sampling import Sampling
 
 PROMPTS = ((1, 2, 3), (7,), (4, 5, 6, 7, 8, 9, 10, 11, 3, 2, 1, 0, 14, 15, 16, 17, 18, 5), (22, 0))
 RULES = (Sampling(greedy=True), Sampling(), Sampling(top_k=4, temperature=2.0), Sampling(top_p=0.7))
@@ -41,7 +41,7 @@ def test_together_as_alone():
     alone = [tokens_of(Batch(spec, variables), [one])[0] for one in new]
     assert [len(tokens) for tokens in alone] == [5] * 4
     assert tokens_of(Batch(spec, variables, rows=2), new) == alone  # two wait
-    greedy = batch.generate(spec, variables, [PROMPTS[0]], 5, Sampling(greedy=True))
+    greedy = batching.generate(spec, variables, [PROMPTS[0]], 5, Sampling(greedy=True))
     assert alone[0] == greedy[0]
 
 

@@ -9,8 +9,8 @@ from configs import default
 from tree_ffn import recipe
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec
-from tree_ffn.models.build import KINDS, layer_kinds, model_spec_from_config
-from tree_ffn.models.describe import abstract_variables, describe, figures
+from tree_ffn.models.cost import abstract_variables, describe, figures
+from tree_ffn.models.from_config import KINDS, layer_kinds, model_spec_from_config
 from tree_ffn.models.presets import PRESETS
 from tree_ffn.training.config import settled
 from tree_ffn.tree import LeafSpec, TreeSpec

@@ -11,8 +11,9 @@ import pytest
 
 from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import InputError
-from tree_ffn.models import Transformer, batch, decode
-from tree_ffn.models.sampling import Sampling, rules, sample
+from tree_ffn.inference import batching, decode
+from tree_ffn.inference.sampling import Sampling, rules, sample
+from tree_ffn.models import Transformer
 
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 23, (2, 12)), jnp.int32)
 GREEDY = Sampling(greedy=True)
@@ -63,28 +64,28 @@ def test_greedy_text_is_that_of_the_full_forward(kind):
     tokens[:, :3] = TOKENS[:, :3]
     for c in range(3, 9):
         tokens[:, c] = np.argmax(apply(variables, tokens)[0][:, c - 1], axis=-1)
-    new = batch.generate(spec, variables, TOKENS[:, :3], 6, GREEDY)
+    new = batching.generate(spec, variables, TOKENS[:, :3], 6, GREEDY)
     np.testing.assert_array_equal(new, tokens[:, 3:9])
 
 
 def test_decoding_compiles_one_step(monkeypatch):
     chex.clear_trace_counter()
     once = chex.assert_max_traces(decode.advance, n=1)
-    monkeypatch.setattr(batch, "_advance", jax.jit(once, static_argnames=("spec",)))
+    monkeypatch.setattr(batching, "_advance", jax.jit(once, static_argnames=("spec",)))
     spec = model_spec(KINDS["hard"])
     variables = random_variables(spec)
     for length in (2, 3, 5):  # other prompts, the same step
-        assert batch.generate(spec, variables, TOKENS[:, :length], 8, GREEDY)[1][7] >= 0
+        assert batching.generate(spec, variables, TOKENS[:, :length], 8, GREEDY)[1][7] >= 0
 
 
 def test_generation_stops_at_the_stop_token_and_at_the_context():
     spec = model_spec(KINDS["dense"])
     variables = random_variables(spec)
-    whole = batch.generate(spec, variables, TOKENS[:1, :4], 12, GREEDY)
+    whole = batching.generate(spec, variables, TOKENS[:1, :4], 12, GREEDY)
     assert len(whole[0]) == 12  # 4 + 12 fill the context of 16
     stop = whole[0][2]
     first = whole[0].index(stop)
-    stopped = batch.generate(spec, variables, TOKENS[:1, :4], 12, GREEDY, stop_id=stop)
+    stopped = batching.generate(spec, variables, TOKENS[:1, :4], 12, GREEDY, stop_id=stop)
     assert stopped == [whole[0][: first + 1]]
 
 
@@ -135,7 +136,7 @@ def test_sampling_draws_from_what_is_kept():
 def test_the_seed_decides():
     spec = model_spec(KINDS["dense"])
     variables = random_variables(spec)
-    texts = [batch.generate(spec, variables, TOKENS[:, :3], 8, Sampling(), seed=s) for s in (0, 0, 1)]
+    texts = [batching.generate(spec, variables, TOKENS[:, :3], 8, Sampling(), seed=s) for s in (0, 0, 1)]
     np.testing.assert_array_equal(texts[0], texts[1])
     assert not np.array_equal(texts[0], texts[2])
 

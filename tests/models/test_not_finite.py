@@ -8,9 +8,9 @@ import pytest
 
 from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import NotFinite
-from tree_ffn.models import batch, decode, scoring
-from tree_ffn.models.batch import Batch, Request
-from tree_ffn.models.sampling import NO_TOKEN, Sampling, keys, rules, sample
+from tree_ffn.inference import batching, decode, scoring
+from tree_ffn.inference.batching import Batch, Request
+from tree_ffn.inference.sampling import NO_TOKEN, Sampling, keys, rules, sample
 
 GREEDY, PLAIN = Sampling(greedy=True), Sampling()
 HOT = 21  # the token that the models below cannot read
@@ -53,7 +53,7 @@ def test_a_row_of_scores_that_are_none_has_no_token(rule):
 def test_one_request_fails_alone(kind):
     spec, variables = decode.for_decoding(*hot_model(kind))
     assert np.isfinite(forward(spec)(variables, np.asarray([HEALTHY[0]]))[0]).all()
-    alone = [batch.generate(spec, variables, [one], 5, GREEDY)[0] for one in HEALTHY]
+    alone = [batching.generate(spec, variables, [one], 5, GREEDY)[0] for one in HEALTHY]
     requests = [Request(ids, 5, GREEDY) for ids in (HEALTHY[0], BAD, *HEALTHY[1:])]
     a_batch, made = Batch(spec, variables), {one: [] for one in requests}
     for one in requests:
@@ -116,6 +116,6 @@ def test_weights_that_are_too_large(leaf, value):
     of = variables["params"]["embed"] if leaf == "tokens" else variables["params"]["run_0"]["ffn"]
     of[leaf] = of[leaf] * value
     with pytest.raises(NotFinite, match="token 1 after a prompt of 2"):
-        batch.generate(spec, variables, [[1, 2]], 3, PLAIN)
+        batching.generate(spec, variables, [[1, 2]], 3, PLAIN)
     with pytest.raises(NotFinite, match="pair 0"):
         scoring.score(spec, variables, [((1, 2), (3,))])

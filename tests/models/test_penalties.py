@@ -7,10 +7,10 @@ import pytest
 
 from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import InputError
-from tree_ffn.models import batch, decode
-from tree_ffn.models.batch import Batch, Request
-from tree_ffn.models.penalties import Penalties, changed, changes
-from tree_ffn.models.sampling import Sampling, kept, rules
+from tree_ffn.inference import batching, decode
+from tree_ffn.inference.batching import Batch, Request
+from tree_ffn.inference.penalties import Penalties, changed, changes
+from tree_ffn.inference.sampling import Sampling, kept, rules
 
 V = 23
 
@@ -104,14 +104,14 @@ def test_batches_follow_each_row_s_own_history():
             assert event.token == made[-1]
             # What is told is the model's own.
             np.testing.assert_allclose(event.scores.log_p, np.log(softmax(scores)[event.token]), atol=1e-5)
-    plain = batch.generate(spec, variables, prompts[1:], 5, greedy)
+    plain = batching.generate(spec, variables, prompts[1:], 5, greedy)
     assert any([e.token for e in found[one]][:5] != tokens for one, tokens in zip(new[1:], plain))
 
 
 def test_other_penalties_need_no_other_program(monkeypatch):
     chex.clear_trace_counter()
     once = chex.assert_max_traces(decode.advance, n=1)
-    monkeypatch.setattr(batch, "_advance", jax.jit(once, static_argnames=("spec",)))
+    monkeypatch.setattr(batching, "_advance", jax.jit(once, static_argnames=("spec",)))
     spec = model_spec(KINDS["dense"])
     a_batch = Batch(spec, random_variables(spec))
     for asked in ASKED[1:]:

@@ -17,9 +17,10 @@ import pytest
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tests.models.make_pretrained_fixtures import CASES, FIXTURES, make
 from tree_ffn.errors import InputError
-from tree_ffn.models import DenseSpec, Transformer, pretrained
-from tree_ffn.models.checkpoint_files import open_files
-from tree_ffn.models.decode import init_cache
+from tree_ffn.huggingface import pretrained
+from tree_ffn.huggingface.checkpoint_files import open_files
+from tree_ffn.inference.decode import init_cache
+from tree_ffn.models import DenseSpec, Transformer
 from tree_ffn.models.safetensors_file import FLOATS, write
 
 TOLERANCE = 1e-5
@@ -390,7 +391,7 @@ def test_a_damaged_origin(damage, words, tmp_path):
 
 def test_training_refuses_what_only_imports_may_store():
     from configs.default import get_config
-    from tree_ffn.models.build import model_spec_from_config
+    from tree_ffn.models.from_config import model_spec_from_config
 
     config = get_config()
     config.model.param_dtype = "float16"

@@ -13,9 +13,11 @@ from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tests.models.make_pretrained_fixtures import FIXTURES
 from tests.models.test_pretrained import config_of, read_all, rewrite
 from tree_ffn.errors import InputError
-from tree_ffn.models import DenseSpec, Transformer, describe, export, pretrained, scoring
-from tree_ffn.models.batch import generate
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.huggingface import pretrained
+from tree_ffn.inference import scoring
+from tree_ffn.inference.batching import generate
+from tree_ffn.inference.sampling import Sampling
+from tree_ffn.models import DenseSpec, Transformer, cost, export
 
 TABLES = {"gpt2_gelu_new": "transformer.wte.weight", "opt_relu": "model.decoder.embed_tokens.weight"}
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 61, (2, 12)), jnp.int32)
@@ -154,8 +156,8 @@ def test_a_model_of_ours_with_a_head_of_its_own(family, tmp_path):
     np.testing.assert_allclose(
         forward(spec)(variables, tokens)[0], forward(model.spec)(model.variables, tokens)[0], atol=1e-6
     )
-    tied = describe.figures(model_spec(DenseSpec(24, "relu"), vocab_multiple=16))["parameters"]
-    assert describe.figures(spec)["parameters"] == tied + 32 * 16
+    tied = cost.figures(model_spec(DenseSpec(24, "relu"), vocab_multiple=16))["parameters"]
+    assert cost.figures(spec)["parameters"] == tied + 32 * 16
 
 
 def test_text_and_likelihoods_of_a_head_of_its_own():

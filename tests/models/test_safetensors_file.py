@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.models.make_pretrained_fixtures import FIXTURES
 from tree_ffn.errors import InputError
-from tree_ffn.models import pretrained
+from tree_ffn.huggingface import pretrained
 from tree_ffn.models.safetensors_file import MAX_HEADER, read_header, write
 
 N_MUTATIONS = 3_000
@@ -177,7 +177,7 @@ def test_thousands_of_damaged_headers(tmp_path):
 
 
 def test_a_file_that_changes_after_its_header_was_read(tmp_path):
-    from tree_ffn.models.checkpoint_files import open_files
+    from tree_ffn.huggingface.checkpoint_files import open_files
 
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).write_bytes((FIXTURES / "opt_relu" / name).read_bytes())

@@ -6,7 +6,7 @@ import pytest
 
 from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import InputError
-from tree_ffn.models import scoring
+from tree_ffn.inference import scoring
 
 SPEC = model_spec(KINDS["leaf"], KINDS["straight_through"])
 

@@ -15,7 +15,7 @@ import pytest
 from tests.models.kinds import random_variables
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
-from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.training import sharding
 from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
 from tree_ffn.training.config import resolved

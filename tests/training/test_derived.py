@@ -11,8 +11,8 @@ from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec
 from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
-from tree_ffn.training.derived import begin_run
 from tree_ffn.training.loop import train
+from tree_ffn.training.warm_start import begin_run
 from tree_ffn.training.workdir import read_json
 
 QUIET = {"log": lambda _: None, "bar": False}

@@ -12,7 +12,7 @@ from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, Transformer
 from tree_ffn.models.ffn import apply_ffn
-from tree_ffn.models.layers import split_layers, stack_layers
+from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.training import finetune, step
 from tree_ffn.training.finetune import FinetuneSpec, finetune_loss, finetune_step, shares
 from tree_ffn.training.losses import token_losses

@@ -10,7 +10,7 @@ from tests.training.tiny import tiny_model
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer
 from tree_ffn.training import step
-from tree_ffn.training.leak import with_leaks
+from tree_ffn.training.dense_start import with_leaks
 from tree_ffn.training.losses import next_token_loss
 from tree_ffn.training.setup import check_trainable
 from tree_ffn.tree import LeafSpec

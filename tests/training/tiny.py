@@ -6,7 +6,7 @@ import random
 import numpy as np
 
 from configs import smoke
-from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.from_config import model_spec_from_config
 
 WORDS = "the tree a leaf of path and root to node walks left right until it ends , . \n".split(" ")
 

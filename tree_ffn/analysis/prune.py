@@ -21,7 +21,7 @@ from tree_ffn.data.pipeline import first_rows
 from tree_ffn.data.sources import RowSource
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.layers import split_layers, stack_layers
+from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.models.spec import FFNSpec, ModelSpec, kind_of
 from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.programs import Scorer

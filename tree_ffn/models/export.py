@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 from tree_ffn.errors import InputError, reason
 from tree_ffn.json_input import parse_object
 from tree_ffn.json_output import json_text
-from tree_ffn.models.describe import abstract_variables
+from tree_ffn.models.cost import abstract_variables
 from tree_ffn.models.finite import check_finite
 from tree_ffn.models.safetensors_file import read_header
 from tree_ffn.models.spec import ModelSpec, spec_from_dict, spec_to_dict

@@ -20,8 +20,8 @@ from orbax.checkpoint import v1 as ocp
 
 from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.locks import in_use
-from tree_ffn.models.build import model_spec_from_config
 from tree_ffn.models.finite import check_finite_variables
+from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec, spec_from_dict
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.models.unread import check_unmoved, unread
@@ -335,7 +335,7 @@ def _restore(workdir: str, step: int | str, mesh: Mesh) -> Restored:
 
 
 def own_model(meta: dict) -> ModelSpec | None:
-    """The model of a checkpoint where it is not the config's: a pruned one, say (see `derived`)."""
+    """The model of a checkpoint where it is not the config's: a pruned one, say (see `warm_start`)."""
     return spec_from_dict(meta["model"]) if "model" in meta else None
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tree_ffn.data.spec import with_corpus
-from tree_ffn.models.build import keys_in_force, with_sizes
+from tree_ffn.models.from_config import keys_in_force, with_sizes
 from tree_ffn.plain import Namespace, flat, namespace, plain
 from tree_ffn.training.optimizer import with_warmup
 from tree_ffn.upgrades import is_gone

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from tree_ffn.errors import check_figure
-from tree_ffn.models.describe import products_figures
+from tree_ffn.models.cost import products_figures
 from tree_ffn.models.ffn import units
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import probe

@@ -7,10 +7,10 @@ from jax.sharding import Mesh
 
 from tree_ffn.data import CorpusSpec, PreparedCorpus, corpus_spec_from_config, load_tokenizer, prepare
 from tree_ffn.errors import InputError, check_positive_int
-from tree_ffn.models.build import model_spec_from_config
+from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
-from tree_ffn.training.leak import leaks
+from tree_ffn.training.dense_start import leaks
 from tree_ffn.tree import PrunedSpec, TreeSpec
 
 # So often, a text teaches nearly what as much new text would (Muennighoff et al. 2023, arXiv 2305.16264).

@@ -13,7 +13,7 @@ import optax
 
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
-from tree_ffn.training.leak import with_leaks
+from tree_ffn.training.dense_start import with_leaks
 from tree_ffn.training.losses import next_token_loss, row_mean, token_losses
 from tree_ffn.tree import Info, LeafSpec, TreeSpec
 from tree_ffn.tree.usage import leaf_counts

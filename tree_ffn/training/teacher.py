@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tree_ffn.errors import InputError
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.layers import split_layers, stack_runs
+from tree_ffn.models.layer_stacks import split_layers, stack_runs
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.finetune import FinetuneSpec, finetune_step, score_step

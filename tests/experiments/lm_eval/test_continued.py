@@ -5,8 +5,8 @@ import numpy as np
 from experiments.lm_eval.continued import continued
 from tests.data.kinds_of_tokenizers import file_tokenizer
 from tests.models.kinds import KINDS, model_spec, random_variables
-from tree_ffn.models.batch import Batch, Request, generate
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference.batching import Batch, Request, generate
+from tree_ffn.inference.sampling import Sampling
 
 
 def test_texts_are_what_the_whole_has_more_than_the_prompt():

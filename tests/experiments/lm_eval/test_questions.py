@@ -16,8 +16,8 @@ from tests.experiments import make_harness_fixture, questions_data
 from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, named
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError, NotFinite
-from tree_ffn.models import batch, scoring
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference import batching, scoring
+from tree_ffn.inference.sampling import Sampling
 
 EXPECTED = {family: json.loads((FIXTURE / family / "expected.json").read_text()) for family in CASES}
 needs_harness = pytest.mark.skipif(
@@ -251,7 +251,7 @@ def test_answers_are_the_greedy_continuation(models):
     for prompt, text in zip(prompts, found):
         ids = lm.tok_encode(prompt)
         assert ids[0] == 2  # </s>
-        alone = batch.generate(model.spec, model.variables, [ids], 9, Sampling(greedy=True))
+        alone = batching.generate(model.spec, model.variables, [ids], 9, Sampling(greedy=True))
         assert text == model.tokenizer.decode(alone[0])
     stop = found[0][2:4]
     assert ask(until=[stop])[0] == found[0][: found[0].index(stop)]

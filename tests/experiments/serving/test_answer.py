@@ -9,9 +9,9 @@ from experiments.common.loaded import Loaded
 from experiments.serving.answer import Choice, joined
 from experiments.serving.completion import parse
 from tests.data.kinds_of_tokenizers import KINDS, file_tokenizer
-from tree_ffn.models.batch import Made
+from tree_ffn.inference.batching import Made
+from tree_ffn.inference.scoring import TokenScores
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.scoring import TokenScores
 from tree_ffn.models.spec import ModelSpec
 
 TEXT = "the tree 東 the 🌳 leaves fall"

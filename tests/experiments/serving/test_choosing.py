@@ -5,9 +5,9 @@ import functools
 import pytest
 
 from tests.experiments.serving.conftest import CONTEXT
-from tree_ffn.models.batch import Batch, Request
-from tree_ffn.models.penalties import Penalties
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference.batching import Batch, Request
+from tree_ffn.inference.penalties import Penalties
+from tree_ffn.inference.sampling import Sampling
 
 openai = pytest.importorskip("openai", reason="the client openai is not installed; the extra dev brings it")
 END = 256

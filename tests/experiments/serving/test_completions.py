@@ -8,8 +8,8 @@ import pytest
 
 from tests.experiments.serving.conftest import CONTEXT
 from tests.models.kinds import forward
-from tree_ffn.models import batch
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference import batching
+from tree_ffn.inference.sampling import Sampling
 
 openai = pytest.importorskip("openai", reason="the client openai is not installed; the extra dev brings it")
 END = 256
@@ -50,7 +50,7 @@ def test_echo_scores_are_the_model_s(create, model, log_p_of, kind, max_tokens):
     answer = create(prompt=prompt, echo=True, logprobs=2, max_tokens=max_tokens, temperature=0)
     assert [choice.index for choice in answer.choices] == list(range(len(prompts)))
     for choice, ids in zip(answer.choices, prompts):
-        new = batch.generate(model.spec, model.variables, [ids], 3, Sampling(greedy=True))[0][:max_tokens]
+        new = batching.generate(model.spec, model.variables, [ids], 3, Sampling(greedy=True))[0][:max_tokens]
         log_p, lists = log_p_of(ids + new), choice.logprobs
         places = np.arange(len(log_p))
         assert choice.text == model.tokenizer.decode(ids + new) and choice.finish_reason == "length"
@@ -75,7 +75,7 @@ def test_offsets_and_names_of_tokens(create):
 def test_the_end_token_ends_the_text_and_is_listed(create, model):
     """With a seed that makes it, found by asking the model itself."""
     rule = Sampling(temperature=1.9)
-    first = batch.generate(model.spec, model.variables, [[5, 6]] * 2048, 1, rule)
+    first = batching.generate(model.spec, model.variables, [[5, 6]] * 2048, 1, rule)
     asked = {"prompt": [5, 6], "seed": first.index([END]), "temperature": 1.9, "max_tokens": 4}
     choice = create(**asked, logprobs=0, echo=True).choices[0]
     assert choice.finish_reason == "stop" and choice.logprobs.tokens[2:] == ["<|endoftext|>"]

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.serving import body
 from tests.experiments.serving.conftest import CAPACITY, MOST_BYTES
-from tree_ffn.models.batch import Request
+from tree_ffn.inference.batching import Request
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed; the extra dev brings it")
 

@@ -14,8 +14,8 @@ from experiments import serving
 from experiments.lm_eval import questions
 from tests.experiments import questions_data
 from tests.experiments.programs import call
-from tree_ffn.models import batch
-from tree_ffn.models.sampling import Sampling
+from tree_ffn.inference import batching
+from tree_ffn.inference.sampling import Sampling
 
 
 def free_port() -> int:
@@ -135,7 +135,7 @@ def test_lm_eval_gets_the_same_from_the_server_as_in_process(address, model, tmp
 
     options = {"until": ["never there"], "max_gen_toks": 8, "do_sample": False}
     asked = Instance("generate_until", {}, ("tree", options), 0, metadata=("task", 0, 1))
-    [ids] = batch.generate(plain.spec, plain.variables, [list(b"tree")], 8, Sampling(greedy=True))
+    [ids] = batching.generate(plain.spec, plain.variables, [list(b"tree")], 8, Sampling(greedy=True))
     assert lm.generate_until([asked]) == [plain.tokenizer.decode(ids)]
 
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
+from tree_ffn.inference.penalties import Changes, changed, counted
+from tree_ffn.inference.sampling import Rules, sample
+from tree_ffn.inference.scoring import token_scores
 from tree_ffn.models.attention import KeyValue
-from tree_ffn.models.penalties import Changes, changed, counted
-from tree_ffn.models.sampling import Rules, sample
-from tree_ffn.models.scoring import token_scores
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Cache, Transformer, unrolled
 

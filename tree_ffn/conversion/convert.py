@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.analysis.placement import check_room, place
-from tree_ffn.analysis.refit import best_leaves, output_at, refit, run_trees, solve_outputs
-from tree_ffn.analysis.routers import fit_tree, path_energies, put_routers
+from tree_ffn.conversion.fit_routers import fit_tree, path_energies, put_routers
+from tree_ffn.conversion.placement import check_room, place
+from tree_ffn.conversion.refit import best_leaves, output_at, refit, run_trees, solve_outputs
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.layers import split_layers, stack_layers
+from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.models.spec import ModelSpec, kind_of
 from tree_ffn.tree import TreeShape, TreeSpec, activation
 

@@ -17,7 +17,7 @@ import functools
 import jax
 import numpy as np
 
-from tree_ffn.analysis.routers import fit_tree, path_units, put_routers
+from tree_ffn.conversion.fit_routers import fit_tree, path_units, put_routers
 from tree_ffn.tree import TreeShape, TreeSpec, activation, tree_ffn
 
 # In visits: how much the w_out that was there counts.

@@ -1,8 +1,8 @@
 """config.json of Hugging Face's GPT-2 and OPT: to a ModelSpec, and from one."""
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.huggingface.families import ACTIVATIONS, FAMILIES, Family
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.families import ACTIVATIONS, FAMILIES, Family
 from tree_ffn.models.spec import ModelSpec
 
 TIED = "tie_word_embeddings"

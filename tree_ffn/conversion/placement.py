@@ -6,7 +6,7 @@ are the last ones of the deepest level.
 
 import numpy as np
 
-from tree_ffn.analysis.routers import fit_router
+from tree_ffn.conversion.fit_routers import fit_router
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree.shape import TreeShape, level_of
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError, check_choice
-from tree_ffn.models.checkpoint_files import CONFIG, Files, open_files, said
-from tree_ffn.models.describe import abstract_variables
-from tree_ffn.models.families import FAMILIES, HEAD, Family, Place, full_name, places, split_name
-from tree_ffn.models.family_config import TIED, family_of, spec_from_config
+from tree_ffn.huggingface.checkpoint_files import CONFIG, Files, open_files, said
+from tree_ffn.huggingface.families import FAMILIES, HEAD, Family, Place, full_name, places, split_name
+from tree_ffn.huggingface.family_config import TIED, family_of, spec_from_config
+from tree_ffn.models.cost import abstract_variables
 from tree_ffn.models.finite import all_finite, check_finite
 from tree_ffn.models.safetensors_file import READ_FLOATS
 from tree_ffn.models.spec import ModelSpec

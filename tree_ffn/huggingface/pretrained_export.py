@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.huggingface.checkpoint_files import CONFIG, INDEX, WEIGHTS
+from tree_ffn.huggingface.families import FAMILIES, HEAD, Place, full_name, places
+from tree_ffn.huggingface.family_config import config_from_spec
+from tree_ffn.huggingface.pretrained_import import skipped_rows, view_of
 from tree_ffn.json_output import json_text
-from tree_ffn.models.checkpoint_files import CONFIG, INDEX, WEIGHTS
-from tree_ffn.models.families import FAMILIES, HEAD, Place, full_name, places
-from tree_ffn.models.family_config import config_from_spec
-from tree_ffn.models.pretrained_import import skipped_rows, view_of
 from tree_ffn.models.safetensors_file import FLOATS, write
 from tree_ffn.models.spec import ModelSpec
 

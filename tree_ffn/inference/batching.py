@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from tree_ffn.errors import NotFinite, check_positive_int, not_finite
-from tree_ffn.models import cache_rows, decode
-from tree_ffn.models.penalties import Changes, changes
-from tree_ffn.models.request import Made, Request, program_of, read_together, rounded_top
-from tree_ffn.models.sampling import NO_TOKEN, Sampling, keys, rules
-from tree_ffn.models.scoring import TokenScores, token_scores
+from tree_ffn.inference import cache_rows, decode
+from tree_ffn.inference.penalties import Changes, changes
+from tree_ffn.inference.request import Made, Request, program_of, read_together, rounded_top
+from tree_ffn.inference.sampling import NO_TOKEN, Sampling, keys, rules
+from tree_ffn.inference.scoring import TokenScores, token_scores
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Cache
 

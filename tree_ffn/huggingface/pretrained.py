@@ -19,8 +19,8 @@ Example:
   >>> pretrained.save("exported/opt", model.spec, model.variables, model.origin)   # doctest: +SKIP
 """
 
-from tree_ffn.models.families import FAMILIES
-from tree_ffn.models.pretrained_export import save
-from tree_ffn.models.pretrained_import import STORED, Pretrained, load
+from tree_ffn.huggingface.families import FAMILIES
+from tree_ffn.huggingface.pretrained_export import save
+from tree_ffn.huggingface.pretrained_import import STORED, Pretrained, load
 
 __all__ = ["FAMILIES", "STORED", "Pretrained", "load", "save"]

@@ -4,10 +4,10 @@ import dataclasses
 from typing import NamedTuple
 
 from tree_ffn.errors import InputError, NotFinite, check_positive_int
-from tree_ffn.models import decode
-from tree_ffn.models.penalties import Penalties
-from tree_ffn.models.sampling import Sampling
-from tree_ffn.models.scoring import TokenScores
+from tree_ffn.inference import decode
+from tree_ffn.inference.penalties import Penalties
+from tree_ffn.inference.sampling import Sampling
+from tree_ffn.inference.scoring import TokenScores
 from tree_ffn.models.spec import ModelSpec
 
 # Scores of prompts that are held at once, B C V: 256 MiB in float32.

@@ -1,0 +1,1 @@
+"""Dense layers into trees: where units stand, how decisions are fitted, and what is solved for again."""
