@@ -10,7 +10,7 @@ import numpy as np
 from tree_ffn.data.pipeline import Batches, valid_batches
 from tree_ffn.locks import only_writer
 from tree_ffn.paths import local
-from tree_ffn.training import setup
+from tree_ffn.training import setup, warm_start
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.config import resolved
