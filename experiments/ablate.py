@@ -31,7 +31,7 @@ from tree_ffn.locks import only_writer
 from tree_ffn.training.setup import many_passes
 
 _SWEEP = path_flags.define("sweep", None, "The sweep file, e.g. configs/sweeps/t4_cpu.py.")
-_RESULTS = path_flags.define_written("results", None, "Append the figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
 _WORKDIR = path_flags.define("workdir", None, "Directory of the runs, one each.")
 _SET = flags.DEFINE_multi_string(
     "set", [], "A value of all rows: --set=data.files=TEXT/*.txt; may be repeated."

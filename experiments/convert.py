@@ -66,7 +66,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 20, "Batches of held-out text to score; 0 is all.")
 _METHOD = flags.DEFINE_string("method", None, "The method of the model that --to gets.")
 _TO = path_flags.define("to", None, "New directory for the converted model.")
-_RESULTS = path_flags.define_written("results", None, "Append the figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ _TASK_DATA = path_flags.define(
 )
 _TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
-_RESULTS = path_flags.define_written("results", None, "Append all figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append all metrics to this results file (JSONL).")
 _ASKED = path_flags.define("asked", None, "Questions that evaluate --ask wrote, for every scored model.")
 _ANSWERS = path_flags.define_written(
     "answers", None, "File for the answers of all models; .xz packs it.", (".xz",)

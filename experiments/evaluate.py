@@ -69,8 +69,8 @@ _BEGINS_WITH = flags.DEFINE_list("begins_with", [], "Of --ask: ids before every 
 _ANSWERS = path_flags.define("answers", None, "With --tasks, instead of a model: the answers to --ask.")
 _ASKED = path_flags.define("asked", None, "Of --answers of several models: what --ask wrote.")
 _TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
-_JSON = path_flags.define_written("json", None, "Write the figures to this file.")
-_RESULTS = path_flags.define_written("results", None, "Append the figures to this results file (JSONL).")
+_JSON = path_flags.define_written("json", None, "Write the metrics to this file.")
+_RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
 _TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
 _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 

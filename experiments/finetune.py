@@ -7,7 +7,7 @@ r"""Trains a model further: a converted one, a run or an export; on text, or on 
         --config.data.files='qa/*.jsonl' --workdir=runs/qa
 
 A run like any other: metrics.jsonl, checkpoints, and the same command goes on from the last one. Validations
-are those of the trees alone, whatever share the dense layers still have. before.json has the figures of the
+are those of the trees alone, whatever share the dense layers still have. before.json has the metrics of the
 start, and of the teacher where there is one.
 """
 
@@ -24,7 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )  # fmt: skip
 _WORKDIR = path_flags.define("workdir", None, "Directory of the run; a run that is there goes on.")
-_RESULTS = path_flags.define_written("results", None, "Append the figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. cluster_distilled.")
 
 

@@ -25,7 +25,7 @@ _TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokeni
 _CACHE_DIR = path_flags.define("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
 _ROWS = flags.DEFINE_integer("rows", 16, "Held-out rows of the model's context.")
 _ROUNDS = flags.DEFINE_integer("rounds", 12, "Rounds of moves; a token moves in one tree a round.")
-_RESULTS = path_flags.define_written("results", None, "Append the figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. tree_straight_P2_W1.")
 
 

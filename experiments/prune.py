@@ -62,7 +62,7 @@ _STATIC = flags.DEFINE_bool(
 )
 _THRESHOLD = flags.DEFINE_float("threshold", None, "The threshold of the model that --to gets.")
 _TO = path_flags.define("to", None, "New directory for the model pruned by --threshold.")
-_RESULTS = path_flags.define_written("results", None, "Append the figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. tree_hard_P2_W1.")
 
 

@@ -39,7 +39,7 @@ _CONFIG = flags.DEFINE_enum("config", "quickstart", ["quickstart", "smoke"], "Fi
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps, in place of the config's.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds, e.g. 0,1,2: each trains all models.")
 _WORKDIR = path_flags.define("workdir", "runs/quickstart", "Where the runs go, one directory each.")
-_RESULTS = path_flags.define_written("results", None, "Append all figures to this results file (JSONL).")
+_RESULTS = path_flags.define_written("results", None, "Append all metrics to this results file (JSONL).")
 _PROMPT = flags.DEFINE_string("prompt", "def read(self, ", "Beginning of the generated text.")
 
 # Kinds of configs/quickstart.py, and what they are called.

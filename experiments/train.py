@@ -38,7 +38,7 @@ _DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes and FLOPs of the m
 _COMPILE = flags.DEFINE_bool("compile", False, "Compile the step and print its memory; allocate nothing.")
 _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
 _RESULTS = path_flags.define_written(
-    "results", None, "Append the final figures to this results file (JSONL)."
+    "results", None, "Append the final metrics to this results file (JSONL)."
 )
 _TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)

@@ -239,7 +239,7 @@ def t4_small(rows: list[dict]) -> Table:
     said = f" {GAP}" if with_gap else ""
     text = (
         f"Activation, its site and balancing: {task(rows)}. Validation loss in nats a token, mean ± standard "
-        f"deviation over seeds; the other figures are means over layers and seeds, at the end.{said} "
+        f"deviation over seeds; the other metrics are means over layers and seeds, at the end.{said} "
         "Constant: share of decisions at nodes that sent all one way; moved: tokens whose leaf is another "
         "than at the validation before; right: decisions that went right; skew: 0 where nodes halve their "
         "tokens; working units: those above 0.01, a token; ever working: for at least one token; gradient "

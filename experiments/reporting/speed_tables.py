@@ -81,9 +81,9 @@ def speed_layer(rows: list[dict]) -> Table:
     where = f"{device}, {dtype}" + (", after `make kernels`" if compiled else "")
     text = (
         f"One layer in {dtype}: milliseconds, and how many times as fast as dense, the fastest of its four "
-        "layouts. The fastest execution is bold; the last two columns are about it: which share of its time "
-        "memory or arithmetic alone would need, and its memory (that of dense). That floor has the bandwidth "
-        "of a copy and counts weights as if tokens shared none, so a share may exceed 100%. "
+        "layouts. The fastest implementation is bold; the last two columns are about it: which share of its "
+        "time memory or arithmetic alone would need, and its memory (that of dense). That floor has the "
+        "bandwidth of a copy and counts weights as if tokens shared none, so a share may exceed 100%. "
         f"{gather_limit(rows)}{origin(rows)}"
     )
     head = ["E", "T", "shape", "pass", "dense", "narrow", *shown, "floor", "MiB (dense)"]
@@ -91,7 +91,7 @@ def speed_layer(rows: list[dict]) -> Table:
 
 
 def gather_limit(rows: list[dict]) -> str:
-    """Up to how many tokens gather was timed, where other executions were for more."""
+    """Up to how many tokens gather was timed, where other implementations were for more."""
     tokens = {name: max(speed_name(row)[1] for row in line) for name, line in groups(rows, variant).items()}
     if "gather" not in tokens or tokens["gather"] == max(tokens.values()):
         return ""
@@ -124,7 +124,7 @@ def _by_level(value) -> str:
 
 
 def variant(row: dict) -> str:
-    """`dense`, `narrow` or an execution."""
+    """`dense`, `narrow` or an implementation."""
     return speed_name(row)[-1]
 
 
@@ -155,7 +155,7 @@ def milliseconds(value: float | None) -> str:
 
 def speed_train(rows: list[dict]) -> Table:
     named = [{**row, "row": row["row"].removeprefix(f"{size(row)}_")} for row in rows]
-    lines = lines_of(named, free="seed$")  # an execution changes the speed
+    lines = lines_of(named, free="seed$")  # an implementation changes the speed
     rates = {name: by_seed(line, "tokens_per_s") for name, line in lines.items()}
     dense = by_seed(baseline(lines, "dense"), "tokens_per_s")
     cells = []
