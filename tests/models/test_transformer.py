@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -92,15 +93,40 @@ def test_causality_by_gradient_pattern(kind, implementation):
         assert (rows[: c + 1] > 0).all() and (rows[c + 1 :] == 0).all()
 
 
-def test_bfloat16_computes_low_and_scores_in_float32():
+def test_products_of_a_bfloat16_model_take_bfloat16_and_scores_are_float32():
     spec = model_spec(DENSE, TREE, dtype="bfloat16")
     variables = random_variables(spec)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, _ = forward(spec)(variables, TOKENS)
-    exact, _ = forward(dataclasses.replace(spec, dtype="float32"))(variables, TOKENS)
-    assert logits.dtype == jnp.float32
-    # Eight roundings of the largest score: of the embedding, of what two layers add, and of the sums.
-    np.testing.assert_allclose(logits, exact, atol=8 * 2.0**-8 * np.abs(exact).max())
+    text = jax.jit(Transformer(spec).apply).lower(variables, TOKENS).as_text()
+    products = re.findall(r"dot_general.* : \(tensor<\S*x(\w+)>, tensor<\S*x(\w+)>\)", text)
+    assert len(products) == text.count("stablehlo.dot_general") > 8 and set(products) == {("bf16", "bf16")}
+    for states, dtype in ((True, jnp.bfloat16), (False, jnp.float32)):
+        found, _ = jax.eval_shape(
+            functools.partial(Transformer(spec).apply, states=states), variables, TOKENS
+        )
+        assert found.dtype == dtype
+
+
+def test_what_stands_around_the_layers_is_rounded_once():
+    """Layers that add 0: the embeddings' sum and the last norm are rounded once each, and scores are not."""
+    spec = model_spec(DENSE, dtype="bfloat16")
+    variables = random_variables(spec)
+    silent = lambda path, leaf: 0 * leaf if path[-1].key in ("w_out", "b_out") else leaf
+    variables |= {"params": jax.tree_util.tree_map_with_path(silent, variables["params"])}
+    rounded = lambda a: np.asarray(jnp.asarray(a, jnp.float32).astype(jnp.bfloat16), np.float64)
+    embed, norm = (
+        {name: np.asarray(a, np.float64) for name, a in variables["params"][part].items()}
+        for part in ("embed", "ln_f")
+    )
+    states, _ = jax.jit(functools.partial(Transformer(spec).apply, states=True))(variables, TOKENS)
+    x = rounded(embed["tokens"][TOKENS] + embed["positions"][None, : TOKENS.shape[1]])
+    np.testing.assert_array_equal(np.asarray(states, np.float64), x)
+    x = x - x.mean(axis=-1, keepdims=True)
+    y = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + spec.norm_eps)
+    y, head = rounded(y * norm["scale"] + norm["bias"]), rounded(embed["tokens"])
+    # What is within float32's error of the middle of two numbers may be rounded to the other one.
+    slack = 2.0**-13 * (np.abs(y) @ np.abs(head).T)
+    assert (np.abs(forward(spec)(variables, TOKENS)[0] - y @ head.T) <= slack).all()
 
 
 def test_rows_beyond_the_vocabulary_are_never_scored():
