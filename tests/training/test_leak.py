@@ -28,24 +28,25 @@ def metrics_of_steps(model):
 def test_a_step_trains_what_leaks_by_then(layers):
     model, plain = (tiny_model("leaf", model__layers=layers, **more) for more in (LEAKING, PLAIN))
     variables, leaking = start(plain).variables, metrics_of_steps(model)
+    apply = jax.jit(lambda leaks: Transformer(plain).apply(variables | {"leak": leaks}, BATCH[:, :-1])[0])
     for at, leak in ((0, 1.0), (3, 0.4), (5, 0.0), (9, 0.0)):
         leaks = {
             f"run_{i}": {"ffn": {"leak": jnp.full(length, leak)}}
             for i, (ffn, length) in enumerate(model.runs)
             if isinstance(ffn, LeafSpec)
         }
-        logits, _ = Transformer(plain).apply(variables | {"leak": leaks}, BATCH[:, :-1])
-        want = next_token_loss(logits, BATCH[:, 1:])
+        want = next_token_loss(apply(leaks), BATCH[:, 1:])
         np.testing.assert_allclose(leaking(at)["loss"], want, rtol=1e-6)
     hard = metrics_of_steps(plain)(0)
     assert abs(leaking(0)["loss"] - hard["loss"]) > 1e-4  # it is another function
     np.testing.assert_allclose(leaking(5)["grad_norm"], hard["grad_norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("layers", ["", "tree,leaf"])
+@pytest.mark.parametrize("layers", ["tree,leaf", pytest.param("", marks=pytest.mark.slow)])
 def test_validations_have_no_leak(layers):
+    score = jax.jit(step.eval_step, static_argnames="model")
     (loss, *_), (plain, *_) = (
-        step.eval_step(start(model).variables, step.empty_usage(model), BATCH, model=model)
+        score(start(model).variables, step.empty_usage(model), BATCH, model=model)
         for model in (tiny_model("leaf", model__layers=layers, **more) for more in (LEAKING, PLAIN))
     )
     assert loss == plain

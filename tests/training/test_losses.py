@@ -43,7 +43,7 @@ def loss_of(params, variables, batch, model, padded=True):
 def test_rows_beyond_the_vocabulary_weigh_nothing():
     model, batch = tiny_model("tree", model__vocab_multiple=64), random_batch()
     assert model.vocab_rows > model.vocab_size
-    variables = Transformer(model).init(jax.random.key(0), batch[:, :-1])
+    variables = jax.jit(Transformer(model).init)(jax.random.key(0), batch[:, :-1])
     grad = jax.jit(jax.value_and_grad(loss_of), static_argnames=("model", "padded"))
     plain, padded = (
         grad(variables["params"], variables, batch, model=model, padded=padded) for padded in (False, True)

@@ -19,7 +19,7 @@ BATCH = random_batch(rows=1)
 def probed(request):
     """(model, variables, what probe says of its one run) of two layers of trees, W = 2 in the leaves."""
     model = tiny_model(ffn__routing=request.param, ffn__node_width=(1, 1, 1, 2))
-    variables = Transformer(model).init(jax.random.key(3), jnp.zeros((1, 32), jnp.int32))
+    variables = jax.jit(Transformer(model).init)(jax.random.key(3), jnp.zeros((1, 32), jnp.int32))
     (found,) = jax.jit(functools.partial(probe.probe, model=model))(variables, BATCH)
     return model, variables, jax.device_get(found)
 
@@ -32,7 +32,8 @@ def layer_of(variables, layer):
 def test_activity_is_that_of_the_oracles_paths(probed):
     model, variables, found = probed
     (spec, _), *_ = model.runs
-    _, sown = Transformer(model).apply(variables, BATCH[:, :-1], mutable=["intermediates"])
+    apply = jax.jit(functools.partial(Transformer(model).apply, mutable=["intermediates"]))
+    _, sown = apply(variables, BATCH[:, :-1])
     (x,) = sown["intermediates"]["run_0"]["ffn"]["x"]
     for layer in (0, 1):
         paths = oracle.forward(oracle.to_float64(layer_of(variables, layer)), x[layer, 0], spec).paths
@@ -56,8 +57,8 @@ def test_activity_is_that_of_the_oracles_paths(probed):
 def test_gradients_by_node(probed):
     model, variables, found = probed
     (spec, _), *_ = model.runs
-    loss = jax.grad(step.loss_fn, has_aux=True)
-    grads, (_, infos) = loss(variables["params"], variables["routing"], BATCH, model, 0.0)
+    gradients = jax.jit(jax.grad(step.loss_fn, has_aux=True), static_argnums=3)
+    grads, (_, infos) = gradients(variables["params"], variables["routing"], BATCH, model, 0.0)
     grads = jax.device_get(grads["run_0"]["ffn"])
     for layer in (0, 1):
         right, below = 0.0, 0.0
@@ -79,6 +80,6 @@ def test_gradients_by_node(probed):
 
 def test_other_layers_are_left_out():
     model = tiny_model(model__layers="dense,tree")
-    variables = Transformer(model).init(jax.random.key(0), jnp.zeros((1, 32), jnp.int32))
+    variables = jax.jit(Transformer(model).init)(jax.random.key(0), jnp.zeros((1, 32), jnp.int32))
     nothing, found = jax.jit(functools.partial(probe.probe, model=model))(variables, BATCH)
     assert nothing is None and found["gradient"].shape == (1, 2, 15)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.training.tiny import random_batch, tiny_model
@@ -49,10 +50,10 @@ def test_microbatches_change_nothing(trees):
     jax.tree.map(np.testing.assert_array_equal, state.routing, whole_state.routing)
 
 
-@pytest.mark.parametrize("router", ["softmax", "tree"])
+@pytest.mark.parametrize("router", ["tree", pytest.param("softmax", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("accumulation", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_microbatches_change_nothing_of_experts(router, accumulation):
-    """Gradient, visits, selection bias."""
+    """Gradients, which Adam's first mean is of a first step; visits, selection bias."""
     n_trees = {"softmax": 1, "tree": 2}[router]
     model = tiny_model(
         "leaf", ffn__router=router, ffn__n_trees=n_trees, ffn__balance_rate=1e-2, ffn__dense_start=0.0
@@ -63,16 +64,11 @@ def test_microbatches_change_nothing_of_experts(router, accumulation):
     )
     np.testing.assert_allclose(same["grad_norm"], metrics["grad_norm"], rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, (usage, whole.routing), (parts, split.routing))
-    loss = lambda params, rows: step.loss_fn(params, state.routing, rows, model, 0.0)
-    grads, found = (
-        jax.jit(functools.partial(step._gradients, loss=loss, accumulation=n))(state.params, BATCH)
-        for n in (1, accumulation)
-    )
-    routers = [tree[0]["run_0"]["ffn"]["w_router"] for tree in (grads, found)]
-    np.testing.assert_allclose(*routers, atol=1e-5 * float(jnp.abs(routers[0]).max()))
+    near = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max()))
+    jax.tree.map(near, optax.tree.get(whole.opt_state, "mu"), optax.tree.get(split.opt_state, "mu"))
 
 
-@pytest.mark.parametrize("kind", ["tree", "dense", "leaf"])
+@pytest.mark.parametrize("kind", ["tree", "leaf", pytest.param("dense", marks=pytest.mark.slow)])
 def test_rows_that_fill_up_a_batch_count_nowhere(kind):
     model = tiny_model(kind)
     state = start(model)

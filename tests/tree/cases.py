@@ -39,6 +39,11 @@ def make_spec(routing="hard", P=2, D=2, W=1, **fields) -> TreeSpec:
     return TreeSpec(TreeShape(n_trees=P, depth=D, node_width=W), routing=routing, **fields)
 
 
+def first_weights(init_params, spec, width: int, **options) -> dict:
+    """What `init_params` draws, as one program: op by op there is more to compile."""
+    return jit(lambda key: init_params(key, spec, width, **options))(jax.random.key(0))
+
+
 def token_ids(n: int) -> np.ndarray:
     """Ids of so many tokens, for what reads them."""
     return np.arange(n, dtype=np.int32) % 7

@@ -114,15 +114,31 @@ def check(params, structure, x, ids, gates, ds, spec, implementation):
     cases.assert_same_gradients({**d_params, "x": dx, "gates": d_gates}, grads)
 
 
-@every_implementation
-@pytest.mark.parametrize("name", SHAPES)
+# Every kind of array in every implementation; the edges of a kind in one each.
+EDGES = {
+    "leaves_of_one_unit": "grouped", "all_leaves": "masked", "one_leaf": "grouped",
+    "paths_of_the_root": "gather", "linear_paths": "grouped", "pruned_to_one_path": "gather",
+}  # fmt: skip
+SUMS = [
+    pytest.param(name, how, marks=() if EDGES.get(name, how) == how else pytest.mark.slow)
+    for name in SHAPES
+    for how in IMPLEMENTATIONS
+]
+
+
+@pytest.mark.parametrize("name, implementation", SUMS)
 def test_is_the_sum(name, implementation, rng):
     check(*draw(rng, SHAPES[name], FEW), SHAPES[name], implementation)
 
 
+KINDS = ("leaves", "paths_per_level", "pruned")
+NUMBERS = [(0, "leaves"), (1, "pruned"), *((4 * BLOCK + 3, name) for name in KINDS)]
+NUMBERS += [pytest.param(0, name, marks=pytest.mark.slow) for name in KINDS[1:]]
+NUMBERS += [pytest.param(1, name, marks=pytest.mark.slow) for name in KINDS[:2]]
+
+
 @every_implementation
-@pytest.mark.parametrize("name", ["leaves", "paths_per_level", "pruned"])
-@pytest.mark.parametrize("T", [0, 1, 4 * BLOCK + 3])
+@pytest.mark.parametrize("T, name", NUMBERS)
 def test_of_any_number_of_tokens(T, name, implementation, rng):
     """None, one, and more of an expert than a block of `grouped` holds."""
     check(*draw(rng, SHAPES[name], T), SHAPES[name], implementation)
@@ -189,8 +205,12 @@ def test_float32_weights_under_bfloat16_tokens_have_float32_gradients(rng):
     params, _, x, ids, gates, ds = cases.on_device(draw(rng, spec, FEW))
     x, ds = x.astype(jnp.bfloat16), ds.astype(jnp.bfloat16)
     for implementation in IMPLEMENTATIONS:
-        s, back = jax.vjp(lambda p, x, i=implementation: combine(p, x, ids, gates, spec, i), params, x)
-        grads, dx = back(ds)
+
+        def run(params, x, implementation=implementation):
+            s, back = jax.vjp(lambda p, x: combine(p, x, ids, gates, spec, implementation), params, x)
+            return s, *back(ds)
+
+        s, grads, dx = jax.eval_shape(run, params, x)
         assert s.dtype == dx.dtype == jnp.bfloat16
         assert all(grad.dtype == jnp.float32 for grad in jax.tree.leaves(grads))
 

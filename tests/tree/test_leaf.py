@@ -122,8 +122,9 @@ def test_a_dense_start_begins_as_the_dense_layer(name, rng):
     params, x, _ = cases.on_device(cases.leaf_case(rng, spec))
     flat = {part: params[part].reshape(-1, E) for part in ("w_in", "w_out")}
     flat |= {"b_in": params["b_in"].reshape(-1), "b_out": params["b_out"]}
-    y, _ = leaf_ffn(params, x, spec, None, jnp.asarray(IDS), jnp.float32(1.0))
-    dense, _ = dense_ffn(flat, x, DenseSpec(spec.total_units, spec.activation))
+    layer = lambda params, x: leaf_ffn(params, x, spec, None, jnp.asarray(IDS), jnp.float32(1.0))[0]
+    y = cases.jit(layer)(params, x)
+    dense = cases.jit(lambda p, x: dense_ffn(p, x, DenseSpec(spec.total_units, spec.activation))[0])(flat, x)
     np.testing.assert_allclose(y, dense, rtol=1e-5, atol=1e-5)
 
 
@@ -189,7 +190,7 @@ def test_bfloat16_chooses_otherwise_near_ties_only(name, rng):
     low = cases.on_device((params, x), jnp.bfloat16)
     exact, x = jax.tree.map(lambda a: np.asarray(a, np.float64), low)
     wanted, _, _ = leaf_oracle.route(exact, x, spec)
-    ids = np.sort(route(*low, spec)[0], axis=1)
+    ids = np.sort(cases.jit(lambda params, x: route(params, x, spec)[0])(*low), axis=1)
     w, b = exact["w_router"], exact.get("b_router", 0.0)
     for t in np.flatnonzero((ids != wanted).any(axis=1)):
         scores = leaf_oracle.log_p(spec, w @ x[t] + b)
@@ -218,15 +219,16 @@ def test_balance_evens_the_load(router, rng):
     """A router that prefers one half of its experts by far is brought to use nearly all of them."""
     rate = {"tree": 0.02, "softmax": 0.001}[router]  # of logits, and of probabilities of 1 / 32
     spec = LeafSpec(n_experts=32, expert_width=1, top_k=4, router=router, balance_rate=rate)
-    params = init_params(jax.random.key(0), spec, 16)
+    params = cases.first_weights(init_params, spec, 16)
     lean = jnp.zeros(spec.router_rows)
     lean = lean.at[0].set(3.0) if router == "tree" else lean.at[16:].set(0.1)
     x = jnp.asarray(rng.normal(size=(512, 16)), jnp.float32)
-    ids_of = jax.jit(lambda bias: route(params | {"selection_bias": bias + lean}, x, spec)[0])
+    ids_of = cases.jit(lambda bias: route(params | {"selection_bias": bias + lean}, x, spec)[0])
+    update = cases.jit(lambda bias, ids: balance_update({"selection_bias": bias}, ids, spec))
     bias = jnp.zeros_like(lean)
     before = np.bincount(np.ravel(ids_of(bias)), minlength=32)
     for _ in range(400):
-        bias = balance_update({"selection_bias": bias}, ids_of(bias), spec)
+        bias = update(bias, ids_of(bias))
     after = np.bincount(np.ravel(ids_of(bias)), minlength=32)
     assert before[:16].sum() < 0.2 * before.sum() < 0.45 * after.sum() < after[:16].sum()
     assert after.min() > 0.3 * after.mean() > before.min()
@@ -235,7 +237,7 @@ def test_balance_evens_the_load(router, rng):
 @every_layer
 def test_initial_weights(name):
     spec, width = SPECS[name], 64
-    params = init_params(jax.random.key(0), spec, width, w_in_scale=0.7, w_out_scale=0.05)
+    params = cases.first_weights(init_params, spec, width, w_in_scale=0.7, w_out_scale=0.05)
     assert ffn_params(spec, width) == sum(value.size for value in jax.tree.leaves(split(params)[0]))
     assert np.std(params["w_in"]) == pytest.approx(0.7 / 8, rel=0.15)
     assert np.std(params["w_out"]) == pytest.approx(0.05 / spec.active_units**0.5, rel=0.15)

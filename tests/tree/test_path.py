@@ -105,7 +105,8 @@ def test_a_threshold_may_be_no_number(routing, implementation, rng):
     params["threshold"][:, 0] = [np.nan, -np.inf, np.inf]
     want = oracle.forward(params, x, spec)
     assert (want.leaf // 2 == [0, 1, 0]).all()
-    y, info = tree_ffn(*cases.on_device((params, x)), spec, implementation)
+    layer = cases.jit(lambda params, x: tree_ffn(params, x, spec, implementation))
+    y, info = layer(*cases.on_device((params, x)))
     np.testing.assert_array_equal(info.leaf_TP, want.leaf)
     cases.assert_near(y, want.y)
 
@@ -214,7 +215,8 @@ def test_straight_through_is_differentiated_by_masked_only(implementation, rng):
     hard = cases.make_spec("hard", P=2, D=2)
     spec = dataclasses.replace(hard, routing="straight_through")
     params, x, dy = cases.on_device(cases.grid_case(rng, spec))
-    y, y_hard = (tree_ffn(params, x, s, implementation)[0] for s in (spec, hard))
+    layer = cases.jit(lambda params, x, spec: tree_ffn(params, x, spec, implementation)[0], static_argnums=2)
+    y, y_hard = (layer(params, x, s) for s in (spec, hard))
     np.testing.assert_array_equal(y, y_hard)
     words = f"'{implementation}' cannot differentiate routing 'straight_through'.*use 'masked'"
     with pytest.raises(InputError, match=words):
@@ -303,7 +305,7 @@ def test_balance_update(T, rng):
 def test_balance_evens_out_a_skewed_router(rng):
     """The sign of the rule: a bias that sends most tokens right is undone."""
     spec = cases.make_spec(P=1, D=1, balance_rate=0.05)
-    params = init_params(jax.random.key(0), spec, 4)
+    params = cases.first_weights(init_params, spec, 4)
     params["b_in"] = params["b_in"].at[0, 0].set(1.5)
     x = jnp.asarray(rng.normal(size=(501, 4)), jnp.float32)
     for _ in range(60):
@@ -317,14 +319,14 @@ def test_balance_evens_out_a_skewed_router(rng):
 
 def test_initial_weights():
     spec = cases.make_spec(P=4, D=4, W=4)
-    params = init_params(jax.random.key(0), spec, 48, w_in_scale=0.7, w_out_scale=2.0)
+    params = cases.first_weights(init_params, spec, 48, w_in_scale=0.7, w_out_scale=2.0)
     assert set(params) == {"w_in", "b_in", "w_out", "b_out", "threshold"}
     assert np.std(params["w_in"]) == pytest.approx(0.7 / 48**0.5, rel=0.05)
     assert np.std(params["w_out"]) == pytest.approx(2.0 / spec.active_units**0.5, rel=0.05)
     assert not any(np.any(params[name]) for name in ("b_in", "b_out", "threshold"))
     assert len(np.unique(params["w_in"][..., 0])) == spec.total_units  # no two units start alike
     frozen = dataclasses.replace(spec, router="frozen")
-    w = init_params(jax.random.key(0), frozen, 8, param_dtype=jnp.bfloat16)["router"]["w"]
+    w = cases.first_weights(init_params, frozen, 8, param_dtype=jnp.bfloat16)["router"]["w"]
     assert w.shape == (4, 15, 8) and w.dtype == jnp.float32 and np.unique(w).size == w.size
 
 

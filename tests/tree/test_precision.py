@@ -82,10 +82,26 @@ def test_decisions_of_a_tree_of_experts(rng):
         "b_in": np.ones((2, 1)), "w_out": np.ones((2, 1, 2)), "b_out": np.zeros(2),
     })  # fmt: skip
     spec = LeafSpec(n_experts=2, expert_width=1, top_k=1, gate_norm="none", activation="relu")
-    y, info = leaf_ffn(p, x, spec)
+    y, info = cases.jit(lambda p, x: leaf_ffn(p, x, spec))(p, x)
     assert info.leaf_TP.tolist() == [[1], [0]]
     wanted = rounded([1 / (1 + np.exp(-1.0)), 0.5])
     np.testing.assert_array_equal(np.asarray(y, np.float64), np.stack([wanted, wanted], axis=1))
+
+
+@pytest.mark.parametrize("router, width", [("first_unit", 1), ("first_unit", 2), ("frozen", 1)])
+def test_decisions_of_paths(router, width):
+    """Products 257 and 256, and sums with a bias of 256: in bfloat16 they are equal. Thresholds say which."""
+    x = jnp.asarray([[16, 1], [16, 0]], jnp.bfloat16)
+    spec = TreeSpec(TreeShape(1, 1, width), router=router, activation="relu")
+    row, bias = np.array([16, 1]), 256 if router == "first_unit" else 0
+    p = bfloat16_numbers({
+        "w_in": np.tile(row, (1, 3 * width, 1)), "b_in": np.full((1, 3 * width), bias),
+        "w_out": np.ones((1, 3 * width, 2)), "b_out": np.zeros(2), "router": {"w": row.reshape(1, 1, 2)},
+    }) | {"threshold": jnp.full((1, 3), 256.0 + bias)}  # fmt: skip
+    decide = cases.jit(lambda p, x, how: tree_ffn(p, x, spec, how)[1].leaf_TP, static_argnums=2)
+    for how in ("masked", "gather"):
+        assert decide(p, x, how).tolist() == [[1], [0]]  # one product with all rows
+    assert [decide(p, token[None], "gather").item() for token in x] == [1, 0]  # rows of the path alone
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -27,7 +27,8 @@ NAMES = pytest.mark.parametrize("name", SPECS)
 
 def case(rng, spec):
     """Arrays of a layer with biases that are not 0, tokens and an output's gradient, float64."""
-    params = jax.tree.map(lambda a: np.asarray(a, np.float64), init_params(jax.random.key(0), spec, E))
+    first = cases.first_weights(init_params, spec, E)
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), first)
     for name in {"b_in", "b_out", "b_router", "selection_bias"} & params.keys():
         params[name] = rng.normal(size=params[name].shape) / 3
     return params, 2 * rng.normal(size=(T, E)), rng.normal(size=(T, E))
@@ -39,8 +40,14 @@ def kept(rng, spec, n):
     return keep_X
 
 
-@NAMES
-@pytest.mark.parametrize("n_left", ["K", "most"])
+# Of each search and kind of router a layer that has only K experts left, and one that has most.
+LEFT = [(name, n_left) for name in SPECS for n_left in ("K", "most")]
+QUICK = [("tree", "most"), ("beam", "K"), ("trees", "most"), ("softmax", "K"), ("random", "most")]
+
+
+@pytest.mark.parametrize(
+    "name, n_left", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in LEFT]
+)
 def test_the_layer_is_its_definition(name, n_left, rng):
     """Of the experts that are left the best; outputs and gradients are the oracle's of the whole arrays."""
     spec = SPECS[name]
@@ -53,7 +60,7 @@ def test_the_layer_is_its_definition(name, n_left, rng):
     trained = {key: value for key, value in cases.on_device(pruned).items() if key not in ROUTING_NAMES}
     for implementation in IMPLEMENTATIONS:
 
-        @jax.jit
+        @cases.jit
         def run(trained, x, implementation=implementation):
             layer = lambda trained, x: leaf_ffn(trained | fixed, x, pruned_spec, implementation)
             y, back, info = jax.vjp(layer, trained, x, has_aux=True)
@@ -73,11 +80,12 @@ def test_tokens_whose_experts_stay_keep_their_output(name, rng):
     spec = SPECS[name]
     params, x, _ = case(rng, spec)
     x = jnp.asarray(x, jnp.float32)
-    y, info = leaf_ffn(cases.on_device(params), x, spec, "gather")
+    gather = cases.jit(lambda params, x, spec: leaf_ffn(params, x, spec, "gather"), static_argnums=2)
+    y, info = gather(cases.on_device(params), x, spec)
     keep_X = np.ones(spec.n_experts, bool)
     keep_X[np.asarray(info.leaf_TP)[T // 2]] = False
     pruned_spec, pruned = prune(params, spec, keep_X)
-    z, after = leaf_ffn(cases.on_device(pruned), x, pruned_spec, "gather")
+    z, after = gather(cases.on_device(pruned), x, pruned_spec)
     stays_T = keep_X[np.asarray(info.leaf_TP)].all(axis=1)
     assert 0 < stays_T.sum() < T
     np.testing.assert_allclose(z[stays_T], y[stays_T], rtol=1e-6, atol=1e-6)
@@ -91,7 +99,7 @@ def test_what_is_not_a_number_chooses_what_is_there(name, rng):
     keep_X = kept(rng, spec, spec.top_k + 1)
     pruned_spec, pruned = prune(params, spec, keep_X)
     x = jnp.asarray(x, jnp.float32).at[0].set(jnp.nan).at[1].set(jnp.inf)
-    ids, _ = route(cases.on_device(pruned), x, pruned_spec)
+    ids, _ = cases.jit(lambda params, x: route(params, x, pruned_spec))(cases.on_device(pruned), x)
     assert keep_X[np.asarray(ids)].all() and all(len(set(row)) == spec.top_k for row in np.asarray(ids))
     assert np.sort(ids[0]).tolist() == np.flatnonzero(keep_X)[: spec.top_k].tolist()  # of equals the first
 
@@ -105,11 +113,12 @@ def test_what_is_there_is_stored_and_nothing_else(rng):
     wanted = prune(params, spec, keep_X & (np.arange(16) != np.flatnonzero(keep_X)[4]))
     assert again == wanted[0] and again.n_kept == 8 and total_units(again) == 16
     jax.tree.map(np.testing.assert_array_equal, twice, wanted[1])
-    shapes = {name: value.shape for name, value in init_params(jax.random.key(0), again, E).items()}
+    first = jax.eval_shape(lambda key: init_params(key, again, E), jax.random.key(0))
+    shapes = {name: value.shape for name, value in first.items()}
     assert shapes == {name: value.shape for name, value in twice.items()}
     trained = [value.size for name, value in twice.items() if name not in ROUTING_NAMES]
     assert sum(trained) == ffn_params(again, E)
-    variables = FFN(again).init(jax.random.key(0), jnp.zeros((2, E)))
+    variables = jax.eval_shape(FFN(again).init, jax.random.key(0), jnp.zeros((2, E)))
     assert variables["routing"].keys() == {"kept_row"}
 
 

@@ -50,15 +50,16 @@ def plain(params, done):
 def test_its_dense_start(layer, params):
     flat = {name: params[name].reshape(-1, E) for name in ("w_in", "w_out")}
     flat |= {"b_in": params["b_in"].reshape(-1), "b_out": params["b_out"]}
-    dense, _ = dense_ffn(flat, X, DenseSpec(SPEC.total_units))
-    sparse, _ = leaf_ffn(params, X, SPEC)
+    dense, _ = jax.jit(dense_ffn, static_argnums=2)(flat, X, DenseSpec(SPEC.total_units))
+    sparse, _ = jax.jit(leaf_ffn, static_argnums=2)(params, X, SPEC)
     run = jax.jit(lambda params, done: layer(params, done))
     np.testing.assert_allclose(run(params, jnp.float32(0.0)), dense, rtol=1e-5, atol=1e-5)
     half = run(params, jnp.float32(0.25))
     np.testing.assert_allclose(half, dense / 2 + sparse / 2, rtol=1e-5, atol=1e-5)
     for done in (0.5, 1.0):
         np.testing.assert_allclose(run(params, jnp.float32(done)), sparse, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(layer(params, None), sparse, rtol=1e-5, atol=1e-5)
+    in_use = jax.jit(lambda params: layer(params, None))(params)
+    np.testing.assert_allclose(in_use, sparse, rtol=1e-5, atol=1e-5)
 
 
 def test_they_train_alike(params):

@@ -40,21 +40,23 @@ WAYS += [("dense", None), ("tree", None), ("trees", "gather"), ("softmax", "grou
 WAYS += [("random_tree", "gather"), ("pruned_leaves", "gather")]
 WAYS += [("straight_through", "masked"), ("straight_through", None)]  # which learn by masked alone
 FEW_TOO = (("tree", None), ("hard", "gather"), ("straight_through", None))
-# An ordinary run takes these; `make test-full` all.
-QUICK = {("tree", how) for how in (*IMPLEMENTATIONS, None)} | {("hard", "masked"), ("hard", "gather")}
-QUICK |= {("dense", None), ("straight_through", "masked"), ("straight_through", None)}
+# An ordinary run takes these, which hold every function that differentiates or reads rows in its own way;
+# `make test-full` takes all.
+QUICK = {("tree", how) for how in IMPLEMENTATIONS} | {("hard", "gather"), ("dense", None)}
+QUICK |= {("straight_through", "masked"), ("straight_through", None)}
 
 
-def of_way(*values):
+def of_way(*values, quick=QUICK):
     """A case of `values`, which begin with a layer and an implementation."""
-    return pytest.param(*values, marks=() if values[:2] in QUICK else pytest.mark.slow)
+    return pytest.param(*values, marks=() if values[:2] in quick else pytest.mark.slow)
 
 
 every_way = pytest.mark.parametrize(("name", "how"), [of_way(*way) for way in WAYS], ids=str)
-# Few tokens read the rows that they need, many take products with all.
+# Few tokens read the rows that they need, many take products with all: None is masked then.
 few_and_many = pytest.mark.parametrize(
     ("name", "how", "n_tokens"),
-    [of_way(*way, MANY) for way in WAYS] + [(*way, FEW) for way in FEW_TOO],
+    [of_way(*way, MANY, quick=QUICK - {("straight_through", None)}) for way in WAYS]
+    + [(*way, FEW) for way in FEW_TOO],
     ids=str,
 )
 
@@ -136,8 +138,11 @@ def test_trained_parameters_alone_have_gradients(name, how):
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@every_way
-@pytest.mark.parametrize("batch", ["b", pytest.param("16*b", marks=pytest.mark.slow)])
+BATCHES = [of_way(*way, "b", quick=QUICK | {("tree", None)}) for way in WAYS]
+BATCHES += [pytest.param(*way, "16*b", marks=pytest.mark.slow) for way in WAYS]
+
+
+@pytest.mark.parametrize(("name", "how", "batch"), BATCHES, ids=str)
 def test_export_with_a_batch_of_any_size(name, how, batch):
     variables, _, layer = case(name, FEW, how)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), variables)
@@ -152,7 +157,7 @@ def test_export_with_a_batch_of_any_size(name, how, batch):
 @pytest.mark.parametrize("checked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_shard_map_of_the_user(name, how, checked):
     """Forward and gradient of weights that all devices share, with shard_map's own checks as by default."""
-    n_tokens = 16
+    n_tokens = 4  # few on each device
     variables, x, _ = case(name, n_tokens, how)
     layer = FFN(LAYERS[name], how)
     rest = {collection: value for collection, value in variables.items() if collection != "params"}
@@ -174,11 +179,21 @@ OUR_AXES = [("data",), ("model",), ("data", "model")]  # over which path layers 
 MESHES = [(*way, ("batch",)) for way in WAYS]
 MESHES += [("hard", "gather", axes) for axes in OUR_AXES] + [("pruned", "grouped", axes) for axes in OUR_AXES]
 MESHES += [("straight_through", "masked", ("data", "model")), ("tree", "grouped", ("data", "model"))]
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+# Where something of ours decides: explicit axes in every layer, and our own axes in path layers.
+QUICK_MESHES = {(*way, ("batch",), EXPLICIT) for way in QUICK if way != ("straight_through", None)}
+QUICK_MESHES |= {("tree", "grouped", ("batch",), AUTO)}
+QUICK_MESHES |= {("hard", "gather", axes, AUTO) for axes in OUR_AXES[1:]}
+QUICK_MESHES |= {(*way, OUR_AXES[2], AUTO) for way in (("pruned", "grouped"), ("straight_through", "masked"))}
+ON_MESHES = [
+    pytest.param(*mesh, kind, marks=() if (*mesh, kind) in QUICK_MESHES else pytest.mark.slow)
+    for mesh in MESHES
+    for kind in (AUTO, EXPLICIT)
+]
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize(("name", "how", "axes"), MESHES, ids=str)
-def test_mesh_of_the_user(name, how, kind, axes):
+@pytest.mark.parametrize(("name", "how", "axes", "kind"), ON_MESHES, ids=str)
+def test_mesh_of_the_user(name, how, axes, kind):
     """One axis, of our names or another, or both; explicit axes keep how tokens are split. Gradients too."""
     n_tokens = 16
     variables, x, layer = case(name, n_tokens, how)
@@ -195,7 +210,7 @@ def test_mesh_of_the_user(name, how, kind, axes):
     with jax.set_mesh(mesh):
         here = jax.device_put((variables["params"], rest), NamedSharding(mesh, P()))
         y, grads = cases.jit(run)(*here, jax.device_put(x, NamedSharding(mesh, P(axes[0]))))
-    if kind == AxisType.Explicit:
+    if kind == EXPLICIT:
         assert y.sharding.spec[0] == axes[0]
     np.testing.assert_allclose(y, wanted, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads, wanted_grads)
@@ -237,7 +252,7 @@ def test_vmap_and_scan(name, how):
 @every_way
 def test_vmap_over_layers(name, how):
     """Stacked weights, each with its own tokens."""
-    variables, x, layer = case(name, 6, how)
+    variables, x, layer = case(name, FEW, how)
     other = jax.tree.map(lambda a: a * 2 if jnp.issubdtype(a.dtype, jnp.floating) else a, variables)
     stacked, both = jax.tree.map(lambda *a: jnp.stack(a), variables, other), jnp.stack([x, -x])
     y = cases.jit(jax.vmap(layer))(stacked, both)
