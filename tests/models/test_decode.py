@@ -20,8 +20,9 @@ GREEDY = Sampling(greedy=True)
 
 
 SLOW = pytest.mark.slow
-# A dense layer of fewer units, and layers that choose as another kind here does.
-LIKE_OTHERS = ("narrow", "random_tree", "pruned_random_tree", "leaf_hash")
+# A dense layer of fewer units, and layers that choose as another kind here does: the cache is attention's.
+LIKE_OTHERS = ("narrow", "straight_through", "random_tree", "pruned_random_tree")
+LIKE_OTHERS += ("leaf_softmax", "leaf_hash", "pruned_leaf")
 
 
 @pytest.mark.parametrize(
@@ -157,5 +158,5 @@ def test_few_tokens_gather(monkeypatch):
     variables = random_variables(spec)
     used.clear()
     cache = decode.init_cache(spec, 1, 16)
-    Transformer(spec).apply(variables, TOKENS[:1, :1], cache)
+    jax.eval_shape(Transformer(spec).apply, variables, TOKENS[:1, :1], cache)
     assert set(used) == {"gather"}

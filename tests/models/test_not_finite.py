@@ -45,10 +45,12 @@ def test_a_row_of_scores_that_are_none_has_no_token(rule):
     assert found[0] == choose([good])[0] and found[4:] == [1, 1]
 
 
+LIKE_OTHERS = ("dense", "straight_through", "hard", "leaf_softmax")
+
+
 @pytest.mark.parametrize(
     "kind",
-    ["leaf_softmax", "pruned", "leaf"]
-    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("dense", "straight_through", "hard")],
+    ["pruned", "leaf"] + [pytest.param(kind, marks=pytest.mark.slow) for kind in LIKE_OTHERS],
 )
 def test_one_request_fails_alone(kind):
     spec, variables = decode.for_decoding(*hot_model(kind))

@@ -69,11 +69,14 @@ def test_remat_equals_no_remat():
     assert recomputed(rematted) > recomputed(spec)
 
 
-@pytest.mark.parametrize(
-    "kind, implementation",
-    [(kind, "masked") for kind in KINDS]
-    + [(kind, name) for kind in ("hard", "leaf") for name in ("gather", "grouped")],
-)
+LIKE_OTHERS = ("narrow", "random_tree", "leaf_softmax", "leaf_hash", "pruned_leaf", "pruned_random_tree")
+CAUSAL = [
+    pytest.param(kind, "masked", marks=pytest.mark.slow if kind in LIKE_OTHERS else ()) for kind in KINDS
+]
+CAUSAL += [(kind, name) for kind in ("hard", "leaf") for name in ("gather", "grouped")]
+
+
+@pytest.mark.parametrize("kind, implementation", CAUSAL)
 def test_causality_by_gradient_pattern(kind, implementation):
     """Scores at position c depend on the embeddings at positions up to c and on no later one.
 

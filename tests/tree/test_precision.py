@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import oracle
 from tests.tree import cases
 from tree_ffn.models.dense import DenseSpec, dense_ffn
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, leaf_ffn, tree_ffn
@@ -90,14 +91,14 @@ def test_decisions_of_a_tree_of_experts(rng):
 
 @pytest.mark.parametrize("router, width", [("first_unit", 1), ("first_unit", 2), ("frozen", 1)])
 def test_decisions_of_paths(router, width):
-    """Products 257 and 256, and sums with a bias of 256: in bfloat16 they are equal. Thresholds say which."""
-    x = jnp.asarray([[16, 1], [16, 0]], jnp.bfloat16)
+    """Products 257 and 256.25, sums with a bias of 256, and a threshold between them: bfloat16 knows none."""
+    x = jnp.asarray([[16, 2], [16, 0.5]], jnp.bfloat16)
     spec = TreeSpec(TreeShape(1, 1, width), router=router, activation="relu")
-    row, bias = np.array([16, 1]), 256 if router == "first_unit" else 0
+    row, bias = np.array([16, 0.5]), 256 if router == "first_unit" else 0
     p = bfloat16_numbers({
         "w_in": np.tile(row, (1, 3 * width, 1)), "b_in": np.full((1, 3 * width), bias),
         "w_out": np.ones((1, 3 * width, 2)), "b_out": np.zeros(2), "router": {"w": row.reshape(1, 1, 2)},
-    }) | {"threshold": jnp.full((1, 3), 256.0 + bias)}  # fmt: skip
+    }) | {"threshold": jnp.full((1, 3), 256.5 + bias)}  # fmt: skip
     decide = cases.jit(lambda p, x, how: tree_ffn(p, x, spec, how)[1].leaf_TP, static_argnums=2)
     for how in ("masked", "gather"):
         assert decide(p, x, how).tolist() == [[1], [0]]  # one product with all rows
@@ -105,10 +106,11 @@ def test_decisions_of_paths(router, width):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_paths_sum_in_float32_and_round_once(implementation, rng):
+@pytest.mark.parametrize("widths", [2, pytest.param((1, 2, 1, 3), id="per_level")])
+def test_paths_sum_in_float32_and_round_once(widths, implementation, rng):
     """Every product and sum is exact in float32, and decisions have thresholds that bfloat16 would lose."""
     P, D = 5, 3
-    spec = TreeSpec(TreeShape(P, D, 2), activation="relu")
+    spec = TreeSpec(TreeShape(P, D, widths), activation="relu")
     U = spec.shape.tree_units
     p = {"w_in": cases.on_grid(rng, P, U, E), "b_in": cases.on_grid(rng, P, U)}
     p |= {"w_out": 3 * cases.on_grid(rng, P, U, E), "b_out": np.zeros(E, np.float32)}
@@ -118,12 +120,13 @@ def test_paths_sum_in_float32_and_round_once(implementation, rng):
     layer = cases.jit(lambda p, x: tree_ffn(p, x, spec, implementation))
     y, info = layer(low, jnp.asarray(x, jnp.bfloat16))
     z = np.einsum("te,pue->tpu", x, p["w_in"]) + p["b_in"]
-    node, wanted = np.zeros((T, P), int), np.zeros((T, E))
-    t, tree = np.arange(T)[:, None], np.arange(P)[None]
-    for _ in range(D + 1):
-        for unit in (2 * node, 2 * node + 1):
-            h = rounded(np.maximum(z[t, tree, unit], 0))
-            wanted += np.einsum("tp,tpe->te", h, p["w_out"][tree, unit])
-        node = 2 * node + 1 + (z[t, tree, 2 * node] > threshold[tree, node])
-    np.testing.assert_array_equal(info.leaf_TP, (node - 1) // 2 - (2**D - 1))
+    leaf, wanted = np.zeros((T, P), int), np.zeros((T, E))
+    for t, tree in np.ndindex(T, P):
+        node = 0
+        for _ in range(D + 1):
+            rows = oracle.rows_of(spec, node)
+            wanted[t] += rounded(np.maximum(z[t, tree, rows], 0)) @ p["w_out"][tree, rows]
+            node = 2 * node + 1 + (z[t, tree, rows.start] > threshold[tree, node])
+        leaf[t, tree] = (node - 1) // 2 - (2**D - 1)
+    np.testing.assert_array_equal(info.leaf_TP, leaf)
     np.testing.assert_array_equal(np.asarray(y, np.float64), rounded(wanted))
