@@ -100,7 +100,7 @@ def recipe(width: int) -> "LeafSpec":
       >>> from tree_ffn import FFN
       >>> layer = FFN(recipe(128), w_in_scale=0.7, w_out_scale=0.05)
       >>> x = jax.random.normal(jax.random.key(0), (8, 128))
-      >>> params, optimizer, steps = layer.init(jax.random.key(1), x)["params"], optax.lion(1e-3), 4
+      >>> params, optimizer, steps = jax.jit(layer.init)(jax.random.key(1), x)["params"], optax.lion(1e-3), 4
       >>> @jax.jit
       ... def train_step(params, state, step):
       ...     def loss(params):

@@ -141,7 +141,10 @@ def check_same(name: str, rows: list[dict], binding: str = rf"(?!{NO_MATTER})") 
 
 def setting(row: dict, key: str):
     """A value of the row's config by its dotted key; None where it is absent."""
-    return flat(row["config"]).get(key)
+    value = row["config"]
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return None if isinstance(value, dict) else value
 
 
 def machine(row: dict) -> str:

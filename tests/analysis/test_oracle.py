@@ -19,7 +19,7 @@ def model_of(*ffns, width=8, context=6):
     spec = ModelSpec(
         vocab_size=11, max_seq_len=context, width=width, n_layers=len(ffns), n_heads=2, ffns=ffns
     )
-    variables = Transformer(spec).init(jax.random.key(1), jnp.zeros((1, context), jnp.int32))
+    variables = jax.jit(Transformer(spec).init)(jax.random.key(1), jnp.zeros((1, context), jnp.int32))
     # Large enough that leaves matter.
     variables["params"] = jax.tree.map(lambda leaf: leaf * 3, variables["params"])
     return spec, variables

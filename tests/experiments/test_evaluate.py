@@ -33,6 +33,9 @@ def run(request, texts, tmp_path_factory):
     return workdir, train(config, str(workdir), log=lambda _: None, bar=False)
 
 
+one_kind = pytest.mark.parametrize("run", ["leaf"], indirect=True)
+
+
 def kind_of(run):
     return json.loads((run[0] / "config.json").read_text())["ffn"]["kind"]
 
@@ -66,7 +69,14 @@ def test_the_validation_split_scores_as_in_training(run, tmp_path):
     assert {(row["table"], row["row"], row["seed"]) for row in rows} == {("cpu_small", "a_row", 0)}
 
 
-@pytest.mark.parametrize("split", ["valid", "all"])
+@pytest.mark.parametrize(
+    "run, split",
+    [
+        ("leaf", "valid"), ("tree", "all"),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (("leaf", "all"), ("tree", "valid"))),
+    ],
+    indirect=["run"],
+)  # fmt: skip
 def test_figures_do_not_depend_on_the_batch_size(run, split):
     """The last batch is filled up with rows that count nowhere: for one device, and for four."""
     restored = restore_for_inference(str(run[0]), "latest")
@@ -82,6 +92,7 @@ def test_figures_do_not_depend_on_the_batch_size(run, split):
             np.testing.assert_allclose(value, found[0][name], rtol=1e-6, err_msg=name)
 
 
+@one_kind
 def test_other_text(run, tmp_path):
     (tmp_path / "a.txt").write_text("to be or not to be " * 500)
     (tmp_path / "b.txt").write_text("that is the question " * 500)
@@ -97,7 +108,7 @@ def test_other_text(run, tmp_path):
     assert found["tokens"] > 15_000
 
 
-@pytest.mark.parametrize("run", ["leaf"], indirect=True)
+@one_kind
 def test_a_field_of_jsonl_and_a_tokenizer_by_path(run, tmp_path):
     lines = [json.dumps({"text": "", "body": f"number {i} of many lines"}) for i in range(400)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -125,6 +136,7 @@ def test_text_that_has_changed_since_is_said(texts, tmp_path):
     assert outcome.code == 0 and f"held: the run was trained on {copy}/1.txt" in outcome.out
 
 
+@one_kind
 def test_another_tokenizer_is_refused(run, tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     engine = tokenizers.Tokenizer(tokenizers.models.BPE({chr(c): c - 32 for c in range(32, 127)}, []))
@@ -139,7 +151,7 @@ def test_another_tokenizer_is_refused(run, tmp_path):
     assert "is not the tokenizer of the run" in outcome.err
 
 
-@pytest.mark.parametrize("run", ["leaf"], indirect=True)
+@one_kind
 def test_a_registered_data_set(run, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     from tests.data.test_tfds_input import SmallSet, make
@@ -172,7 +184,7 @@ def test_a_registered_data_set(run, tmp_path):
         (["--tokenizer=nowhere.json"], "data.tokenizer: "),
     ],
 )
-@pytest.mark.parametrize("run", ["leaf"], indirect=True)
+@one_kind
 def test_wrong_input_is_one_sentence_and_exit_code_2(run, arguments, said):
     if arguments and not arguments[0].startswith("--workdir"):
         arguments = [f"--workdir={run[0]}", *arguments]
@@ -206,6 +218,7 @@ def test_two_other_corpora_at_once_are_refused():
         CorpusSpec(**changed_fields(data, {"files": "a", "tfds_dir": "b"}))
 
 
+@one_kind
 def test_texts_are_scored_whole(run, texts, tmp_path):
     """Every token once, windows of the context one after the other, against a plain loop."""
     workdir, _ = run
@@ -248,6 +261,7 @@ def test_texts_are_scored_whole(run, texts, tmp_path):
     assert all(len(row["config"]["scored"]["sha256"]) == 64 for row in rows)
 
 
+@one_kind
 @pytest.mark.parametrize("given", ["novels", "a=", "=x.txt", "A b=x.txt", "a=*.txt,a=*.txt"])
 def test_texts_need_names(run, given):
     outcome = call("evaluate", f"--workdir={run[0]}", f"--texts={given}")
@@ -255,6 +269,7 @@ def test_texts_need_names(run, given):
     assert len(outcome.err.strip().splitlines()) == 1
 
 
+@one_kind
 def test_a_loss_that_is_no_number_is_no_figure(run, tmp_path):
     restored = restore_for_inference(str(run[0]), "latest", make_mesh(1, 1))
     restored.variables["params"]["embed"]["tokens"] *= np.float32(1e30)

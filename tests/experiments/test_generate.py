@@ -37,9 +37,9 @@ def exported(tmp_path_factory):
 
 def test_a_prompt_is_continued_alike_from_the_same_seed(repository, exported):
     flags = (f"--export={exported}", "--prompt=tree", "--tokens=12", "--top_k=5", "--seed=3")
-    first, second = generate(repository, *flags), generate(repository, *flags)
+    first = generate(repository, *flags)
     assert first.returncode == 0, first.stderr
-    assert first.stdout == second.stdout
+    assert first.stdout == made(*flags)
     text = first.stdout.rstrip("\n")
     assert text.startswith("tree") and len(text) == 16 and text.isalpha()
     assert "tokens/s" in first.stderr
@@ -48,17 +48,22 @@ def test_a_prompt_is_continued_alike_from_the_same_seed(repository, exported):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--prompt=x"], "--workdir or --export: give one of them"),
         (["--export={}", "--tokens=99"], "tokens: 99 new tokens after a prompt of 1 do not fit"),
         (["--export={}/none"], "cannot be read: No such file"),
         (["--export={}", "--top_p=2"], "top_p: 2.0 is not allowed"),
     ],
 )
-def test_mistakes_get_one_sentence(repository, exported, flags, words):
-    result = generate(repository, *(flag.format(exported) for flag in flags))
-    assert result.returncode == 2
-    assert words in result.stderr and len(result.stderr.splitlines()) == 1
-    assert result.stdout == ""
+def test_mistakes_get_one_sentence(exported, flags, words):
+    outcome = call("generate", *(flag.format(exported) for flag in flags))
+    assert outcome.code == 2 and outcome.out == ""
+    assert words in outcome.err and len(outcome.err.splitlines()) == 1
+
+
+def test_a_mistake_of_a_process(repository):
+    result = generate(repository, "--prompt=x")
+    assert result.returncode == 2 and result.stdout == ""
+    assert "--workdir or --export: give one of them" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def made(*flags):

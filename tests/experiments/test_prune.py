@@ -1,6 +1,7 @@
 """From a trained run to a curve of pruned ones, and to a run, an export and text of one of them."""
 
 import math
+import shutil
 
 import pytest
 
@@ -127,32 +128,52 @@ def test_one_path_becomes_dense(run, tmp_path):
     assert curve["1"][1] == "12"
 
 
-def test_a_leaf_run_from_its_training_to_text(texts, tmp_path):
-    """Pruned to K experts a layer: curve, rows, a run that trains on, one text of run and export."""
-    fields = {"n_experts": 8, "expert_width": 3, "top_k": 2, "balance_rate": 1e-3, "dense_start": 0.0}
-    config = {"kind": "leaf"} | {f"ffn__{name}": value for name, value in fields.items()}
-    run, to, results = (str(tmp_path / name) for name in ("run", "new", "rows.jsonl"))
-    train(tiny_config(texts, **config), run, log=lambda _: None, bar=False)
+LEAVES = {
+    "kind": "leaf", "ffn__n_experts": 8, "ffn__expert_width": 3, "ffn__top_k": 2, "ffn__balance_rate": 1e-3,
+    "ffn__dense_start": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pruned_leaves(texts, tmp_path_factory):
+    """A run of experts pruned to K a layer, the curve that was printed, and its rows."""
+    base = tmp_path_factory.mktemp("leaves")
+    run, to, results = (str(base / name) for name in ("run", "new", "rows.jsonl"))
+    train(tiny_config(texts, **LEAVES), run, log=lambda _: None, bar=False)
     outcome = call(
         "prune", f"--workdir={run}", "--thresholds=0.2,1", "--threshold=1", f"--to={to}", "--batch_size=8",
         f"--results={results}", "--row=leaf_X8",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    curve = lines_of(outcome.out)
+    return to, lines_of(outcome.out), results
+
+
+def test_a_leaf_run(pruned_leaves):
+    to, curve, results = pruned_leaves
     assert [curve[name][1] for name in ("unpruned", "1")] == ["48", "12"]
     assert 12 <= int(curve["0.2"][1]) < 48
     assert "| 1 | 12 | 25.0% |" in render(results)
     found = restore_for_inference(to, 0)
     assert [ffn.n_kept for ffn in found.model.ffns] == [2, 2]
     assert "2 x pruned leaf: 2 of 8 experts of 3, top 2" in describe(found.model)[0]
+
+
+def test_a_pruned_leaf_run_trains_on(texts, pruned_leaves, tmp_path):
+    copy = shutil.copytree(pruned_leaves[0], tmp_path / "run")
+    figures = train(tiny_config(texts, **LEAVES | NEW), str(copy), log=lambda _: None, bar=False)
+    assert figures["step"] == 4 and math.isfinite(figures["loss"])
+
+
+@pytest.mark.slow
+def test_a_pruned_leaf_run_and_its_export_make_one_text(pruned_leaves, tmp_path):
+    to = pruned_leaves[0]
+    found = restore_for_inference(to, 0)
     assert "dead leaves 0.000" in call("evaluate", f"--workdir={to}", "--batch_size=8").out
     assert call("export", f"--workdir={to}", f"--to={tmp_path}/out").code == 0
     assert export.load(f"{tmp_path}/out")[0] == found.model
     asked = ("--prompt=a b", "--tokens=8", "--seed=1")
     said = [call("generate", source, *asked) for source in (f"--workdir={to}", f"--export={tmp_path}/out")]
     assert said[0].code == 0 and said[0].out == said[1].out
-    figures = train(tiny_config(texts, **config | NEW), to, log=lambda _: None, bar=False)
-    assert figures["step"] == 4 and math.isfinite(figures["loss"])
 
 
 def test_other_text(run, tmp_path):

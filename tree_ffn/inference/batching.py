@@ -67,7 +67,7 @@ class Batch:
     Example:
       >>> from tree_ffn.models import DenseSpec, Transformer
       >>> spec = ModelSpec(vocab_size=9, max_seq_len=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
-      >>> variables = Transformer(spec).init(jax.random.key(0), np.zeros((1, 8), np.int32))
+      >>> variables = jax.jit(Transformer(spec).init)(jax.random.key(0), np.zeros((1, 8), np.int32))
       >>> batch = Batch(spec, variables)
       >>> for prompt in ((1, 2, 3), (4,)):
       ...     batch.add(Request(prompt, n_tokens=1))
@@ -254,7 +254,7 @@ def generate(
     Example:
       >>> from tree_ffn.models import DenseSpec, Transformer
       >>> spec = ModelSpec(vocab_size=9, max_seq_len=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
-      >>> variables = Transformer(spec).init(jax.random.key(0), np.zeros((1, 8), np.int32))
+      >>> variables = jax.jit(Transformer(spec).init)(jax.random.key(0), np.zeros((1, 8), np.int32))
       >>> [len(tokens) for tokens in generate(spec, variables, [[1, 2, 3], [4]], n_tokens=5)]
       [5, 5]
     """

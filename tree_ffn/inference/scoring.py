@@ -99,7 +99,7 @@ def score(
     Example:
       >>> from tree_ffn.models.dense import DenseSpec
       >>> spec = ModelSpec(vocab_size=9, max_seq_len=8, width=4, n_layers=1, n_heads=1, ffns=(DenseSpec(8),))
-      >>> variables = Transformer(spec).init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+      >>> variables = jax.jit(Transformer(spec).init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
       >>> [found] = score(spec, variables, [([1, 2, 3], [4])])
       >>> found.log_likelihood < 0
       True

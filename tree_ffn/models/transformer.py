@@ -143,8 +143,8 @@ class Transformer(nn.Module):
       >>> ffns = (DenseSpec(width=32),) * 2
       >>> spec = ModelSpec(vocab_size=257, max_seq_len=16, width=8, n_layers=2, n_heads=2, ffns=ffns)
       >>> tokens = jnp.zeros((1, 16), jnp.int32)
-      >>> variables = Transformer(spec).init(jax.random.key(0), tokens)
-      >>> logits, infos = Transformer(spec).apply(variables, tokens)
+      >>> variables = jax.jit(Transformer(spec).init)(jax.random.key(0), tokens)
+      >>> logits, infos = jax.jit(Transformer(spec).apply)(variables, tokens)
       >>> logits.shape, len(infos)
       ((1, 16, 257), 1)
     """

@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_backend_of_transformers(family, models):
 
 
 @needs_harness
-@families
+@pytest.mark.parametrize("family", ["opt", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_the_harness_gets_the_same_through_our_adapter(family, models, data, tmp_path, monkeypatch):
     """Its requests in its order, with their tokens; windows of whole texts; answers; and every metric.
 
