@@ -11,7 +11,6 @@ from typing import Any
 
 from experiments.reporting.render import Table
 from tree_ffn.errors import InputError
-from tree_ffn.plain import flat
 from tree_ffn.training.config import differing_keys
 from tree_ffn.upgrades import upgraded
 
