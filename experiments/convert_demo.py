@@ -18,8 +18,7 @@ beyond where the best is at an end; then distilled tries the other --weights, an
 its best one. `faded` takes what distilled has; `dense_tuned` what tuned has.
 
 Dense, converted and fine-tuned models are scored on the validation text, on --texts, and on --tasks with and
-without solved examples where --task_data names their data; or each answers the questions of --asked, which
-evaluate --ask wrote, and evaluate --asked makes scores of --answers. What is in --workdir is not made again.
+without solved examples where --task_data names their data. What is in --workdir is not made again.
 The last lines: perplexity against the dense model's, and the tokens of fine-tuning until it was within 2 %.
 
 --jobs makes the parts (experiments/conversion/demo_parts.py) as processes, so many at a time, each with a log
@@ -41,9 +40,9 @@ from absl import flags
 from experiments.common import cli, path_flags
 from experiments.common.config_words import check_config
 from experiments.common.processes import Job, Processes, stopped, why
-from experiments.conversion import demo_answers, demo_scores
+from experiments.conversion import demo_scores
 from experiments.conversion.demo_parts import Demo
-from experiments.lm_eval import answering, questions
+from experiments.lm_eval import questions
 from experiments.reporting import texts
 from experiments.sweeps import tuning
 from tree_ffn.conversion.convert import Recipe, check_convertible, tokens_needed
@@ -81,10 +80,6 @@ _TASK_DATA = path_flags.define(
 _TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
 _RESULTS = path_flags.define_written("results", None, "Append all metrics to this results file (JSONL).")
-_ASKED = path_flags.define("asked", None, "Questions that evaluate --ask wrote, for every scored model.")
-_ANSWERS = path_flags.define_written(
-    "answers", None, "File for the answers of all models; .xz packs it.", (".xz",)
-)
 _JOBS = flags.DEFINE_integer("jobs", 0, "Parts as processes, so many at a time; 0: one by one here.")
 _GPUS = flags.DEFINE_list("gpus", [], "GPUs for --jobs to take in turns, e.g. 0,1; all see all by default.")
 _PART = flags.DEFINE_string("part", None, "Make this part alone; --jobs starts processes so.")
@@ -110,9 +105,6 @@ def make_all(demo: Demo) -> dict[str, str]:
         else:
             make_here(demo)
     finally:  # after a signal or a failure too: what there is so far
-        if _ASKED.value and _ANSWERS.value:
-            n = demo_answers.gather(_ANSWERS.value, _ASKED.value, (place for _, place in demo.models()))
-            print(f"answers of {n} models: {_ANSWERS.value}")
         said = ", ".join(f"{way}: lr {s.lr:g}, weight {s.weight:g}" for way, s in demo.chosen().items())
         print(f"\nchosen: {said}\n{table(demo.ended())}", flush=True)
     return failed
@@ -209,10 +201,6 @@ def check_jobs() -> None:
 
 def checked_scoring() -> demo_scores.Scoring:
     """What models are scored on."""
-    if _ANSWERS.value and not _ASKED.value:
-        raise InputError("--asked is missing; --answers needs the file of questions.")
-    if _ASKED.value:
-        answering.read_asked(_ASKED.value)
     if tasks_can_be_asked():
         questions.plan(_TASKS.value, "task", _TASK_DATA.value)
     elif _TASK_DATA.value:
@@ -222,7 +210,7 @@ def checked_scoring() -> demo_scores.Scoring:
         )
     tasks = _TASKS.value if tasks_can_be_asked() else []
     return demo_scores.Scoring(
-        texts.parse(_TEXTS.value), tasks, _TASK_DATA.value, _TASK_CACHE.value, _LIMIT.value, _ASKED.value
+        texts.parse(_TEXTS.value), tasks, _TASK_DATA.value, _TASK_CACHE.value, _LIMIT.value
     )
 
 

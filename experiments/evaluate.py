@@ -13,10 +13,7 @@ white space and ends of line, as is usual for WikiText).
 --tasks asks questions by EleutherAI's harness (the extra `eval`): the task files of experiments/lm_eval/tasks
 over a folder of data, or without --task_data the harness's own tasks, which it fetches from the network.
 --shots=task puts as many solved examples before a question as the task file says. Every score comes with its
-standard error and with what chance gives; prompts that the context cuts on the left are counted. --ask and
---answers let a machine answer that has not the harness (experiments/answer.py says how); with --asked, the
-answers are those of all models of a demonstration (experiments/convert_demo.py), whose rows have the names
-that are in the file.
+standard error and with what chance gives; prompts that the context cuts on the left are counted.
 
 Prints loss (nats a token), perplexity, bits per byte, active share, and the use
 of every layer's leaves or experts; --json writes the same.
@@ -25,12 +22,11 @@ of every layer's leaves or experts; --json writes the same.
 from absl import flags
 
 from experiments.common import cli, loaded, path_flags, run_config
-from experiments.conversion import demo_answers
-from experiments.lm_eval import answering, questions
+from experiments.lm_eval import questions
 from experiments.reporting import record, texts
 from tree_ffn.data.rows import TooShort
 from tree_ffn.data.spec import CORPORA
-from tree_ffn.errors import InputError, check_positive_int, is_whole_number
+from tree_ffn.errors import InputError
 from tree_ffn.json_output import json_text
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import evaluate, other_corpus
@@ -61,13 +57,6 @@ _TASKS = flags.DEFINE_list(
 _TASK_DATA = path_flags.define("task_data", None, "Folder with the data of the tasks.")
 _SHOTS = flags.DEFINE_list("shots", ["0"], "Solved examples before a question: a number, task, or several.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
-_ASK = path_flags.define_written(
-    "ask", None, "With --tasks, answer nothing: write what is asked to this file.", (".xz",)
-)
-_CONTEXT = flags.DEFINE_integer("context", None, "Of --ask: the model's context.")
-_BEGINS_WITH = flags.DEFINE_list("begins_with", [], "Of --ask: ids before every text of the model (OPT: 2).")
-_ANSWERS = path_flags.define("answers", None, "With --tasks, instead of a model: the answers to --ask.")
-_ASKED = path_flags.define("asked", None, "Of --answers of several models: what --ask wrote.")
 _TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _JSON = path_flags.define_written("json", None, "Write the metrics to this file.")
 _RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
@@ -76,9 +65,6 @@ _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 
 
 def main() -> None:
-    if _ASKED.value:
-        score_models()
-        return
     record.check_row_flag(_RESULTS.value, _ROW.value)
     if _TASKS.value:
         answer_questions()
@@ -119,82 +105,15 @@ def main() -> None:
 def answer_questions() -> None:
     """What --tasks asks for."""
     planned = questions.plan_all(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
-    model, answerer = who_answers()
+    model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, _STEP.value)
     scores = questions.answer(
-        model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value, answerer=answerer
+        model, planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value
     )
-    if isinstance(answerer, answering.Asked):
-        questions_asked = list(answerer.questions.values())
-        answering.write_lines(_ASK.value, answering.head_of(model), questions_asked, "ask")
-        n_asked, cuts = len(answerer.questions), questions.cuts(scores)
-        print(
-            f"{n_asked:,} questions: {_ASK.value}; next: python -m experiments.answer --asked",
-            *cuts,
-            sep="\n",
-        )
-        return
     print(questions.table(scores))
     if _JSON.value:
         write_json(_JSON.value, {"scores": [score.as_json() for score in scores]})
     if _RESULTS.value:
-        device = answerer.device if isinstance(answerer, answering.Answers) else None
-        questions.append(_RESULTS.value, scores, model.facts, _ROW.value, _LIMIT.value, device)
-
-
-def score_models() -> None:
-    """What --tasks give for every model that answered what is in --asked."""
-    for flag in (_ANSWERS, _TOKENIZER):
-        if not flag.value:
-            raise InputError(f"--{flag.name} is missing; --asked needs it.")
-    if not _TASKS.value:
-        raise InputError("--tasks is missing; name those that were asked.")
-    planned = questions.plan_all(_TASKS.value, _SHOTS.value, _TASK_DATA.value)
-    for row, device, answers in demo_answers.read(_ANSWERS.value, _ASKED.value):
-        scores = questions.answer(
-            reader_of(answers), planned, data=_TASK_DATA.value, cache=_TASK_CACHE.value, limit=_LIMIT.value,
-            answerer=answers,
-        )  # fmt: skip
-        print(f"\n{row}\n{questions.table(scores)}", flush=True)
-        if _RESULTS.value:
-            questions.append(_RESULTS.value, scores, answers.facts, row, _LIMIT.value, device)
-
-
-def reader_of(answers: answering.Answers) -> loaded.Loaded:
-    """What reads text as the model did that answered.
-
-    Raises:
-      InputError: --tokenizer is another one.
-    """
-    head = answers.asked
-    model = loaded.reader(_TOKENIZER.value, head["context"], head["begins_with"], answers.facts)
-    if model.tokenizer.fingerprint != head["tokenizer_sha256"]:
-        raise InputError(f"--tokenizer: {model.tokenizer.name} is not the one that --ask was given.")
-    return model
-
-
-def who_answers():
-    """The model that --tasks are asked of, and the answerer if it is not the model itself.
-
-    Raises:
-      InputError: more or less than one of them is named, or --ask and --answers lack what they need.
-    """
-    if not (_ASK.value or _ANSWERS.value):
-        return loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value, _STEP.value), None
-    named = [flag.name for flag in (_ASK, _ANSWERS, _WORKDIR, _EXPORT) if flag.value]
-    if len(named) > 1:
-        raise InputError(f"--{named[0]}: cannot be used with --{named[1]}; give one of them.")
-    if _TOKENIZER.value is None:
-        raise InputError(f"--tokenizer is missing; --{named[0]} needs the model's.")
-    if _ANSWERS.value:
-        answers = answering.Answers.read(_ANSWERS.value)
-        return reader_of(answers), answers
-    if _CONTEXT.value is None:
-        raise InputError("--context is missing; --ask needs the model's.")
-    if not all(is_whole_number(word) for word in _BEGINS_WITH.value):
-        raise InputError(f"--begins_with: {','.join(_BEGINS_WITH.value)!r} is not allowed; use ids, e.g. 2.")
-    check_positive_int("--context", _CONTEXT.value)
-    begins_with = list(map(int, _BEGINS_WITH.value))
-    return loaded.reader(_TOKENIZER.value, _CONTEXT.value, begins_with), answering.Asked()
+        questions.append(_RESULTS.value, scores, model.facts, _ROW.value, _LIMIT.value)
 
 
 def table(figures: dict, title: str) -> str:
@@ -228,4 +147,4 @@ def write_json(path: str, figures: dict) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, prints=lambda: not (_RESULTS.value or _JSON.value or _ASK.value))
+    cli.run(main, prints=lambda: not (_RESULTS.value or _JSON.value))

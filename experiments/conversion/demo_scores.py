@@ -1,13 +1,10 @@
-"""Scores of the models of a demonstration: on other texts, and on questions, asked here or elsewhere."""
+"""Scores of the models of a demonstration: on other texts, and on questions."""
 
 import dataclasses
-import hashlib
-import pathlib
 from typing import Any
 
-from experiments.common import loaded, provenance, run_config, starts
-from experiments.conversion import demo_answers
-from experiments.lm_eval import answering, questions
+from experiments.common import loaded, run_config, starts
+from experiments.lm_eval import questions
 from experiments.reporting import record, texts
 from tree_ffn.training import workdir as workdirs
 
@@ -23,7 +20,6 @@ class Scoring:
       tasks: of the evaluation harness; none where it is not installed.
       task_data, task_cache: folders of their data.
       limit: questions of a task; None is all.
-      asked: file of questions that evaluate --ask wrote; None asks none. Answers go into the model's workdir.
     """
 
     texts: dict[str, str]
@@ -31,14 +27,10 @@ class Scoring:
     task_data: str | None
     task_cache: str
     limit: int | None
-    asked: str | None = None
 
     def asked_for(self) -> dict[str, Any]:
         """What is scored, as JSON values."""
-        facts = {"texts": sorted(self.texts), "tasks": self.tasks, "limit": self.limit}
-        if self.asked:
-            facts["asked"] = hashlib.sha256(pathlib.Path(self.asked).read_bytes()).hexdigest()[:12]
-        return facts
+        return {"texts": sorted(self.texts), "tasks": self.tasks, "limit": self.limit}
 
     def done(self, workdir: str) -> bool:
         """Whether the model of a run was scored on all of it."""
@@ -63,13 +55,11 @@ def score(scoring: Scoring, workdir: str, row: str, results: str | None, config=
         texts.score(run, scoring.texts, results=results, table="conversion", row=row, config=config)
     facts = record.public_config(config or run_config.config_of(run), run.meta["data"])
     if scoring.tasks:
-        ask_here(scoring, workdir, row, results, facts)
-    if scoring.asked:
-        answer(scoring.asked, workdir, row, facts)
+        ask(scoring, workdir, row, results, facts)
     workdirs.write_json(workdir, "scored.json", scoring.asked_for())
 
 
-def ask_here(scoring: Scoring, workdir: str, row: str, results: str | None, facts: dict) -> None:
+def ask(scoring: Scoring, workdir: str, row: str, results: str | None, facts: dict) -> None:
     """The harness asks, without solved examples and with them."""
     model = loaded.load(workdir, None, step="latest")
     planned = questions.plan_all(scoring.tasks, SHOTS, scoring.task_data)
@@ -79,13 +69,3 @@ def ask_here(scoring: Scoring, workdir: str, row: str, results: str | None, fact
     print(f"\n{row}\n{questions.table(scores)}", flush=True)
     if results:
         questions.append(results, scores, facts, row, scoring.limit)
-
-
-def answer(asked: str, workdir: str, row: str, facts: dict) -> None:
-    """Answers what was asked elsewhere, into the workdir."""
-    head, rows = answering.read_asked(asked)
-    model = loaded.load(workdir, None, step="latest")
-    answering.check_fits(head, model)
-    answers = answering.answer_all(answering.Answering(model), rows)
-    demo_answers.write_one(workdir, row, facts, provenance.device_name(), rows, answers)
-    print(f"\n{row}: {len(answers):,} questions answered", flush=True)

@@ -245,9 +245,7 @@ def cuts(scores: list[TaskScore]) -> list[str]:
     return [f"{task}, {shots} shots: {kept.said}" for (task, shots), kept in of_task.items()]
 
 
-def append(
-    path: str, scores: list[TaskScore], facts: dict, row: str, limit: int | None, device: str | None = None
-) -> None:
+def append(path: str, scores: list[TaskScore], facts: dict, row: str, limit: int | None) -> None:
     """Appends rows of table t3_small: every score, its standard error and chance.
 
     Args:
@@ -256,7 +254,6 @@ def append(
       facts: config of the rows.
       row: their name.
       limit: questions of each task; None is all.
-      device: that answered; by default this process's own.
     """
     from lm_eval import __version__ as version  # pyright: ignore[reportMissingImports]
 
@@ -274,5 +271,5 @@ def append(
         for metric, value in values.items():
             if value is not None and math.isfinite(value):
                 names = ("t3_small", row, metric)
-                rows.append(record.make_row(*names, value, facts.get("seed"), known, "1", device))
+                rows.append(record.make_row(*names, value, facts.get("seed"), known, "1"))
     record.append_rows(path, rows)

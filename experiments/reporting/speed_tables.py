@@ -215,7 +215,7 @@ def answer_speed(rows: list[dict]) -> Table:
         cells.append([f"`{name}`", f"{n:,}", f"{setting(line[-1], 'scored.tokens'):,}", *shown])
     text = (
         "Questions of the harness's tasks (a pair of context and continuation, or a prompt to continue), "
-        f"answered by experiments/answer.py; cold: the first time, compiling included. {origin(rows)}"
+        f"answered; cold: the first time, compiling included. {origin(rows)}"
     )
     head = ["model", "questions", "their tokens", "questions/s", "cold", "tokens/s"]
     return block(f"Speed of answers, {rows[-1]['device']}", text, head, cells, rows[-1])

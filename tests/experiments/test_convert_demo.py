@@ -5,15 +5,11 @@ import math
 
 import pytest
 
-from experiments.common import loaded
-from experiments.conversion import demo_answers
 from experiments.conversion.finetune_choice import Settings, choice, config_for
-from experiments.lm_eval import answering
 from experiments.reporting import record
 from experiments.sweeps import tuning
 from experiments.tables import render
 from tests.experiments.programs import call
-from tree_ffn.errors import InputError
 
 
 def test_both_ways_are_tuned_by_one_rule():
@@ -70,8 +66,6 @@ def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
         (["--config.optim.lr=-1.0"], "optim.lr: -1.0 is not allowed"),
         (["--jobs=-1"], "--jobs: -1 is not allowed; use at least 0"),
         (["--gpus=a"], "--gpus: 'a' is not allowed; use numbers such as 0,1"),
-        (["--answers=x"], "--asked is missing"),
-        (["--asked=LICENSE"], "--asked: LICENSE, line 2 is not JSON that can be read"),
         (["--part=cluster_seed0"], "--part: 'cluster_seed0' is not allowed; it is done, or waits for others"),
     ],
 )
@@ -107,17 +101,13 @@ def test_the_whole_of_it_and_again(texts, tmp_path):
 
 
 @pytest.fixture
-def small(texts, tmp_path):
-    """The smallest demonstration, asked three questions: words of its command, but for where it goes."""
-    model, ask = loaded.reader("bytes", 32, []), answering.Asked()
-    ask.likelihoods([([72, 105], [33]), ([72, 105], [46, 10]), ([40], [41])])
-    questions = list(ask.questions.values())
-    answering.write_lines(str(tmp_path / "asked.jsonl.xz"), answering.head_of(model), questions, "ask")
+def small(texts):
+    """The smallest demonstration: words of its command, but for where it goes."""
     return [
         "--config=configs/smoke.py:kind=dense", f"--config.data.files={texts}/*.txt",
         f"--config.data.cache_dir={texts}/cache", "--config.mesh.data=1", "--n_trees=2", "--depth=3",
         "--tokens=512", "--steps=2", "--methods=cluster", "--weights=1", "--refits=1", "--lrs=1e-3,2e-3,9",
-        "--texts=license=LICENSE", f"--asked={tmp_path}/asked.jsonl.xz",
+        "--texts=license=LICENSE",
     ]  # fmt: skip
 
 
@@ -128,33 +118,24 @@ def rows_of(path):
 
 @pytest.mark.slow
 def test_processes_make_what_one_process_makes(small, tmp_path):
-    """The same rows, directories and answers; nothing is made again; the command is the one given."""
+    """The same rows and directories; nothing is made again; the command is the one given."""
     found = {}
     for jobs in (0, 2):
         place = tmp_path / str(jobs)
-        files = f"--results={place}/rows.jsonl", f"--answers={place}/answers.jsonl.xz"
-        asked = ("convert_demo", *small, f"--workdir={place}/demo", f"--jobs={jobs}", *files)
+        files = f"--results={place}/rows.jsonl"
+        asked = ("convert_demo", *small, f"--workdir={place}/demo", f"--jobs={jobs}", files)
         outcome = call(*asked)
         assert outcome.code == 0, outcome.err
-        answers = demo_answers.read(f"{place}/answers.jsonl.xz", f"{tmp_path}/asked.jsonl.xz")
         # Without digests: they are of configs that name the directory of the start.
         runs = sorted(path.name.rpartition("_")[0] for path in (place / "demo" / "seed0").iterdir())
-        found[jobs] = rows_of(place / "rows.jsonl"), runs, answers
+        found[jobs] = rows_of(place / "rows.jsonl"), runs
         again = call(*asked)
         assert again.code == 0 and "done in" not in again.out and "step" not in again.out
         commands = {row["command"] for row in record.load_results(f"{place}/rows.jsonl")}
         assert len(commands) == 1 and "--part" not in commands.pop()
-    (rows, runs, answers), (other_rows, other_runs, other_answers) = found[0], found[2]
+    (rows, runs), (other_rows, other_runs) = found[0], found[2]
     assert other_runs == runs
     assert other_rows == pytest.approx(rows, rel=1e-4)
-    assert [one.row for one in answers] == [one.row for one in other_answers]
-    assert {one.row for one in answers} == {row for row, metric in rows if metric == "license_loss"}
-    pairs = [([72, 105], [33]), ([40], [41])]
-    for one, other in zip(answers, other_answers):
-        for (nats, greedy), (other_nats, other_greedy) in zip(
-            one.answers.likelihoods(pairs), other.answers.likelihoods(pairs), strict=True
-        ):
-            assert nats < 0 and (other_nats, other_greedy) == (pytest.approx(nats, abs=1e-3), greedy)
 
 
 @pytest.mark.slow
@@ -167,16 +148,3 @@ def test_what_waits_for_a_part_that_failed_is_not_made(small, tmp_path):
     assert outcome.code == 1, outcome.err
     assert "cluster_seed0: " in outcome.err and f"{tmp_path}/demo/logs/cluster_seed0.txt" in outcome.err
     assert "FAILED" in outcome.out and "cluster_tuned" not in outcome.out
-
-
-def test_questions_of_another_file_are_refused(tmp_path):
-    model = loaded.reader("bytes", 32, [])
-    for name, ids in (("one", [33]), ("two", [34])):
-        ask = answering.Asked()
-        ask.likelihoods([([72], ids)])
-        head = answering.head_of(model)
-        answering.write_lines(f"{tmp_path}/{name}", head, list(ask.questions.values()), "ask")
-    assert demo_answers.gather(f"{tmp_path}/answers", f"{tmp_path}/one", [str(tmp_path)]) == 0
-    assert demo_answers.read(f"{tmp_path}/answers", f"{tmp_path}/one") == []
-    with pytest.raises(InputError, match="--asked: .*two has not the questions that .*answers answers"):
-        demo_answers.read(f"{tmp_path}/answers", f"{tmp_path}/two")

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from experiments.common import loaded
-from experiments.lm_eval import answering
 from experiments.serving import chat, completion
 from experiments.serving.chat_template import ChatTemplate
 from experiments.serving.refusal import Refusal
@@ -48,11 +47,6 @@ PACKED = {
 TEXT = "The tree stands by the river.\nIts leaves fall, né 東 🙂.\n<|endoftext|>\n" * 9
 LINES = [{"text": f"{i} {TEXT[:70]}", "n": i} for i in range(9)]
 PROMPTS = ["The tree", {"prompt": "by the né"}]
-QUESTIONS = [
-    {"context": [1, 2, 3], "continuation": [4, 5]}, {"context": [9], "continuation": [7]},
-    {"prompt": [5, 6], "n_tokens": 3, "stops": ["a"], "seed": 1,
-     "sampling": {"greedy": False, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.0}},
-]  # fmt: skip
 BODIES = [
     {"prompt": "The tree", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.1,
      "n": 2, "seed": 1},
@@ -162,13 +156,6 @@ def safetensors(content: bytes, draw: random.Random) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
 
-def asked(place, folder, draw, generates):
-    model = loaded.load(None, str(place / "export"))
-    (folder / "asked.jsonl").write_bytes(lines([answering.head_of(model), *QUESTIONS], draw))
-    names = {"asked": folder / "asked.jsonl", "export": place / "export", "to": folder / "to.jsonl"}
-    return call("answer", *(f"--{name}={path}" for name, path in names.items()))
-
-
 def prompts(place, folder, draw, generates):
     path = folder / draw.choice(["a.jsonl", "a.txt", "a.json"])
     path.write_bytes(lines(PROMPTS, draw))
@@ -195,7 +182,7 @@ KINDS = {
     "tokenizer's words": imported("tokenizer_config.json"), "config": imported("config.json"),
     "weights": imported("model.safetensors", safetensors), "bodies": bodies,
 }  # fmt: skip
-OF_A_MODEL = {"questions": asked, "prompts": prompts}
+OF_A_MODEL = {"prompts": prompts}
 
 
 @contextlib.contextmanager

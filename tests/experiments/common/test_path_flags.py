@@ -4,10 +4,8 @@ import ast
 
 import pytest
 
-from experiments.lm_eval import answering
 from tests.experiments.programs import call
 from tests.training.tiny import write_texts
-from tree_ffn.data.formats import read_objects
 
 # Flags that hold text and name no file. A new string flag is one of them, or is made by `path_flags`.
 TEXT = {
@@ -88,8 +86,3 @@ def test_a_name_of_packing_that_is_not_done_is_refused(repository, tmp_path):
             f"{program}.py: --{name}: '{tmp_path}/a.JSONL.GZ'"
         )
         assert "would not be packed; use a name without .gz" in outcome.err
-
-
-def test_xz_of_answers_in_large_letters_is_packed(tmp_path):
-    answering.write_lines(f"{tmp_path}/a.JSONL.XZ", {"a": 1}, [], "to")
-    assert list(read_objects(tmp_path / "a.JSONL.XZ", "x")) == [("x, line 1", {"a": 1})]

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.common import loaded
-from experiments.lm_eval import answering, questions, task_fields, task_files
+from experiments.lm_eval import questions, task_fields, task_files
 from experiments.lm_eval.tasks import functions
 from experiments.reporting import record
 from tests.experiments import make_harness_fixture, questions_data
 from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, named
 from tests.experiments.programs import call
+from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.errors import InputError, NotFinite
 from tree_ffn.inference import batching, scoring
 from tree_ffn.inference.sampling import Sampling
+from tree_ffn.models import export
 
 EXPECTED = {family: json.loads((FIXTURE / family / "expected.json").read_text()) for family in CASES}
 needs_harness = pytest.mark.skipif(
@@ -569,24 +570,25 @@ def test_scores_that_are_no_numbers_are_no_accuracy(models, data, tmp_path):
 @needs_harness
 def test_what_the_context_cuts_is_said_and_recorded(data, tmp_path):
     """And a task whose answers leave no room is refused before the first task is asked."""
-    ask = lambda context, tasks: call(
-        "evaluate", f"--ask={tmp_path / 'asked.jsonl'}", f"--context={context}", "--tokenizer=bytes",
-        f"--tasks={tasks}", f"--task_data={data}", f"--task_cache={tmp_path / 'cache'}",
-    )  # fmt: skip
-    refused = ask(52, "boolq,squad")
+
+    def ask(positions, *words):
+        spec = model_spec(KINDS["leaf"], vocab_size=257, max_seq_len=positions)
+        export.save(str(tmp_path / str(positions)), spec, random_variables(spec))
+        return call(
+            "evaluate", f"--export={tmp_path / str(positions)}", "--tasks=boolq,squad",
+            f"--task_data={data}", f"--task_cache={tmp_path / 'cache'}", *words,
+        )  # fmt: skip
+
+    rows = tmp_path / "rows.jsonl"
+    refused = ask(52, f"--results={rows}", "--row=tiny")
     assert refused.code == 2 and len(refused.err.splitlines()) == 1, refused.err
-    assert "squad: generation_kwargs: max_gen_toks=48 leaves no room" in refused.err
-    assert not (tmp_path / "asked.jsonl").exists()
-    outcome = ask(64, "boolq,squad")
+    assert "squad: generation_kwargs: max_gen_toks=48 leaves no room" in refused.err and not rows.exists()
+    outcome = ask(64, f"--results={rows}", "--row=tiny", f"--json={tmp_path / 'scores.json'}")
     assert outcome.code == 0, outcome.err
     assert "squad, 0 shots: 1 of 1 prompts lost their left end" in outcome.out
-    model = loaded.reader("bytes", 64, [])
-    planned = questions.plan(["squad"], "0", str(data))
-    scores = questions.answer(
-        model, planned, data=str(data), cache=str(tmp_path / "cache"), limit=None, answerer=answering.Asked()
-    )
-    assert "lost their left end" in questions.table(scores)
-    assert scores[0].as_json()["kept"]["cut"] == 1
-    questions.append(str(tmp_path / "rows.jsonl"), scores, {"model": {}, "seed": 0}, "tiny", None)
-    (row, *_) = record.load_results(str(tmp_path / "rows.jsonl"))
-    assert row["config"]["scored"]["kept"]["lost"] > 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert [score["kept"]["cut"] for score in scores if score["task"] == "squad"][0] == 1
+    scored = {
+        row["config"]["scored"]["task"]: row["config"]["scored"] for row in record.load_results(str(rows))
+    }
+    assert scored["squad"]["kept"]["lost"] > 0

@@ -8,7 +8,6 @@ from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImport
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
 
 from experiments.common import loaded
-from experiments.lm_eval.answering import Asked
 from experiments.lm_eval.harness import HarnessModel
 from experiments.lm_eval.task_options import read_options
 from tree_ffn.errors import InputError
@@ -68,12 +67,26 @@ def test_what_cannot_be_done_is_refused_by_name(given, words):
         read_options(given, context=128)
 
 
+class Asked:
+    """Notes what a model would be asked, each once."""
+
+    def __init__(self):
+        self.requests = {}
+
+    def likelihoods(self, pairs, quiet):
+        return [(0.0, False)] * len(pairs)
+
+    def texts(self, asked, stops, quiet):
+        self.requests |= {(one.prompt, one.n_tokens, one.seed): one for one in asked}
+        return [""] * len(asked)
+
+
 def asked_of(prompts, options, context):
     answerer = Asked()
     lm = HarnessModel(loaded.reader("bytes", context, []), answerer)
     instances = [Instance("generate_until", {}, (prompt, options), i) for i, prompt in enumerate(prompts)]
     lm.generate_until([instances[0], *instances], disable_tqdm=True)
-    return lm, [(bytes(one["prompt"]).decode(), one["n_tokens"]) for one in answerer.questions.values()]
+    return lm, [(bytes(one.prompt).decode(), one.n_tokens) for one in answerer.requests.values()]
 
 
 @pytest.mark.parametrize("context, room", [(40, 10), (128, 98), (257, 227), (512, 256)])
