@@ -43,6 +43,7 @@ lint: $(DEV_STAMP) ## ruff, pyright, and whether requirements.txt is what pyproj
 	$(PY) .ci/requirements.py --check
 
 docs: $(DOCS_STAMP) ## make the site, build/docs/index.html
+	rm -rf docs/modules
 	$(PY) -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 
 kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU: layers of few tokens get faster (optional)
@@ -52,7 +53,7 @@ requirements: $(RUN_STAMP) ## make requirements.txt from pyproject.toml
 	$(PY) .ci/requirements.py
 
 clean: ## remove the environment and every cache made here (runs/ stays)
-	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .jax_cache *.egg-info build dist
+	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .jax_cache *.egg-info build dist docs/modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv: $(RUN_STAMP)
