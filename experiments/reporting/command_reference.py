@@ -70,8 +70,9 @@ def without_flags() -> Iterator[None]:
 
     def taken() -> dict[str, flags.Flag]:
         module_of = lambda name: flags.FLAGS.find_module_defining_flag(name) or ""
-        names = [name for name in registry if module_of(name).startswith(("experiments.", str(FOLDER)))]
-        return {name: registry.pop(name) for name in names}
+        of_programs = lambda name: module_of(name).startswith(("experiments.", str(FOLDER)))
+        # ml_collections adds a flag for every key of a config that a command line sets: `config.optim.lr`.
+        return {name: registry.pop(name) for name in list(registry) if "." in name or of_programs(name)}
 
     before = taken()
     try:
