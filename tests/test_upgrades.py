@@ -235,6 +235,13 @@ def test_trees_of_leaves_of_old_exports_were_searched(search, top_k, reads):
             spec_from_dict(model)
 
 
+def test_of_a_layer_that_was_timed_the_search_goes_too():
+    spec = {"n_experts": 8, "top_k": 2, "router": "tree", "n_trees": 1}
+    timed = lambda search: {KEY: 5, "spec": spec | {"search": search}}
+    assert upgraded(timed("beam")) == {KEY: VERSION, "spec": spec}
+    assert upgraded(timed("best"))["spec"]["search"] == "best"
+
+
 @pytest.mark.parametrize("name", ["hard", "leaf_softmax", "dense"])
 def test_no_default_says_what_a_model_means(name):
     values = spec_to_dict(model_spec(KINDS[name]))

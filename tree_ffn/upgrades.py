@@ -315,13 +315,13 @@ def _gone(ffn: dict) -> Iterator[str]:
 
 
 def _one_search(config: dict) -> None:
-    """Version 6: trees are searched by a beam of K, flat routers for the K best.
+    """Version 6: trees are searched by a beam of K, flat routers for the K best; of timings too, in `spec`.
 
     The K best of all leaves stay where a beam may find others; `readable` refuses them.
     """
     layers = str(_get(config.get("model"), "layers") or "")
-    for ffn in _sections(config, "ffn"):
-        is_leaf = "leaf" in named_kinds({"kind": str(ffn.get("kind"))}, layers)
+    for ffn in (*_sections(config, "ffn"), *_sections(config, "spec")):
+        is_leaf = "kind" not in ffn or "leaf" in named_kinds({"kind": str(ffn["kind"])}, layers)
         if not _is_one_of_many(ffn) and not (is_leaf and _finds_the_best(ffn)):
             ffn.pop("search", None)
 
