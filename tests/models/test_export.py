@@ -106,3 +106,11 @@ def test_a_full_disk_leaves_what_was_there(exported):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+
+
+def test_others_may_read_an_export_as_any_file(tmp_path):
+    spec = model_spec(KINDS["leaf"])
+    export.save(str(tmp_path), spec, random_variables(spec))
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1

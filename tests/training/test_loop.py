@@ -135,7 +135,11 @@ def test_without_the_probe(texts, tmp_path):
 def test_what_a_run_says(finished):
     _, figures, log = finished
     assert figures["passes"] < 1 and not any("training text" in line for line in log)
-    assert any(line.startswith("step 2/6: loss ") and "dead leaves" in line for line in log)
+    said = {line.split("/6: loss ")[0]: line for line in log if "/6: loss " in line}
+    assert (
+        "dead leaves" in said["step 4"] and "dead leaves" not in said["step 2"]
+    )  # the warm-up has two steps
+    assert [line for line in log if "compiling" in line] == ["compiling the training step ..."]
     assert any(line.startswith("step 6: validation loss ") and "bits per byte" in line for line in log)
 
 
@@ -205,6 +209,19 @@ def test_a_stop_in_the_last_step_leaves_its_validation_to_the_next_start(texts, 
     assert [line["split"] for line in lines(tmp_path) if line["step"] == 6].count("valid") == 1
     with Checkpoints(str(tmp_path)) as checkpoints:
         assert checkpoints.latest == 6 and checkpoints.is_scored(6)
+
+
+def test_a_validation_that_a_stop_left_out_is_made_at_the_next_start(texts, finished, tmp_path):
+    def stop_at_2(line):
+        if line.startswith("step 2/6"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="after step 3 of 6"):
+        quiet(tiny_config(texts, train__log_every=1), tmp_path, stop_at_2)
+    quiet(tiny_config(texts), tmp_path)
+    found = {line["step"]: line["loss"] for line in lines(tmp_path) if line["split"] == "valid"}
+    assert found == {line["step"]: line["loss"] for line in lines(finished[0]) if line["split"] == "valid"}
+    assert found.keys() == {3, 6}
 
 
 def test_without_its_config_file_a_run_is_known_by_its_checkpoint(texts, finished, tmp_path):

@@ -59,6 +59,9 @@ def save(
             save_file(tensors, os.path.join(new, WEIGHTS), metadata={"format": FORMAT})
             with open(os.path.join(new, CONFIG), "w", encoding="utf-8") as file:
                 file.write(json_text(config, CONFIG, indent=2))
+            os.chmod(
+                os.path.join(new, WEIGHTS), os.stat(os.path.join(new, CONFIG)).st_mode
+            )  # safetensors: 0600
             for name in (WEIGHTS, CONFIG):
                 os.replace(os.path.join(new, name), os.path.join(directory, name))
     except (OSError, SafetensorError) as error:  # the latter of a full disk

@@ -97,7 +97,10 @@ class Report:
         self.usage.train(usage)
         self.summary["train_loss"] = line["loss"]
         self._writer.write(done.step, "train", line)
-        self._progress.line(done.step, line, left)
+        is_warm = (
+            done.step > self._plan.optim.warmup
+        )  # before, nearly all leaves of a healthy tree are unvisited
+        self._progress.line(done.step, line, left, usage=is_warm)
 
     def valid(self, step: int, score: Score, probed: tuple | None, write: bool = True) -> dict[str, float]:
         """Figures of a validation: written, said and returned.

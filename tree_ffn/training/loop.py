@@ -122,6 +122,10 @@ class Run:
         spec, usage, waiting, figures = self.plan.train, self._programs.scorer.empty_usage(), None, {}
         if report.usage.forgot and self.step < spec.steps:
             report.usage.remember(self._score(1))
+        if self._missed_validation():
+            self.checkpoints.save(self.state, self._meta, val_loss=self.validate(report)["loss"])
+        if self.step < spec.steps:
+            report.say("compiling the training step ...")
         with contextlib.closing(self._rows()) as rows:
             while self.step < spec.steps:
                 batch = put_batch(next(rows), self.plan.mesh)
@@ -153,6 +157,11 @@ class Run:
         if self.data.lost:
             report.say(self.data.lost)
         return report.summary | figures | {"step": self.step}
+
+    def _missed_validation(self) -> bool:
+        """Whether a validation was due at the step of the checkpoint, and a stop came first."""
+        is_due = 0 < self.step < self.plan.train.steps and self._due(self.plan.train.eval_every)
+        return is_due and not self.checkpoints.is_scored(self.step)
 
     def _rows(self):
         """Batches from here on; a generator, so that closing it stops threads that read ahead."""

@@ -26,10 +26,12 @@ class Progress:
             self._bar.set_postfix_str(f"loss {loss:.3f}{self._note}", refresh=False)
             self._bar.update(step - self._bar.n)
 
-    def line(self, step: int, values: dict[str, float], seconds_left: float | None) -> None:
-        """Figures of a window of training steps."""
+    def line(
+        self, step: int, values: dict[str, float], seconds_left: float | None, usage: bool = True
+    ) -> None:
+        """Metrics of a window of training steps; `usage`: those of leaves and experts too."""
         note = f", {values['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in values else ""
-        self._note = note = note + _usage(values)
+        self._note = note = note + (_usage(values) if usage else "")
         if self._bar is None:
             left = "" if seconds_left is None else f", {_duration(seconds_left)} left"
             self._log(f"step {step}/{self._steps}: loss {values['loss']:.4f}{note}{left}")
