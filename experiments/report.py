@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments.common import cli, path_flags
 from experiments.reporting.aggregate import groups, mixed, not_comparable
-from experiments.reporting.registry import TABLES, read_rows, tables_of
+from experiments.reporting.registry import read_rows, tables_in, tables_of
 from experiments.reporting.render import Table
 from experiments.reporting.report_figures import (
     CAPTIONS,
@@ -149,7 +149,7 @@ def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -
 def comparable(rows: list[dict]) -> dict[str, list[dict]]:
     """{heading: rows} of what one figure may hold: one table, device and length, with losses."""
     found = {}
-    for table, (key, _) in TABLES.items():
+    for table, (key, _) in tables_in(rows).items():
         mine = [row for row in rows if row["table"] == table]
         if any(row["metric"] == "val_loss" for row in mine) and table not in DERIVED:
             for (device, steps, *size), group in groups(mine, key).items():

@@ -40,7 +40,7 @@ _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but pri
 _RESULTS = path_flags.define_written(
     "results", None, "Append the final metrics to this results file (JSONL)."
 )
-_TABLE = flags.DEFINE_enum("table", "cpu_small", record.TABLES, "Table of the results rows.")
+_TABLE = flags.DEFINE_string("table", "own", "Table of the results rows: one of ours, or a name of your own.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")
 
@@ -53,7 +53,7 @@ def main() -> None:
         model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
         print(describe(model)[0])
         return
-    record.check_row_flag(_RESULTS.value, _ROW.value)
+    record.check_row_flag(_RESULTS.value, _ROW.value, _TABLE.value)
     if _COMPILE.value:
         compile_only(config)
         return

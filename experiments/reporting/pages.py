@@ -12,7 +12,7 @@ class Topic(NamedTuple):
     text: str
 
 
-# In the order of the index. Their names are those that all_tables.by_topic gives to tables.
+# In the order of the index. Their names are those that registry.by_topic gives to tables.
 TOPICS = {
     "quickstart": Topic("Quickstart", "What `make quickstart` trains, on one machine."),
     "cpu_small": Topic("Small comparison", "All kinds of layers in a model that a CPU can train."),
@@ -32,6 +32,7 @@ TOPICS = {
         "Speed of training, scoring and answers", "Whole models: training, training steps alone, questions."
     ),
 }
+OWN = "Rows that `--table` or a sweep gave this name."
 INDEX = """\
 # Results
 
@@ -48,15 +49,16 @@ def pages_of(tables: list[tuple[str, Table]]) -> dict[str, str]:
     """{file name: Markdown} of all pages that have a table, index.md first.
 
     Args:
-      tables: (topic, table), as `all_tables.by_topic` gives them.
+      tables: (topic, table), as `registry.by_topic` gives them.
     """
-    found = {name: [table for topic, table in tables if topic == name] for name in TOPICS}
+    topics = TOPICS | {name: Topic(name, OWN) for name, _ in tables if name not in TOPICS}
+    found = {name: [table for topic, table in tables if topic == name] for name in topics}
     found = {name: mine for name, mine in found.items() if mine}
-    listed = [f"- [{TOPICS[name].title}]({name}.md): {TOPICS[name].text}" for name in found]
+    listed = [f"- [{topics[name].title}]({name}.md): {topics[name].text}" for name in found]
     tree = "\n".join(["```{toctree}", ":hidden:", "", *found, "```"])
     parts = [INDEX, *(["\n".join(listed), tree] if found else [])]
     pages = {"index.md": "\n\n".join(parts) + "\n"}
     for name, mine in found.items():
-        head = [f"# {TOPICS[name].title}", wrapped(TOPICS[name].text)]
+        head = [f"# {topics[name].title}", wrapped(topics[name].text)]
         pages[f"{name}.md"] = "\n\n".join([*head, *(table.markdown() for table in mine)]) + "\n"
     return pages

@@ -14,6 +14,7 @@ from experiments.reporting.aggregate import (
     machine,
     mean,
     origin,
+    paired,
     rank,
     setting,
     spread,
@@ -118,6 +119,16 @@ def other_texts(rows: list[dict], title: str) -> Table | None:
         f"(`experiments/join_words.py`). {origin(rows)}"
     )
     return block(f"{title}: other texts", said, head, cells, last_of(lines), lines=lines)
+
+
+def own(rows: list[dict]) -> Table:
+    """A table of any name: as `kinds`, and how far each line ends from dense, seed by seed."""
+    lines = lines_of(rows)
+    table, dense = kinds(rows, rows[0]["table"]), by_seed(baseline(lines, "dense"), "val_loss")
+    table.head.insert(3, "less dense")
+    for cells, line in zip(table.cells, lines.values(), strict=True):
+        cells.insert(3, spread(paired(lambda x, d: x - d, by_seed(line, "val_loss"), dense)))
+    return table
 
 
 def cpu_small(rows: list[dict]) -> Table:

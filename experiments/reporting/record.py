@@ -15,16 +15,11 @@ import re
 
 from experiments.common.provenance import commit, device_name, public_command, versions
 from experiments.reporting.results_file import from_lines, to_lines
-from tree_ffn.errors import InputError, check_choice
+from tree_ffn.errors import InputError
 from tree_ffn.paths import expanded
 from tree_ffn.training.config import resolved
 from tree_ffn.upgrades import stamped, upgraded
 
-TABLES = (
-    "quickstart", "cpu_small", "t1_small", "t2_plan", "t3_small", "t4_small", "prune_small",
-    "quality_attempts", "quality_curves", "quality_transfer", "conversion", "scoring_speed", "answer_speed",
-    "oracle", "speed_layer", "speed_decode", "speed_train", "speed_steps", "plan", "faults",
-)  # fmt: skip
 FIELDS = (
     "table", "row", "metric", "value", "unit", "seed", "device", "config", "config_hash", "commit", "command",
     "versions", "date",
@@ -136,9 +131,9 @@ def check_row(result: dict) -> None:
             f"results row: fields {missing + unknown} are missing or not known; "
             f"use exactly {', '.join(FIELDS)}."
         )
-    check_choice("table", result["table"], TABLES)
     number, whole = int | float, int | None
     for field, good, rule in (
+        ("table", is_name(result["table"]), "letters, digits and _ . + -"),
         ("row", is_name(result["row"]), "letters, digits and _ . + -"),
         ("metric", is_name(result["metric"]), "letters, digits and _ . + -"),
         ("value", isinstance(result["value"], number) and math.isfinite(result["value"]), "a finite number"),
@@ -168,12 +163,13 @@ def is_name(value) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value) is not None
 
 
-def check_row_flag(results: str | None, row: str | None) -> None:
-    """Looks at --row before anything is run: a name that is not allowed would be noticed at the end only.
+def check_row_flag(results: str | None, row: str | None, table: str = "own") -> None:
+    """Looks at names before anything is run: one that is not allowed would be noticed at the end only.
 
     Args:
       results: the value of --results; without one, nothing is recorded.
       row: the value of --row.
+      table: the value of --table.
 
     Raises:
       InputError: the name is missing or not allowed.
@@ -184,6 +180,8 @@ def check_row_flag(results: str | None, row: str | None) -> None:
         )
     if results and not is_name(row):
         raise InputError(f"--row: {row!r} is not allowed; use letters, digits and _ . + -.")
+    if results and not is_name(table):
+        raise InputError(f"--table: {table!r} is not allowed; use letters, digits and _ . + -.")
 
 
 def public_config(config, data_meta: dict) -> dict:

@@ -3,6 +3,7 @@
 import glob
 import os
 import statistics
+from collections.abc import Callable
 
 from experiments.reporting import record
 from experiments.reporting.aggregate import (
@@ -36,6 +37,7 @@ from experiments.reporting.quality_tables import (
     asked,
     cpu_small,
     other_texts,
+    own,
     products,
     quality_attempts,
     quality_transfer,
@@ -94,7 +96,7 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
 def by_topic(measured: list[dict], tuning: list[dict], mix: bool = False) -> list[tuple[str, Table]]:
     """As `tables_of`, each with its topic: the page of docs/results on which it stands."""
     parts = []
-    for name, (key, make) in TABLES.items():
+    for name, (key, make) in tables_in(measured + tuning).items():
         found = [row for row in measured if row["table"] == name]
         if mix and key in MIXABLE:
             mine = {at: mixed(rows) for at, rows in groups(found, MIXABLE[key]).items()}
@@ -110,6 +112,12 @@ def by_topic(measured: list[dict], tuning: list[dict], mix: bool = False) -> lis
                 parts.append((name, below))
         parts += [("learning_rates", tuning_grid(rows)) for rows in grids.values()]
     return parts
+
+
+def tables_in(rows: list[dict]) -> dict[str, tuple[Callable, Callable]]:
+    """`TABLES`, and for every other name that rows have a table of losses, as a user's own."""
+    names = {row["table"] for row in rows} - TABLES.keys() - WITHOUT_A_TABLE
+    return TABLES | dict.fromkeys(sorted(names), (trained, own))
 
 
 def topic(name: str, rows: list[dict]) -> str:
@@ -187,6 +195,8 @@ def tuning_grid(rows: list[dict]) -> Table:
     return block(title, text, ["", *(f"lr {rate:g}" for rate in rates)], cells, last_of(lines), lines=lines)
 
 
+# Rows that docs/log.md reads and no page shows.
+WITHOUT_A_TABLE = {"quality_curves"}
 # Tables that stand on rows of others.
 LENDERS = {"quality_attempts": baselines}
 # Tables of programs' speed, which share a page.

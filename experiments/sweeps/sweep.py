@@ -22,7 +22,7 @@ import os
 from typing import Any, NamedTuple
 
 from experiments.common.config_words import check_config, config_of, last_line, words_of, written
-from experiments.reporting.record import TABLES, is_name
+from experiments.reporting.record import is_name
 from experiments.sweeps.tuning import Grid
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.plain import flat
@@ -105,7 +105,8 @@ def expand(data: dict, common: dict[str, Any]) -> Sweep:
     for field in ("config", "table"):
         if field not in data:
             raise InputError(f"sweep: {field} is missing; use all of config, table, and rows or grids.")
-    check_choice("sweep table", data["table"], TABLES)
+    if not is_name(data["table"]):
+        raise InputError(f"sweep: table {data['table']!r} is not allowed; use letters, digits and _ . + -.")
     rows = [_row(name, entry, {}, data) for name, entry in data.get("rows", {}).items()]
     for grid in data.get("grids", ()):
         rows += _grid_rows(grid, data)

@@ -251,7 +251,7 @@ def test_the_choice_of_a_rate():
         ({"a": {"seeds": 3}}, {}, [], "seeds 3 is not allowed; use a list"),
         ({"a": {"set": {"seed": 3}}}, {}, [], "'seed' is not allowed; name seeds in the field seeds"),
         ({}, {}, [], "it has no rows"),
-        ({"a": {}}, {"table": "t9"}, [], "sweep table: 't9' is not known"),
+        ({"a": {}}, {"table": "t 9"}, [], "sweep: table 't 9' is not allowed"),
         ({"a": {}}, {"config": "configs/no.py"}, [], "config 'configs/no.py' is not a file"),
         ({"a": {}}, {"tuning": {"values": [1.0]}}, [], "values [1.0] is not allowed; use at least 3"),
         ({"a": {}}, {}, ["--tune"], "has no tuning"),

@@ -84,7 +84,7 @@ def test_a_torn_line_is_kept_apart_and_named(tmp_path):
 @pytest.mark.parametrize(
     "change,said",
     [
-        ({"table": "best"}, "table: 'best' is not known; use one of: quickstart, cpu_small"),
+        ({"table": "the best"}, "table 'the best' is not allowed; use letters, digits"),
         ({"row": "a row"}, "row 'a row' is not allowed"),
         ({"value": float("nan")}, "value nan is not allowed"),
         ({"value": "1.5"}, "value '1.5' is not allowed"),

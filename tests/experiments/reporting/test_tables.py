@@ -7,7 +7,7 @@ import pytest
 
 from experiments.reporting import record
 from experiments.reporting.pages import TOPICS
-from experiments.reporting.registry import TABLES, topic
+from experiments.reporting.registry import TABLES, read_rows, tables_of, topic
 from experiments.tables import render
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
@@ -261,6 +261,19 @@ def test_what_differs_is_not_averaged(small, row, other, key):
 
 def opt_125m(**fields):
     return config(**fields) | {"model": config()["model"] | {"preset": "opt_125m"}}
+
+
+def test_a_table_may_have_any_name(tmp_path):
+    """It says how far its lines end from dense, seed by seed."""
+    path = tmp_path / "rows.jsonl"
+    for seed, dense in enumerate((1.0, 3.0)):
+        add(path, "dense", seed, table="mine", loss=dense)
+        add(path, "narrow_A16", seed, table="mine", loss=dense + 2 + seed)
+    (table,) = tables_of(*read_rows(str(path)))
+    assert table.title == "mine, 500 steps"
+    lines = {cells[0]: dict(zip(table.head, cells)) for cells in table.cells}
+    assert lines["`narrow_A16`"]["less dense"] == "2.5000 ± 0.7071"
+    assert lines["`dense`"]["less dense"] == "0.0000 ± 0.0000"
 
 
 def test_steps_are_never_mixed(tmp_path):
