@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.conversion.fit_routers import path_units
+from tree_ffn.conversion.targets import path_units
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.ffn import FFN
 from tree_ffn.models.spec import FFNSpec, ModelSpec

@@ -1,18 +1,19 @@
-"""Dense layers into trees: every unit of the dense layer has a place, and what paths miss is made up for.
+"""Dense layers into sparse ones: each unit has a place in them, and what is not visited is made up for.
 
     w_in, b_in  are copied; places that are left over hold zeros
-    decisions   linear routers fitted to the calibration tokens (see `routers`), kept `separate` from the
-                units (router vectors that no optimizer trains, with a threshold each: D more products of E
-                numbers a token and tree, counted in FLOPs and not in A), or `spent`: each is the first unit
-                of its node; they train like units
+    routers     are fitted to the calibration tokens (see `routers`): of a leaf layer its own, which go on
+                learning; of a path layer `separate` from the units (vectors that no optimizer trains, with a
+                threshold each: D more products of E numbers a token and tree, counted in FLOPs and not in
+                A), or `spent`: each is the first unit of its node, and trains like units
     w_out       copied, or solved for by least squares with the routers fitted to what is left (`refit`)
     b_out       plus the mean, over the calibration tokens, of what is missed
 
 How much of the dense output y is kept, on tokens that nothing was fitted to:
 
-    kept = 1 - sum_t ||y_tree - y||^2 / sum_t ||y - mean(y)||^2
+    kept = 1 - sum_t ||y_sparse - y||^2 / sum_t ||y - mean(y)||^2
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,90 +23,94 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.conversion.fit_routers import fit_tree, path_energies, put_routers
 from tree_ffn.conversion.placement import check_room, place
-from tree_ffn.conversion.refit import best_leaves, output_at, refit, run_trees, solve_outputs
+from tree_ffn.conversion.refit import best_experts, output_at, refit, size_of, solve_outputs
+from tree_ffn.conversion.targets import UNIT_ARRAYS, Target, empty_layer, output, routed, target_of
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.dense import DenseSpec
+from tree_ffn.models.ffn import ROUTING_NAMES
 from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.models.spec import ModelSpec, kind_of
-from tree_ffn.tree import TreeShape, TreeSpec, activation
+from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec, activation
 
+# Of a path layer: where its decisions are kept.
 ROUTERS = ("separate", "spent")
-# Least calibration tokens for each leaf of a tree.
-TOKENS_PER_LEAF = 32
 
 
 class Recipe(NamedTuple):
     """How layers are converted.
 
     Attributes:
-      shape: of the trees.
+      layer: what they become, but for its activation, which is the dense layer's, and a dense start.
       method: of `placement.METHODS`.
-      router: of `ROUTERS`.
       seed: of random choices.
-      refits: how often w_out is solved for (see `refit`); with 0 a visited unit is the dense unit.
+      refits: how often w_out is solved for, at most (see `refit`); with 0 a visited unit is the dense unit.
       drop: leave out units that find no place.
     """
 
-    shape: TreeShape
+    layer: LeafSpec | TreeSpec
     method: str
-    router: str = "separate"
     seed: int = 0
     refits: int = 3
     drop: bool = False
-
-    @property
-    def spent(self) -> bool:
-        """Whether routers take the place of units."""
-        return self.router == "spent"
 
 
 class Kept(NamedTuple):
     """Shares of a dense layer's output, on held-out tokens: at most 1, 0 is what its mean alone gives.
 
-    References are fitted to the calibration tokens as the trees are: b_out, and with refits w_out.
+    References are fitted to the calibration tokens as the layer is: b_out, and with refits w_out.
 
     Attributes:
-      tree: the layer of trees.
-      paths: its units and weights, with the paths that leave the least error, known beforehand: what is
-        missing from `tree` is lost by routers, the rest by places.
+      layer: the sparse layer.
+      experts: its units and weights, with the paths, or K experts, that leave the least error, known
+        beforehand: what is missing from `layer` is lost by routers, the rest by places.
       oracle: the A units of every token that add most, |act(z)| ||w_out||, known beforehand.
       static: the A units that add most on the calibration tokens.
     """
 
-    tree: float
-    paths: float
+    layer: float
+    experts: float
     oracle: float
     static: float
 
 
-def tree_spec(dense: DenseSpec, recipe: Recipe) -> TreeSpec:
-    """The layer that a dense one becomes; its forward pass is that of hard routing.
+def path_layer(shape: TreeShape, router: str = "separate") -> TreeSpec:
+    """A path layer to convert into, with its routers where `ROUTERS` says.
 
     Spent routers go on learning (`straight_through`), separate ones cannot.
     """
-    check_choice("router", recipe.router, ROUTERS)
-    how = {"routing": "straight_through"} if recipe.spent else {"routing": "hard", "router": "frozen"}
-    return TreeSpec(recipe.shape, dense.activation, **how)
+    check_choice("router", router, ROUTERS)
+    how = {"routing": "straight_through"} if router == "spent" else {"router": "frozen"}
+    return TreeSpec(shape, **how)
+
+
+def layer_for(dense: DenseSpec, recipe: Recipe) -> LeafSpec | TreeSpec:
+    """The layer that a dense one becomes."""
+    layer = recipe.layer.after_start if isinstance(recipe.layer, LeafSpec) else recipe.layer
+    return dataclasses.replace(layer, activation=dense.activation)
 
 
 def check_convertible(model: ModelSpec, recipe: Recipe) -> None:
-    """Raises InputError unless the layers are dense, and the shape has room for each or may drop units."""
+    """Raises InputError unless the layers are dense, and there is room for each or units may be dropped."""
+    target = target_of(recipe.layer)
     for layer, ffn in enumerate(model.ffns):
         if not isinstance(ffn, DenseSpec):
             raise InputError(
                 f"model: layer {layer} is not dense (ffn.kind {kind_of(ffn)!r}); only dense layers are "
                 "converted."
             )
-        tree_spec(ffn, recipe)
         if not recipe.drop:
-            check_room(recipe.shape, ffn.width, recipe.spent)
+            check_room(target, ffn.width)
 
 
-def tokens_needed(shape: TreeShape) -> int:
-    """Calibration tokens without which a layer of this shape is not fitted: 32 * 2^D."""
-    return TOKENS_PER_LEAF * shape.n_leaves
+def tokens_needed(layer: LeafSpec | TreeSpec) -> int:
+    """Calibration tokens without which a layer is not fitted: 32 for each of its leaves that a token visits.
+
+    Example:
+      >>> tokens_needed(LeafSpec(n_experts=512, expert_width=1, top_k=16))
+      1024
+    """
+    return target_of(layer).tokens_needed
 
 
 def units_at_work(params: dict, spec: DenseSpec, x_TE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,58 +124,54 @@ def units_at_work(params: dict, spec: DenseSpec, x_TE: np.ndarray) -> tuple[np.n
     return h_FT, h_FT**2 * np.square(params["w_out"]).sum(axis=1)[:, None]
 
 
-def tree_params(dense: dict, unit_PU: np.ndarray, spec: TreeSpec) -> dict:
-    """The arrays of the layer of trees with zeros for routers, as `tree.init_params` names them.
+def first_layer(target: Target, dense: dict, x_TE, y_TE, energy_FT, recipe: Recipe) -> dict:
+    """The layer before any refit: units at their places, and routers fitted to their energies.
 
-    Args:
-      dense: {w_in [F,E], b_in [F], w_out [F,E], b_out [E]}.
-      unit_PU: where its units stand (see `placement.place`).
-      spec: of the layer of trees.
+    Where gates of chosen experts are not about 1, w_out makes up for their size.
     """
-    shape, names = spec.shape, ("w_in", "b_in", "w_out")
-    padded = {name: np.concatenate([dense[name], np.zeros_like(dense[name][:1])]) for name in names}
-    params = {name: padded[name][unit_PU] for name in names}
-    params |= {"b_out": dense["b_out"], "threshold": np.zeros((shape.n_trees, shape.n_nodes), np.float32)}
-    if spec.router == "frozen":
-        w_PRE = np.zeros((shape.n_trees, shape.n_deciding, dense["w_in"].shape[1]), np.float32)
-        params["router"] = {"w": w_PRE}
+    unit_I = place(recipe.method, target, x_TE, energy_FT, recipe.seed, recipe.drop)
+    params = empty_layer(target.spec, x_TE.shape[1]) | {"b_out": dense["b_out"]}
+    for name in UNIT_ARRAYS:
+        padded = np.concatenate([dense[name], np.zeros_like(dense[name][:1])])
+        params[name] = padded[unit_I].reshape(params[name].shape)
+    energy_IT = np.where(unit_I[:, None] < 0, 0, energy_FT[unit_I])
+    for group, experts in enumerate(target.groups):
+        energy_JT = np.stack([energy_IT[places].sum(axis=0) for places in target.experts[experts]])
+        params = target.fitted(params, x_TE, energy_JT, group)
+    params["w_out"] = params["w_out"] / size_of(routed(params, target.spec, x_TE)[1])
+    params["b_out"] = params["b_out"] + (y_TE - output(params, target.spec, x_TE)).mean(axis=0)
     return params
 
 
 def convert_layer(
     dense: dict, spec: DenseSpec, x_TE: np.ndarray, held_TE: np.ndarray, recipe: Recipe
 ) -> tuple[dict, Kept]:
-    """The layer of trees that a dense layer becomes, and what it keeps.
+    """The layer that a dense one becomes, and what it keeps.
 
     Args:
-      dense: arrays of the dense layer, float32.
+      dense: {w_in [F,E], b_in [F], w_out [F,E], b_out [E]} of the dense layer, float32.
       spec: of the dense layer.
       x_TE: inputs of the layer for the calibration tokens.
       held_TE: the same for held-out tokens.
       recipe: how.
 
     Returns:
-      params of `tree_spec(spec, recipe)`, and `Kept`.
+      params of `layer_for(spec, recipe)`, and `Kept`.
 
     Raises:
-      InputError: the recipe does not fit, or there are too few tokens.
+      InputError: the recipe does not fit.
     """
-    shape, trees = recipe.shape, tree_spec(spec, recipe)
+    target = target_of(layer_for(spec, recipe))
     h_FT, energy_FT = units_at_work(dense, spec, x_TE)
     y_TE = h_FT.T @ dense["w_out"] + dense["b_out"]
-    unit_PU = place(recipe.method, shape, x_TE, energy_FT, recipe.spent, recipe.seed, recipe.drop)
-    params = tree_params(dense, unit_PU, trees)
-    for tree, unit_U in enumerate(unit_PU):
-        found = fit_tree(x_TE, path_energies(energy_FT, unit_U, shape), shape)
-        params = put_routers(params, trees, *found, tree)
-    params["b_out"] = params["b_out"] + (y_TE - run_trees(params, trees, x_TE)[0]).mean(axis=0)
-    params = refit(params, trees, x_TE, y_TE, recipe.refits)
+    params = first_layer(target, dense, x_TE, y_TE, energy_FT, recipe)
+    params = refit(target, params, x_TE, y_TE, recipe.refits)
 
     held_FT, held_energy_FT = units_at_work(dense, spec, held_TE)
     held_y_TE = held_FT.T @ dense["w_out"] + dense["b_out"]
 
     def reference(mask_FT, held_mask_FT):
-        """A selection of units, fitted as the trees are: w_out and b_out, or b_out alone."""
+        """A selection of units, fitted as the layer is: w_out and b_out, or b_out alone."""
         h_TF, held_TF, w_FE = (h_FT * mask_FT).T, (held_FT * held_mask_FT).T, dense["w_out"]
         if recipe.refits:
             w_FE, b_E = solve_outputs(h_TF, y_TE, w_FE)
@@ -178,12 +179,12 @@ def convert_layer(
             b_E = (y_TE - h_TF @ w_FE).mean(axis=0)
         return kept(held_TF @ w_FE + b_E, held_y_TE)
 
-    n = min(shape.active_units, spec.width)
+    n = min(target.spec.active_units, spec.width)
     static_F1 = largest(energy_FT.sum(axis=1, keepdims=True), n)
-    best_TP = best_leaves(params, trees, held_TE, held_y_TE)
+    best_TK = best_experts(target, params, held_TE, held_y_TE)
     return params, Kept(
-        kept(run_trees(params, trees, held_TE)[0], held_y_TE),
-        kept(output_at(params, trees, held_TE, best_TP), held_y_TE),
+        kept(output(params, target.spec, held_TE), held_y_TE),
+        kept(output_at(target, params, held_TE, best_TK), held_y_TE),
         reference(largest(energy_FT, n), largest(held_energy_FT, n)),
         reference(static_F1, static_F1),
     )
@@ -215,19 +216,19 @@ def convert_model(
     held_out: Sequence[np.ndarray],
     recipe: Recipe,
 ) -> tuple[ModelSpec, dict, list[Kept]]:
-    """A model whose dense layers have become trees.
+    """A model whose dense layers have become sparse.
 
     Args:
       model, variables: the dense model.
       inputs: x_TE of every layer's feed-forward part for calibration tokens (see `calibration`).
       held_out: the same for held-out tokens.
-      recipe: how; every layer gets the same shape.
+      recipe: how; every layer becomes the same.
 
     Returns:
       spec, variables (NumPy arrays), and what every layer keeps.
 
     Raises:
-      InputError: a layer is not dense, the shape has no room for it, an unknown method or router.
+      InputError: a layer is not dense, there is no room for it, an unknown method.
     """
     check_convertible(model, recipe)
     variables = jax.tree.map(np.asarray, jax.device_get(variables))
@@ -243,10 +244,10 @@ def convert_model(
     for layer, spec, (params, shares) in zip(layers, model.ffns, converted, strict=True):
         assert isinstance(spec, DenseSpec)
         stored = layer["params"]["ffn"]["w_in"].dtype
-        routing = {name: params.pop(name) for name in ("threshold", "router") if name in params}
+        routing = {name: params.pop(name) for name in ROUTING_NAMES if name in params}
         layer["params"]["ffn"] = jax.tree.map(lambda a, stored=stored: np.asarray(a).astype(stored), params)
-        layer["routing"] = {"ffn": routing}
-        ffns.append(tree_spec(spec, recipe))
+        layer |= {"routing": {"ffn": routing}} if routing else {}
+        ffns.append(layer_for(spec, recipe))
         found.append(shares)
     model, variables = stack_layers(model, variables, ffns, layers)
     return model, variables, found

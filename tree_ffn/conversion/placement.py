@@ -1,79 +1,68 @@
-"""Where the units of a dense layer stand in a layer of trees: random, by use, or by co-activation.
+"""Where the units of a dense layer stand in the layer that it becomes: random, by use, or by co-activation.
 
-A place is (tree, unit of the tree). Places that are left over hold nothing: they
-are the last ones of the deepest level.
+A layer has trees, and the nodes of a tree have places (see `targets`): of a path layer all nodes, of a leaf
+layer the leaves. Places that are left over hold nothing: they are the last ones of the deepest level.
 """
 
 import numpy as np
 
 from tree_ffn.conversion.fit_routers import fit_router
+from tree_ffn.conversion.targets import Target
 from tree_ffn.errors import InputError, check_choice
-from tree_ffn.tree.shape import TreeShape, level_of
+from tree_ffn.tree.shape import level_of
 
 ROUNDS = 10
 
 
-def free_places(shape: TreeShape, spent: bool) -> np.ndarray:
-    """bool [U]: the places of a tree that may hold a unit; not those that routers are spent on."""
-    free_U = np.ones(shape.tree_units, bool)
-    if spent:
-        free_U[list(shape.router_units)] = False
-    return free_U
-
-
-def room_of(shape: TreeShape, spent: bool) -> int:
-    """How many units a layer of trees has places for."""
-    return shape.n_trees * int(free_places(shape, spent).sum())
-
-
-def check_room(shape: TreeShape, n_units: int, spent: bool) -> None:
+def check_room(target: Target, n_units: int) -> None:
     """Raises InputError unless every unit of a dense layer has a place."""
-    room = room_of(shape, spent)
-    if room >= n_units:
-        return
-    routers = f" ({shape.n_trees * shape.n_deciding:,} of its units are spent on routers)" if spent else ""
-    raise InputError(
-        f"shape: {shape.n_trees} trees of depth {shape.depth} and node_width {shape.node_width} have room "
-        f"for {room:,} units{routers}, and the dense layer has {n_units:,}; use a larger shape, or leave "
-        "units out (drop)."
-    )
+    room = sum(len(places) for tree in target.nodes for places in tree)
+    if room < n_units:
+        raise InputError(
+            f"shape: {target.size} have room for {room:,} units, and the dense layer has {n_units:,}; use a "
+            "larger shape, or leave units out (drop)."
+        )
 
 
 def place(
-    method: str, shape: TreeShape, x_TE: np.ndarray, energy_FT: np.ndarray, spent: bool, seed: int = 0,
-    drop: bool = False,
-) -> np.ndarray:  # fmt: skip
+    method: str, target: Target, x_TE: np.ndarray, energy_FT: np.ndarray, seed: int = 0, drop: bool = False
+) -> np.ndarray:
     """Places the units of a dense layer.
 
     - `random`: in random order.
     - `frequency`: the most used, by mean energy, at the top of the trees.
     - `cluster`: units are dealt to the trees, and each tree is built from the root: a node takes the units
-      that the tokens arriving there use most, and the others part into halves by co-activation (see `split`).
+      that the tokens arriving there use most, as many as it has places for, and the others part into halves
+      by co-activation (see `split`).
 
     Args:
       method: one of `METHODS`.
-      shape: of the layer of trees.
+      target: the layer that they come into.
       x_TE: float32 inputs of the calibration tokens.
       energy_FT: the units' energies (see `routers`).
-      spent: whether the first unit of every deciding node is spent on its router.
       seed: of `random`, and of the first guess of `cluster`.
       drop: leave out units that find no place: the last of the order, or of those that arrive at a leaf.
 
     Returns:
-      int64 [P, U]: which unit of the dense layer stands where; -1 where none does.
+      int64 [I]: which unit of the dense layer stands in each place; -1 where none does.
 
     Raises:
       InputError: an unknown method, or units without a place.
     """
     check_choice("method", method, METHODS)
     if not drop:
-        check_room(shape, len(energy_FT), spent)
+        check_room(target, len(energy_FT))
     rng = np.random.default_rng(seed)
+    unit_I = np.full(target.spec.total_units, -1)
     if method == "cluster":
-        return _clustered(shape, x_TE, energy_FT, spent, rng)
-    if method == "random":
-        return _in_order(shape, rng.permutation(len(energy_FT)), spent)
-    return _in_order(shape, _by_use(energy_FT), spent)
+        order_F, n_trees = _by_use(energy_FT), len(target.nodes)
+        for tree, nodes in enumerate(target.nodes):
+            _grow(unit_I, nodes, order_F[tree::n_trees], x_TE, energy_FT, rng)
+        return unit_I
+    order_F = rng.permutation(len(energy_FT)) if method == "random" else _by_use(energy_FT)
+    places = _level_by_level(target.nodes)[: len(order_F)]
+    unit_I[places] = order_F[: len(places)]
+    return unit_I
 
 
 METHODS = ("random", "frequency", "cluster")
@@ -84,51 +73,31 @@ def _by_use(energy_FT: np.ndarray) -> np.ndarray:
     return np.argsort(-energy_FT.sum(axis=1), kind="stable")
 
 
-def _in_order(shape: TreeShape, order_F: np.ndarray, spent: bool) -> np.ndarray:
-    """Level by level, and in a level one unit to every node in turn."""
-    free_U = free_places(shape, spent)
-    tree_PU = np.full((shape.n_trees, shape.tree_units), -1)
-    for level, width in enumerate(shape.widths):
-        start, stop = shape.level_starts[level : level + 2]
-        units_PJW = tree_PU[:, start:stop].reshape(shape.n_trees, -1, width)  # a view
-        for u in range(width):
-            if not free_U[start + u]:
-                continue
-            n = min(units_PJW[..., u].size, len(order_F))
-            units_PJW[..., u] = _padded(order_F[:n], units_PJW[..., u].size).reshape(shape.n_trees, -1)
-            order_F = order_F[n:]
-    return tree_PU
+def _level_by_level(nodes: list[list[np.ndarray]]) -> np.ndarray:
+    """All places: level by level, and in a level one of every node in turn."""
+    turns = [
+        (level_of(node), turn, tree, node, place)
+        for tree, places in enumerate(nodes)
+        for node, places_here in enumerate(places)
+        for turn, place in enumerate(places_here)
+    ]
+    return np.array([place for *_, place in sorted(turns)], int)
 
 
-def _padded(units: np.ndarray, length: int) -> np.ndarray:
-    return np.concatenate([units[:length], np.full(max(0, length - len(units)), -1)])
-
-
-def _clustered(shape: TreeShape, x_TE, energy_FT, spent: bool, rng) -> np.ndarray:
-    order_F, n_trees = _by_use(energy_FT), shape.n_trees
-    return np.stack([
-        _grown(shape, order_F[p::n_trees], x_TE, energy_FT, spent, rng) for p in range(n_trees)
-    ])  # fmt: skip
-
-
-def _grown(shape: TreeShape, units: np.ndarray, x_TE, energy_FT, spent: bool, rng) -> np.ndarray:
-    """The places of one tree, from the root down: int64 [U]."""
-    free_U, unit_U = free_places(shape, spent), np.full(shape.tree_units, -1)
+def _grow(unit_I: np.ndarray, nodes: list[np.ndarray], units: np.ndarray, x_TE, energy_FT, rng) -> None:
+    """Fills the places of one tree, from the root down."""
     arrived = {0: (units, np.arange(len(x_TE)))}
-    for node in range(shape.n_nodes):
+    for node, places in enumerate(nodes):
         units, tokens = arrived.pop(node)
-        places = np.array(shape.node_units(node))
-        places = places[free_U[places]]
-        used = energy_FT[np.ix_(units, tokens)].sum(axis=1)
-        units = units[np.argsort(-used, kind="stable")]
-        taken = min(len(places), len(units))
-        unit_U[places[:taken]] = units[:taken]
-        if level_of(node) < shape.depth:
-            left, right, goes_right = split(x_TE[tokens], energy_FT[np.ix_(units[taken:], tokens)], rng)
-            rest = units[taken:]
-            arrived[2 * node + 1] = rest[left], tokens[~goes_right]
-            arrived[2 * node + 2] = rest[right], tokens[goes_right]
-    return unit_U
+        if len(places):
+            used = energy_FT[np.ix_(units, tokens)].sum(axis=1)
+            units = units[np.argsort(-used, kind="stable")]
+            here, units = units[: len(places)], units[len(places) :]
+            unit_I[places[: len(here)]] = here
+        if 2 * node + 2 < len(nodes):
+            left, right, goes_right = split(x_TE[tokens], energy_FT[np.ix_(units, tokens)], rng)
+            arrived[2 * node + 1] = units[left], tokens[~goes_right]
+            arrived[2 * node + 2] = units[right], tokens[goes_right]
 
 
 def split(x_TE: np.ndarray, energy_FT: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,35 +1,35 @@
-"""Trees fitted to the output y of the dense layer that they come from: what units add, and who visits them.
+"""Layers fitted to the output y of the dense layer that they come from: what units add, and who visits them.
 
-With h[t, i] = act(z[t, i]) where token t visits place i of I = P U, 0 elsewhere, and w0 what w_out was:
+With h[t, i] = gate[t, i] act(z[t, i]) of place i (see `targets`), and w0 what w_out was:
 
     w_out, b_out    min sum_t ||y[t] - b_out - sum_i h[t, i] w_out[i]||^2
                         + PRIOR sum_i mean over its visits(h[., i]^2) ||w_out[i] - w0[i]||^2
 
 so visited units add what others would have added, as far as it goes with what they add themselves, and those
-that few tokens visit stay what they were. Routers of tree p are fitted (see `routers`) to the error that
-each of its paths takes away, with d the part of y that b_out and the other trees leave:
+that few tokens visit stay what they were. Routers are fitted (see `routers`) to the error that each expert
+takes away, with d the part of y that b_out and the token's other experts leave:
 
-    value[j, t] = ||d[t]||^2 - ||d[t] - y_j[t]||^2,   y_j = sum_{i on path j} h[t, i] w_out[i]
+    value[j, t] = ||d[t]||^2 - ||d[t] - y_j[t]||^2,   y_j = sum_{i of expert j} gate act(z[t, i]) w_out[i]
+
+where the gate is that of chosen experts, in the mean of squares.
 """
 
-import functools
-
-import jax
 import numpy as np
 
-from tree_ffn.conversion.fit_routers import fit_tree, path_units, put_routers
-from tree_ffn.tree import TreeShape, TreeSpec, activation, tree_ffn
+from tree_ffn.conversion.targets import Target, joined, output, place_gates, place_outputs, routed
 
 # In visits: how much the w_out that was there counts.
-PRIOR = 8.0
+PRIOR = 32.0
 
 
-def refit(params: dict, spec: TreeSpec, x_TE: np.ndarray, y_TE: np.ndarray, times: int) -> dict:
+def refit(target: Target, params: dict, x_TE: np.ndarray, y_TE: np.ndarray, times: int) -> dict:
     """The layer with w_out and b_out solved for `times` times, and routers fitted anew between.
 
+    It ends where that no longer lowers the error on these tokens, so more times never raise it.
+
     Args:
-      params: arrays of the layer, float32, as `tree.init_params` names them.
-      spec: of the layer.
+      target: the layer.
+      params: its arrays, float32, as `init_ffn` names them.
       x_TE: inputs of the calibration tokens.
       y_TE: the dense layer's outputs.
       times: 0 changes nothing.
@@ -37,14 +37,25 @@ def refit(params: dict, spec: TreeSpec, x_TE: np.ndarray, y_TE: np.ndarray, time
     Returns:
       new params; w_in and b_in are as they were but for first units that are routers.
     """
+    error = np.inf
     for time in range(times):
-        if time:
-            params = _refit_routers(params, spec, x_TE, y_TE)
-        _, leaf_TP = run_trees(params, spec, x_TE)
-        h_TI = place_outputs(params, spec, x_TE) * visited(leaf_TP, spec.shape)
-        w_IE, b_E = solve_outputs(h_TI, y_TE, _joined(params, "w_out"))
-        params = params | {"w_out": w_IE.reshape(params["w_out"].shape), "b_out": b_E}
+        tried = params
+        for group in range(len(target.groups) if time else 0):
+            tried = target.fitted(tried, x_TE, values(target, tried, x_TE, y_TE, group), group)
+        h_TI = place_outputs(tried, target.spec, x_TE)
+        h_TI *= place_gates(tried, target.spec, *routed(tried, target.spec, x_TE))
+        w_IE, b_E = solve_outputs(h_TI, y_TE, joined(tried, "w_out"))
+        tried = tried | {"w_out": w_IE.reshape(params["w_out"].shape), "b_out": b_E}
+        before, error = error, squared(y_TE - output(tried, target.spec, x_TE))
+        if not error < before:
+            break
+        params = tried
     return params
+
+
+def squared(error_TE: np.ndarray) -> float:
+    """Sum of squares, in float64."""
+    return float(np.square(error_TE, dtype=np.float64).sum())
 
 
 def solve_outputs(h_TI: np.ndarray, y_TE: np.ndarray, w0_IE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,79 +76,75 @@ def solve_outputs(h_TI: np.ndarray, y_TE: np.ndarray, w0_IE: np.ndarray) -> tupl
     return w_IE.astype(np.float32), (mean_E - mean_I @ w_IE).astype(np.float32)
 
 
-def leaf_values(params: dict, spec: TreeSpec, x_TE, y_TE, leaf_TP: np.ndarray, tree: int) -> np.ndarray:
-    """How much error each path of a tree takes away while the other trees have theirs: float32 [J, T]."""
-    h_TI, w_IE = place_outputs(params, spec, x_TE), _joined(params, "w_out")
-    own, units = _places(spec.shape, tree), path_units(spec.shape)
-    others_TI = h_TI * visited(leaf_TP, spec.shape)
-    others_TI[:, own] = 0
-    d_TE = y_TE - params["b_out"] - others_TI @ w_IE
-    h_TU, w_UE = h_TI[:, own], w_IE[own]
-    single_TU = 2 * h_TU * (d_TE @ w_UE.T)
-    gram_UU = w_UE @ w_UE.T
-    values = np.empty((len(units), len(x_TE)), np.float32)
-    for leaf, path in enumerate(units):
-        h_Tu = h_TU[:, path]
-        pairs_T = ((h_Tu @ gram_UU[np.ix_(path, path)]) * h_Tu).sum(axis=1)
-        values[leaf] = single_TU[:, path].sum(axis=1) - pairs_T
-    return values
+def values(target: Target, params: dict, x_TE: np.ndarray, y_TE: np.ndarray, group: int) -> np.ndarray:
+    """How much error each expert of a group takes away while a token's others have theirs: float32 [J, T]."""
+    spec, w_IE, experts = target.spec, joined(params, "w_out"), target.experts[target.groups[group]]
+    ids_TK, gates_TK = routed(params, spec, x_TE)
+    h_TI, gate_TI = place_outputs(params, spec, x_TE), place_gates(params, spec, ids_TK, gates_TK)
+    there_TI, size = h_TI * gate_TI, size_of(gates_TK)
+    d_TE = y_TE - params["b_out"] - there_TI @ w_IE
+    if target.one_each:  # another one takes the place of the chosen one
+        own = np.unique(experts)
+        return expert_values(size * h_TI, w_IE, d_TE + there_TI[:, own] @ w_IE[own], experts)
+    return expert_values(size * h_TI, w_IE, d_TE, experts, gate_TI[:, experts[:, 0]] / size)
 
 
-def best_leaves(params: dict, spec: TreeSpec, x_TE: np.ndarray, y_TE: np.ndarray) -> np.ndarray:
-    """The leaves that a router who knew y would choose, a tree after the other: int [T, P]."""
-    leaf_TP = run_trees(params, spec, x_TE)[1].copy()
-    for tree in range(spec.shape.n_trees):
-        leaf_TP[:, tree] = leaf_values(params, spec, x_TE, y_TE, leaf_TP, tree).argmax(axis=0)
-    return leaf_TP
+def size_of(gates_TK: np.ndarray) -> np.float32:
+    """Root mean square of the gates of chosen experts: what one more would count."""
+    return np.float32(np.sqrt(np.square(gates_TK, dtype=np.float64).mean()))
 
 
-def output_at(params: dict, spec: TreeSpec, x_TE: np.ndarray, leaf_TP: np.ndarray) -> np.ndarray:
-    """What the layer adds up to for given leaves, whatever its routers say: [T, E]."""
-    h_TI = place_outputs(params, spec, x_TE) * visited(leaf_TP, spec.shape)
-    return h_TI @ _joined(params, "w_out") + params["b_out"]
+def expert_values(
+    h_TI: np.ndarray,
+    w_IE: np.ndarray,
+    d_TE: np.ndarray,
+    experts: np.ndarray,
+    back_TJ: np.ndarray | None = None,
+) -> np.ndarray:
+    """||d||^2 - ||d - y_j||^2 of experts that add y_j = sum_i h[t, i] w[i] over their places: float32 [J, T].
+
+    Args:
+      h_TI, w_IE: of all places.
+      d_TE: what is left to add.
+      experts: places of each, int [J, n].
+      back_TJ: how many times y_j is in what is there already, from which it is taken out first; None: 0.
+    """
+    along_TI = d_TE @ w_IE.T
+    found = np.empty((len(experts), len(h_TI)), np.float32)
+    for expert, places in enumerate(experts):
+        h_Tn, w_nE = h_TI[:, places], w_IE[places]
+        square_T = ((h_Tn @ (w_nE @ w_nE.T)) * h_Tn).sum(axis=1)
+        left_T = (h_Tn * along_TI[:, places]).sum(axis=1)
+        if back_TJ is not None:
+            left_T += back_TJ[:, expert] * square_T
+        found[expert] = 2 * left_T - square_T
+    return found
 
 
-def place_outputs(params: dict, spec: TreeSpec, x_TE: np.ndarray) -> np.ndarray:
-    """act(z) of every place, visited or not: float32 [T, I]."""
-    z_TI = x_TE @ _joined(params, "w_in").T + _joined(params, "b_in")
-    return np.array(activation(spec.activation)(z_TI))
+def best_experts(target: Target, params: dict, x_TE: np.ndarray, y_TE: np.ndarray) -> np.ndarray:
+    """The experts that a router who knew y would choose, one after the other: int [T, K].
+
+    From the layer's own on, each in turn gives way to the best one given the others.
+    """
+    spec, w_IE = target.spec, joined(params, "w_out")
+    ids_TK, gates_TK = routed(params, spec, x_TE)
+    ids_TK, size = ids_TK.copy(), size_of(gates_TK)
+    h_TI = place_outputs(params, spec, x_TE) * size
+    for slot in range(ids_TK.shape[1]):
+        others_TK = np.ones(ids_TK.shape, np.float32)
+        others_TK[:, slot] = 0
+        d_TE = y_TE - params["b_out"] - (h_TI * place_gates(params, spec, ids_TK, others_TK)) @ w_IE
+        group = target.groups[slot % len(target.groups)]
+        value_JT = expert_values(h_TI, w_IE, d_TE, target.experts[group])
+        if not target.one_each:  # not one that the token has already
+            np.put_along_axis(value_JT, np.delete(ids_TK, slot, axis=1).T, -np.inf, axis=0)
+        ids_TK[:, slot] = group.start + value_JT.argmax(axis=0)
+    return ids_TK
 
 
-def visited(leaf_TP: np.ndarray, shape: TreeShape) -> np.ndarray:
-    """bool [T, I]: the places that tokens with these leaves visit."""
-    on_path_JU = np.zeros((shape.n_leaves, shape.tree_units), bool)
-    np.put_along_axis(on_path_JU, path_units(shape), True, axis=1)
-    return on_path_JU[leaf_TP].reshape(len(leaf_TP), -1)
-
-
-def run_trees(params: dict, spec: TreeSpec, x_TE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Output [T, E] and leaves [T, P], as the layer itself has them."""
-    y_TE, leaf_TP = _run_trees(params, x_TE, spec)
-    return np.asarray(y_TE), np.asarray(leaf_TP)
-
-
-@functools.partial(jax.jit, static_argnames=("spec",))
-def _run_trees(params: dict, x_TE, spec: TreeSpec):
-    y_TE, info = tree_ffn(params, x_TE, spec)
-    return y_TE, info.leaf_TP
-
-
-def _refit_routers(params: dict, spec: TreeSpec, x_TE, y_TE) -> dict:
-    """Every tree's routers in turn, by the errors with the routers that the others have by then."""
-    if not spec.shape.depth:
-        return params
-    for tree in range(spec.shape.n_trees):
-        _, leaf_TP = run_trees(params, spec, x_TE)
-        values_JT = leaf_values(params, spec, x_TE, y_TE, leaf_TP, tree)
-        params = put_routers(params, spec, *fit_tree(x_TE, values_JT, spec.shape), tree)
-    return params
-
-
-def _places(shape: TreeShape, tree: int) -> slice:
-    """The places of a tree among all."""
-    return slice(tree * shape.tree_units, (tree + 1) * shape.tree_units)
-
-
-def _joined(params: dict, name: str) -> np.ndarray:
-    """w_in, b_in or w_out of all places: [I, ...]."""
-    return params[name].reshape(-1, *params[name].shape[2:])
+def output_at(target: Target, params: dict, x_TE: np.ndarray, ids_TK: np.ndarray) -> np.ndarray:
+    """What the layer adds up to for given experts, whatever its routers say: [T, E]."""
+    size = size_of(routed(params, target.spec, x_TE)[1])
+    gate_TI = place_gates(params, target.spec, ids_TK, np.full(ids_TK.shape, size))
+    h_TI = place_outputs(params, target.spec, x_TE) * gate_TI
+    return h_TI @ joined(params, "w_out") + params["b_out"]
