@@ -1,23 +1,30 @@
-"""Turns the dense layers of a model into trees, and says how much of them is kept before any training.
+"""Turns the dense layers of a model into sparse ones, and says how much of them is kept before any training.
 
-    python -m experiments.convert --workdir=runs/dense --n_trees=3 --depth=7
-    python -m experiments.convert --workdir=runs/dense --n_trees=3 --depth=7 --method=cluster --to=runs/tree
-    python -m experiments.convert --export=exported/opt --files='texts/*.txt' --n_trees=12 --depth=7 \
-        --drop --method=cluster --to=runs/opt_tree
+    python -m experiments.convert --workdir=runs/dense
+    python -m experiments.convert --workdir=runs/dense --method=cluster --to=runs/leaf
+    python -m experiments.convert --workdir=runs/dense --kind=tree --n_trees=3 --depth=7 --to=runs/tree \
+        --method=cluster
+    python -m experiments.convert --export=exported/opt --files='texts/*.txt' --n_experts=256 --top_k=8 \
+        --method=cluster --to=runs/opt_leaf
 
-Every unit of a dense layer gets a place in the trees, so the shape must have room for all, unless --drop
-leaves out those that are used least; places that are left over hold zeros. --methods places them at `random`,
-by `frequency` of use, or by `cluster`: halves that work for different tokens, from the root down. Decisions
-are linear routers fitted to calibration text. --router says where they are kept: `separate` from the units
-(no optimizer trains them; their D products a tree are not counted in A, and are in the share of the dense
-layers' arithmetic that is printed), or `spent`, as the first unit of each node (so there is room for fewer
-units; fine-tuning trains them, and refits let them add to the output).
+--kind says what they become. `leaf`: --n_experts experts of --expert_width units at the leaves of trees, of
+which a token uses --top_k. `tree`: the paper's layer, --n_trees trees of --depth whose paths visit
+--node_width units at each node.
 
---refits says how often the units' output weights are solved for by least squares, so that they make up for
-the units that are not visited, routers being fitted anew between; with 0 a visited unit is the dense unit.
+Every unit of a dense layer gets a place, so there must be room for all, unless --drop leaves out those that
+are used least; places that are left over hold zeros. --methods places them at `random`, by `frequency` of
+use, or by `cluster`: halves that work for different tokens, from the root down. Decisions are linear routers
+fitted to calibration text; those of a leaf layer go on learning. Of paths --router says where they are kept:
+`separate` from the units (no optimizer trains them; their D products a tree are not counted in A, and are in
+the share of the dense layers' arithmetic that is printed), or `spent`, as the first unit of each node (so
+there is room for fewer units; fine-tuning trains them, and refits let them add to the output).
 
-The table: the share of each dense layer's output that the trees keep on held-out tokens, and the validation
-loss; with the trees' best paths of each token in the place of the routers' (`/paths`: what is missing up to
+--refits says how often, at most, the units' output weights are solved for by least squares, so that they make
+up for the units that are not visited, routers being fitted anew between; with 0 a visited unit is the dense
+unit.
+
+The table: the share of each dense layer's output that is kept on held-out tokens, and the validation loss;
+with the best paths or experts of each token in the place of the routers' (`/experts`: what is missing up to
 it is lost by routers, the rest by places); beside those of the best A units of each token (`oracle`, which
 no router knows) and the best A units for all tokens (`static`), whose output weights are solved for alike.
 
@@ -29,29 +36,30 @@ import contextlib
 from absl import flags
 
 from experiments.common import cli, path_flags, starts
+from experiments.conversion import layer_flags
 from experiments.conversion.converting import Sizes, convert_all
 from tree_ffn.conversion.convert import ROUTERS, Recipe, check_convertible, tokens_needed
 from tree_ffn.conversion.placement import METHODS
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.locks import new_directory
-from tree_ffn.tree import TreeShape
+from tree_ffn.models import DenseSpec
+from tree_ffn.tree import LeafSpec, TreeSpec
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run of dense layers.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
 _EXPORT = path_flags.define("export", None, "Instead of a run: directory of an exported model.")
-_N_TREES = flags.DEFINE_integer("n_trees", 1, "P, trees of a layer.")
-_DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
-_NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a node: one number, or one for each level.")
+_KIND = flags.DEFINE_enum("kind", "leaf", ["leaf", "tree"], "What dense layers become.")
+_LAYER = layer_flags.define(n_trees=1)
 _MAX_SHARE = flags.DEFINE_float(
-    "max_share", 1.0, "Refuse a shape of which more than this share, A / F, works for a token, e.g. 0.05."
+    "max_share", 1.0, "Refuse a layer of which more than this share, A / F, works for a token, e.g. 0.05."
 )
 _METHODS = flags.DEFINE_list("methods", None, f"Which ways to place units: {', '.join(METHODS)}; all.")
-_ROUTER = flags.DEFINE_string("router", "separate", f"Where decisions are kept: {' or '.join(ROUTERS)}.")
-_REFITS = flags.DEFINE_integer("refits", 3, "How often output weights are solved for; 0: dense ones stay.")
+_ROUTER = flags.DEFINE_string("router", "separate", f"Where paths keep decisions: {' or '.join(ROUTERS)}.")
+_REFITS = flags.DEFINE_integer("refits", 3, "How often output weights are solved for, at most.")
 _DROP = flags.DEFINE_bool("drop", False, "Leave out units that find no place, the least used.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of random choices.")
-_TOKENS = flags.DEFINE_integer("tokens", 0, "Calibration tokens; 0: 8,192, or 32 * 2^D if that is more.")
+_TOKENS = flags.DEFINE_integer("tokens", 0, "Calibration tokens; 0: 8,192, or more for 32 visits a leaf.")
 _HELD_OUT = flags.DEFINE_integer(
     "held_out", 8192, "Tokens of the validation split that shares are measured on."
 )
@@ -70,14 +78,16 @@ _RESULTS = path_flags.define_written("results", None, "Append the metrics to thi
 
 
 def main() -> None:
-    recipes, n_tokens = _checked_flags()
+    methods, n_tokens = _checked_flags()
     with new_directory(_TO.value, "--to") if _TO.value else contextlib.nullcontext():
-        _convert(recipes, n_tokens)
+        _convert(methods, n_tokens)
 
 
-def _convert(recipes: list[Recipe], n_tokens: int) -> None:
+def _convert(methods: list[str], n_tokens: int) -> None:
     step = int(_STEP.value) if is_whole_number(_STEP.value) else _STEP.value
     run = starts.load(_WORKDIR.value or _EXPORT.value, step, _TOKENIZER.value)
+    layer = _layer(max((ffn.width for ffn in run.model.ffns if isinstance(ffn, DenseSpec)), default=1))
+    recipes = [Recipe(layer, method, _SEED.value, _REFITS.value, _DROP.value) for method in methods]
     for recipe in recipes:  # before any text is read
         check_convertible(run.model, recipe)
     places = (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR)
@@ -89,47 +99,50 @@ def _convert(recipes: list[Recipe], n_tokens: int) -> None:
         print(f"\n{_TO.value}: a run at step 0, by {_METHOD.value}")
 
 
-def _checked_flags() -> tuple[list[Recipe], int]:
-    """The recipes to try and the calibration tokens; looks at all flags before anything is loaded."""
+def _checked_flags() -> tuple[list[str], int]:
+    """The methods to try and the calibration tokens; looks at all flags before anything is loaded."""
     if bool(_WORKDIR.value) == bool(_EXPORT.value):
         raise InputError("--workdir or --export: give one of them, and not both, to say which model to use.")
     if (_TO.value is None) != (_METHOD.value is None):
         missing = "to" if _TO.value is None else "method"
         raise InputError(f"--{missing} is missing; --method and --to go together: which model, and where.")
-    methods = _METHODS.value or ([_METHOD.value] if _METHOD.value else METHODS)
+    methods = _METHODS.value or ([_METHOD.value] if _METHOD.value else list(METHODS))
     methods = [*methods, _METHOD.value] if _METHOD.value and _METHOD.value not in methods else methods
     for method in methods:
         check_choice("--method", method, METHODS)
-    check_choice("--router", _ROUTER.value, ROUTERS)
     for flag in (_BATCHES, _REFITS):
         check_positive_int(f"--{flag.name}", flag.value, least=0)
     for flag in (_BATCH_SIZE, _HELD_OUT):
         check_positive_int(f"--{flag.name}", flag.value)
-    shape = TreeShape(_N_TREES.value, _DEPTH.value, _widths(_NODE_WIDTH.value))
-    if not shape.active_share <= _MAX_SHARE.value:
+    return methods, _checked_tokens(_layer(1))
+
+
+def _layer(n_units: int) -> LeafSpec | TreeSpec:
+    """What dense layers of so many units, at most, become."""
+    if _KIND.value == "leaf":
+        layer_flags.refuse("leaf", [_ROUTER, _LAYER.depth, _LAYER.node_width])
+        return _LAYER.leaves(n_units, _LAYER.n_trees.value)
+    layer_flags.refuse("tree", [_LAYER.n_experts, _LAYER.expert_width, _LAYER.top_k, _LAYER.gate_norm])
+    return _LAYER.paths(_ROUTER.value)
+
+
+def _checked_tokens(layer: LeafSpec | TreeSpec) -> int:
+    """Calibration tokens, enough for a layer of this shape, whatever its units are."""
+    if not layer.active_units <= _MAX_SHARE.value * layer.total_units:
+        share = layer.active_units / layer.total_units
         raise InputError(
-            f"--max_share: {_MAX_SHARE.value:g} is not reached by this shape, of whose {shape.total_units:,} "
-            f"units {shape.active_units:,} work for a token ({shape.active_share:.1%}); use a larger "
-            "--depth or a smaller --node_width."
+            f"--max_share: {_MAX_SHARE.value:g} is not reached by this layer, {share:.1%} of whose units "
+            "work for a token; use a larger --depth or a smaller --node_width; of a leaf layer more "
+            "--n_experts or a smaller --top_k."
         )
-    needed = tokens_needed(shape)
+    needed = tokens_needed(layer)
     check_positive_int("--tokens", _TOKENS.value, least=0)
     if 0 < _TOKENS.value < needed:
         raise InputError(
-            f"--tokens: {_TOKENS.value:,} is not allowed; depth {shape.depth} takes at least {needed:,} "
-            f"(32 * 2^{shape.depth}) to fit its routers."
+            f"--tokens: {_TOKENS.value:,} is not allowed; routers are fitted to 32 visits of every leaf, "
+            f"which takes at least {needed:,} tokens here."
         )
-    recipes = [
-        Recipe(shape, method, _ROUTER.value, _SEED.value, _REFITS.value, _DROP.value) for method in methods
-    ]
-    return recipes, _TOKENS.value or max(8192, needed)
-
-
-def _widths(words: list[str]) -> int | tuple[int, ...]:
-    if not words or not all(is_whole_number(word.strip()) for word in words):
-        raise InputError(f"--node_width: {','.join(words)!r} is not allowed; use whole numbers, e.g. 1,1,32.")
-    widths = tuple(map(int, words))
-    return widths[0] if len(widths) == 1 else widths
+    return _TOKENS.value or max(8192, needed)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""From a dense model to trees and back to its loss: converts, fine-tunes with and without a teacher, scores.
+"""From a dense model to a sparse one and back to its loss: converts, fine-tunes with or without a teacher.
 
     python -m experiments.convert_demo --workdir=runs/demo --results=runs/conversion.jsonl
     python -m experiments.convert_demo --dense=runs/dense --seeds=0,1,2 --task_data=DATA \
         --texts=wikitext2=wikitext2/test.raw.txt.xz --tasks=arc_easy,boolq,hellaswag,piqa
 
 For each of --seeds: trains the dense model of --config (or takes that of --dense), converts it by --methods
-(of experiments/convert; with `_spent`, routers take the place of units, and units without one are left out)
-into trees of one shape, and trains each further for --steps steps on the same text, in two ways:
+(of experiments/convert: into paths; with `_spent`, routers take the place of units, and units without one are
+left out; with `_leaf`, into a leaf layer), and trains each further for --steps steps on the same text, in two
+ways:
 
     tuned       by cross-entropy alone
     distilled   and towards the dense model: kl = ffn = a weight
 
 The last method is also `faded`: as distilled, the dense layers fading out over the first half; and the dense
-model is itself trained further as long (`dense_tuned`). Learning rate and weight are chosen first by the
-validation loss of the last method's trees at the first seed, by one rule for both: the rates --lrs and
+model is itself trained further as long (`dense_tuned_lr...`). Learning rate and weight are chosen first by
+the validation loss of the last method's model at the first seed, by one rule for both: the rates --lrs and
 beyond where the best is at an end; then distilled tries the other --weights, and tuned as many rates beside
-its best one. `faded` takes what distilled has; `dense_tuned` what tuned has.
+its best one. `faded` takes what distilled has; `dense_tuned_lr...` what tuned has.
 
 Dense, converted and fine-tuned models are scored on the validation text, on --texts, and on --tasks with and
 without solved examples where --task_data names their data. What is in --workdir is not made again.
@@ -40,7 +41,7 @@ from absl import flags
 from experiments.common import cli, path_flags
 from experiments.common.config_words import check_config
 from experiments.common.processes import Job, Processes, stopped, why
-from experiments.conversion import demo_scores
+from experiments.conversion import demo_scores, layer_flags
 from experiments.conversion.demo_parts import Demo
 from experiments.lm_eval import questions
 from experiments.reporting import texts
@@ -50,17 +51,20 @@ from tree_ffn.conversion.placement import METHODS
 from tree_ffn.data import load_tokenizer
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.locks import only_writer
+from tree_ffn.models.cost import total_units
 from tree_ffn.models.from_config import model_spec_from_config
-from tree_ffn.tree import TreeShape
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.plain import namespace
+from tree_ffn.training import workdir as workdirs
 
 _CONFIG = cli.define_config("config", "configs/quickstart.py:kind=dense", "The dense model and its training.")
 _DENSE = path_flags.define("dense", None, "Workdir of a dense run, instead of training one for each seed.")
 _WORKDIR = path_flags.define("workdir", "runs/convert_demo", "Where the runs go, one directory each.")
-_N_TREES = flags.DEFINE_integer("n_trees", 3, "P, trees of a layer.")
-_DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
-_NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a node: one number, or one for each level.")
+_LAYER = layer_flags.define(n_trees=3)
 _METHODS = flags.DEFINE_list(
-    "methods", ["random", "frequency", "cluster_spent", "cluster"], "Ways to convert; the last is tuned on."
+    "methods",
+    ["random_leaf", "cluster_spent", "cluster", "cluster_leaf"],
+    "Ways to convert; the last is tuned on.",
 )
 _REFITS = flags.DEFINE_list(
     "refits", ["0", "1", "3"], "How often output weights are solved for; all are measured, the last goes on."
@@ -162,33 +166,46 @@ def checked_flags() -> Demo:
     """What is asked for; all flags are looked at before any work, and no device."""
     for flag in (_STEPS, _TOKENS):
         check_positive_int(f"--{flag.name}", flag.value)
-    seeds, widths, refits = (_whole(flag) for flag in (_SEEDS, _NODE_WIDTH, _REFITS))
-    shape = TreeShape(_N_TREES.value, _DEPTH.value, widths[0] if len(widths) == 1 else tuple(widths))
-    if _TOKENS.value < tokens_needed(shape):
-        raise InputError(
-            f"--tokens: {_TOKENS.value:,} is not allowed; depth {shape.depth} takes at least "
-            f"{tokens_needed(shape):,} (32 * 2^{shape.depth}) to fit its routers."
-        )
+    seeds, refits = _whole(_SEEDS), _whole(_REFITS)
     config: Any = _CONFIG.value
-    recipes = {}
-    for name in _METHODS.value:
-        method, _, spent = name.partition("_")
-        check_choice("--methods", name, [m + end for m in METHODS for end in ("", "_spent")])
-        recipes[name] = Recipe(shape, method, spent or "separate", 0, refits[-1], drop=bool(spent))
-    if not recipes:
-        raise InputError("--methods is empty; name at least one.")
+    check_config(config)
+    recipes = checked_recipes(dense_model(config), refits[-1])
     weights = _numbers(_WEIGHTS)
     grid = tuning.Grid.of({"values": _numbers(_LRS)})
-    check_config(config)
-    if not _DENSE.value:
-        model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
-        for recipe in recipes.values():
-            check_convertible(model, recipe)
     check_jobs()
     return Demo(
         _WORKDIR.value, config, _DENSE.value, recipes, refits, _TOKENS.value, _STEPS.value, seeds, grid,
         weights, _RESULTS.value, checked_scoring(),
     )  # fmt: skip
+
+
+def dense_model(config) -> ModelSpec:
+    """The dense model, of --dense or of --config."""
+    if _DENSE.value:
+        trained = workdirs.read_config(_DENSE.value)
+        if trained is None:
+            raise InputError(f"--dense: {_DENSE.value} holds no run; name the workdir of one.")
+        config = namespace(trained)
+    return model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
+
+
+def checked_recipes(dense: ModelSpec, refits: int) -> dict[str, Recipe]:
+    """{method: how it converts}, all of which the dense model can be converted by."""
+    if not _METHODS.value:
+        raise InputError("--methods is empty; name at least one.")
+    n_units, recipes = max(map(total_units, dense.ffns)), {}
+    for name in _METHODS.value:
+        method, _, end = name.partition("_")
+        check_choice("--methods", name, [m + end for m in METHODS for end in ("", "_spent", "_leaf")])
+        layer = _LAYER.leaves(n_units) if end == "leaf" else _LAYER.paths(end or "separate")
+        recipes[name] = Recipe(layer, method, 0, refits, drop=end == "spent")
+        check_convertible(dense, recipes[name])
+        if _TOKENS.value < (needed := tokens_needed(layer)):
+            raise InputError(
+                f"--tokens: {_TOKENS.value:,} is not allowed; routers are fitted to 32 visits of every leaf, "
+                f"which takes at least {needed:,} tokens for {name}."
+            )
+    return recipes
 
 
 def check_jobs() -> None:

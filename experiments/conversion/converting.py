@@ -7,7 +7,7 @@ import jax
 
 from experiments.reporting import record
 from tree_ffn.conversion import calibration
-from tree_ffn.conversion.convert import Kept, Recipe, convert_model, tree_spec
+from tree_ffn.conversion.convert import Kept, Recipe, convert_model, layer_for
 from tree_ffn.data import PreparedCorpus
 from tree_ffn.models.ffn import ffn_flops
 from tree_ffn.training.checkpoint import Restored
@@ -15,6 +15,7 @@ from tree_ffn.training.config import resolved
 from tree_ffn.training.evaluate import evaluate
 from tree_ffn.training.sharding import shardings_for
 from tree_ffn.training.warm_start import begin_run
+from tree_ffn.tree import LeafSpec
 
 
 class Sizes(NamedTuple):
@@ -37,7 +38,7 @@ def convert_all(
     run: Restored, text: PreparedCorpus, recipes: Sequence[Recipe], sizes: Sizes, *,
     to: Mapping[Recipe, str] | None = None, results: str | None = None, command: str | None = None,
 ) -> None:  # fmt: skip
-    """Converts a dense model by each recipe, all of one shape, and prints the table.
+    """Converts a dense model by each recipe, all into the same layer, and prints the table.
 
     Args:
       run, text: of `starts.with_text`.
@@ -50,12 +51,12 @@ def convert_all(
     inputs = calibration.ffn_inputs(run, [text.train], sizes.tokens, sizes.batch_size)
     held_out = calibration.ffn_inputs(run, [text.valid], sizes.held_out, sizes.batch_size)
     score = lambda run: evaluate(run, text, "valid", sizes.batch_size, sizes.batches)
-    dense, shape = score(run), recipes[0].shape
-    shares = f"{100 * shape.active_share:.2f} %), with routers {100 * arithmetic(run, recipes[0]):.2f} %"
+    dense, layer = score(run), recipes[0].layer
+    active, total = layer.active_units, layer.total_units
     print(
         f"{sizes.tokens:,} calibration tokens of {text.meta['corpus']}; dense loss {dense['loss']:.4f}; "
-        f"trees: {shape.active_units:,} of {shape.total_units:,} units active ({shares} of the dense layers' "
-        "arithmetic"
+        f"{active:,} of {total:,} units active ({100 * active / total:.2f} %), with routers "
+        f"{100 * arithmetic(run, recipes[0]):.2f} % of the dense layers' arithmetic"
     )
     print(head(len(run.model.ffns)), flush=True)
     found: list[Kept] = []
@@ -66,8 +67,8 @@ def convert_all(
         figures = score(run._replace(model=model, variables=variables))
         figures = figures_of(found, figures, dense) | {"flops_share": arithmetic(run, recipe)}
         name = f"{recipe.method}_{recipe.refits}" if several else recipe.method
-        print(line(name, [share.tree for share in found], figures), flush=True)
-        print(line(f"{name}/paths", [share.paths for share in found]), flush=True)
+        print(line(name, [share.layer for share in found], figures), flush=True)
+        print(line(f"{name}/experts", [share.experts for share in found]), flush=True)
         facts = {**facts_of(recipe), "tokens": sizes.tokens}
         if results:
             config = {**resolved(run.config), "convert": facts}
@@ -82,44 +83,73 @@ def convert_all(
         print(line(name, [getattr(share, name) for share in found]), flush=True)
 
 
+def name_of(recipe: Recipe) -> str:
+    """The beginning of the names of rows of a recipe: how units were placed, and in what.
+
+    Example:
+      >>> name_of(Recipe(LeafSpec(n_experts=8, expert_width=2, top_k=3), "cluster"))
+      'cluster_leaf_X8_W2_K3'
+    """
+    facts = facts_of(recipe)
+    letters = {
+        "n_trees": "P",
+        "depth": "D",
+        "n_experts": "X",
+        "node_width": "W",
+        "expert_width": "W",
+        "top_k": "K",
+    }
+    sizes = {letters[name]: value for name, value in facts.items() if name in letters}
+    if isinstance(sizes["W"], list):
+        sizes["W"] = "-".join(map(str, sizes["W"] if len(set(sizes["W"])) > 1 else sizes["W"][:1]))
+    if sizes.get("P") == 1 and "X" in sizes:
+        del sizes["P"]
+    return "_".join([recipe.method, facts["router"], *(f"{letter}{size}" for letter, size in sizes.items())])
+
+
 def row_of(recipe: Recipe) -> str:
-    """`cluster_separate_refits3`."""
-    return f"{recipe.method}_{recipe.router}_refits{recipe.refits}"
+    """The name of a conversion's rows, e.g. `cluster_separate_P3_D7_W1_refits3`."""
+    return f"{name_of(recipe)}_refits{recipe.refits}"
 
 
 def arithmetic(run: Restored, recipe: Recipe) -> float:
-    """FLOPs a token of the trees, routers among them, as a share of those of the dense layers."""
+    """FLOPs a token of the sparse layers, routers among them, as a share of those of the dense ones."""
     flops = lambda specs: sum(ffn_flops(spec, run.model.width) for spec in specs)
-    return flops(tree_spec(spec, recipe) for spec in run.model.ffns) / flops(run.model.ffns)
+    return flops(layer_for(spec, recipe) for spec in run.model.ffns) / flops(run.model.ffns)
 
 
 def figures_of(found: list[Kept], score: dict, dense: dict) -> dict[str, float]:
     """Figures of a conversion, per layer where they have a number: kept/0, ..., and losses."""
     figures = {"loss": score["loss"], "loss_rise": score["loss"] - dense["loss"]}
     for layer, share in enumerate(found):
-        names = {"kept": share.tree, "kept_paths": share.paths, "kept_oracle": share.oracle}
+        names = {"kept": share.layer, "kept_experts": share.experts, "kept_oracle": share.oracle}
         names |= {"kept_static": share.static}
         figures |= {f"{name}/{layer}": value for name, value in names.items()}
     return figures | {"active_share": score["active_share"]}
 
 
 def facts_of(recipe: Recipe) -> dict:
-    """A recipe as JSON values."""
-    shape = recipe.shape
-    widths = {"n_trees": shape.n_trees, "depth": shape.depth, "node_width": list(shape.widths)}
-    how = {"method": recipe.method, "router": recipe.router, "refits": recipe.refits, "drop": recipe.drop,
+    """A recipe as JSON values; `router` is `leaf`, or where decisions of paths are kept."""
+    layer = recipe.layer
+    if isinstance(layer, LeafSpec):
+        router, names = "leaf", ("n_trees", "n_experts", "expert_width", "top_k", "gate_norm")
+        sizes = {name: getattr(layer, name) for name in names}
+    else:
+        router, shape = "separate" if layer.router == "frozen" else "spent", layer.shape
+        sizes = {"n_trees": shape.n_trees, "depth": shape.depth, "node_width": list(shape.widths)}
+    how = {"method": recipe.method, "router": router, "refits": recipe.refits, "drop": recipe.drop,
            "seed": recipe.seed}  # fmt: skip
-    return how | widths
+    return how | sizes
 
 
 def head(n_layers: int) -> str:
     """The table's first line."""
     layers = " ".join(f"{f'layer {layer}':>9}" for layer in range(n_layers))
-    return f"{'kept':<16} {layers} {'mean':>9} {'loss':>9} {'rise':>9}"
+    return f"{'kept':<18} {layers} {'mean':>9} {'loss':>9} {'rise':>9}"
 
 
 def line(name: str, shares: list[float], figures: dict | None = None) -> str:
     """A line of the table: shares of the layers' outputs and, of a conversion, its loss."""
     cells = " ".join(f"{share:>9.3f}" for share in [*shares, sum(shares) / len(shares)])
     losses = f" {figures['loss']:>9.4f} {figures['loss_rise']:>+9.4f}" if figures else ""
-    return f"{name:<16} {cells}{losses}"
+    return f"{name:<18} {cells}{losses}"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from experiments.common import provenance, run_config, starts
 from experiments.conversion import demo_scores, finetuning
-from experiments.conversion.converting import Sizes, convert_all, facts_of, row_of
+from experiments.conversion.converting import Sizes, convert_all, facts_of, name_of, row_of
 from experiments.conversion.finetune_choice import Settings, choice, config_for
 from experiments.reporting import record
 from experiments.sweeps import sweep_runs, tuning
@@ -144,7 +144,7 @@ class Demo:
         convert_all(run, text, tried, sizes, to={recipe: place}, results=self.results)
 
     def tuning_left(self) -> list[Part]:
-        """What has to be tried next in each way, once the last method's trees of the first seed are there."""
+        """What has to be tried next in each way, once the last method's model of the first seed is there."""
         seed, name = self.seeds[0], list(self.recipes)[-1]
         if not converted(self.place_of(name, seed)):
             return []
@@ -169,7 +169,7 @@ class Demo:
 
     def tuning_row(self, way: str, settings: Settings) -> str:
         """The name of a fine-tuning by which settings are chosen."""
-        name = list(self.recipes)[-1]
+        name = name_of(list(self.recipes.values())[-1])
         return f"{name}_{way}" + (f"_weight{settings.weight:g}" if settings.weight else "")
 
     def tuning_run(self, way: str, settings: Settings):
@@ -201,12 +201,14 @@ class Demo:
         places = {name: self.place_of(name, seed) for name in self.recipes}
         for name, place in places.items():
             if converted(place):
-                yield from (Tuned(f"{name}_{way}", place, settings) for way, settings in chosen.items())
+                row = name_of(self.recipes[name])
+                yield from (Tuned(f"{row}_{way}", place, settings) for way, settings in chosen.items())
         name, place = list(places.items())[-1]
         if converted(place) and "distilled" in chosen:
-            yield Tuned(f"{name}_faded", place, chosen["distilled"], True)
+            yield Tuned(f"{name_of(self.recipes[name])}_faded", place, chosen["distilled"], True)
         if "tuned" in chosen and (self.dense or done(self.dense_of(seed))):
-            yield Tuned("dense_tuned", self.dense_of(seed), chosen["tuned"])
+            lr = chosen["tuned"].lr  # other layers may be tuned on beside it, at other rates
+            yield Tuned(f"dense_tuned_lr{lr:g}", self.dense_of(seed), chosen["tuned"])
 
     def config_of(self, run: Tuned, seed: int):
         """The config of a fine-tuning with chosen settings."""

@@ -111,7 +111,7 @@ def finetune_spec(config) -> FinetuneSpec:
     if spec.gradual_steps > config.train.steps:
         raise InputError(
             f"finetune.gradual_steps: {spec.gradual_steps} is not allowed; use at most train.steps = "
-            f"{config.train.steps}, so that only trees are left at the end."
+            f"{config.train.steps}, so that no dense layer is left at the end."
         )
     return spec
 

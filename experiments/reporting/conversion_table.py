@@ -1,4 +1,4 @@
-"""The tables of conversion: what dense layers keep as trees, and what fine-tuning brings back."""
+"""The tables of conversion: what dense layers keep as sparse ones, and what fine-tuning brings back."""
 
 import math
 
@@ -20,7 +20,7 @@ from experiments.reporting.aggregate import (
 from experiments.reporting.render import Table
 
 FREE = r"(convert|finetune\.converted)\.(seed|step)$|" + NO_MATTER
-KEPT = ("kept", "kept_paths", "kept_oracle", "kept_static")
+KEPT = ("kept", "kept_experts", "kept_oracle", "kept_static")
 
 
 def kind_of(row: dict) -> tuple:
@@ -35,7 +35,7 @@ def conversion(rows: list[dict]) -> Table:
 
 
 def converted(rows: list[dict], lines: dict[str, list[dict]]) -> Table:
-    """A line per method and router."""
+    """A line per method and layer."""
     others = other_texts(rows)
     cells = []
     for name, line in lines.items():
@@ -47,15 +47,16 @@ def converted(rows: list[dict], lines: dict[str, list[dict]]) -> Table:
             str(len({row["seed"] for row in line})),
         ])  # fmt: skip
     text = (
-        f"Dense layers as trees, before any training: {task(rows)}. FLOPs: those of the layer, its separate "
+        f"Dense layers as sparse ones, before any training: {task(rows)}. FLOPs: those of the layer, its "
         "routers too (which are not counted as active units), as a share of the dense layer's. Kept: share "
         "of the dense layers' output on held-out tokens (1 is all, 0 what its mean gives; mean over layers). "
-        "Paths: the same for the best path of every token; what lies between is lost by routers. Oracle and "
+        "Experts: the same for the best paths, or leaves, of every token; what lies between is lost by "
+        "routers. Oracle and "
         "static: the best A units of each token and the best A units for all. refits0: output weights are "
         "the dense layer's; else solved for by least squares, for oracle and static too. Means over seeds. "
         f"{origin(rows)}"
     )
-    head = ["", "active share", "FLOPs", "kept", "paths", "oracle", "static", "val loss", "rise", *others]
+    head = ["", "active share", "FLOPs", "kept", "experts", "oracle", "static", "val loss", "rise", *others]
     return block("Conversion", text, [*head, "seeds"], cells, last_of(lines), lines=lines)
 
 
@@ -75,12 +76,13 @@ def tuned(rows: list[dict], lines: dict[str, list[dict]]) -> Table:
         ])  # fmt: skip
     said = f" The dense model: {spread(dense.values())}." if dense else ""
     made = [(row["config"]["finetune"]["converted"] or {}) for row in rows]
-    shapes = {f"P={m['n_trees']} D={m['depth']}" for m in made if m}
+    shapes = {f"P={m['n_trees']} D={m['depth']}" for m in made if "depth" in m}
+    shown = f" ({', '.join(sorted(shapes))})" if shapes else ""
     text = (
-        f"Converted models ({', '.join(sorted(shapes))}) trained further: {task(rows)}. "
-        f"Validation loss of the trees alone, nats a token.{said} x dense: perplexity over that of the dense "
-        "model of the seed, before and after; near: tokens of fine-tuning until it was below 1.02 (empty: "
-        f"never). {origin(rows)}"
+        f"Converted models{shown} trained further: {task(rows)}. "
+        f"Validation loss without any dense layer, nats a token.{said} x dense: perplexity over that of "
+        "the dense model of the seed, before and after; near: tokens of fine-tuning until it was below 1.02 "
+        f"(empty: never). {origin(rows)}"
     )
     head = ["", "active share", "before", "after", "x dense, before", "x dense, after", "near", *others]
     steps = setting(rows[0], "train.steps")

@@ -36,11 +36,12 @@ UNITS = {
     "constant_decisions": "1", "right_share": "1", "skew": "1", "changed": "1", "working_units": "units",
     "ever_working": "1", "gradient_right": "1", "nats_per_word": "nats/word", "word_ppl": "1",
     "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
-    "kept": "1", "kept_paths": "1", "kept_oracle": "1", "kept_static": "1", "flops_share": "1",
+    "kept": "1", "kept_experts": "1", "kept_oracle": "1", "kept_static": "1", "flops_share": "1",
     "loss_before": "nats/token", "loss_teacher": "nats/token", "tokens_until_near": "tokens",
     "oracle_loss": "nats/token", "moved": "1", "passes": "1",
     "loss_rise": "nats/token", "units_kept": "units", "units_share": "1", "bytes": "bytes",
 }  # fmt: skip
+RENAMED = {"kept_paths": "kept_experts"}  # in rows from before 2026-11-30
 OF_TEXTS = {
     "loss": "nats/token",
     **{name: UNITS[name] for name in ("ppl", "bits_per_byte", "nats_per_word", "word_ppl")},
@@ -248,6 +249,7 @@ def _read_rows(path: str):
                 row["config_hash"] = config_hash(row["config"])
                 check_row(row)
                 row["config"] = upgraded(row["config"])
+                row["metric"] = RENAMED.get(row["metric"], row["metric"])
                 yield row
         except KeyError as error:
             raise InputError(f"results: {path}, line {number}: it has no {error}.") from error

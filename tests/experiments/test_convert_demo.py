@@ -10,6 +10,9 @@ from experiments.reporting import record
 from experiments.sweeps import tuning
 from experiments.tables import render
 from tests.experiments.programs import call
+from tests.training.tiny import tiny_config
+from tree_ffn.training.config import resolved
+from tree_ffn.upgrades import stamped
 
 
 def test_both_ways_are_tuned_by_one_rule():
@@ -59,8 +62,12 @@ def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
         (["--steps=0"], "--steps: 0 is not allowed"),
         (["--lrs=1e-3"], "values [0.001] is not allowed; use at least 3"),
         (["--weights=none"], "--weights: 'none' is not allowed; use numbers above 0"),
-        (["--tokens=64"], "--tokens: 64 is not allowed; depth 7 takes at least 4,096"),
-        (["--n_trees=1"], "have room for 255 units, and the dense layer has 512"),
+        (["--tokens=64", "--methods=cluster_spent"], "which takes at least 4,096 tokens for cluster_spent"),
+        (["--tokens=64", "--methods=cluster_leaf"], "which takes at least 1,024 tokens for cluster_leaf"),
+        (["--top_k=600"], "top_k: 600 is not allowed; a token can use at most n_experts = 512"),
+        (["--expert_width=1", "--n_experts=256", "--methods=random_leaf"], "have room for 256 units"),
+        (["--dense={tmp}"], "holds no run; name the workdir of one"),
+        (["--n_trees=1", "--methods=cluster"], "have room for 255 units, and the dense layer has 512"),
         (["--config=configs/quickstart.py:kind=tree"], "layer 0 is not dense (ffn.kind 'tree')"),
         (["--texts=a"], "--texts: 'a' is not allowed"),
         (["--config.optim.lr=-1.0"], "optim.lr: -1.0 is not allowed"),
@@ -70,7 +77,8 @@ def test_the_config_has_text_and_batches_of_the_dense_run(tmp_path):
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, said, tmp_path):
-    outcome = call("convert_demo", f"--workdir={tmp_path}/demo", *arguments)
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    outcome = call("convert_demo", f"--workdir={tmp_path}/demo", *given)
     assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err, outcome.err
     assert not (tmp_path / "demo").exists()
 
@@ -81,22 +89,25 @@ def test_the_whole_of_it_and_again(texts, tmp_path):
     asked = (
         "convert_demo", "--config=configs/smoke.py:kind=dense", f"--config.data.files={texts}/*.txt",
         f"--config.data.cache_dir={texts}/cache", "--config.mesh.data=1", "--n_trees=2", "--depth=3",
-        "--tokens=512", "--steps=4", "--methods=cluster_spent", "--weights=1", "--refits=0,1",
+        "--n_experts=8", "--top_k=3", "--tokens=512", "--steps=4", "--methods=cluster_spent,cluster_leaf",
+        "--weights=1", "--refits=0,1",
         "--texts=license=LICENSE", f"--workdir={tmp_path}/demo", f"--results={tmp_path}/conversion.jsonl",
     )  # fmt: skip
     outcome = call(*asked)
     assert outcome.code == 0, outcome.err
     rows = record.load_results(f"{tmp_path}/conversion.jsonl")
-    runs = {"cluster_spent_tuned", "cluster_spent_distilled", "cluster_spent_faded", "dense_tuned"}
-    conversions = {f"cluster_spent_refits{n}" for n in (0, 1)}
-    assert {row["row"] for row in rows} == runs | conversions | {"dense"}
+    paths, leaves = "cluster_spent_P2_D3_W1", "cluster_leaf_X8_W2_K3"
+    runs = {f"{name}_{way}" for name in (paths, leaves) for way in ("tuned", "distilled")}
+    runs |= {f"{leaves}_faded", *(row["row"] for row in rows if row["row"].startswith("dense_tuned_lr"))}
+    conversions = {f"{name}_refits{n}" for name in (paths, leaves) for n in (0, 1)}
+    assert {row["row"] for row in rows} == runs | conversions | {"dense"} and len(runs) == 6
     scored = {row["row"] for row in rows if row["metric"] == "license_nats_per_word"}
-    assert scored == runs | {"dense", "cluster_spent_refits1"}
+    assert scored == runs | {"dense", f"{paths}_refits1", f"{leaves}_refits1"}
     page = render(f"{tmp_path}/*.jsonl")
     assert "## Conversion" in page and "## Fine-tuning of converted models, 4 steps" in page
     again = call(*asked)
     assert again.code == 0 and "step" not in again.out
-    assert again.out.splitlines()[-5:] == outcome.out.splitlines()[-5:]
+    assert again.out.splitlines()[-7:] == outcome.out.splitlines()[-7:]
     assert len(record.load_results(f"{tmp_path}/conversion.jsonl")) == len(rows)
 
 
@@ -139,9 +150,11 @@ def test_processes_make_what_one_process_makes(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_waits_for_a_part_that_failed_is_not_made(small, tmp_path):
-    """Of a dense model that cannot be loaded nothing is made; the log says why."""
+def test_what_waits_for_a_part_that_failed_is_not_made(small, texts, tmp_path):
+    """Of a dense run without a checkpoint nothing is made; the log says why."""
     (tmp_path / "dense").mkdir()
+    config = stamped(resolved(tiny_config(texts, kind="dense")))
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(config))
     outcome = call(
         "convert_demo", *small, f"--workdir={tmp_path}/demo", f"--dense={tmp_path}/dense", "--jobs=2"
     )

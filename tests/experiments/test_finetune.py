@@ -26,8 +26,8 @@ def runs(texts, tmp_path_factory):
     base = tmp_path_factory.mktemp("runs")
     train(tiny_config(texts, kind="dense", ffn__width=14), f"{base}/dense", log=lambda _: None, bar=False)
     outcome = call(
-        "convert", f"--workdir={base}/dense", "--n_trees=2", "--depth=2", "--tokens=512", "--held_out=256",
-        "--batch_size=8", "--batches=2", "--method=frequency", f"--to={base}/trees",
+        "convert", f"--workdir={base}/dense", "--kind=tree", "--n_trees=2", "--depth=2", "--tokens=512",
+        "--held_out=256", "--batch_size=8", "--batches=2", "--method=frequency", f"--to={base}/trees",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     return base

@@ -1,1 +1,1 @@
-"""Dense layers into trees: where units stand, how decisions are fitted, and what is solved for again."""
+"""Dense layers into sparse ones: where units stand, how routers are fitted, and what is solved for again."""

@@ -59,7 +59,7 @@ class FinetuneSpec:
       ffn: weight of the layers' distance from the teacher's dense layers.
       gradual: `mix`, the dense layers' share m falls from 1 to 0 in equal steps; `layers`, m of layer l
         of n is 1 before step l / n * gradual_steps and 0 from there on; `none`, m is 0.
-      gradual_steps: of `mix` and `layers`: the step from which only trees are left.
+      gradual_steps: of `mix` and `layers`: the step from which no dense layer is left.
     """
 
     task: str = "lm"
