@@ -85,7 +85,7 @@ def test_requirements_are_made_from_the_project():
     "what, extras",
     [
         ("experiments.generate", ["serve"]),  # a machine that only makes text from an exported model
-        ("tree_ffn.training.loop, tree_ffn.config, tree_ffn.analysis.convert", []),
+        ("tree_ffn.training.loop, tree_ffn.config, tree_ffn.conversion.convert", []),
     ],
 )
 def test_what_an_extra_leaves_out_is_not_imported(what, extras):

@@ -49,14 +49,23 @@ def program_of(command):
 
 
 def known_flags(module):
-    """Names that a program's source gives to absl or argparse flags, and those of absl.app."""
+    """Names that a program's source gives to absl or argparse flags, and those of absl.app.
+
+    Of a module whose `define` it calls without a name, all that the module defines.
+    """
     tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-    names = {"help", "helpfull"}
+    names, modules = {"help", "helpfull"}, {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if isinstance(node, ast.ImportFrom):
+            modules |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        if not isinstance(node, ast.Call):
+            continue
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if node.args and isinstance(node.args[0], ast.Constant):
             if called.startswith(("DEFINE_", "define", "add_argument")):
                 names.add(str(node.args[0].value).lstrip("-"))
+        elif called == "define":
+            names |= known_flags(modules[node.func.value.id])
     return names
 
 

@@ -41,7 +41,8 @@ UNITS = {
     "oracle_loss": "nats/token", "moved": "1", "passes": "1",
     "loss_rise": "nats/token", "units_kept": "units", "units_share": "1", "bytes": "bytes",
 }  # fmt: skip
-RENAMED = {"kept_paths": "kept_experts"}  # in rows from before 2026-11-30
+RENAMED = {"kept_paths": "kept_experts"}  # metrics of rows from before 2026-11-30
+UNITS |= {old: UNITS[new] for old, new in RENAMED.items()}
 OF_TEXTS = {
     "loss": "nats/token",
     **{name: UNITS[name] for name in ("ppl", "bits_per_byte", "nats_per_word", "word_ppl")},
