@@ -1,6 +1,7 @@
 """What the benchmark times is the whole of it, and implementations that differ are refused."""
 
 import importlib
+import time
 
 import jax
 import pytest
@@ -35,6 +36,25 @@ def test_training_has_three_times_the_products_of_a_forward_pass(benchmark, layo
         flops[direction] = analysis["flops"]
     products = 2 * 2 * 512 * WIDTH * 256
     assert flops["train"] - flops["forward"] >= 2 * products
+
+
+def test_each_layer_has_its_weights_and_waits_for_the_last(benchmark):
+    weights, x = jax.numpy.asarray([2.0, 3.0, 5.0]), jax.numpy.asarray([1.0, 10.0, 100.0, 7.0])
+    chain = benchmark._chain(lambda w, x: w * x, 3)
+    assert chain(weights, x) == pytest.approx(5 * (100 + 1e-3 * 3 * (10 + 1e-3 * 2)), rel=1e-6)
+
+
+def test_a_time_is_of_one_call_of_one_layer_and_so_is_memory(benchmark):
+    case = case_of(benchmark, "forward", n_tokens=1)
+    init, apply = (lambda key: jax.random.normal(key, (WIDTH, WIDTH))), (lambda w, x: jax.numpy.tanh(x @ w))
+    timed = benchmark.Timed(case, benchmark.Variant("one", init, apply), jax.random.key(0))
+    assert timed.layers == 32
+    x, began = benchmark._inputs(case, jax.random.key(1), 32), time.perf_counter()
+    timed.measure(x, repeats=50)
+    elapsed = time.perf_counter() - began
+    assert 0.1 * elapsed < 50 * 32 * timed.times[0] <= elapsed
+    assert timed.memory() == pytest.approx(4 * WIDTH * WIDTH, rel=0.2)  # its weights; tokens are few
+    assert benchmark.figures([timed] * 2, 1.0)["one"]["memory_mb"] == pytest.approx(1 / 16, rel=0.2)
 
 
 def test_times_every_variant(benchmark, monkeypatch):
@@ -92,7 +112,10 @@ def test_the_recommended_layer_is_timed_as_it_is_used(benchmark, monkeypatch, n_
     units, routers = min(512, 16 * n_tokens), min(511, 95 * n_tokens)
     assert benchmark.floor_seconds(case) == 4 * WIDTH * (2 * units + routers + 2 * n_tokens) / 1e10
     monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e30, 1e10))
-    assert benchmark.floor_seconds(case) == n_tokens * 2 * WIDTH * (2 * 16 + 95) / 1e10
+    forward = n_tokens * 2 * WIDTH * (2 * 16 + 95) / 1e10
+    assert benchmark.floor_seconds(case) == forward
+    train = case_of(benchmark, "train", n_tokens, "leaf")
+    assert benchmark.floor_seconds(train) == pytest.approx(3 * forward)
     benchmark.print_case(case, {})
     name, said = (
         f"d128_T{n_tokens}_X512_W1_K16_tree_forward",
