@@ -104,6 +104,9 @@ def test_eval_step_is_the_training_loss_before_the_step(trees):
     np.testing.assert_allclose(loss, metrics["loss"], rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, usage, train_usage)
     assert [leaf.shape for leaf in leaves] == [(2, BATCH[:, 1:].size, 2)]
+    for layer, tree in np.ndindex(2, 2):
+        visits = np.bincount(leaves[0][layer, :, tree], minlength=8)
+        np.testing.assert_array_equal(usage[0][layer, tree], visits)
 
 
 def test_experts_are_counted():
@@ -113,4 +116,7 @@ def test_experts_are_counted():
     loss, (nll, infos) = loss_fn(state.params, state.routing, BATCH)
     assert loss == nll
     (counts,) = step.count_usage(step.empty_usage(model), infos)
-    np.testing.assert_array_equal(counts.sum(axis=-1), np.full((2, 1), 3 * BATCH[:, 1:].size))
+    for layer in range(2):  # three of each token
+        visits = np.bincount(np.ravel(infos[0].leaf_TP[layer]), minlength=model.ffns[0].n_experts)
+        np.testing.assert_array_equal(counts[layer, 0], visits)
+        assert visits.sum() == 3 * BATCH[:, 1:].size
