@@ -77,8 +77,8 @@ def test_a_tree_without_decisions_is_dense():
         name: value.reshape(-1, E) if value.ndim == 3 else value.reshape(-1) for name, value in p.items()
     }
     x = jax.random.normal(jax.random.key(2), (5, E))
-    y, _ = FFN(tree).apply({"params": p, "routing": {"threshold": jnp.zeros((1, 1))}}, x)
-    expected, _ = FFN(DenseSpec(6, "silu")).apply({"params": dense}, x)
+    y, _ = jax.jit(FFN(tree).apply)({"params": p, "routing": {"threshold": jnp.zeros((1, 1))}}, x)
+    expected, _ = jax.jit(FFN(DenseSpec(6, "silu")).apply)({"params": dense}, x)
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
@@ -86,7 +86,7 @@ def test_initial_weights_of_a_mixture():
     """w_out's deviation is of the A active units, not of all X W; the router's is w_in's."""
     spec = LeafSpec(n_experts=8, expert_width=16, top_k=2, router="softmax")
     layer = FFN(spec, w_in_scale=0.7, w_out_scale=0.05)
-    params = layer.init(jax.random.key(0), jnp.ones((1, 64)))["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), jnp.ones((1, 64)))["params"]
     for name, std in (("w_router", 0.7 / 8), ("w_in", 0.7 / 8), ("w_out", 0.05 / 32**0.5)):
         assert np.std(params[name]) == pytest.approx(std, rel=0.1), name
     assert not np.asarray(params["b_in"]).any() and not np.asarray(params["b_out"]).any()
@@ -153,16 +153,17 @@ def test_balancing_moves_against_the_load_and_works_stacked():
     tree = TreeSpec(SHAPE, balance_rate=0.5)
     leaves = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 11, 2)), jnp.int32)
     routing = {"threshold": jnp.zeros((3, 2, 7))}
-    stacked = update_routing(tree, routing, Info(leaves))
+    update = jax.jit(update_routing, static_argnums=0)
+    stacked = update(tree, routing, Info(leaves))
     for i in range(3):
-        alone = update_routing(tree, {"threshold": routing["threshold"][i]}, Info(leaves[i]))
+        alone = update(tree, {"threshold": routing["threshold"][i]}, Info(leaves[i]))
         np.testing.assert_array_equal(alone["threshold"], stacked["threshold"][i])
     assert np.asarray(stacked["threshold"]).any()
     pruned = PrunedSpec(SHAPE, nodes=(2, 3, 4), balance_rate=0.5)
     one = jax.tree.map(jnp.asarray, init_structure(pruned)) | {"threshold": jnp.zeros(5)}
-    two = update_routing(pruned, jax.tree.map(lambda a: jnp.stack([a, a]), one), Info(leaves[:2]))
+    two = update(pruned, jax.tree.map(lambda a: jnp.stack([a, a]), one), Info(leaves[:2]))
     for i in range(2):
-        alone = update_routing(pruned, one, Info(leaves[i]))
+        alone = update(pruned, one, Info(leaves[i]))
         np.testing.assert_array_equal(alone["threshold"], two["threshold"][i])
     assert np.asarray(two["threshold"]).any() and two["leaf"].shape == (2, 4)
     untouched = TreeSpec(SHAPE)
