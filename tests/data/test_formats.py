@@ -195,5 +195,7 @@ def test_parquet_that_is_not_fetched_is_named(tmp_path):
 
 def test_without_pyarrow_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"a\.parquet: parquet needs the package pyarrow; `pip install -r"):
+    with pytest.raises(
+        InputError, match=r"a\.parquet: parquet needs the package pyarrow; `pip install .tree_ffn\[parquet\]"
+    ):
         read(put(tmp_path / "a.parquet", b"PAR1"))

@@ -14,7 +14,7 @@ which old GPT-2 files carry beside their weights, are left out. OPT's two rows b
 and no place here: `origin` keeps them for the way back.
 
 Example:
-  >>> from tree_ffn.models import pretrained
+  >>> from tree_ffn.huggingface import pretrained
   >>> model = pretrained.load("tests/models/fixtures/opt_relu", param_dtype="keep")
   >>> pretrained.save("exported/opt", model.spec, model.variables, model.origin)   # doctest: +SKIP
 """
