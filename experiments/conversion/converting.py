@@ -71,7 +71,7 @@ def convert_all(
         print(line(f"{name}/experts", [share.experts for share in found]), flush=True)
         facts = {**facts_of(recipe), "tokens": sizes.tokens}
         if results:
-            config = {**resolved(run.config), "convert": facts}
+            config = {**resolved(run.config), "seed": recipe.seed, "convert": facts}
             record.append_figures(
                 results, figures, table="conversion", row=row_of(recipe), config=config, data_meta=text.meta,
                 command=command,

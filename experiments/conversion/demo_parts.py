@@ -272,7 +272,7 @@ def converted_config(workdir: str):
     """What the rows of a conversion say of it, as `convert_all` does."""
     run = starts.load(workdir)
     facts = {name: value for name, value in run.meta["converted"].items() if name != "step"}
-    return namespace({**resolved(run.config), "convert": facts})
+    return namespace({**resolved(run.config), "seed": facts["seed"], "convert": facts})
 
 
 def converted(workdir: str) -> bool:

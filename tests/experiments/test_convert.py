@@ -35,7 +35,7 @@ def converted(run, request, tmp_path_factory):
     """Directory of a run and of results rows, what the program said, and whether it is of leaves."""
     to = tmp_path_factory.mktemp("converted")
     outcome = call(
-        "convert", f"--workdir={run}", *ASKED, *request.param, "--method=cluster",
+        "convert", f"--workdir={run}", *ASKED, *request.param, "--method=cluster", "--seed=3",
         "--methods=random,frequency", f"--to={to}/new", f"--results={to}/rows.jsonl",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
@@ -67,7 +67,7 @@ def test_the_table_and_its_rows(converted):
     assert {row["row"] for row in rows} == {
         f"{method}_{name}_refits3" for method in ("random", "frequency", "cluster")
     }
-    assert {row["table"] for row in rows} == {"conversion"}
+    assert {(row["table"], row["seed"]) for row in rows} == {("conversion", 3)}  # not that of the dense run
     page = render(f"{to}/rows.jsonl")
     assert "## Conversion" in page and f"| `cluster_{name}_refits3` | {cells} |" in page
     losses, shares = {"val_loss", "loss_rise"}, {"active_share", "flops_share"}
