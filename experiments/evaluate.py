@@ -60,9 +60,7 @@ _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by defaul
 _TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
 _JSON = path_flags.define_written("json", None, "Write the metrics to this file.")
 _RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
-_TABLE = flags.DEFINE_string(
-    "table", "cpu_small", "Table of the results rows: one of ours, or a name of your own."
-)
+_TABLE = flags.DEFINE_string("table", "cpu_small", "Table of the results rows: ours, or a name of your own.")
 _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 
 

@@ -40,9 +40,7 @@ _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but pri
 _RESULTS = path_flags.define_written(
     "results", None, "Append the final metrics to this results file (JSONL)."
 )
-_TABLE = flags.DEFINE_string(
-    "table", "cpu_small", "Table of the results rows: one of ours, or a name of your own."
-)
+_TABLE = flags.DEFINE_string("table", "cpu_small", "Table of the results rows: ours, or a name of your own.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")
 

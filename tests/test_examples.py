@@ -41,6 +41,7 @@ def test_the_notebook_says_what_it_shows(name, capsys):
     space: dict = {}
     for cell in json.loads((ROOT / name).read_text())["cells"]:
         if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), space)
+            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+                exec("".join(cell["source"]), space)
             shown = "".join("".join(output["text"]) for output in cell["outputs"])
             assert capsys.readouterr().out == shown
