@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments.common import cli, path_flags
 from experiments.common.loaded import Loaded
-from experiments.lm_eval import questions, task_files
+from experiments.lm_harness import questions, task_files
 from experiments.reporting import record
 from tree_ffn.data.tokenizers import FileTokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int, is_whole_number
@@ -57,8 +57,8 @@ def main() -> None:
         raise InputError(f"--hf_batches: {','.join(_HF_BATCHES.value)!r} is not allowed; use whole numbers.")
     versions = hf_versions()
     requests, data_sha256 = hellaswag(_TASK_DATA.value, _TASK_CACHE.value, _ROWS.value)
-    from experiments.lm_eval.answering import Answering
-    from experiments.lm_eval.harness import HarnessModel
+    from experiments.lm_harness.answering import Answering
+    from experiments.lm_harness.harness import HarnessModel
 
     with tempfile.TemporaryDirectory() as directory:
         model = write_model(directory, _TOKENIZER.value)

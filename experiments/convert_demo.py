@@ -43,7 +43,7 @@ from experiments.common.config_words import check_config
 from experiments.common.processes import Job, Processes, stopped, why
 from experiments.conversion import demo_scores, layer_flags
 from experiments.conversion.demo_parts import Demo
-from experiments.lm_eval import questions
+from experiments.lm_harness import questions
 from experiments.reporting import texts
 from experiments.sweeps import tuning
 from tree_ffn.conversion.convert import Recipe, check_convertible, tokens_needed
@@ -76,7 +76,7 @@ _LRS = flags.DEFINE_list("lrs", ["1e-3", "2e-3", "4e-3"], "Learning rates to cho
 _WEIGHTS = flags.DEFINE_list("weights", ["1", "0.3", "3"], "Weights of distillation to choose from.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _TASKS = flags.DEFINE_list(
-    "tasks", ["arc_easy", "boolq", "hellaswag", "piqa"], "Tasks of experiments/lm_eval/tasks."
+    "tasks", ["arc_easy", "boolq", "hellaswag", "piqa"], "Tasks of experiments/lm_harness/tasks."
 )
 _TASK_DATA = path_flags.define(
     "task_data", None, "Folder with the data of the tasks; without it none is asked."

@@ -10,7 +10,7 @@
 --texts scores every token of other texts once, and says nats a word and perplexity a word too (words between
 white space and ends of line, as is usual for WikiText).
 
---tasks asks questions by EleutherAI's harness (the extra `eval`): the task files of experiments/lm_eval/tasks
+--tasks asks questions by EleutherAI's harness (the extra `eval`): the task files of experiments/lm_harness/tasks
 over a folder of data, or without --task_data the harness's own tasks, which it fetches from the network.
 --shots=task puts as many solved examples before a question as the task file says. Every score comes with its
 standard error and with what chance gives; prompts that the context cuts on the left are counted.
@@ -22,7 +22,7 @@ of every layer's leaves or experts; --json writes the same.
 from absl import flags
 
 from experiments.common import cli, loaded, path_flags, run_config
-from experiments.lm_eval import questions
+from experiments.lm_harness import questions
 from experiments.reporting import record, texts
 from tree_ffn.data.rows import TooShort
 from tree_ffn.data.spec import CORPORA
@@ -52,7 +52,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _EXPORT = path_flags.define("export", None, "With --tasks, instead of a run: an exported model's directory.")
 _TASKS = flags.DEFINE_list(
-    "tasks", [], "Tasks of the evaluation harness; all: every one of experiments/lm_eval/tasks."
+    "tasks", [], "Tasks of the evaluation harness; all: every one of experiments/lm_harness/tasks."
 )
 _TASK_DATA = path_flags.define("task_data", None, "Folder with the data of the tasks.")
 _SHOTS = flags.DEFINE_list("shots", ["0"], "Solved examples before a question: a number, task, or several.")

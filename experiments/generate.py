@@ -22,7 +22,7 @@ from absl import flags
 
 from experiments.common import cli, loaded, path_flags
 from experiments.common.prompts import read_prompts
-from experiments.lm_eval.continued import continued
+from experiments.lm_harness.continued import continued
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.inference.batching import Batch, Request
 from tree_ffn.inference.sampling import Sampling

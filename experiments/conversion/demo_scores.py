@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from experiments.common import loaded, run_config, starts
-from experiments.lm_eval import questions
+from experiments.lm_harness import questions
 from experiments.reporting import record, texts
 from tree_ffn.training import workdir as workdirs
 

@@ -102,7 +102,7 @@ def expected(directory: pathlib.Path, cases: list, data: str, cache: str) -> dic
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from experiments.lm_eval import task_files
+    from experiments.lm_harness import task_files
 
     lm = recording(HFLM)(pretrained=str(directory), device="cpu", dtype="float32", batch_size=1)
     tasks = task_files.choose(sorted({task for task, _ in cases}))

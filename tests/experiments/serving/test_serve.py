@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments import serving
-from experiments.lm_eval import questions
+from experiments.lm_harness import questions
 from tests.experiments import questions_data
 from tests.experiments.programs import call
 from tree_ffn.inference import batching
@@ -102,7 +102,7 @@ def test_lm_eval_gets_the_same_from_the_server_as_in_process(address, model, tmp
         pytest.importorskip(package, reason=f"lm-eval[api] needs {package} (the extra `eval`)")
     data, cache = questions_data.write(tmp_path / "data"), str(tmp_path / "cache")
     planned = questions.plan(["arc_easy", "boolq"], "0", str(data))
-    from experiments.lm_eval.harness import HarnessModel
+    from experiments.lm_harness.harness import HarnessModel
 
     in_process = recorded(HarnessModel, monkeypatch)
     # lm-eval asks a server for tokens without those that a model's texts begin with.

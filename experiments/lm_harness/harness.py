@@ -1,6 +1,6 @@
 """EleutherAI's evaluation harness drives our models: the adapter between its requests and our programs.
 
-It imports lm_eval, which the extra `eval` installs; experiments/lm_eval/questions.py imports this module
+It imports lm_eval, which the extra `eval` installs; experiments/lm_harness/questions.py imports this module
 after it has looked for it.
 """
 
@@ -12,9 +12,9 @@ from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
 
 from experiments.common.loaded import Loaded
-from experiments.lm_eval.answering import Answerer, Answering
-from experiments.lm_eval.kept import Kept
-from experiments.lm_eval.task_options import read_options
+from experiments.lm_harness.answering import Answerer, Answering
+from experiments.lm_harness.kept import Kept
+from experiments.lm_harness.task_options import read_options
 from tree_ffn.errors import InputError
 from tree_ffn.inference.batching import Request
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from experiments.common.loaded import Loaded
-from experiments.lm_eval.continued import continued
+from experiments.lm_harness.continued import continued
 from tree_ffn.inference import decode, scoring
 from tree_ffn.inference.batching import Batch, Request
 

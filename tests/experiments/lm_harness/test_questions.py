@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.lm_eval import questions, task_fields, task_files
-from experiments.lm_eval.tasks import functions
+from experiments.lm_harness import questions, task_fields, task_files
+from experiments.lm_harness.tasks import functions
 from experiments.reporting import record
 from tests.experiments import make_harness_fixture, questions_data
 from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, named
@@ -63,7 +63,7 @@ def test_the_harness_gets_the_same_through_our_adapter(family, models, data, tmp
     Its answers take 256 tokens of any context, and questions that they leave no room for are cut: of those
     alone the room here is its own; ours leaves room for them (test_task_options.py).
     """
-    from experiments.lm_eval import harness, task_options
+    from experiments.lm_harness import harness, task_options
 
     ours, cut_there = task_options.Options.room, []
 
@@ -236,7 +236,7 @@ def test_the_prompt_of_squad_is_that_of_the_harness(data, tmp_path):
 def test_answers_are_the_greedy_continuation(models):
     from lm_eval.api.instance import Instance
 
-    from experiments.lm_eval.harness import HarnessModel
+    from experiments.lm_harness.harness import HarnessModel
 
     model = models["opt"][1]
     lm = HarnessModel(model)

@@ -8,8 +8,8 @@ from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImport
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
 
 from experiments.common import loaded
-from experiments.lm_eval.harness import HarnessModel
-from experiments.lm_eval.task_options import read_options
+from experiments.lm_harness.harness import HarnessModel
+from experiments.lm_harness.task_options import read_options
 from tree_ffn.errors import InputError
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.lm_eval.continued import continued
+from experiments.lm_harness.continued import continued
 from tests.data.kinds_of_tokenizers import file_tokenizer
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.inference.batching import Batch, Request, generate

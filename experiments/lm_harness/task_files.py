@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from experiments.lm_eval.task_fields import check_rows, check_templates
+from experiments.lm_harness.task_fields import check_rows, check_templates
 from tree_ffn.data.compressed import SUFFIXES
 from tree_ffn.data.formats import read_objects, read_text
 from tree_ffn.errors import InputError, check_choice, reason

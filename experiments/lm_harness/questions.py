@@ -12,8 +12,8 @@ import statistics
 from typing import NamedTuple
 
 from experiments.common.loaded import Loaded
-from experiments.lm_eval import task_files
-from experiments.lm_eval.kept import Kept
+from experiments.lm_harness import task_files
+from experiments.lm_harness.kept import Kept
 from experiments.reporting import record
 from tree_ffn.errors import InputError, check_positive_int, is_whole_number, reason
 from tree_ffn.json_output import number_or_none
@@ -64,7 +64,7 @@ def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int,
     """(task, shots, its file or None) of what is asked for, checked before anything is loaded.
 
     Args:
-      names: tasks of experiments/lm_eval/tasks, or with no `data` the harness's own names.
+      names: tasks of experiments/lm_harness/tasks, or with no `data` the harness's own names.
       shots: a number, or `task` for the number that each task file names.
       data: folder of the tasks' data; None reads task and data from the network.
 
@@ -110,7 +110,7 @@ def answer(
       data: folder of the tasks' data, or None.
       cache: folder for data in the harness's form.
       limit: questions of each task; None is all.
-      answerer: of experiments/lm_eval/answering.py; the model itself, if it is not named.
+      answerer: of experiments/lm_harness/answering.py; the model itself, if it is not named.
 
     Raises:
       InputError: the limit or a file is not allowed, or the harness cannot load a task.
@@ -122,7 +122,7 @@ def answer(
     from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
     from jinja2 import TemplateError  # pyright: ignore[reportMissingImports]
 
-    from experiments.lm_eval.harness import HarnessModel
+    from experiments.lm_harness.harness import HarnessModel
 
     @contextlib.contextmanager
     def named(name):
@@ -159,7 +159,7 @@ def _task(manager, name: str, context: int):
     Raises:
       InputError: it wants answers that cannot be made, or is a group.
     """
-    from experiments.lm_eval.task_options import read_options
+    from experiments.lm_harness.task_options import read_options
 
     tasks = manager.load([name])["tasks"]
     if list(tasks) != [name]:
