@@ -10,7 +10,7 @@
 --texts scores every token of other texts once, and says nats a word and perplexity a word too (words between
 white space and ends of line, as is usual for WikiText).
 
---tasks asks questions by EleutherAI's harness (the extra `eval`): the task files of experiments/lm_harness/tasks
+--tasks asks questions by EleutherAI's harness (the extra `eval`): the files of experiments/lm_harness/tasks
 over a folder of data, or without --task_data the harness's own tasks, which it fetches from the network.
 --shots=task puts as many solved examples before a question as the task file says. Every score comes with its
 standard error and with what chance gives; prompts that the context cuts on the left are counted.
