@@ -61,8 +61,11 @@ def best(scores, k):
     return sorted(order[:k])
 
 
-def search(spec, r, keep_X):
-    """The experts that a search finds which keeps K nodes of every level, of those with an expert left."""
+def search(spec, r, keep_X, gaps=None):
+    """The experts that a search finds which keeps K nodes of every level, of those with an expert left.
+
+    `gaps`, a list, is given by how much the last that is kept is ahead of the first that is not.
+    """
     is_there = lambda level, tree, node: keep_X.reshape(spec.n_trees, 2**level, -1)[tree, node].any()
     kept = [(tree, 0, 0.0) for tree in range(spec.n_trees) if is_there(0, tree, 0)]
     for level in range(spec.depth):
@@ -72,7 +75,10 @@ def search(spec, r, keep_X):
             for child, log in ((2 * node, log_s(-logit)), (2 * node + 1, log_s(logit))):
                 if is_there(level + 1, tree, child):
                     below.append((tree, child, score + log))
-        kept = sorted(sorted(below, key=lambda one: (-one[2], *one[:2]))[: spec.top_k])
+        below.sort(key=lambda one: (-one[2], *one[:2]))
+        if gaps is not None and len(below) > spec.top_k:
+            gaps.append(below[spec.top_k - 1][2] - below[spec.top_k][2])
+        kept = sorted(below[: spec.top_k])
     return sorted(tree * 2**spec.depth + node for tree, node, _ in kept)
 
 

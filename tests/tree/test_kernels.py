@@ -16,41 +16,6 @@ from tree_ffn.tree import LeafSpec, kernels, leaf, leaf_ffn, path, rows, tree_ff
 from tree_ffn.tree.kernels import compilers, probe_elsewhere
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """The directory that the library was built into."""
-    if not compilers.found():
-        pytest.skip("needs a C++ compiler (Debian package g++)")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TREE_FFN_KERNELS", str(tmp_path_factory.mktemp("kernels")))
-        return kernels.build().parent
-
-
-@pytest.fixture
-def built(library, monkeypatch):
-    """Programs that are compiled now read rows where they lie; those before and after do not."""
-    yield from looked_for_in(library, monkeypatch)
-
-
-@pytest.fixture
-def not_built(tmp_path, monkeypatch):
-    """The directory where it is looked for, an empty one."""
-    yield from looked_for_in(tmp_path, monkeypatch)
-
-
-def looked_for_in(directory, monkeypatch):
-    monkeypatch.setenv("TREE_FFN_KERNELS", str(directory))
-    forget()
-    yield directory
-    monkeypatch.undo()
-    forget()
-
-
-def forget():
-    kernels.is_loaded.cache_clear()
-    jax.clear_caches()
-
-
 @pytest.mark.parametrize(
     "T, K, W, E", [(0, 2, 2, 8), (1, 1, 1, 8), (3, 4, 2, 100), (1, 5, 1, 768), (40, 3, 3, 300)]
 )

@@ -135,7 +135,8 @@ def test_how_long_a_dense_start_lasts():
 
 def chosen(logits_TR, spec, **routing) -> np.ndarray:
     """Experts of tokens with these logits, in ascending order."""
-    params = {"w_router": jnp.eye(spec.router_rows), **routing}
+    n_rows = spec.router_rows
+    params = {"w_router": jnp.eye(n_rows), "b_router": jnp.zeros(n_rows), **routing}
     return np.sort(route(params, jnp.asarray(logits_TR, jnp.float32), spec)[0], axis=1)
 
 

@@ -39,7 +39,7 @@ def dots(x_TE: jax.Array, rows_FE: jax.Array, start_TK: jax.Array, width: int) -
       width: rows of a run.
     """
     if in_place(x_TE.dtype, rows_FE.dtype):
-        return _dots_in_place.bind(x_TE, rows_FE, start_TK, width=width)
+        return _dots_in_place.bind(x_TE, rows_FE, start_TK, width=width)[0]
     return _dots(x_TE, rows_FE, start_TK, width)
 
 
@@ -61,7 +61,7 @@ def sums(h_TKW: jax.Array, rows_FE: jax.Array, start_TK: jax.Array) -> jax.Array
     s[t] = sum_k sum_w h[t, k, w] rows[start[t, k] + w]
     """
     if in_place(h_TKW.dtype, rows_FE.dtype):
-        return _sums_in_place.bind(h_TKW, rows_FE, start_TK)
+        return _sums_in_place.bind(h_TKW, rows_FE, start_TK)[0]
     return _sums(h_TKW, rows_FE, start_TK)
 
 
@@ -82,20 +82,29 @@ def in_place(*dtypes) -> bool:
     return on_cpu and all(jnp.dtype(dtype) == jnp.float32 for dtype in dtypes)
 
 
-def _by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Primitive:
+def by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Primitive:
     """What is `by_xla` to every transformation, and compiled for a CPU of this machine is `by_kernel`.
 
     Whether a program is compiled or exported shows when it is lowered, which is where a primitive may choose.
     An exported one may run on a machine without the kernel, so it never calls it.
+
+    Args:
+      name: of the primitive.
+      by_xla, by_kernel: functions of arrays and of hashable values given by name, to a tuple of arrays.
     """
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames="width"))
+    primitive.multiple_results = True
+    primitive.def_impl(lambda *args, **static: jax.jit(functools.partial(primitive.bind, **static))(*args))
     # With all that types say: symbolic sizes, shardings, axes of a shard_map.
-    result = lambda *args, **static: jax.make_jaxpr(functools.partial(by_xla, **static))(*args).out_avals[0]
+    result = lambda *args, **static: jax.make_jaxpr(functools.partial(by_xla, **static))(*args).out_avals
     primitive.def_abstract_eval(result)
-    batched = lambda args, axes, **static: jax.vmap(functools.partial(by_xla, **static), axes)(*args)
-    batching.primitive_batchers[primitive] = lambda *args, **static: (batched(*args, **static), 0)
-    fallback, call = (mlir.lower_fun(f, multiple_results=False) for f in (by_xla, by_kernel))
+
+    def batched(args, axes, **static):
+        results = jax.vmap(functools.partial(by_xla, **static), axes)(*args)
+        return results, (0,) * len(results)
+
+    batching.primitive_batchers[primitive] = batched
+    fallback, call = (mlir.lower_fun(f, multiple_results=True) for f in (by_xla, by_kernel))
 
     def on_cpu(context, *args, **static):
         exported = context.module_context.lowering_parameters.for_export
@@ -106,5 +115,10 @@ def _by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Prim
     return primitive
 
 
-_dots_in_place = _by_kernel_on_cpus("tree_ffn_dots", _dots, kernels.dots)
-_sums_in_place = _by_kernel_on_cpus("tree_ffn_sums", _sums, kernels.sums)
+def _alone(f: Callable) -> Callable:
+    """A function with one result as one to a tuple."""
+    return lambda *args, **static: (f(*args, **static),)
+
+
+_dots_in_place = by_kernel_on_cpus("tree_ffn_dots", _alone(_dots), _alone(kernels.dots))
+_sums_in_place = by_kernel_on_cpus("tree_ffn_sums", _alone(_sums), _alone(kernels.sums))

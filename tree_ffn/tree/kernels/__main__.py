@@ -9,7 +9,7 @@ from tree_ffn.tree import kernels
 
 def main() -> int:
     try:
-        print(f"{kernels.build()} is built; the gather execution uses it on this machine's CPU.")
+        print(f"{kernels.build()} is built; gather and the beams of trees use it on this machine's CPU.")
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

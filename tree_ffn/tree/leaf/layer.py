@@ -32,7 +32,7 @@ def init_params(
         "w_out": normal(key_out, *units) * scale_out,
         "b_out": jnp.zeros((width,), param_dtype),
     }
-    if ROUTERS[spec.router].log_p is None:
+    if ROUTERS[spec.router].by_id:
         return params | {"salt": jax.random.randint(key_router, (), 0, 2**31 - 1, jnp.int32)}
     w_router = normal(key_router, spec.router_rows) * scale_in
     params |= {"w_router": w_router} if ROUTERS[spec.router].trained else {"router": {"w": w_router}}

@@ -11,7 +11,6 @@ An expert that is gone is never chosen: the next best takes its place, and gates
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError
@@ -74,22 +73,3 @@ def kept_row(keep_X: np.ndarray) -> np.ndarray:
       [0, -1, 1]
     """
     return np.where(keep_X, np.cumsum(keep_X) - 1, -1).astype(np.int32)
-
-
-def without_removed(levels: list[jax.Array], kept_row_X: jax.Array) -> list[jax.Array]:
-    """Scores in which every node without an expert is the lowest, -inf, and all others are above it.
-
-    So K experts that are there are always found, by a beam too: of the nodes that it keeps, those that have
-    experts come first.
-
-    Args:
-      levels: scores of every node, a list of [T, nodes], the experts' last.
-      kept_row_X: of the layer.
-    """
-    least = jnp.finfo(levels[-1].dtype).min  # also of NaN, the lowest of what is there
-    found = []
-    for level in levels:
-        is_there = (kept_row_X >= 0).reshape(level.shape[1], -1).any(axis=1)[None]
-        score = jnp.maximum(jnp.where(jnp.isnan(level), least, level), least)
-        found.append(jnp.where(is_there, score, -jnp.inf))
-    return found

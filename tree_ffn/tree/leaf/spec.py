@@ -108,7 +108,7 @@ class LeafSpec:
                 f"gate_norm: {self.gate_norm!r} cannot be used with top_k 1, whose gate would always be 1; "
                 "use 'none'."
             )
-        if router.log_p is None and (self.top_k, self.balance_rate, self.n_kept) != (1, 0, 0):
+        if router.by_id and (self.top_k, self.balance_rate, self.n_kept) != (1, 0, 0):
             raise InputError(
                 f"router: {self.router!r} cannot be used with top_k {self.top_k}, balance_rate "
                 f"{self.balance_rate!r} and n_kept {self.n_kept}; an id names one expert for good: use 1, 0 "

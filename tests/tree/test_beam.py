@@ -1,0 +1,125 @@
+"""The beam: its order, and that rows which are read one level after the other find what all rows find."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import leaf_oracle
+from tests.tree import cases
+from tree_ffn import recipe
+from tree_ffn.tree import LeafSpec, kernels, leaf_ffn
+from tree_ffn.tree.leaf import beam, init_params, prune
+from tree_ffn.tree.leaf.order import best, comparable, taken
+
+E, T = 24, 60
+few = beam.few  # the rule: where kernels are built for a test, all tokens are few
+
+
+@pytest.mark.parametrize("values", [1, 2, 5, 1000])
+def test_the_best_are_those_of_a_sort_and_of_equals_the_lower_ids(values, rng):
+    """Of scores that are all alike, mostly alike, and mostly not."""
+    score = rng.integers(0, values, (50, 24)).astype(np.float32)
+    ids = np.argsort(rng.random((50, 300)), axis=1)[:, :24].astype(np.int32)
+    order = np.lexsort((ids, -score), axis=1)
+    for n in (1, 7, 24):
+        which = jax.jit(best, static_argnums=2)(score, ids, n)
+        for array in (ids, score):
+            found = taken(jnp.asarray(array), which)
+            assert found.dtype == array.dtype
+            np.testing.assert_array_equal(found, np.take_along_axis(array, order[:, :n], axis=1))
+
+
+def test_what_is_no_number_is_the_lowest_that_is_there():
+    score = jnp.asarray([[jnp.nan, -jnp.inf, -3e38, jnp.inf]])
+    least = np.finfo(np.float32).min
+    assert comparable(score).tolist() == [[least, least, np.float32(-3e38), np.inf]]
+    is_there = jnp.asarray([[True, False, True, True]])
+    assert comparable(score, is_there).tolist() == [[least, -np.inf, np.float32(-3e38), np.inf]]
+
+
+def leaves(X, K, P=1, **fields):
+    norm = {"gate_norm": "none"} if K == 1 else {}
+    return LeafSpec(n_experts=X, expert_width=1, top_k=K, n_trees=P, **norm, **fields)
+
+
+SPECS = {
+    "one": leaves(64, 1),
+    "no_power": leaves(64, 5),
+    "a_level": leaves(64, 8, balance_rate=0.1),
+    "trees": leaves(48, 7, P=3, balance_rate=0.1),
+    "a_root_each": leaves(64, 4, P=4),
+    "half": leaves(32, 16),
+    "more_than_half": leaves(16, 9),
+    "pruned": leaves(64, 5, n_kept=23, balance_rate=0.1),
+    "pruned_to_k": leaves(48, 7, P=3, n_kept=7),
+}
+
+
+def drawn(rng, spec):
+    """Weights and tokens of a layer in float64, which of its experts are left, and the layer's arrays."""
+    params, x, _ = cases.leaf_case(rng, dataclasses.replace(spec, n_kept=0), T, E)
+    params["w_router"] /= 3
+    keep_X = np.isin(np.arange(spec.n_experts), rng.permutation(spec.n_experts)[: spec.kept_experts])
+    arrays = params if not spec.n_kept else prune(params, dataclasses.replace(spec, n_kept=0), keep_X)[1]
+    return params, x, keep_X, cases.on_device(arrays)
+
+
+def both(arrays, x, spec):
+    """Ids and log p of both executions."""
+    assert kernels.is_loaded()
+    runs = (beam.of_all_rows, beam.of_asked_rows)
+    return [jax.jit(functools.partial(run, spec=spec))(arrays, jnp.asarray(x, jnp.float32)) for run in runs]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_both_executions_are_the_definition(name, built, rng):
+    """The same experts for each token whose decisions are clear beyond float32's errors, and their log p."""
+    spec = SPECS[name]
+    params, x, keep_X, arrays = drawn(rng, spec)
+    wanted, gaps = [], []
+    for r in x @ params["w_router"].T + params["b_router"]:
+        gaps.append([1.0])
+        moved = r + params.get("selection_bias", 0.0)
+        ids = leaf_oracle.search(spec, moved, keep_X, gaps[-1])
+        wanted.append((ids, leaf_oracle.log_p(spec, r)[ids]))
+    is_clear = np.array([min(gap) for gap in gaps]) > 1e-4
+    assert is_clear.sum() > 0.9 * T
+    for ids, log_p in both(arrays, x, spec):
+        assert ids.dtype == jnp.int32 and log_p.dtype == jnp.float32
+        order = np.argsort(ids, axis=1)
+        found = [np.take_along_axis(np.asarray(array), order, axis=1)[is_clear] for array in (ids, log_p)]
+        np.testing.assert_array_equal(found[0], [ids for (ids, _), clear in zip(wanted, is_clear) if clear])
+        cases.assert_near(found[1], np.array([p for _, p in wanted])[is_clear])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_both_executions_alike_where_much_is_equal_or_no_number(name, built, rng):
+    """Decisions that are sure or open, whose sums are exact: ties everywhere, and the lower ids win."""
+    spec = SPECS[name]
+    params, _, keep_X, arrays = drawn(rng, spec)
+    for open_ones in (0.0, np.nan):
+        b = rng.choice([open_ones, open_ones, np.inf, -np.inf], spec.router_rows)
+        zeros = {name: jnp.zeros_like(array) for name, array in arrays.items() if name != "kept_row"}
+        x = np.zeros((2, E))
+        one, other = both(arrays | zeros | {"b_router": jnp.asarray(b, jnp.float32)}, x, spec)
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_allclose(one[1], other[1], rtol=1e-6)
+        if open_ones == 0.0:
+            assert np.sort(one[0][0]).tolist() == leaf_oracle.search(spec, b, keep_X)
+
+
+def test_few_tokens_call_the_kernels_and_derivatives_do_not(built, monkeypatch):
+    monkeypatch.setattr(beam, "few", few)
+    layer = lambda params, x: leaf_ffn(params, x, recipe(x.shape[1]).after_start, "masked")[0]
+    grad = jax.grad(lambda params, x: layer(params, x).sum())
+    for width, n_tokens, calls in ((768, 16, True), (768, 17, False), (128, 2, True), (128, 3, False)):
+        first = functools.partial(init_params, spec=recipe(width), width=width)
+        shapes = jax.eval_shape(first, jax.random.key(0))
+        x = jax.ShapeDtypeStruct((n_tokens, width), jnp.float32)
+        assert ("tree_ffn_dots" in jax.jit(layer).lower(shapes, x).as_text()) == calls
+        assert "tree_ffn_dots" not in jax.jit(grad).lower(shapes, x).as_text()
+    assert not few(1, 768, leaves(32, 16))  # asks 31 of 31

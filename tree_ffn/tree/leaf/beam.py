@@ -1,0 +1,146 @@
+"""The beam: how the experts at the leaves of P trees are found, from the roots down.
+
+    log p(root) = 0,   log p(child of n) = log p(n) + log s(r[n]) to the right, log s(-r[n]) to the left
+
+r[n] = <w[n], x> + b[n] is the logit of node n, s the logistic function. Of each level the K likeliest among
+the children of what is kept above are kept, and their rows asked: min(P 2^level, K). Nodes are numbered as
+the rows of the router are: level by level from the roots, in each level tree by tree. The children of n are
+2 n + P and 2 n + P + 1, and expert j is node X - P + j.
+
+There are two executions of this one function: all rows are multiplied at once, and what is not asked is left;
+or, for few tokens on a CPU after `make kernels`, the rows that are asked are read level after level.
+Derivatives are always those of the first.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from tree_ffn.tree import kernels, rows
+from tree_ffn.tree.leaf.order import best, comparable, taken
+from tree_ffn.tree.products import float32_product
+
+
+def beam(params: dict, x_TE: jax.Array, spec) -> tuple[jax.Array, jax.Array]:
+    """The K leaves that a token's search finds, and their log p: int32 and float32 [T, K].
+
+    Args:
+      params: {w_router [R,E], b_router [R]}; where the load is balanced selection_bias [R], which is added to
+        the logits by which nodes are kept, not to log p; of a pruned layer kept_row [X].
+      x_TE: tokens.
+      spec: a LeafSpec with trees.
+    """
+    names = ("w_router", "b_router", "selection_bias", "kept_row")
+    return _beam({name: params[name] for name in names if name in params}, x_TE, spec)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _beam(params: dict, x_TE: jax.Array, spec):
+    n_tokens, width = x_TE.shape
+    is_known = isinstance(n_tokens, int)  # an exported batch has no number
+    if is_known and few(n_tokens, width, spec) and rows.in_place(x_TE.dtype, params["w_router"].dtype):
+        return tuple(_in_place.bind(x_TE, *params.values(), names=tuple(params), spec=spec))
+    return of_all_rows(params, x_TE, spec)
+
+
+@_beam.defjvp
+def _beam_jvp(spec, primals, tangents):
+    return jax.jvp(lambda params, x_TE: of_all_rows(params, x_TE, spec), primals, tangents)
+
+
+def few(n_tokens: int, width: int, spec) -> bool:
+    """Whether to read the rows that are asked is faster than a product with all.
+
+    `python -m experiments.benchmark route` times both.
+    """
+    return n_tokens <= width / 48 and spec.routers_asked < spec.router_rows / 4
+
+
+def of_all_rows(params: dict, x_TE: jax.Array, spec):
+    """`beam` by one product with all rows."""
+    logits_TR = float32_product(x_TE, params["w_router"].astype(x_TE.dtype))
+    logits_TR = logits_TR + params["b_router"].astype(jnp.float32)[None]
+    return _search(params, x_TE.shape[0], spec, lambda level, node_TN: _at(logits_TR, level, node_TN, spec))
+
+
+def of_asked_rows(params: dict, x_TE: jax.Array, spec):
+    """`beam` by `kernels`: the rows of the levels that are kept whole at once, then those that are asked."""
+    w_RE, b_R, n_tokens = params["w_router"], params["b_router"].astype(jnp.float32), x_TE.shape[0]
+    n_whole = min(spec.n_trees * (2 ** (spec.top_k // spec.n_trees).bit_length() - 1), spec.router_rows)
+    whole_TR = kernels.dots(x_TE, w_RE, jnp.zeros((n_tokens, 1), jnp.int32), n_whole)[:, 0]
+
+    def logit(level: int, node_TN: jax.Array) -> jax.Array:
+        if _is_whole(level, spec):
+            z_TN = _at(whole_TR, level, node_TN, spec)
+        else:
+            z_TN = kernels.dots(x_TE, w_RE, node_TN, 1)[..., 0]
+        return z_TN + _at(b_R[None], level, node_TN, spec)
+
+    return _search(params, n_tokens, spec, logit)
+
+
+def _search(params: dict, n_tokens, spec, logit: Callable[[int, jax.Array], jax.Array]):
+    """The search, whoever knows the logits: `logit` takes a level and its nodes that are kept, [T, N]."""
+    P, top_k = spec.n_trees, spec.top_k
+    bias_R = params["selection_bias"].astype(jnp.float32)[None] if "selection_bias" in params else None
+    node_TN = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32)[None], (n_tokens, P))
+    scores = [jnp.zeros(node_TN.shape, jnp.float32)] * (1 if bias_R is None else 2)  # log p; the last decides
+    for level in range(spec.depth):
+        logits = [logit(level, node_TN)]
+        if bias_R is not None:
+            logits.append(jax.lax.stop_gradient(logits[0]) + _at(bias_R, level, node_TN, spec))
+        scores = [_of_children(score_TN, r_TN) for score_TN, r_TN in zip(scores, logits)]
+        node_TN = _side_by_side(2 * node_TN + P, 2 * node_TN + P + 1)
+        if node_TN.shape[1] > top_k:
+            is_there_TN = _is_there(params["kept_row"], level + 1, node_TN, spec) if spec.n_kept else None
+            score_TN = comparable(jax.lax.stop_gradient(scores[-1]), is_there_TN)
+            which_TKN = best(score_TN, node_TN, top_k)
+            node_TN, *scores = (taken(array_TN, which_TKN) for array_TN in (node_TN, *scores))
+    return node_TN - _first(spec.depth, spec), scores[0]
+
+
+def _of_children(log_p_TN: jax.Array, r_TN: jax.Array) -> jax.Array:
+    """log p of the children of nodes: [T, 2 N]."""
+    both_TN = jnp.log1p(jnp.exp(-jnp.abs(r_TN)))  # log s(r) = min(r, 0) - both
+    return _side_by_side(*(log_p_TN + (jnp.minimum(side_TN, 0.0) - both_TN) for side_TN in (-r_TN, r_TN)))
+
+
+def _side_by_side(left_TN: jax.Array, right_TN: jax.Array) -> jax.Array:
+    """Of the left and the right child of each node, one after the other: [T, 2 N].
+
+    XLA puts what is stacked into memory: the comparisons that follow do not compute it anew for each pair.
+    """
+    return jnp.stack([left_TN, right_TN], axis=-1).reshape(left_TN.shape[0], 2 * left_TN.shape[1])
+
+
+def _is_there(kept_row_X: jax.Array, level: int, node_TN: jax.Array, spec) -> jax.Array:
+    """Whether an expert is left at or below nodes."""
+    is_there_N = (kept_row_X >= 0).reshape(spec.n_trees * 2**level, -1).any(axis=1)
+    return is_there_N.at[node_TN - _first(level, spec)].get(mode="promise_in_bounds")
+
+
+def _first(level: int, spec) -> int:
+    """The first node of a level."""
+    return spec.n_trees * (2**level - 1)
+
+
+def _is_whole(level: int, spec) -> bool:
+    """Whether a search keeps all nodes of a level, in order."""
+    return spec.n_trees * 2**level <= spec.top_k
+
+
+def _at(of_rows_TR: jax.Array, level: int, node_TN: jax.Array, spec) -> jax.Array:
+    """What the rows of nodes have, of an array [T, R] or one [1, R] for all tokens."""
+    if _is_whole(level, spec):
+        return of_rows_TR[:, _first(level, spec) : _first(level + 1, spec)]
+    return jnp.take_along_axis(of_rows_TR, node_TN, axis=1, mode="promise_in_bounds")
+
+
+def _named(run: Callable) -> Callable:
+    """A function of params, tokens and spec as one of arrays, whose names are given apart."""
+    return lambda x_TE, *values, names, spec: run(dict(zip(names, values)), x_TE, spec)
+
+
+_in_place = rows.by_kernel_on_cpus("tree_ffn_beam", _named(of_all_rows), _named(of_asked_rows))
