@@ -4,6 +4,7 @@
     python -m experiments.benchmark layer --widths=768 --tokens=1,4096 --shapes=wide
     python -m experiments.benchmark layer --shapes=leaf,mixture      # the recipe, and flat experts
     python -m experiments.benchmark layer --results=results/speed_layer.jsonl
+    python -m experiments.benchmark route --tokens=1,4,16,64     # the two executions of the recipe's beam
 
 How it is measured. Every variant is compiled as a chain of layers with weights
 of their own (a call rotates through more weight memory than caches hold) where
@@ -33,10 +34,10 @@ from tree_ffn import recipe
 from tree_ffn.errors import InputError, check_choice, is_whole_number
 from tree_ffn.models.ffn import apply_ffn, ffn_flops, init_ffn, products, separate_routers
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, activation
+from tree_ffn.tree.leaf import beam
 from tree_ffn.tree.path.spec import ROUTINGS
 from tree_ffn.tree.rows import in_place
 
-SUITES = ("layer",)
 SHAPES = ("wide", "narrow", "leaf", "mixture")
 PASSES = ("forward", "train")
 
@@ -364,7 +365,49 @@ def layer_suite() -> None:
         rows = run_case(case, FLAGS.implementations, FLAGS.usage, FLAGS.seconds, FLAGS.seed)
         print_case(case, rows)
         if FLAGS.results:
-            write_rows(case, rows)
+            write_rows("speed_layer", case, rows)
+
+
+class Routing(Case):
+    """The same of a layer's router alone."""
+
+    def layers(self) -> int:
+        """Length of the chain: of the recipe at E = 768, 50 MB of routers for few tokens."""
+        return 32 if self.n_tokens <= 64 else 4
+
+
+ROUTES = {"all_rows": beam.of_all_rows, "asked_rows": beam.of_asked_rows}
+
+
+def route_variant(case: Case, name: str) -> Variant:
+    """An execution of the recipe's beam; what is chosen, and how likely, adds up to the output."""
+
+    def apply(params, x_TE):
+        ids_TK, log_p_TK = ROUTES[name](params, x_TE, case.spec)
+        sum_T1 = (ids_TK.astype(jnp.float32) + log_p_TK).sum(axis=1, keepdims=True)
+        return jnp.broadcast_to(sum_T1, x_TE.shape)
+
+    def init(key):
+        params = init_ffn(key, case.spec, case.width)
+        return {name: params[name] for name in ("w_router", "b_router")}
+
+    return Variant(name, init, apply)
+
+
+def route_suite() -> None:
+    """Times both executions of the recipe's beam, forward, for all widths and numbers of tokens."""
+    if not in_place("float32"):
+        raise InputError("route: the C++ part is not in use; run make kernels, on a CPU.")
+    for width in numbers("--widths", FLAGS.widths):
+        for n_tokens in numbers("--tokens", FLAGS.tokens):
+            spec = layer_spec("leaf", width, FLAGS.depth, FLAGS.routing, FLAGS.activation)
+            case, key = Routing(width, n_tokens, spec, "forward", "float32"), jax.random.key(FLAGS.seed)
+            timed = [Timed(case, route_variant(case, name), key) for name in ROUTES]
+            time_all(case, timed, FLAGS.seconds, key)
+            rows = {t.name: {"time_ms": 1e3 * t.median} for t in timed}
+            print(case.name, *(f"{name} {row['time_ms']:.4f} ms" for name, row in rows.items()), flush=True)
+            if FLAGS.results:
+                write_rows("speed_route", case, rows)
 
 
 def cases_of_flags() -> list[Case]:
@@ -403,7 +446,7 @@ def numbers(flag: str, words: list[str]) -> list[int]:
     return [int(word) for word in words]
 
 
-def write_rows(case: Case, rows: dict[str, dict]) -> None:
+def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
     bandwidth, rate = ceilings(case.dtype)
     for variant, metrics in rows.items():
         config = {
@@ -423,7 +466,7 @@ def write_rows(case: Case, rows: dict[str, dict]) -> None:
         for metric, value in metrics.items():
             record.append_result(
                 FLAGS.results,
-                table="speed_layer",
+                table=table,
                 row=f"{case.name}.{variant.partition('[')[0]}",
                 metric=metric,
                 value=value,
@@ -433,9 +476,12 @@ def write_rows(case: Case, rows: dict[str, dict]) -> None:
             )
 
 
+SUITES = {"layer": layer_suite, "route": route_suite}
+
+
 def main() -> None:
     check_choice("suite", SUITE, SUITES)
-    layer_suite()
+    SUITES[SUITE]()
 
 
 # The first word names what is timed; absl would take it for a stray argument.

@@ -53,6 +53,7 @@ from experiments.reporting.speed_tables import (
     scored_on,
     scoring_speed,
     speed_layer,
+    speed_route,
     speed_steps,
     speed_train,
     stepped,
@@ -122,8 +123,8 @@ def tables_in(rows: list[dict]) -> dict[str, tuple[Callable, Callable]]:
 
 def topic(name: str, rows: list[dict]) -> str:
     """A table's topic: its name, except that the speed of layers has two and that of programs one."""
-    if name == "speed_layer":
-        return f"{name}_{'cpu' if rows[0]['device'] == 'cpu' else 'gpu'}"
+    if name in ("speed_layer", "speed_route"):
+        return f"speed_layer_{'cpu' if rows[0]['device'] == 'cpu' else 'gpu'}"
     return "speed_programs" if name in SPEED_OF_PROGRAMS else name
 
 
@@ -221,6 +222,7 @@ TABLES = {
     "prune_small": (trained, prune_small),
     "conversion": (kind_of, conversion),
     "speed_layer": (timed, speed_layer),
+    "speed_route": (scored_on, speed_route),
     "speed_train": (trained_on, speed_train),
     "speed_steps": (stepped, speed_steps),
     "scoring_speed": (scored_on, scoring_speed),

@@ -90,6 +90,23 @@ def speed_layer(rows: list[dict]) -> Table:
     return block(f"Speed of {what}, {where}", text, head, cells, line[-1], labels=4, lines=lines)
 
 
+def speed_route(rows: list[dict]) -> Table:
+    """A line per width and number of tokens: both executions of the recipe's beam, of one run."""
+    lines = groups(rows, lambda row: (setting(row, "width"), setting(row, "tokens")))
+    cells = []
+    for sizes, line in lines.items():
+        times = {setting(row, "variant"): row["value"] for row in line}
+        ratio = f"{times['all_rows'] / times['asked_rows']:.2f}"
+        shown = [milliseconds(times[name]) for name in ("all_rows", "asked_rows")]
+        cells.append([*map(str, sizes), *shown, ratio])
+    text = (
+        "Routing of the recommended layer alone, forward, float32, after `make kernels`: milliseconds by "
+        f"a product with all 511 rows, and by the 95 that are asked, read level after level. {origin(rows)}"
+    )
+    head = ["E", "T", "all rows", "asked rows", "times as fast"]
+    return block(f"Speed of the beam, {rows[-1]['device']}", text, head, cells, rows[-1], labels=2)
+
+
 def gather_limit(rows: list[dict]) -> str:
     """Up to how many tokens gather was timed, where other implementations were for more."""
     tokens = {name: max(speed_name(row)[1] for row in line) for name, line in groups(rows, variant).items()}

@@ -8,8 +8,10 @@ import pytest
 
 import tree_ffn
 from tests.experiments.programs import alone, call
+from tree_ffn.errors import InputError
 from tree_ffn.models import ffn as models
 from tree_ffn.tree import IMPLEMENTATIONS
+from tree_ffn.tree.leaf import beam
 
 WIDTH = 128
 
@@ -141,3 +143,15 @@ def test_bad_input():
     }.items():
         done = call("benchmark", flag)
         assert done.code == 2 and said in done.err and "Traceback" not in done.err
+
+
+def test_a_beam_is_timed_where_it_has_two_executions(benchmark, monkeypatch):
+    case = benchmark.Routing(WIDTH, 5, tree_ffn.recipe(WIDTH), "forward", "float32")
+    variant = benchmark.route_variant(case, "all_rows")
+    params, x = variant.init(jax.random.key(0)), jax.numpy.ones((5, WIDTH))
+    ids, log_p = beam.of_all_rows(params, x, case.spec)
+    sums = (ids.astype(log_p.dtype) + log_p).sum(axis=1)
+    assert variant.apply(params, x).tolist() == [[float(one)] * WIDTH for one in sums]
+    monkeypatch.setattr(benchmark, "in_place", lambda dtype: False)
+    with pytest.raises(InputError, match="route: the C[+][+] part is not in use; run make kernels"):
+        benchmark.route_suite()

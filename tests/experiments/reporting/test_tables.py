@@ -369,6 +369,19 @@ def test_speed_of_the_layer(tmp_path):
         render(str(path))
 
 
+def test_both_executions_of_a_beam_stand_in_a_line(tmp_path):
+    path = tmp_path / "speed_route.jsonl"
+    for n_tokens, *times in ((1, 0.12, 0.04), (64, 1.0, 2.0)):
+        for variant, ms in zip(("all_rows", "asked_rows"), times):
+            of = {"variant": variant, "width": 768, "tokens": n_tokens, "cores": 2}
+            add(path, f"d768_T{n_tokens}.{variant}", None, "speed_route", figures={"time_ms": ms}, of=of)
+    text = render(str(path))
+    assert "## Speed of the beam, cpu" in text and "2 CPU cores" in text
+    assert cells(text, "768") == [
+        ["768", "1", "0.12", "0.0400", "3.00"], ["768", "64", "1.00", "2.00", "0.50"],
+    ]  # fmt: skip
+
+
 def test_a_speed_row_that_does_not_say_what_was_timed_is_named(tmp_path):
     path = tmp_path / "speed_layer.jsonl"
     add_time(path, "fast", "grouped", 1.0, 2.0)
