@@ -28,7 +28,7 @@ from experiments.sweeps.sweep import Sweep, load_sweep
 from experiments.sweeps.sweep_runs import Ablation, Run, tuning_path
 from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.locks import only_writer
-from tree_ffn.training.setup import many_passes
+from tree_ffn.training.plan import many_passes
 
 _SWEEP = path_flags.define("sweep", None, "The sweep file, e.g. configs/sweeps/t4_cpu.py.")
 _RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")

@@ -24,7 +24,7 @@ from absl import flags
 from experiments.common import cli, loaded, path_flags, run_config
 from experiments.lm_harness import questions
 from experiments.reporting import record, texts
-from tree_ffn.data.rows import TooShort
+from tree_ffn.data.packing import TooShort
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError
 from tree_ffn.json_output import json_text

@@ -30,10 +30,10 @@ from tree_ffn.inference.sampling import Sampling
 from tree_ffn.locks import only_writer
 from tree_ffn.models import active_units, total_units
 from tree_ffn.models.cost import products_figures
-from tree_ffn.training import setup
 from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.disk import replacing
 from tree_ffn.training.loop import train
+from tree_ffn.training.plan import plan_run, prepare_data
 
 _CONFIG = flags.DEFINE_enum("config", "quickstart", ["quickstart", "smoke"], "File in configs/, without .py.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps, in place of the config's.")
@@ -57,8 +57,8 @@ def compare(wanted: list[int], configs: dict) -> None:
     """Trains all kinds with every seed, and prints what came of it."""
     started = time.perf_counter()
     remember_compiled_programs()
-    models = {kind: setup.plan_run(config).model for kind, config in configs.items()}
-    data = setup.prepare_data(configs["leaf"], models["leaf"])
+    models = {kind: plan_run(config).model for kind, config in configs.items()}
+    data = prepare_data(configs["leaf"], models["leaf"])
     figures = {kind: [] for kind in KINDS}
     for seed in wanted:
         for kind, config in configs.items():

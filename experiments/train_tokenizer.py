@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from absl import flags
 
 from experiments.common import cli, path_flags
-from tree_ffn.data.inputs import file_inputs
 from tree_ffn.data.spec import CorpusSpec
+from tree_ffn.data.text_files import file_inputs
 from tree_ffn.errors import InputError, reason
 
 END = "<|endoftext|>"

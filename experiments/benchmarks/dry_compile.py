@@ -10,9 +10,10 @@ from experiments.reporting import record
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.models.cost import model_flops
 from tree_ffn.models.from_config import model_spec_from_config
-from tree_ffn.training import setup, sharding
+from tree_ffn.training import sharding
+from tree_ffn.training.compiled import compile_programs
 from tree_ffn.training.config import resolved
-from tree_ffn.training.programs import compile_programs
+from tree_ffn.training.plan import Plan, check_trainable, optim_spec, train_spec
 
 UNITS = {
     "argument_gb": "GB", "temporary_gb": "GB", "xla_tflop": "TFLOP", "step_tflop": "TFLOP", "compile_s": "s",
@@ -40,12 +41,12 @@ def compile_step(config) -> dict[str, float]:
       1
     """
     model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
-    train, optim = setup.train_spec(config), setup.optim_spec(config)
-    setup.check_trainable(model)
+    train, optim = train_spec(config), optim_spec(config)
+    check_trainable(model)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     train.fit(mesh)
     # A plan without a corpus: compiling asks for none.
-    programs = compile_programs(setup.Plan(model, optim, train, None, mesh, config.seed))
+    programs = compile_programs(Plan(model, optim, train, None, mesh, config.seed))
     rows = sharding.batch_sharding(mesh)
     batch = jax.ShapeDtypeStruct((train.batch_size, model.max_seq_len + 1), jnp.int32, sharding=rows)
     usage = jax.eval_shape(programs.scorer.empty_usage)

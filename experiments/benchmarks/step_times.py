@@ -15,7 +15,7 @@ from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.paths import local
 from tree_ffn.training import optimizer, sharding, step
-from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
+from tree_ffn.training.plan import check_trainable, optim_spec, train_spec
 
 
 def load_config(name: str) -> ConfigDict:

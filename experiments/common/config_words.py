@@ -12,7 +12,7 @@ from tree_ffn.data import corpus_spec_from_config, load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.plain import flat, plain
-from tree_ffn.training.setup import check_trainable, optim_spec, train_spec
+from tree_ffn.training.plan import check_trainable, optim_spec, train_spec
 from tree_ffn.upgrades import REMOVED
 
 

@@ -13,20 +13,19 @@ from experiments.common import provenance, run_config, starts
 from experiments.common.config_words import check_config
 from experiments.reporting import record
 from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, load_tokenizer, valid_batches
-from tree_ffn.data.questions import prepare_questions
+from tree_ffn.data.qa_rows import prepare_questions
 from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.models.spec import spec_to_dict
 from tree_ffn.plain import namespace
-from tree_ffn.training import setup
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.compiled import Scorer
 from tree_ffn.training.config import resolved
 from tree_ffn.training.disk import checkpoint_directory, steps_on_disk
 from tree_ffn.training.finetune import FinetuneSpec, score_step
 from tree_ffn.training.loop import train
 from tree_ffn.training.metrics import loss_figures
-from tree_ffn.training.programs import Scorer
-from tree_ffn.training.setup import TrainSpec
+from tree_ffn.training.plan import TrainSpec, check_trainable, prepare_data, train_spec
 from tree_ffn.training.teacher import check_teacher, compile_finetuning
 from tree_ffn.training.warm_start import begin_run
 
@@ -121,7 +120,7 @@ def load_start(config) -> Restored:
     values = config.finetune
     step = int(values.step) if is_whole_number(values.step) else values.step
     start = trainable(starts.load(values.start, step, field="finetune.start"))
-    setup.check_trainable(start.model)
+    check_trainable(start.model)
     return start
 
 
@@ -197,16 +196,16 @@ def load_teacher(config, start: Restored, spec: FinetuneSpec) -> Restored | None
 def prepare_rows(config, model, log=print, *, spec: FinetuneSpec) -> PreparedCorpus:
     """The rows of `config.data`: of text, or of questions."""
     if spec.task == "lm":
-        return setup.prepare_data(config, model, log)
+        return prepare_data(config, model, log)
     fields = config.finetune.prompt_field, config.finetune.answer_field
     return prepare_questions(corpus_spec_from_config(config), model.max_seq_len + 1, *fields)
 
 
 def begin(workdir: str, config, start: Restored, teacher: Restored | None, data: PreparedCorpus) -> None:
     """Scores start and teacher as validations will score, and writes the run's step 0."""
-    before = {"before": score(start, data, setup.train_spec(config))}
+    before = {"before": score(start, data, train_spec(config))}
     if teacher:
-        before["teacher"] = score(teacher, data, setup.train_spec(config))
+        before["teacher"] = score(teacher, data, train_spec(config))
     values = resolved(config)
     meta = {"config": values, "data": data.meta}
     workdirs.write_json(workdir, "before.json", before)  # first: a run that has a checkpoint has begun

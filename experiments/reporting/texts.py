@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from experiments.common import run_config
 from experiments.reporting import record
 from tree_ffn.data import corpus_spec_from_config
-from tree_ffn.data.inputs import matches, trained_on
-from tree_ffn.data.whole import whole_text
+from tree_ffn.data.text_files import matches, trained_on
+from tree_ffn.data.whole_text import whole_text
 from tree_ffn.errors import InputError, NotFinite
 from tree_ffn.training.checkpoint import Restored, restore_for_inference
 from tree_ffn.training.evaluate import evaluate_whole, tokenizer_of

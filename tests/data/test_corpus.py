@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tree_ffn.data import CorpusSpec, corpus_spec_from_config, documents, parts, prepare, rows, storage
+from tree_ffn.data import CorpusSpec, cache, corpus_spec_from_config, documents, packing, prepare, tokenise
 from tree_ffn.data.spec import with_corpus
 from tree_ffn.errors import InputError
 
@@ -69,7 +69,7 @@ def rows_format(request):
 def test_rows_are_the_stream_cut_with_one_token_shared(tmp_path, monkeypatch, rows_format, small_pieces):
     if small_pieces:  # documents span segments, and parts
         monkeypatch.setattr(documents, "SEGMENT_CHARS", 40)
-        monkeypatch.setattr(parts, "PART_CHARS", 100)
+        monkeypatch.setattr(tokenise, "PART_CHARS", 100)
     texts = write_texts(tmp_path)
     corpus = prepare(spec_of(tmp_path, format=rows_format), 33, SILENT)
     train, valid = split_by_definition(texts, 0.2)
@@ -113,13 +113,13 @@ def test_one_long_text_is_divided_at_its_end(tmp_path, monkeypatch):
 
 def test_a_very_long_document_is_not_most_of_the_validation_text():
     sizes, keys = np.array([900, 10, 10, 80]), np.array([1, 2, 2**63, 2**63], np.uint64)
-    part = parts.Part(Path(), "", sizes + 1, sizes, np.ones(4, bool), keys, True)
-    splits = rows.choose_splits([part], row_tokens=5, valid_share=0.1)
+    part = tokenise.Part(Path(), "", sizes + 1, sizes, np.ones(4, bool), keys, True)
+    splits = packing.choose_splits([part], row_tokens=5, valid_share=0.1)
     assert [mask.tolist() for _, mask in splits["valid"].chosen] == [[False, True, False, False]]
 
 
 def test_wide_vocabularies_take_four_bytes():
-    assert parts.token_dtype(65536) == np.uint16 and parts.token_dtype(65537) == np.uint32
+    assert tokenise.token_dtype(65536) == np.uint16 and tokenise.token_dtype(65537) == np.uint32
 
 
 def test_found_again_without_a_word(tmp_path, rows_format):
@@ -190,19 +190,19 @@ def test_standard_library_is_the_default(tmp_path):
 def test_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     """A process is killed while it tokenises; the next one keeps its parts and ends with equal rows."""
     write_texts(tmp_path)
-    monkeypatch.setattr(parts, "PART_CHARS", 1000)
+    monkeypatch.setattr(tokenise, "PART_CHARS", 1000)
     program = f"""
         import os, signal
-        from tree_ffn.data import CorpusSpec, parts, prepare
-        parts.PART_CHARS = 1000
-        write, count = parts._write, 0
+        from tree_ffn.data import CorpusSpec, prepare, tokenise
+        tokenise.PART_CHARS = 1000
+        write, count = tokenise._write, 0
         def killed(*args):
             global count
             count += 1
             if count == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
             return write(*args)
-        parts._write = killed
+        tokenise._write = killed
         prepare({spec_of(tmp_path)!r}, 33)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
@@ -211,9 +211,9 @@ def test_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     assert len(kept) == 3
     kept[2].write_bytes(b"")  # what a power cut may leave of a renamed file
     written = []
-    write = parts._write
+    write = tokenise._write
     monkeypatch.setattr(
-        parts, "_write", lambda path, *rest: (written.append(path.name), write(path, *rest))[1]
+        tokenise, "_write", lambda path, *rest: (written.append(path.name), write(path, *rest))[1]
     )
     corpus = prepare(spec_of(tmp_path), 33, SILENT)
     assert written and not {kept[0].name, kept[1].name} & set(written)
@@ -288,7 +288,7 @@ def test_a_cache_directory_that_cannot_be_written(tmp_path):
 def test_a_full_disk(tmp_path, monkeypatch, rows_format):
     write_texts(tmp_path)
     usage = collections.namedtuple("usage", "free")
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: usage(1000))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(1000))
     with pytest.raises(InputError, match=rf"^data\.cache_dir: {tmp_path}/cache has 0 MB free"):
         prepare(spec_of(tmp_path, format=rows_format), 33, SILENT)
     monkeypatch.undo()
@@ -296,7 +296,7 @@ def test_a_full_disk(tmp_path, monkeypatch, rows_format):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(parts.os, "replace", full)
+    monkeypatch.setattr(tokenise.os, "replace", full)
     with pytest.raises(
         InputError, match=rf"^data\.cache_dir: {tmp_path}/other cannot be written \(No space left"
     ):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tree_ffn.data.formats import decoded, kind_of, read_objects, read_text
-from tree_ffn.data.inputs import file_inputs
-from tree_ffn.data.questions import prepare_questions
+from tree_ffn.data.qa_rows import prepare_questions
 from tree_ffn.data.spec import CorpusSpec
+from tree_ffn.data.text_files import file_inputs
 from tree_ffn.data.tokenizers import ByteTokenizer
-from tree_ffn.data.whole import whole_text
+from tree_ffn.data.whole_text import whole_text
 from tree_ffn.errors import InputError
 
 TEXTS = ["one\ntwo", "three né 東 🙂", "", "four"]

@@ -13,7 +13,7 @@ from tree_ffn.data.corpus import _scanned
 from tree_ffn.data.lost import Lost
 from tree_ffn.data.sources import ArrayRows
 from tree_ffn.data.tokenizers import FileTokenizer
-from tree_ffn.data.whole import whole_text
+from tree_ffn.data.whole_text import whole_text
 from tree_ffn.errors import InputError
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.spec import ModelSpec

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tree_ffn.data.inputs import matches
+from tree_ffn.data.text_files import matches
 from tree_ffn.errors import InputError
 from tree_ffn.paths import expanded, split_at_commas
 

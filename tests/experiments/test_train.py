@@ -17,7 +17,7 @@ from experiments.reporting.record import load_results
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.training.checkpoint import Checkpoints
-from tree_ffn.training.setup import prepare_data
+from tree_ffn.training.plan import prepare_data
 from tree_ffn.tree import IMPLEMENTATIONS
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

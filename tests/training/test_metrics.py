@@ -16,8 +16,8 @@ from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.errors import InputError
 from tree_ffn.training.logger import Report
 from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
+from tree_ffn.training.plan import plan_run
 from tree_ffn.training.progress import Progress
-from tree_ffn.training.setup import plan_run
 from tree_ffn.training.signals import Diverged
 from tree_ffn.training.writers import MetricsWriter
 from tree_ffn.tree import PrunedSpec

@@ -7,7 +7,7 @@ import pytest
 
 from tests.training.tiny import tiny_config
 from tree_ffn.data import CorpusSpec, load_tokenizer
-from tree_ffn.data.inputs import matches
+from tree_ffn.data.text_files import matches
 from tree_ffn.errors import InputError
 from tree_ffn.paths import local, local_each
 from tree_ffn.training.checkpoint import restore_for_inference

@@ -17,9 +17,9 @@ import pytest
 from tests.training.tiny import random_batch, tiny_config
 from tree_ffn.training import step
 from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
+from tree_ffn.training.compiled import compile_programs
 from tree_ffn.training.loop import train
-from tree_ffn.training.programs import compile_programs
-from tree_ffn.training.setup import plan_run
+from tree_ffn.training.plan import plan_run
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 OPTIONS = {

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from tree_ffn.data.cache import choose_format, open_rows, read_meta, write_rows, writing
 from tree_ffn.data.documents import SEGMENT_CHARS
-from tree_ffn.data.inputs import Inputs, checksums, find_inputs
 from tree_ffn.data.lost import Lost
-from tree_ffn.data.parts import token_dtype, tokenise
+from tree_ffn.data.packing import SPLITS, choose_splits
 from tree_ffn.data.progress import Progress
-from tree_ffn.data.rows import SPLITS, choose_splits
 from tree_ffn.data.sources import RecordRows, RowSource, in_memory
 from tree_ffn.data.spec import CorpusSpec
-from tree_ffn.data.storage import choose_format, open_rows, read_meta, write_rows, writing
+from tree_ffn.data.text_files import Inputs, checksums, find_inputs
+from tree_ffn.data.tokenise import token_dtype, tokenise
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.json_output import json_text

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tree_ffn.data.documents import Segment, documents, segments
-from tree_ffn.data.inputs import Inputs, OnStored, Source, content_hash, file_hash
 from tree_ffn.data.sources import RecordRows, damaged
 from tree_ffn.data.spec import CorpusSpec
+from tree_ffn.data.text_files import Inputs, OnStored, Source, content_hash, file_hash
 from tree_ffn.errors import InputError, reason
 
 # A tfds.core.DatasetBuilder, whose decorated methods type checkers take for methods without arguments.

@@ -11,13 +11,13 @@ import numpy as np
 
 from tree_ffn.data import CorpusSpec, PreparedCorpus, Tokenizer, load_tokenizer, prepare, valid_batches
 from tree_ffn.data.spec import FIELDS_OF, corpus_of
-from tree_ffn.data.whole import WholeText
+from tree_ffn.data.whole_text import WholeText
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.transformer import padded_logits
 from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.compiled import Scorer
 from tree_ffn.training.losses import token_losses
 from tree_ffn.training.metrics import costs, loss_figures, usage_figures
-from tree_ffn.training.programs import Scorer
 from tree_ffn.training.sharding import put_batch
 
 

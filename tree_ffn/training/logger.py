@@ -8,8 +8,8 @@ import jax
 
 from tree_ffn.errors import InputError
 from tree_ffn.models.spec import FFNSpec
+from tree_ffn.training.compiled import Score
 from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
-from tree_ffn.training.programs import Score
 from tree_ffn.training.progress import Progress
 from tree_ffn.training.signals import Diverged
 from tree_ffn.training.step import empty_usage
@@ -37,7 +37,7 @@ class Report:
 
     Args:
       workdir: directory of the run.
-      plan: a `setup.Plan`.
+      plan: a `plan.Plan`.
       bytes_per_token: of the validation split, for bits per byte.
       start: finished steps when the run starts or resumes.
       log: takes plain lines.

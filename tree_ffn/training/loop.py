@@ -10,12 +10,13 @@ import numpy as np
 from tree_ffn.data.pipeline import Batches, valid_batches
 from tree_ffn.locks import only_writer
 from tree_ffn.paths import local
-from tree_ffn.training import setup, warm_start
+from tree_ffn.training import warm_start
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.compiled import Programs, compile_programs
 from tree_ffn.training.config import resolved
 from tree_ffn.training.logger import Done, Report
-from tree_ffn.training.programs import Programs, compile_programs
+from tree_ffn.training.plan import many_passes, plan_run, prepare_data
 from tree_ffn.training.sharding import put_batch
 from tree_ffn.training.signals import Interrupted, StopSignals
 from tree_ffn.upgrades import stamped
@@ -28,7 +29,7 @@ def train(
     log=print,
     bar: bool | None = None,
     origin: Callable[[], dict] | None = None,
-    prepare=setup.prepare_data,
+    prepare=prepare_data,
     compile=compile_programs,
 ) -> dict[str, float]:
     """Trains a model, or goes on with the run that `workdir` holds.
@@ -40,7 +41,7 @@ def train(
       bar: draw a progress bar; by default where stderr is a terminal.
       origin: tells where the run comes from (command, commit, versions); called once all is
         checked, and kept in origin.json with one entry for every start.
-      prepare: makes the rows, as `setup.prepare_data` does.
+      prepare: makes the rows, as `plan.prepare_data` does.
       compile: makes what runs on devices, as `compile_programs` does.
 
     Returns:
@@ -56,7 +57,7 @@ def train(
       >>> train(config, "runs/tree")["bits_per_byte"]        # doctest: +SKIP
       2.41
     """
-    workdir, plan = local(workdir, "workdir"), setup.plan_run(config)
+    workdir, plan = local(workdir, "workdir"), plan_run(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_writer(workdir))
         stack.enter_context(workdirs.unmade_if_empty(workdir))
@@ -77,10 +78,10 @@ def train(
         report.passes = plan.train.passes(len(data.train))
         if run.step:
             report.say(f"resumed at step {run.step} of {plan.train.steps}")
-        if said := setup.many_passes(report.passes):
+        if said := many_passes(report.passes):
             report.say(said)
         figures = run.train(report, stop)
-        if said := setup.many_passes(report.passes, "was"):
+        if said := many_passes(report.passes, "was"):
             report.say(said)
         return figures | {"passes": report.passes}
 

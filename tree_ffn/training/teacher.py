@@ -11,9 +11,9 @@ from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layer_stacks import split_layers, stack_runs
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, sharding
+from tree_ffn.training.compiled import Programs, Scorer, compile_programs
 from tree_ffn.training.finetune import FinetuneSpec, finetune_step, score_step
-from tree_ffn.training.programs import Programs, Scorer, compile_programs
-from tree_ffn.training.setup import Plan
+from tree_ffn.training.plan import Plan
 
 
 def check_teacher(student: ModelSpec, teacher: ModelSpec, spec: FinetuneSpec) -> None:

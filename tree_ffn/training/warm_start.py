@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from tree_ffn.locks import only_writer
 from tree_ffn.models.spec import ModelSpec, spec_to_dict
-from tree_ffn.training import setup, workdir
+from tree_ffn.training import workdir
 from tree_ffn.training.checkpoint import Checkpoints, Restored, own_model
 from tree_ffn.training.optimizer import make_optimizer
+from tree_ffn.training.plan import Plan, check_trainable, optim_spec
 from tree_ffn.training.step import TrainState
 from tree_ffn.upgrades import stamped
 
@@ -41,7 +42,7 @@ def begin_run(
       InputError: the directory cannot be written, or another process is writing there.
     """
     params, routing = (_arrays(variables.get(name, {})) for name in ("params", "routing"))
-    optimizer = make_optimizer(setup.optim_spec(source.config))
+    optimizer = make_optimizer(optim_spec(source.config))
     state = TrainState(jnp.int32(0), params, routing, optimizer.init(params))
     config, data = stamped(source.meta["config"]), source.meta["data"]
     meta = {"config": config, "data": data, "model": spec_to_dict(model), **facts}
@@ -53,7 +54,7 @@ def begin_run(
         workdir.write_json(directory, "config.json", config)
 
 
-def with_own_model(plan: setup.Plan, checkpoints: Checkpoints) -> setup.Plan:
+def with_own_model(plan: Plan, checkpoints: Checkpoints) -> Plan:
     """The plan of a run, with the model that its checkpoints say where that is not the config's.
 
     How it is executed (`ffn.implementation`, `model.remat`, `model.unroll`) is still the config's.
@@ -66,7 +67,7 @@ def with_own_model(plan: setup.Plan, checkpoints: Checkpoints) -> setup.Plan:
         return plan
     how = {name: getattr(plan.model, name) for name in ("implementation", "remat", "unroll")}
     model = dataclasses.replace(saved, **how)
-    setup.check_trainable(model)
+    check_trainable(model)
     return plan._replace(model=model)
 
 

@@ -17,7 +17,7 @@ from tree_ffn.training.config import differing_keys, resolved
 from tree_ffn.training.dense_start import leaks
 from tree_ffn.training.disk import checkpoint_directory, replacing, steps_on_disk, writing
 from tree_ffn.training.optimizer import learning_rate
-from tree_ffn.training.setup import optim_spec
+from tree_ffn.training.plan import optim_spec
 from tree_ffn.upgrades import readable, stamped
 
 # Keys that may change when a run is resumed: they say how and where it runs,

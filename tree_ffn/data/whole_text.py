@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tree_ffn.data.corpus import Log
-from tree_ffn.data.inputs import file_inputs
 from tree_ffn.data.lost import Lost
 from tree_ffn.data.spec import CorpusSpec
+from tree_ffn.data.text_files import file_inputs
 from tree_ffn.data.tokenizers import Tokenizer
 from tree_ffn.errors import InputError
 
@@ -20,7 +20,7 @@ class WholeText(NamedTuple):
       counted: bool [n], whether tokens[1:] is text; an end token is read, not scored.
       words: words between white space, and ends of line, as WikiText counts them.
       bytes: UTF-8 bytes of the text, but of lost characters.
-      sha256: of the files' stored bytes, as `inputs.content_hash`.
+      sha256: of the files' stored bytes, as `text_files.content_hash`.
       lost: the characters that have no token.
     """
 

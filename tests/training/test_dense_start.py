@@ -12,7 +12,7 @@ from tree_ffn.models import Transformer
 from tree_ffn.training import step
 from tree_ffn.training.dense_start import with_leaks
 from tree_ffn.training.losses import next_token_loss
-from tree_ffn.training.setup import check_trainable
+from tree_ffn.training.plan import check_trainable
 from tree_ffn.tree import LeafSpec
 
 PLAIN, LEAKING = {"ffn__dense_start": 0.0}, {"ffn__dense_start": 0.5}

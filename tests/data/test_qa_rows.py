@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tree_ffn.data.questions import prepare_questions, question_row
+from tree_ffn.data.qa_rows import prepare_questions, question_row
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.errors import InputError
 

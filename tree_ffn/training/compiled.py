@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, probe, sharding, step
-from tree_ffn.training.setup import Plan
+from tree_ffn.training.plan import Plan
 
 
 class Score(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tree_ffn.data.parts import Part
+from tree_ffn.data.tokenise import Part
 from tree_ffn.errors import InputError
 
 SPLITS = ("train", "valid")

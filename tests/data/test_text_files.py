@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from tree_ffn.data.compressed import read_bytes
-from tree_ffn.data.inputs import file_inputs, find_inputs, stdlib_inputs, trained_on
 from tree_ffn.data.spec import CorpusSpec
+from tree_ffn.data.text_files import file_inputs, find_inputs, stdlib_inputs, trained_on
 from tree_ffn.errors import InputError
 
 
