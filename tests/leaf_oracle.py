@@ -5,9 +5,11 @@ experts, every derivative by hand.
 
     tree: r[n] = <w[n], x> + b[n];   log p(leaf) = sum over the ancestors n of log s(+-r[n])
     softmax: log p(j) = r[j] - log sum exp r
-    J: softmax: the K best of log p; tree: of every level the K best of the children of those above, at last
-        of the leaves (ties: the lower id; NaN is the lowest). Where the load is balanced, of trees of log p
-        made of r + bias, of flat routers of p + bias
+    product_keys: experts in rows of n columns, m n = X, n the least that is at least m;
+          log p(i n + j) = r[i] - log sum_i exp r[i] + r[m + j] - log sum_j exp r[m + j]
+    J: flat routers: the K best of log p; tree: of every level the K best of the children of those above,
+        at last of the leaves (ties: the lower id; NaN is the lowest). Where the load is balanced, of trees of
+        log p made of r + bias, of flat routers of p + bias
     g[j] = p[j] / norm over J
     y = b_out + sum over j of (leak + (1 - leak) g[j]) sum_u act(<w_in[j,u], x> + b_in[j,u]) w_out[j,u]
 """
@@ -52,6 +54,18 @@ def log_p(spec, r):
     if spec.router == "tree":
         paths = (ancestors(spec, j) for j in range(spec.n_experts))
         return np.array([sum(log_s(r[n] if right else -r[n]) for n, right in path) for path in paths])
+    if spec.router == "product_keys":
+        m = len(r) - columns(spec)
+        return np.add.outer(log_softmax(r[:m]), log_softmax(r[m:])).reshape(-1)
+    return log_softmax(r)
+
+
+def columns(spec):
+    """Of the rectangle of experts."""
+    return min(n for n in range(1, spec.n_experts + 1) if spec.n_experts % n == 0 and n * n >= spec.n_experts)
+
+
+def log_softmax(r):
     return r - (r.max() + math.log(np.exp(r - r.max()).sum()))
 
 
@@ -124,6 +138,13 @@ def logit_gradients(spec, r, lp, js, g, dg):
     by_norm = {"none": 0.0, "l1": 1.0, "l2": g, "rms": g / len(js)}  # d log norm / d log p, over g
     dlp = g * (dg - by_norm[spec.gate_norm] * (dg * g).sum())
     dr = np.zeros_like(r)
+    if spec.router == "product_keys":
+        n = columns(spec)
+        m = len(r) - n
+        for j, d in zip(js, dlp):
+            dr[[j // n, m + j % n]] += d
+        both = np.concatenate([np.exp(log_softmax(r[:m])), np.exp(log_softmax(r[m:]))])
+        return dr - both * dlp.sum()
     if spec.router != "tree":
         dr[js] += dlp
         return dr - np.exp(lp) * dlp.sum()

@@ -27,6 +27,7 @@ LEAVES = {
     "softmax": LeafSpec(n_experts=5, expert_width=3, top_k=2, router="softmax", gate_norm="l1"),
     "softmax_rms": LeafSpec(n_experts=6, expert_width=1, top_k=3, router="softmax", gate_norm="rms"),
     "softmax_plain": LeafSpec(n_experts=5, expert_width=3, top_k=1, router="softmax", gate_norm="none"),
+    "product_keys": LeafSpec(n_experts=12, expert_width=2, top_k=3, router="product_keys", gate_norm="rms"),
     "random": LeafSpec(n_experts=7, expert_width=2, top_k=2, router="random", activation="gelu_tanh"),
     "hash": LeafSpec(n_experts=5, expert_width=3, top_k=1, router="hash", gate_norm="none"),
 }
@@ -64,7 +65,7 @@ def leaf_case(rng, spec: LeafSpec, T=20, E=6):
     if spec.router == "tree":
         params["b_router"] = rng.normal(size=rows) / 3
     if spec.balance_rate:
-        params["selection_bias"] = rng.normal(size=rows) / 3
+        params["selection_bias"] = rng.normal(size=rows if spec.router == "tree" else spec.n_experts) / 3
     return params, rng.normal(size=(T, E)), rng.normal(size=(T, E))
 
 

@@ -215,13 +215,13 @@ def test_balance_moves_the_choice_against_the_load():
     assert updated["selection_bias"].tolist() == wanted
 
 
-@pytest.mark.parametrize("router", ["tree", "softmax"])
+@pytest.mark.parametrize("router", ["tree", "softmax", "product_keys"])
 def test_balance_evens_the_load(router, rng):
     """A router that prefers one half of its experts by far is brought to use nearly all of them."""
-    rate = {"tree": 0.02, "softmax": 0.001}[router]  # of logits, and of probabilities of 1 / 32
+    rate = 0.02 if router == "tree" else 0.001  # of logits, and of probabilities of 1 / 32
     spec = LeafSpec(n_experts=32, expert_width=1, top_k=4, router=router, balance_rate=rate)
     params = cases.first_weights(init_params, spec, 16)
-    lean = jnp.zeros(spec.router_rows)
+    lean = jnp.zeros(spec.balanced)
     lean = lean.at[0].set(3.0) if router == "tree" else lean.at[16:].set(0.1)
     x = jnp.asarray(rng.normal(size=(512, 16)), jnp.float32)
     ids_of = cases.jit(lambda bias: route(params | {"selection_bias": bias + lean}, x, spec)[0])
@@ -262,6 +262,7 @@ def test_products_all_in():
     tree = LeafSpec(n_experts=512, expert_width=6, top_k=16)
     assert (tree.router_rows, products(tree)) == (511, 192 + 1 + 2 + 4 + 8 + 5 * 16)
     assert products(dataclasses.replace(tree, router="softmax")) == 192 + 512
+    assert products(dataclasses.replace(tree, router="product_keys")) == 192 + 16 + 32
     two = LeafSpec(n_experts=64, expert_width=3, top_k=8, n_trees=2)
     assert two.routers_asked == 2 + 4 + 8 + 8 + 8
     assert products(DenseSpec(3072)) == 2 * 3072
@@ -278,7 +279,7 @@ def test_products_all_in():
         ({"n_trees": 4}, "n_trees: 4 is not allowed with top_k = 2, by which trees are searched"),
         ({"top_k": 1}, "gate_norm: 'l2' cannot be used with top_k 1, whose gate would always be 1; use"),
         ({"router": "hash"}, "router: 'hash' cannot be used with top_k 2, balance_rate 0.0 and"),
-        ({"router": "flat"}, "router: 'flat' is not known; use one of: tree, softmax, hash, random"),
+        ({"router": "flat"}, "router: 'flat' is not known; use one of: tree, softmax, product_keys, hash"),
         ({"gate_norm": 2}, "gate_norm: 2 is not known; use one of: none, l1, l2"),
         ({"balance_rate": -1.0}, "balance_rate: -1.0 is not allowed"),
         (

@@ -41,7 +41,7 @@ def init_params(
     if spec.n_kept:
         params |= {"kept_row": jnp.asarray(pruned.kept_row(np.arange(spec.n_experts) < spec.n_kept))}
     if spec.balance_rate:
-        params |= {"selection_bias": jnp.zeros((spec.router_rows,), jnp.float32)}
+        params |= {"selection_bias": jnp.zeros((spec.balanced,), jnp.float32)}
     return params
 
 
@@ -91,7 +91,7 @@ def leaf_ffn(
 
 
 def balance_update(routing: dict, ids_TK: jax.Array, spec: LeafSpec) -> jax.Array:
-    """selection_bias after a step: every row of the router moves by `balance_rate` against its load.
+    """selection_bias after a step: what is balanced moves by `balance_rate` against its load.
 
         flat:   bias[j] += rate sign(mean load - load[j])
         trees:  bias[n] += rate sign(load left of n - load right of n)

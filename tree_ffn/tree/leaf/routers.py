@@ -19,15 +19,43 @@ from tree_ffn.tree.products import float32_product
 Chosen = tuple[jax.Array, jax.Array]
 
 
-def flat(log_p: Callable[[jax.Array], jax.Array]) -> Callable[..., Chosen]:
-    """A choice among experts that have a row each: the K best of log p, a function of logits [T, X].
+def sides(n_experts: int) -> tuple[int, int]:
+    """The two nearest numbers whose product is X, the smaller one first.
+
+    Example:
+      >>> sides(512), sides(400)
+      ((16, 32), (20, 20))
+    """
+    one = next(n for n in range(math.isqrt(n_experts), 0, -1) if n_experts % n == 0)
+    return one, n_experts // one
+
+
+def of_pairs(logits_TR: jax.Array, n_experts: int) -> jax.Array:
+    """Log p of experts in a rectangle, whose rows and columns have the logits.
+
+        log p(i, j) = log softmax(r of rows)[i] + log softmax(r of columns)[j]
+
+    Product keys (Lample et al. 2019, arXiv 1907.05242), which here read all of a token each.
+    """
+    one = sides(n_experts)[0]
+    a_TI, b_TJ = (jax.nn.log_softmax(r, axis=-1) for r in jnp.split(logits_TR, [one], axis=-1))
+    return (a_TI[:, :, None] + b_TJ[:, None, :]).reshape(logits_TR.shape[0], n_experts)
+
+
+def of_rows(logits_TX: jax.Array, n_experts: int) -> jax.Array:
+    """Log p of experts that have a row each: log softmax."""
+    return jax.nn.log_softmax(logits_TX, axis=-1)
+
+
+def flat(log_p: Callable[[jax.Array, int], jax.Array]) -> Callable[..., Chosen]:
+    """A choice by the log p of all experts: the K best of a function of logits [T, R] and of X.
 
     Where the load is balanced they are the best of p + bias (Wang et al. 2024, arXiv 2408.15664).
     """
 
     def choose(params: dict, x_TE: jax.Array, spec, token_T: jax.Array | None) -> Chosen:
-        w_XE = params["w_router"] if "w_router" in params else params["router"]["w"]
-        log_p_TX = log_p(float32_product(x_TE, w_XE.astype(x_TE.dtype)))
+        w_RE = params["w_router"] if "w_router" in params else params["router"]["w"]
+        log_p_TX = log_p(float32_product(x_TE, w_RE.astype(x_TE.dtype)), spec.n_experts)
         score_TX = jax.lax.stop_gradient(log_p_TX)
         if "selection_bias" in params:
             score_TX = jnp.exp(score_TX) + params["selection_bias"].astype(jnp.float32)[None]
@@ -68,9 +96,10 @@ class Router(NamedTuple):
 
 ROUTERS = {
     "tree": Router(lambda params, x_TE, spec, _: beam(params, x_TE, spec), lambda X, P: X - P, trees=True),
-    "softmax": Router(flat(jax.nn.log_softmax), lambda X, _: X),
+    "softmax": Router(flat(of_rows), lambda X, _: X),
+    "product_keys": Router(flat(of_pairs), lambda X, _: sum(sides(X))),
     "hash": Router(of_id, lambda *_: 0, trained=False, by_id=True),
-    "random": Router(flat(jax.nn.log_softmax), lambda X, _: X, trained=False),
+    "random": Router(flat(of_rows), lambda X, _: X, trained=False),
 }
 
 # log p [T, K] of the chosen to logarithms of gates: probabilities may underflow, their ratios do not.

@@ -25,8 +25,9 @@ class LeafSpec:
       top_k: K, how many experts a token uses.
       router: what scores the experts. `tree`: they are the leaves of P full binary trees, an expert's score
         is the sum of the log probabilities of the decisions above it, and a beam of K finds the chosen.
-        `softmax`: a row of weights an expert, and the K best; this is the mixture of experts. `hash`: one
-        expert by the token's id. `random`: as `softmax`, never trained.
+        `softmax`: a row of weights an expert, and the K best; this is the mixture of experts.
+        `product_keys`: experts stand in a rectangle, and their rows and columns have a softmax each.
+        `hash`: one expert by the token's id. `random`: as `softmax`, never trained.
       n_trees: P, of `tree`, at most K; X / P is a power of two.
       gate_norm: the gates of the chosen are their probabilities, as they are (`none`), over their sum
         (`l1`), over the root of the sum of their squares (`l2`), or of the mean of their squares (`rms`).
@@ -163,6 +164,11 @@ class LeafSpec:
     def router_rows(self) -> int:
         """Rows of the router, trained or frozen."""
         return ROUTERS[self.router].rows(self.n_experts, self.n_trees)
+
+    @property
+    def balanced(self) -> int:
+        """Numbers that move against the load: one a decision of trees, of other routers one an expert."""
+        return self.router_rows if ROUTERS[self.router].trees else self.n_experts
 
     @property
     def router_params(self) -> tuple[str, ...]:
