@@ -28,8 +28,8 @@ from tree_ffn.data.packing import TooShort
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError
 from tree_ffn.json_output import json_text
-from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import evaluate, other_corpus
+from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.training.sharding import make_mesh
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")

@@ -61,7 +61,7 @@ def _export() -> None:
 
 def _from_run():
     # Checkpoints need orbax; an exported model does not.
-    from tree_ffn.training.checkpoint import restore_for_inference
+    from tree_ffn.training.restore import restore_for_inference
 
     run = restore_for_inference(_WORKDIR.value, _STEP.value)
     # config.json of an export may travel: the run's data section names paths, its data's hashes do not.

@@ -30,10 +30,10 @@ from tree_ffn.inference.sampling import Sampling
 from tree_ffn.locks import only_writer
 from tree_ffn.models import active_units, total_units
 from tree_ffn.models.cost import products_figures
-from tree_ffn.training.checkpoint import restore_for_inference
-from tree_ffn.training.disk import replacing
+from tree_ffn.paths import replacing
 from tree_ffn.training.loop import train
 from tree_ffn.training.plan import plan_run, prepare_data
+from tree_ffn.training.restore import restore_for_inference
 
 _CONFIG = flags.DEFINE_enum("config", "quickstart", ["quickstart", "smoke"], "File in configs/, without .py.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps, in place of the config's.")

@@ -1,15 +1,18 @@
-"""Paths as people write them, of every flag and config.
+"""Paths as people write them, of every flag and config; and writes that say why they fail.
 
 `~` is found, another machine's are refused, and what is there comes before what `[`, `*`, `?` and
 commas mean.
 """
 
+import contextlib
 import glob
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 
 _HERE = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))")
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -122,3 +125,39 @@ def _n_parts(parts: list[str]) -> int:
         if is_below or os.path.isfile(whole.rstrip()):
             longest = n
     return longest
+
+
+@contextlib.contextmanager
+def writing(path: str, field: str = "workdir") -> Iterator[None]:
+    """Says in one sentence what the operating system says about `path`, which `field` led to.
+
+    Raises:
+      InputError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or reason(error)
+        raise InputError(f"{field}: {path} cannot be written ({said}).") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str, mode: str = "w", field: str = "workdir") -> Iterator[IO]:
+    """A file that takes the place of `path` once all of it is written; after an error `path` is as it was.
+
+    Args:
+      path: of the file; it need not be there.
+      mode: "w" for text in UTF-8, "wb" for bytes.
+      field: what led to the path; an error names it.
+
+    Raises:
+      InputError: it cannot be written.
+
+    Example:
+      >>> with replacing("runs/tree/config.json") as file:      # doctest: +SKIP
+      ...     file.write("{}")
+    """
+    with writing(path, field):
+        with open(path + ".new", mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        os.replace(path + ".new", path)

@@ -103,7 +103,7 @@ def load(workdir: str | None, directory: str | None, tokenizer: str | None = Non
         facts = {"model": config["model"], "seed": meta.get("config", {}).get("seed")}
     else:
         # Checkpoints need orbax; an exported model does not.
-        from tree_ffn.training.checkpoint import restore_for_inference
+        from tree_ffn.training.restore import restore_for_inference
 
         run = restore_for_inference(workdir, step)
         spec, variables, name, begins_with = run.model, run.variables, run.config.data.tokenizer, []

@@ -10,8 +10,8 @@ from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, prepare
 from tree_ffn.models import export, spec_to_dict
 from tree_ffn.paths import local
 from tree_ffn.plain import namespace, plain
-from tree_ffn.training.checkpoint import Restored, restore_for_inference
 from tree_ffn.training.evaluate import other_corpus
+from tree_ffn.training.restore import Restored, restore_for_inference
 from tree_ffn.training.sharding import make_mesh, shardings_for
 
 

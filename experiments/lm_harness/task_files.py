@@ -25,7 +25,7 @@ from tree_ffn.data.formats import read_objects, read_text
 from tree_ffn.errors import InputError, check_choice, reason
 from tree_ffn.json_input import check_characters
 from tree_ffn.locks import locked
-from tree_ffn.training.disk import replacing, writing
+from tree_ffn.paths import replacing, writing
 
 TASKS = os.path.join(os.path.dirname(__file__), "tasks")
 NEEDED = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target", "metric_list", "metadata")

@@ -10,8 +10,8 @@ from tree_ffn.data import corpus_spec_from_config
 from tree_ffn.data.text_files import matches, trained_on
 from tree_ffn.data.whole_text import whole_text
 from tree_ffn.errors import InputError, NotFinite
-from tree_ffn.training.checkpoint import Restored, restore_for_inference
 from tree_ffn.training.evaluate import evaluate_whole, tokenizer_of
+from tree_ffn.training.restore import Restored, restore_for_inference
 from tree_ffn.training.sharding import make_mesh
 
 HELP = "Other texts to score whole: name=glob pattern, ... (every token once; nats and perplexity a word)."

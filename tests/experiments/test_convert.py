@@ -14,8 +14,8 @@ from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.models import DenseSpec, Transformer, export, total_units
 from tree_ffn.models.cost import describe
-from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
+from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.tree import LeafSpec, TreeSpec
 
 ASKED = ("--tokens=512", "--held_out=256", "--batch_size=8", "--batches=2")

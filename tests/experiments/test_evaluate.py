@@ -17,9 +17,9 @@ from tree_ffn.conversion.calibration import ffn_inputs
 from tree_ffn.data import CorpusSpec
 from tree_ffn.errors import InputError, NotFinite
 from tree_ffn.models import Transformer
-from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.evaluate import changed_fields, evaluate, other_corpus
 from tree_ffn.training.loop import train
+from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.training.sharding import make_mesh
 
 USAGE = ("dead_leaves/", "leaf_entropy/", "constant_decisions/")

@@ -5,8 +5,8 @@ import pytest
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.models import export
-from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
+from tree_ffn.training.restore import restore_for_inference
 
 
 @pytest.fixture(scope="module")

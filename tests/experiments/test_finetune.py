@@ -14,9 +14,9 @@ from experiments.tables import render
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.models import spec_from_dict, spec_to_dict
-from tree_ffn.training.checkpoint import Restored, restore_for_inference
 from tree_ffn.training.loop import train
 from tree_ffn.training.plan import check_trainable
+from tree_ffn.training.restore import Restored, restore_for_inference
 from tree_ffn.training.workdir import read_json
 
 

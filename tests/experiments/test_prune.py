@@ -13,8 +13,8 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import export, total_units
 from tree_ffn.models.cost import describe, figures
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
+from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.tree import PrunedSpec
 
 NEW = {"train__steps": 4, "optim__lr": 1e-4, "train__checkpoint_every": 2}

@@ -12,9 +12,9 @@ from tests.elsewhere import held_elsewhere
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.locks import NAME
-from tree_ffn.training import checkpoint
-from tree_ffn.training.checkpoint import restore_for_inference
+from tree_ffn.training import restore
 from tree_ffn.training.loop import train
+from tree_ffn.training.restore import restore_for_inference
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def beside(finished, tmp_path, monkeypatch):
 
 def removes(monkeypatch):
     """The other process removes step 6 when it is about to be read."""
-    copied = checkpoint.copied_whole
+    copied = restore.copied_whole
 
     def removed_meanwhile(step, to):
         if step.endswith("6"):
             shutil.rmtree(step)
         return copied(step, to)
 
-    monkeypatch.setattr(checkpoint, "copied_whole", removed_meanwhile)
+    monkeypatch.setattr(restore, "copied_whole", removed_meanwhile)
 
 
 def test_it_is_the_same_model(beside, finished):
@@ -76,7 +76,7 @@ def test_files_that_go_while_they_are_copied_are_noticed(beside, monkeypatch):
             os.remove(path)
 
     monkeypatch.setattr(os, "link", slow)
-    monkeypatch.setattr(checkpoint, "TRIES", 1)
+    monkeypatch.setattr(restore, "TRIES", 1)
     with pytest.raises(
         InputError, match="step: 'latest' of .*run is removed before it is read; .*train.keep"
     ):

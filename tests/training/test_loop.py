@@ -16,12 +16,13 @@ from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.data import valid_batches
 from tree_ffn.errors import InputError
 from tree_ffn.training import optimizer
-from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
+from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.compiled import Score, Scorer
 from tree_ffn.training.evaluate import other_corpus
 from tree_ffn.training.logger import Report
 from tree_ffn.training.loop import train
 from tree_ffn.training.plan import plan_run
+from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.training.signals import STOPS, Diverged, Interrupted, StopSignals
 from tree_ffn.training.writers import decode
 

@@ -10,8 +10,8 @@ from tree_ffn.data import CorpusSpec, load_tokenizer
 from tree_ffn.data.text_files import matches
 from tree_ffn.errors import InputError
 from tree_ffn.paths import local, local_each
-from tree_ffn.training.checkpoint import restore_for_inference
 from tree_ffn.training.loop import train
+from tree_ffn.training.restore import restore_for_inference
 
 ELSEWHERE = ["gs://b/x", "s3://b/*.txt", "hdfs:///x", "memory://x", "https://h/x.txt", "GS://b", "gs:/b/x",
              "az://c/x", "file://other.host/x", "hf://datasets/x", "abfss://c@a.net/x"]  # fmt: skip

@@ -16,10 +16,11 @@ import pytest
 
 from tests.training.tiny import random_batch, tiny_config
 from tree_ffn.training import step
-from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
+from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.compiled import compile_programs
 from tree_ffn.training.loop import train
 from tree_ffn.training.plan import plan_run
+from tree_ffn.training.restore import restore_for_inference
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 OPTIONS = {

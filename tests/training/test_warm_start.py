@@ -10,8 +10,9 @@ import pytest
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec
-from tree_ffn.training.checkpoint import Checkpoints, restore_for_inference
+from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.loop import train
+from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.training.warm_start import begin_run
 from tree_ffn.training.workdir import read_json
 

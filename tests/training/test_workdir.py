@@ -7,10 +7,10 @@ import pytest
 from tests.test_upgrades import OLD_FFN
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
+from tree_ffn.paths import replacing
 from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.config import differing_keys, resolved
-from tree_ffn.training.disk import replacing
 
 
 def check(texts, step, known=(), **changes):

@@ -23,8 +23,8 @@ from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.models.spec import FFNSpec, ModelSpec, kind_of
-from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.compiled import Scorer
+from tree_ffn.training.restore import Restored
 from tree_ffn.tree import LeafSpec, PrunedSpec, TreeSpec, leaf, prune
 from tree_ffn.tree.leaf.pruned import present_experts
 from tree_ffn.tree.path.pruned import present_leaves

@@ -12,7 +12,7 @@ from tree_ffn.data.sources import RowSource
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer
-from tree_ffn.training.checkpoint import Restored
+from tree_ffn.training.restore import Restored
 from tree_ffn.training.sharding import filled_up, put_batch
 
 

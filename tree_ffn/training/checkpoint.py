@@ -8,35 +8,46 @@ state is the step: row order is a pure function of it.
 
 import logging
 import os
-import shutil
-import tempfile
-import time
-from typing import Any, NamedTuple
+from collections.abc import Container
+from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from tree_ffn.errors import InputError, is_whole_number
-from tree_ffn.locks import in_use
-from tree_ffn.models.finite import check_finite_variables
-from tree_ffn.models.from_config import model_spec_from_config
-from tree_ffn.models.spec import ModelSpec, spec_from_dict
-from tree_ffn.models.transformer import Transformer
 from tree_ffn.models.unread import check_unmoved, unread
-from tree_ffn.paths import local
-from tree_ffn.plain import Namespace, namespace
-from tree_ffn.training.disk import checkpoint_directory, copied_whole, disk_error, steps_on_disk
-from tree_ffn.training.leaves import compare_leaves, leaves_of
-from tree_ffn.training.sharding import make_mesh, placed
+from tree_ffn.training.sharding import path_name, placed
 from tree_ffn.training.step import TrainState
 from tree_ffn.upgrades import readable
 
-# How often a step is looked up that is removed while it is copied.
-TRIES = 40
+# What a full or read-only disk says through tensorstore, which raises no OSError.
+DISK_ERRORS = ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded")
 
 _policies = ocp.training.preservation_policies
+
+
+def checkpoint_directory(workdir: str) -> str:
+    """Where the checkpoints of a run lie."""
+    return os.path.abspath(os.path.join(workdir, "checkpoints"))
+
+
+def steps_on_disk(directory: str) -> list[int]:
+    """Steps whose checkpoint is whole, ascending; reads names only, and removes nothing.
+
+    A save gets its plain number by a rename when all of it is there; until then
+    its directory is called `7.orbax-checkpoint-tmp`.
+
+    Example:
+      >>> steps_on_disk("nowhere")
+      []
+    """
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
+    except OSError:
+        return []
 
 
 class Checkpoints:
@@ -247,97 +258,58 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "/orbax/" in record.pathname)
 
 
-class Restored(NamedTuple):
-    """A trained model, ready to be applied.
-
-    Attributes:
-      config: the run's config, with attributes.
-      model: what `Transformer` takes.
-      variables: {"params", "routing"}.
-      meta: `config`, `data`, `step` as saved.
-      mesh: where the variables are.
-    """
-
-    config: Namespace
-    model: ModelSpec
-    variables: dict
-    meta: dict
-    mesh: Mesh
-
-
-def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | None = None) -> Restored:
-    """The model of a run, without its optimizer.
-
-    The run may go on meanwhile: where it removes the step that is read, `best` or `latest` is looked up anew.
-
-    Args:
-      workdir: of the run, finished or not.
-      step: `best` by validation loss, `latest`, or a number, also in digits.
-      mesh: where weights go; the first device alone by default.
-
-    Raises:
-      InputError: there is no such checkpoint (any more), its config makes another model, or a weight is not
-        finite.
-
-    Example:
-      >>> run = restore_for_inference("runs/tree")                          # doctest: +SKIP
-      >>> Transformer(run.model).apply(run.variables, tokens_BC)            # doctest: +SKIP
-    """
-    mesh = mesh or make_mesh(1, 1, jax.devices()[:1])
-    workdir = local(workdir, "workdir")
-    if not in_use(workdir):
-        return _restore(workdir, step, mesh)
-    with tempfile.TemporaryDirectory() as copy:
-        found = _copy(workdir, step, copy)
-        return _restore(copy, found, mesh)
-
-
-def _copy(workdir: str, step: int | str, to: str) -> int:
-    """Copies the model of a step out of reach of the run that may remove it meanwhile; returns the step.
-
-    Orbax would print tracebacks of its threads for files that go while it reads them.
-    """
-    directory, place = checkpoint_directory(workdir), ""
-    for _ in range(TRIES):
-        try:
-            with Checkpoints(workdir) as checkpoints:
-                found = checkpoints.find(step)
-            place = os.path.join(checkpoint_directory(to), str(found))
-            if copied_whole(os.path.join(directory, str(found)), place):
-                return found
-        except InputError:
-            raise
-        except Exception as error:  # orbax has no one kind for a step that has gone
-            if "No space left" in str(error):
-                raise InputError(
-                    f"TMPDIR: {to} has no room for the model, which is copied beside a run; name another."
-                ) from error
-        shutil.rmtree(place, ignore_errors=True)
-        time.sleep(0.05)
-    raise InputError(
-        f"step: {step!r} of {workdir} is removed before it is read; let the run keep more (train.keep), name "
-        "another step, or wait for its end."
-    )
-
-
-def _restore(workdir: str, step: int | str, mesh: Mesh) -> Restored:
-    with Checkpoints(workdir) as checkpoints:
-        found = checkpoints.find(step)
-        meta = checkpoints.meta(found)
-        config = namespace(meta["config"])
-        model = own_model(meta) or model_spec_from_config(config, meta["data"]["vocab_size"])
-        tokens_BC = jax.ShapeDtypeStruct((1, model.max_seq_len), "int32")
-        shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), tokens_BC)
-        abstract = placed({"params": shapes["params"], "routing": shapes.get("routing", {})}, mesh)
-        variables = checkpoints.restore_variables(abstract, found)
-        check_finite_variables(variables, f"{checkpoints.directory}/{found}")
-        return Restored(config, model, variables, meta, mesh)
-
-
-def own_model(meta: dict) -> ModelSpec | None:
-    """The model of a checkpoint where it is not the config's: a pruned one, say (see `warm_start`)."""
-    return spec_from_dict(meta["model"]) if "model" in meta else None
-
-
 def _val_loss(metrics: dict) -> float:
     return metrics["val_loss"]
+
+
+def disk_error(error: BaseException | None) -> str | None:
+    """What the operating system said, if `error` comes from a file; looks at causes too."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.strerror or str(error)
+        for said in DISK_ERRORS:
+            if said in str(error):
+                return said
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def leaves_of(tree) -> dict[str, tuple]:
+    """{path: (shape, dtype)} of the leaves of a tree of arrays or of orbax metadata."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in flat}
+
+
+def compare_leaves(source: str, saved, wanted, but: Container[str] = ()) -> None:
+    """Raises InputError that names the first leaf in which two trees differ.
+
+    Args:
+      source: the checkpoint that `saved` comes from.
+      saved: tree of arrays, shapes or orbax metadata.
+      wanted: the tree that the model needs.
+      but: paths that do not matter.
+
+    Example:
+      >>> f = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")
+      >>> compare_leaves("runs/a", {"w_in": f(2, 3)}, {"w_in": f(2, 4)})
+      Traceback (most recent call last):
+      ...
+      tree_ffn.errors.InputError: checkpoint: w_in of runs/a is float32[2,3]; this model needs float32[2,4].
+    """
+    saved, wanted = leaves_of(saved), leaves_of(wanted)
+    for name in sorted(name for name in saved.keys() | wanted.keys() if name not in but):
+        if name not in saved:
+            raise InputError(f"checkpoint: {source} has no {name}; this model needs {_said(wanted[name])}.")
+        if name not in wanted:
+            raise InputError(f"checkpoint: {source} has {name}, {_said(saved[name])}; this model has not.")
+        if saved[name] != wanted[name]:
+            raise InputError(
+                f"checkpoint: {name} of {source} is {_said(saved[name])}; "
+                f"this model needs {_said(wanted[name])}."
+            )
+
+
+def _said(leaf: tuple) -> str:
+    """float32[2,3]"""
+    shape, dtype = leaf
+    return f"{dtype.name}[{','.join(map(str, shape))}]"

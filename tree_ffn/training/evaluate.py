@@ -14,10 +14,10 @@ from tree_ffn.data.spec import FIELDS_OF, corpus_of
 from tree_ffn.data.whole_text import WholeText
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.transformer import padded_logits
-from tree_ffn.training.checkpoint import Restored
 from tree_ffn.training.compiled import Scorer
 from tree_ffn.training.losses import token_losses
 from tree_ffn.training.metrics import costs, loss_figures, usage_figures
+from tree_ffn.training.restore import Restored
 from tree_ffn.training.sharding import put_batch
 
 

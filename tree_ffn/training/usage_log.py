@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.models.spec import ModelSpec
+from tree_ffn.paths import replacing
 from tree_ffn.training.compiled import Score
-from tree_ffn.training.disk import replacing
 from tree_ffn.training.metrics import moved_figures, probe_figures, usage_figures
 from tree_ffn.training.writers import MetricsWriter
 from tree_ffn.tree import TreeSpec

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from tree_ffn.locks import only_writer
 from tree_ffn.models.spec import ModelSpec, spec_to_dict
 from tree_ffn.training import workdir
-from tree_ffn.training.checkpoint import Checkpoints, Restored, own_model
+from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.optimizer import make_optimizer
 from tree_ffn.training.plan import Plan, check_trainable, optim_spec
+from tree_ffn.training.restore import Restored, own_model
 from tree_ffn.training.step import TrainState
 from tree_ffn.upgrades import stamped
 

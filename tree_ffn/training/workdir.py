@@ -11,11 +11,11 @@ import numpy as np
 from tree_ffn.errors import InputError
 from tree_ffn.json_output import json_text
 from tree_ffn.models.from_config import model_spec_from_config
+from tree_ffn.paths import replacing, writing
 from tree_ffn.plain import namespace
-from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory, steps_on_disk
 from tree_ffn.training.config import differing_keys, resolved
 from tree_ffn.training.dense_start import leaks
-from tree_ffn.training.disk import checkpoint_directory, replacing, steps_on_disk, writing
 from tree_ffn.training.optimizer import learning_rate
 from tree_ffn.training.plan import optim_spec
 from tree_ffn.upgrades import readable, stamped

@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 
 from tree_ffn.json_output import json_text
-from tree_ffn.training.disk import replacing, writing
+from tree_ffn.paths import replacing, writing
 
 # pyright: reportAttributeAccessIssue=false
 # (protobuf makes its classes when it is imported)
