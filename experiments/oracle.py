@@ -17,7 +17,7 @@ from experiments.reporting import record
 from tree_ffn.analysis.oracle import Oracle, better_leaves, can_move
 from tree_ffn.data.pipeline import valid_batches
 from tree_ffn.errors import InputError, check_positive_int
-from tree_ffn.training.config import resolved
+from tree_ffn.training.plan import resolved
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")

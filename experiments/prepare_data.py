@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from experiments.common import cli
 from tree_ffn.data import CorpusSpec, corpus_spec_from_config, prepare
 from tree_ffn.errors import InputError, reason
-from tree_ffn.training.config import settled
+from tree_ffn.training.plan import settled
 
 
 def main() -> None:

@@ -30,11 +30,11 @@ from tree_ffn.locks import new_directory
 from tree_ffn.models import total_units
 from tree_ffn.models.cost import figures as sizes
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.training.config import resolved
 from tree_ffn.training.evaluate import evaluate, other_corpus
+from tree_ffn.training.plan import resolved
 from tree_ffn.training.restore import Restored, restore_for_inference
 from tree_ffn.training.sharding import shardings_for
-from tree_ffn.training.warm_start import begin_run
+from tree_ffn.training.workdir import begin_run
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")

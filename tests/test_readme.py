@@ -15,7 +15,7 @@ from ml_collections import config_flags
 import tree_ffn
 from experiments.reporting.command_reference import programs, reference
 from tree_ffn.config import page as config_page
-from tree_ffn.training.config import settled
+from tree_ffn.training.plan import settled
 from tree_ffn.tree import ACTIVATIONS, IMPLEMENTATIONS
 from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS
 

@@ -10,7 +10,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import spec_from_dict, spec_to_dict
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.plain import flat, namespace
-from tree_ffn.training.config import resolved
+from tree_ffn.training.plan import resolved
 from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
 from tree_ffn.upgrades import ADDED, KEY, REMOVED, VERSION, readable, stamped, upgraded
 

@@ -28,10 +28,9 @@ from tree_ffn.models.from_config import (
 )
 from tree_ffn.models.spec import InitSpec, ModelSpec
 from tree_ffn.plain import Namespace, flat
-from tree_ffn.training.config import settled
 from tree_ffn.training.finetune import FinetuneSpec, StartSpec
 from tree_ffn.training.optimizer import OptimSpec
-from tree_ffn.training.plan import TrainSpec
+from tree_ffn.training.plan import TrainSpec, settled
 from tree_ffn.training.sharding import MeshSpec
 from tree_ffn.tree.leaf.spec import RECIPE, LeafSpec
 from tree_ffn.tree.path.spec import TreeSpec

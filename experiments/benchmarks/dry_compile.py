@@ -12,8 +12,7 @@ from tree_ffn.models.cost import model_flops
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.training import sharding
 from tree_ffn.training.compiled import compile_programs
-from tree_ffn.training.config import resolved
-from tree_ffn.training.plan import Plan, check_trainable, optim_spec, train_spec
+from tree_ffn.training.plan import Plan, check_trainable, optim_spec, resolved, train_spec
 
 UNITS = {
     "argument_gb": "GB", "temporary_gb": "GB", "xla_tflop": "TFLOP", "step_tflop": "TFLOP", "compile_s": "s",

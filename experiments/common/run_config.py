@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from tree_ffn.models import spec_to_dict
-from tree_ffn.training.config import resolved
+from tree_ffn.training.plan import resolved
 
 
 def finetuned_config(config, start) -> SimpleNamespace:

@@ -10,11 +10,11 @@ from tree_ffn.conversion import calibration
 from tree_ffn.conversion.convert import Kept, Recipe, convert_model, layer_for
 from tree_ffn.data import PreparedCorpus
 from tree_ffn.models.ffn import ffn_flops
-from tree_ffn.training.config import resolved
 from tree_ffn.training.evaluate import evaluate
+from tree_ffn.training.plan import resolved
 from tree_ffn.training.restore import Restored
 from tree_ffn.training.sharding import shardings_for
-from tree_ffn.training.warm_start import begin_run
+from tree_ffn.training.workdir import begin_run
 from tree_ffn.tree import LeafSpec
 
 

@@ -26,8 +26,8 @@ from experiments.sweeps import sweep_runs, tuning
 from tree_ffn.conversion.convert import Recipe, check_convertible
 from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
-from tree_ffn.training.config import resolved
 from tree_ffn.training.loop import train
+from tree_ffn.training.plan import resolved
 from tree_ffn.training.signals import Diverged
 
 WAYS = ("tuned", "distilled")

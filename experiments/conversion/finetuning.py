@@ -20,14 +20,12 @@ from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import checkpoint_directory, steps_on_disk
 from tree_ffn.training.compiled import Scorer
-from tree_ffn.training.config import resolved
-from tree_ffn.training.finetune import FinetuneSpec, score_step
+from tree_ffn.training.finetune import FinetuneSpec, check_teacher, compile_finetuning, score_step
 from tree_ffn.training.loop import train
 from tree_ffn.training.metrics import loss_figures
-from tree_ffn.training.plan import TrainSpec, check_trainable, prepare_data, train_spec
+from tree_ffn.training.plan import TrainSpec, check_trainable, prepare_data, resolved, train_spec
 from tree_ffn.training.restore import Restored
-from tree_ffn.training.teacher import check_teacher, compile_finetuning
-from tree_ffn.training.warm_start import begin_run
+from tree_ffn.training.workdir import begin_run
 
 # Of a config's `data`: what text it is.
 TEXT_FIELDS = ("corpus", "files", "valid_files", "text_field", "tfds_dir", "tfds_name", "valid_share")

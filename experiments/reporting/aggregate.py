@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.reporting.render import Table
 from tree_ffn.errors import InputError
-from tree_ffn.training.config import differing_keys
+from tree_ffn.training.plan import differing_keys
 from tree_ffn.upgrades import upgraded
 
 # In the order of tables. Hash trees and continuous ones are of rows of commit 30983ff or before.

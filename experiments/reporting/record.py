@@ -17,7 +17,7 @@ from experiments.common.provenance import commit, device_name, public_command, v
 from experiments.reporting.results_file import from_lines, to_lines
 from tree_ffn.errors import InputError
 from tree_ffn.paths import expanded
-from tree_ffn.training.config import resolved
+from tree_ffn.training.plan import resolved
 from tree_ffn.upgrades import stamped, upgraded
 
 FIELDS = (

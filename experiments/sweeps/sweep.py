@@ -26,7 +26,7 @@ from experiments.reporting.record import is_name
 from experiments.sweeps.tuning import Grid
 from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.plain import flat
-from tree_ffn.training.config import resolved
+from tree_ffn.training.plan import resolved
 
 FIELDS = {
     "sweep": ("config", "table", "set", "seeds", "rows", "grids", "tuning"),

@@ -14,8 +14,7 @@ from experiments.reporting.aggregate import NO_MATTER, telling_differences
 from experiments.sweeps import tuning
 from experiments.sweeps.sweep import Row, Sweep
 from tree_ffn.data import corpus_spec_from_config, prepare
-from tree_ffn.training.config import settled
-from tree_ffn.training.plan import many_passes, train_spec
+from tree_ffn.training.plan import many_passes, settled, train_spec
 from tree_ffn.upgrades import stamped
 
 

@@ -16,8 +16,7 @@ from tree_ffn.models import active_units
 from tree_ffn.models.cost import abstract_variables
 from tree_ffn.models.from_config import KINDS, model_spec_from_config
 from tree_ffn.models.presets import PRESETS
-from tree_ffn.training.config import resolved, settled
-from tree_ffn.training.plan import optim_spec, plan_run
+from tree_ffn.training.plan import optim_spec, plan_run, resolved, settled
 
 DIRECTORY = pathlib.Path(configs.__file__).parent
 FILES = sorted(path.stem for path in DIRECTORY.glob("*.py"))

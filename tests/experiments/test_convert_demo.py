@@ -11,7 +11,7 @@ from experiments.sweeps import tuning
 from experiments.tables import render
 from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
-from tree_ffn.training.config import resolved
+from tree_ffn.training.plan import resolved
 from tree_ffn.upgrades import stamped
 
 

@@ -10,9 +10,9 @@ from tests.training.tiny import tiny_model
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer
 from tree_ffn.training import step
-from tree_ffn.training.dense_start import with_leaks
 from tree_ffn.training.losses import next_token_loss
 from tree_ffn.training.plan import check_trainable
+from tree_ffn.training.step import with_leaks
 from tree_ffn.tree import LeafSpec
 
 PLAIN, LEAKING = {"ffn__dense_start": 0.0}, {"ffn__dense_start": 0.5}

@@ -14,11 +14,17 @@ from tree_ffn.models import DenseSpec, Transformer
 from tree_ffn.models.ffn import apply_ffn
 from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.training import finetune, step
-from tree_ffn.training.finetune import FinetuneSpec, finetune_loss, finetune_step, shares
+from tree_ffn.training.finetune import (
+    FinetuneSpec,
+    check_teacher,
+    finetune_loss,
+    finetune_step,
+    given_by,
+    shares,
+)
 from tree_ffn.training.losses import token_losses
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
 from tree_ffn.training.step import TrainState
-from tree_ffn.training.teacher import check_teacher, given_by
 
 DENSE = model_spec(DenseSpec(24), DenseSpec(24))
 TREES = model_spec(*(KINDS["hard"],) * 2)

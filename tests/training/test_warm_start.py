@@ -13,8 +13,7 @@ from tree_ffn.models import DenseSpec
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.loop import train
 from tree_ffn.training.restore import restore_for_inference
-from tree_ffn.training.warm_start import begin_run
-from tree_ffn.training.workdir import read_json
+from tree_ffn.training.workdir import begin_run, read_json
 
 QUIET = {"log": lambda _: None, "bar": False}
 

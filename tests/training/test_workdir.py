@@ -10,7 +10,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.paths import replacing
 from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
-from tree_ffn.training.config import differing_keys, resolved
+from tree_ffn.training.plan import differing_keys, resolved
 
 
 def check(texts, step, known=(), **changes):

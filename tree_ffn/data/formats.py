@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tree_ffn.data.compressed import SUFFIXES, plain_name, read_chunks
-from tree_ffn.data.json_stream import json_values
 from tree_ffn.errors import InputError, check_not_pointer, reason
-from tree_ffn.json_input import check_characters, other_encoding
+from tree_ffn.json_input import check_characters, json_values, other_encoding
 
 TEXT, JSON, PARQUET = "text", "JSON", "parquet"
 KINDS = {

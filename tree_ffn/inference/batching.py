@@ -7,14 +7,16 @@ powers of two, so few programs are compiled.
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import NotFinite, check_positive_int, not_finite
-from tree_ffn.inference import cache_rows, decode
+from tree_ffn.inference import decode
 from tree_ffn.inference.penalties import Changes, changes
 from tree_ffn.inference.request import Made, Request, program_of, read_together, rounded_top
 from tree_ffn.inference.sampling import NO_TOKEN, Sampling, keys, rules
@@ -220,7 +222,7 @@ class Batch:
         need = max(len(row.request.prompt) + row.request.n_tokens for row in rows)
         room = min(decode.power_of_two(need), self.spec.max_seq_len)
         taken = [(cache, [i for i, _ in rows]) for cache, rows in parts]
-        self._cache = cache_rows.join(taken, n_rows, room)
+        self._cache = join_caches(taken, n_rows, room)
         filled = [row or rows[-1] for row in self._running]
         self._by = _choice([row.request for row in filled])
         # The latest token is counted by the step that reads it.
@@ -278,3 +280,41 @@ def _choice(requests: list[Request]):
 
 def _under_way(rows: list[_Row | None]) -> list[_Row | None]:
     return [None if row is None or row.done else row for row in rows]
+
+
+def join_caches(parts: Sequence[tuple[Cache, Sequence[int]]], n_rows: int, room: int) -> Cache:
+    """One cache of the named rows of others, in their order.
+
+    Args:
+      parts: (cache with a length for every row, the rows to take), at least one row in each.
+      n_rows: rows of the new cache; those beyond the named ones repeat the last.
+      room: positions of the new cache, at least what the rows have filled.
+
+    Example:
+      >>> from tree_ffn.models.attention import KeyValue
+      >>> leaf = jnp.arange(4.0).reshape(1, 2, 1, 2, 1)
+      >>> cache = Cache((KeyValue(leaf, leaf),), jnp.asarray([2, 1]))
+      >>> new = join_caches([(cache, [1])], n_rows=1, room=4)
+      >>> new.runs[0].k.ravel().tolist(), new.length.tolist()
+      ([2.0, 3.0, 0.0, 0.0], [1])
+    """
+    caches = [cache for cache, _ in parts]
+    lengths = [np.asarray(cache.length) for cache in caches]
+    firsts = np.cumsum([0, *map(len, lengths)])
+    rows = [first + row for first, (_, taken) in zip(firsts, parts) for row in taken]
+    row_B = np.asarray(rows + rows[-1:] * (n_rows - len(rows)), np.int32)
+    runs = jax.tree.map(lambda *leaves: _taken(leaves, row_B, room), *[cache.runs for cache in caches])
+    return Cache(runs, np.concatenate(lengths)[row_B])
+
+
+# Which rows are taken is an argument: the sizes alone, all of them rounded, decide what is compiled.
+@functools.partial(jax.jit, static_argnames=("room",))
+def _taken(leaves, row_B, room: int):
+    """Some rows of several [layers, B, H, M, K], counted through, with M = room."""
+    whole = jnp.concatenate([_with_room(leaf, room) for leaf in leaves], axis=1)
+    return jnp.take(whole, row_B, axis=1, mode="clip")
+
+
+def _with_room(leaf, room: int):
+    leaf = leaf[:, :, :, :room]
+    return jnp.pad(leaf, ((0, 0), (0, 0), (0, 0), (0, room - leaf.shape[3]), (0, 0)))

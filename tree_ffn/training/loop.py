@@ -10,13 +10,11 @@ import numpy as np
 from tree_ffn.data.pipeline import Batches, valid_batches
 from tree_ffn.locks import only_writer
 from tree_ffn.paths import local
-from tree_ffn.training import warm_start
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.compiled import Programs, compile_programs
-from tree_ffn.training.config import resolved
 from tree_ffn.training.logger import Done, Report
-from tree_ffn.training.plan import many_passes, plan_run, prepare_data
+from tree_ffn.training.plan import many_passes, plan_run, prepare_data, resolved
 from tree_ffn.training.sharding import put_batch
 from tree_ffn.training.signals import Interrupted, StopSignals
 from tree_ffn.upgrades import stamped
@@ -62,7 +60,7 @@ def train(
         stack.enter_context(only_writer(workdir))
         stack.enter_context(workdirs.unmade_if_empty(workdir))
         checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
-        plan = warm_start.with_own_model(plan, checkpoints)
+        plan = workdirs.with_own_model(plan, checkpoints)
         data = prepare(config, plan.model, log)
         stack.enter_context(jax.set_mesh(plan.mesh))
         stop = stack.enter_context(StopSignals())
@@ -109,7 +107,7 @@ class Run:
     ):  # fmt: skip
         self.plan, self.batches, self.data = plan, batches, data
         self.workdir, self.checkpoints = workdir, checkpoints
-        self._meta = {"config": config, "data": data.meta, **warm_start.kept_meta(checkpoints)}
+        self._meta = {"config": config, "data": data.meta, **workdirs.kept_meta(checkpoints)}
         self._programs = programs
         if checkpoints.latest is None:
             self.state = self._programs.init(jax.random.key(plan.seed))

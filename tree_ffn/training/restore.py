@@ -112,7 +112,7 @@ def _restore(workdir: str, step: int | str, mesh: Mesh) -> Restored:
 
 
 def own_model(meta: dict) -> ModelSpec | None:
-    """The model of a checkpoint where it is not the config's: a pruned one, say (see `warm_start`)."""
+    """The model of a checkpoint where it is not the config's: a pruned one, say (see `workdir.begin_run`)."""
     return spec_from_dict(meta["model"]) if "model" in meta else None
 
 

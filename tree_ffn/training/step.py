@@ -5,15 +5,14 @@ Nothing here compiles, prints or reads a clock; `loop` does. A batch is int32
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
-from tree_ffn.training.dense_start import with_leaks
 from tree_ffn.training.losses import next_token_loss, row_mean, token_losses
 from tree_ffn.tree import Info, LeafSpec, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
@@ -52,7 +51,7 @@ def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransf
 def loss_fn(params, routing, batch, model: ModelSpec, done: jax.Array | None = None):
     """Training loss of one batch, and (cross-entropy, infos).
 
-    `done` is the share of the training that is over, by which leaks fall (`leak`); without it nothing leaks.
+    `done` is the share of the training that is over, by which leaks fall; without it nothing leaks.
     """
     variables = {"params": params, "routing": routing}
     if done is not None:
@@ -191,3 +190,31 @@ def eval_step(variables: dict, usage, batch, n_rows: jax.Array | None = None, *,
     nll_BC = token_losses(logits_BCV, batch[:, 1:])
     nll, usage = row_mean(nll_BC, n_rows=n_rows), count_usage(usage, infos, tokens_of(batch, n_rows))
     return nll, usage, tuple(info.leaf_TP for info in infos)
+
+
+# A choice leaves most experts without a token that could teach them, and a token learns nothing of those it
+# did not take. So training may begin dense: an expert that is not chosen adds a share of itself, the leak,
+# which falls to 0 long before the end (`LeafSpec.leak_at`). What is validated, saved and run has no leak.
+# Source: the idea is that of EvoMoE's gate (Nie et al. 2021, arXiv 2112.14397), whose softmax's temperature
+# falls.
+
+
+def leaks(ffn: FFNSpec) -> TypeGuard[LeafSpec]:
+    """Whether experts that are not chosen add anything in training."""
+    return isinstance(ffn, LeafSpec) and ffn.dense_start > 0
+
+
+def with_leaks(variables: dict, model: ModelSpec, done: jax.Array) -> dict:
+    """`variables` with the collection "leak": one number a layer with a dense start; as they are without.
+
+    Args:
+      variables: {"params", "routing"} of the model.
+      model: the model.
+      done: share of the training that is over, a float32 scalar.
+    """
+    found = {
+        f"run_{i}": {"ffn": {"leak": jnp.full(length, ffn.leak_at(done))}}
+        for i, (ffn, length) in enumerate(model.runs)
+        if leaks(ffn)
+    }
+    return variables | ({"leak": found} if found else {})

@@ -1,23 +1,33 @@
-"""The directory of a run: its config, and whether a new config may go on in it."""
+"""The directory of a run: its config, whether a new config may go on in it, and runs of a changed model.
+
+A run that begins with a changed model, a pruned one say, is no longer what its config says: the `meta` of its
+checkpoints has an entry `model`. The config stays that of the run before, so the same command with the new
+--workdir goes on training.
+"""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
 from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.errors import InputError
 from tree_ffn.json_output import json_text
+from tree_ffn.locks import only_writer
 from tree_ffn.models.from_config import model_spec_from_config
+from tree_ffn.models.spec import ModelSpec, spec_to_dict
 from tree_ffn.paths import replacing, writing
 from tree_ffn.plain import namespace
 from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory, steps_on_disk
-from tree_ffn.training.config import differing_keys, resolved
-from tree_ffn.training.dense_start import leaks
-from tree_ffn.training.optimizer import learning_rate
-from tree_ffn.training.plan import optim_spec
+from tree_ffn.training.optimizer import learning_rate, make_optimizer
+from tree_ffn.training.plan import Plan, check_trainable, differing_keys, optim_spec, resolved
+from tree_ffn.training.restore import Restored, own_model
+from tree_ffn.training.step import TrainState, leaks
 from tree_ffn.upgrades import readable, stamped
 
 # Keys that may change when a run is resumed: they say how and where it runs,
@@ -191,3 +201,65 @@ def write_json(workdir: str, name: str, value: dict) -> None:
         os.makedirs(workdir, exist_ok=True)
     with replacing(path) as file:
         file.write(text + "\n")
+
+
+def begin_run(
+    directory: str,
+    source: Restored,
+    model: ModelSpec,
+    variables: dict,
+    val_loss: float | None = None,
+    **facts,
+) -> None:
+    """Writes a new run at step 0 whose weights are given: config, data facts, one checkpoint.
+
+    Optimizer state is fresh (moments 0, step 0), so the schedule starts anew.
+
+    Args:
+      directory: workdir of the new run.
+      source: the run whose config and data it has.
+      model, variables: the changed model.
+      val_loss: what the best checkpoint is told by.
+      **facts: JSON-like, kept in the `meta` of all its checkpoints.
+
+    Raises:
+      InputError: the directory cannot be written, or another process is writing there.
+    """
+    params, routing = (_arrays(variables.get(name, {})) for name in ("params", "routing"))
+    optimizer = make_optimizer(optim_spec(source.config))
+    state = TrainState(jnp.int32(0), params, routing, optimizer.init(params))
+    config, data = stamped(source.meta["config"]), source.meta["data"]
+    meta = {"config": config, "data": data, "model": spec_to_dict(model), **facts}
+    with only_writer(directory):
+        with Checkpoints(directory, source.config.train.keep) as checkpoints:
+            checkpoints.save(state, meta, val_loss)
+            checkpoints.wait()
+        write_json(directory, "data.json", data)
+        write_json(directory, "config.json", config)
+
+
+def with_own_model(plan: Plan, checkpoints: Checkpoints) -> Plan:
+    """The plan of a run, with the model that its checkpoints say where that is not the config's.
+
+    How it is executed (`ffn.implementation`, `model.remat`, `model.unroll`) is still the config's.
+
+    Raises:
+      InputError: the model cannot be trained, or not executed so.
+    """
+    saved = own_model(checkpoints.meta()) if checkpoints.latest is not None else None
+    if saved is None:
+        return plan
+    how = {name: getattr(plan.model, name) for name in ("implementation", "remat", "unroll")}
+    model = dataclasses.replace(saved, **how)
+    check_trainable(model)
+    return plan._replace(model=model)
+
+
+def kept_meta(checkpoints: Checkpoints) -> dict:
+    """What later checkpoints of such a run have to say again: its model, and what it was made from."""
+    meta = checkpoints.meta() if checkpoints.latest is not None else {}
+    return {name: value for name, value in meta.items() if name not in ("config", "data", "step")}
+
+
+def _arrays(tree):
+    return jax.tree.map(jnp.asarray, tree)

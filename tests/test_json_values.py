@@ -6,9 +6,9 @@ import tracemalloc
 
 import pytest
 
-from tree_ffn.data import json_stream
-from tree_ffn.data.json_stream import json_values
+from tree_ffn import json_input
 from tree_ffn.errors import InputError
+from tree_ffn.json_input import json_values
 
 VALUES = [
     {"a": 'x\n"{[,é🙂', "b": [1, -2.5e3, None, True, False]},
@@ -70,6 +70,6 @@ def test_a_large_array_is_not_held():
 
 
 def test_a_value_that_is_too_long_is_refused(monkeypatch):
-    monkeypatch.setattr(json_stream, "MOST_CHARS", 1 << 20)
+    monkeypatch.setattr(json_input, "MOST_CHARS", 1 << 20)
     with pytest.raises(InputError, match="^x, line 1 has a value of more than 1 Mi characters"):
         list(json_values(('{"a": "', *["x" * 1000] * 5000), "x"))
