@@ -14,10 +14,10 @@ import pytest
 
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.errors import InputError
+from tree_ffn.progress import RunProgress
 from tree_ffn.training.logger import Report
 from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
 from tree_ffn.training.plan import plan_run
-from tree_ffn.training.progress import Progress
 from tree_ffn.training.signals import Diverged
 from tree_ffn.training.writers import MetricsWriter
 from tree_ffn.tree import PrunedSpec
@@ -200,7 +200,7 @@ def test_events_that_fail_later_are_one_sentence(tmp_path, monkeypatch):
 
 def test_plain_lines_on_a_pipe():
     lines = []
-    progress = Progress(steps=9, start=0, log=lines.append, bar=False)
+    progress = RunProgress(steps=9, start=0, log=lines.append, bar=False)
     progress.step(1, 2.5)
     values = {"loss": 2.5, "tokens_per_s": 1234.0, "dead_leaves/0": 0.1, "dead_leaves/1": 0.25}
     values |= {"leaf_entropy/0": 0.9, "leaf_entropy/1": 0.712, "constant_decisions/0": 0.12}
@@ -212,7 +212,7 @@ def test_plain_lines_on_a_pipe():
 
 
 def test_a_bar_on_a_terminal(capsys):
-    progress = Progress(steps=9, start=3, log=pytest.fail, bar=True)
+    progress = RunProgress(steps=9, start=3, log=pytest.fail, bar=True)
     progress.line(4, {"loss": 2.5, "tokens_per_s": 1234.0, "dead_leaves/0": 0.1}, None)
     progress.step(5, 2.25)
     progress.say("hello")

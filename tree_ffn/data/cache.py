@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from tree_ffn.data.packing import SPLITS, Split, write_npy
-from tree_ffn.data.progress import Progress
 from tree_ffn.data.sources import RecordRows, RowSource, damaged, foreign, in_memory, open_npy
 from tree_ffn.errors import InputError, reason
+from tree_ffn.progress import Progress
 
 _RECORDS = "token_rows"
 

@@ -15,7 +15,6 @@ from tree_ffn.data.cache import choose_format, open_rows, read_meta, write_rows,
 from tree_ffn.data.documents import SEGMENT_CHARS
 from tree_ffn.data.lost import Lost
 from tree_ffn.data.packing import SPLITS, choose_splits
-from tree_ffn.data.progress import Progress
 from tree_ffn.data.sources import RecordRows, RowSource, in_memory
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.data.text_files import Inputs, checksums, find_inputs
@@ -24,6 +23,7 @@ from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.json_output import json_text
 from tree_ffn.locks import locked
+from tree_ffn.progress import Progress
 
 META = "meta.json"
 CHECKSUMS = "SHA256SUMS"

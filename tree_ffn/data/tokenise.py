@@ -15,9 +15,9 @@ import numpy as np
 
 from tree_ffn.data.documents import Segment
 from tree_ffn.data.lost import MOST_LOST, MOST_LOST_EARLY, Lost
-from tree_ffn.data.progress import Progress
 from tree_ffn.data.text_files import Source
 from tree_ffn.data.tokenizers import Tokenizer
+from tree_ffn.progress import Progress
 
 PART_CHARS = 1 << 22
 

@@ -8,9 +8,9 @@ import jax
 
 from tree_ffn.errors import InputError
 from tree_ffn.models.spec import FFNSpec
+from tree_ffn.progress import RunProgress
 from tree_ffn.training.compiled import Score
 from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
-from tree_ffn.training.progress import Progress
 from tree_ffn.training.signals import Diverged
 from tree_ffn.training.step import empty_usage
 from tree_ffn.training.usage_log import UsageLog
@@ -51,7 +51,7 @@ class Report:
         self._plan, self._bytes_per_token = plan, bytes_per_token
         self._writer = MetricsWriter(workdir, start)
         self.usage = UsageLog(workdir, plan.model, self._writer, start)
-        self._progress = Progress(plan.train.steps, start, log, bar)
+        self._progress = RunProgress(plan.train.steps, start, log, bar)
         self._tokens = plan.train.batch_size * plan.model.max_seq_len
         self._throughput, self._losses, self._warned = Throughput(), [], set()
         self.passes = 0.0

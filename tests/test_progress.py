@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tree_ffn.data import progress as module
-from tree_ffn.data.progress import Progress
+from tree_ffn import progress as module
+from tree_ffn.progress import Progress
 
 
 def test_short_tasks_say_nothing():
