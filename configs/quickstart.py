@@ -30,7 +30,6 @@ def get_config(arg=None):
     config.ffn.routing = "straight_through"
     best = BEST.get(arg.kind, BEST["narrow"])
     config.optim.lr, model.init.w_out = best["lr"], best["w_out"]
-    config.data.format = "memory"  # 11 MB: a NumPy file opens at once
     config.train.batch_size, config.train.steps = 16, arg.steps
     config.train.log_every = max(1, arg.steps // 14)
     config.train.eval_every = config.train.checkpoint_every = 0  # at the end only

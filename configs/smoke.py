@@ -15,7 +15,6 @@ def get_config(arg=None):
     config.ffn.kind = arg.kind
     config.ffn.n_trees, config.ffn.depth, config.ffn.node_width = 2, 3, (1,)
     config.ffn.n_experts, config.ffn.expert_width, config.ffn.top_k = 8, 2, 3
-    config.data.format = "memory"  # opens at once
     config.train.batch_size, config.train.steps = 8, arg.steps
     config.train.log_every, config.train.eval_every, config.train.checkpoint_every = 2, 3, 3
     config.train.eval_batches = 2

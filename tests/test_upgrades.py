@@ -264,3 +264,9 @@ def test_models_of_fine_tuned_rows_are_upgraded_too():
     row = {"model": {**OLD_MODEL, "ffns": [OLD_LAYER]}, "train": {"probe": True}, "seed": 0}
     assert upgraded(row)["model"] == upgraded(row["model"])
     assert upgraded(row | {KEY: VERSION})["model"]["unroll"] == 1
+
+
+def test_the_format_of_prepared_rows_tells_no_runs_apart():
+    config = old_config()
+    config["data"]["format"] = "array_record"
+    assert upgraded(config) == upgraded(old_config()) and "data.format" not in flat(upgraded(config))

@@ -358,8 +358,14 @@ def _rename(section: dict, names: dict[str, str]) -> None:
     section.update(renamed)
 
 
+def _drop_data_format(config: dict) -> None:
+    """Version 8: prepared rows are kept in one format; which one it was changed no row."""
+    for data in _sections(config, "data"):
+        data.pop("format", None)
+
+
 UPGRADES: tuple[Callable[[dict], None], ...] = (
     _add_what_came_without_a_version, _drop_routers_until, _drop_negative_slope,
-    _drop_z_loss, _two_layers, _one_search, _field_names,
+    _drop_z_loss, _two_layers, _one_search, _field_names, _drop_data_format,
 )  # fmt: skip
 VERSION = len(UPGRADES)

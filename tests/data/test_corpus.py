@@ -36,7 +36,6 @@ def spec_of(directory: Path, **fields) -> CorpusSpec:
             "corpus": "files",
             "files": f"{directory}/texts/*",
             "cache_dir": f"{directory}/cache",
-            "format": "memory",
             "valid_share": 0.2,
             **fields,
         }
@@ -58,20 +57,13 @@ def split_by_definition(texts: list[str], share: float) -> tuple[list[str], list
     return [t for t, h in zip(texts, held_out) if not h], [t for t, h in zip(texts, held_out) if h]
 
 
-@pytest.fixture(params=["memory", "array_record"])
-def rows_format(request):
-    if request.param == "array_record":
-        pytest.importorskip("tensorflow_datasets")
-    return request.param
-
-
 @pytest.mark.parametrize("small_pieces", [False, True])
-def test_rows_are_the_stream_cut_with_one_token_shared(tmp_path, monkeypatch, rows_format, small_pieces):
+def test_rows_are_the_stream_cut_with_one_token_shared(tmp_path, monkeypatch, small_pieces):
     if small_pieces:  # documents span segments, and parts
         monkeypatch.setattr(documents, "SEGMENT_CHARS", 40)
         monkeypatch.setattr(tokenise, "PART_CHARS", 100)
     texts = write_texts(tmp_path)
-    corpus = prepare(spec_of(tmp_path, format=rows_format), 33, SILENT)
+    corpus = prepare(spec_of(tmp_path), 33, SILENT)
     train, valid = split_by_definition(texts, 0.2)
     assert 3 < len(valid) < 25
     for source, split, expected in ((corpus.train, "train", train), (corpus.valid, "valid", valid)):
@@ -80,7 +72,6 @@ def test_rows_are_the_stream_cut_with_one_token_shared(tmp_path, monkeypatch, ro
         figures = {"rows": len(source), "tokens": n_bytes + len(expected), "bytes": n_bytes}
         assert corpus.meta["splits"][split] == figures
     assert corpus.meta["documents"] == len(texts)
-    assert corpus.meta["format"] == rows_format
 
 
 def test_every_token_but_the_first_is_a_target_once(tmp_path):
@@ -122,17 +113,17 @@ def test_wide_vocabularies_take_four_bytes():
     assert tokenise.token_dtype(65536) == np.uint16 and tokenise.token_dtype(65537) == np.uint32
 
 
-def test_found_again_without_a_word(tmp_path, rows_format):
+def test_found_again_without_a_word(tmp_path):
     write_texts(tmp_path)
     lines = []
-    first = prepare(spec_of(tmp_path, format=rows_format), 33, lines.append)
+    first = prepare(spec_of(tmp_path), 33, lines.append)
     assert len(lines) == 2
-    again = prepare(spec_of(tmp_path, format=rows_format), 33, lines.append)
+    again = prepare(spec_of(tmp_path), 33, lines.append)
     assert len(lines) == 2 and again.meta == first.meta
     assert (all_rows(again.train) == all_rows(first.train)).all()
 
 
-@pytest.mark.parametrize("change", ["text", "row", "share", "format", "tokenizer", "field"])
+@pytest.mark.parametrize("change", ["text", "row", "share", "tokenizer", "field"])
 def test_the_cache_key_follows_every_input(tmp_path, change, monkeypatch):
     write_texts(tmp_path)
     fields, row_tokens = {}, 33
@@ -141,12 +132,9 @@ def test_the_cache_key_follows_every_input(tmp_path, change, monkeypatch):
         (tmp_path / "texts/a.txt").write_text(f"changed\n{END}\n" * 300)
     elif change == "tokenizer":
         monkeypatch.setattr(type(first.tokenizer), "fingerprint", "0" * 64)
-    elif change == "format":
-        pytest.importorskip("tensorflow_datasets")
     row_tokens = {"row": 17}.get(change, 33)
     fields = {
         "share": {"valid_share": 0.3},
-        "format": {"format": "array_record"},
         "field": {"text_field": "x"},
     }
     second = prepare(spec_of(tmp_path, **fields.get(change, {})), row_tokens, SILENT)
@@ -180,7 +168,7 @@ def test_bytes_per_token_turns_nats_into_bits_per_byte(tmp_path):
 
 
 def test_standard_library_is_the_default(tmp_path):
-    corpus = prepare(CorpusSpec(cache_dir=str(tmp_path), format="memory"), 257, SILENT)
+    corpus = prepare(CorpusSpec(cache_dir=str(tmp_path)), 257, SILENT)
     assert corpus.meta["corpus"] == "python_stdlib"
     assert corpus.meta["python"] == ".".join(map(str, sys.version_info[:3]))
     assert 0.02 < corpus.meta["splits"]["valid"]["bytes"] / corpus.meta["splits"]["train"]["bytes"] < 0.1
@@ -244,18 +232,16 @@ def test_works_without_the_optional_packages(tmp_path):
         absent = lambda name: sys.modules.get(name, 0) is None
         importlib.util.find_spec = lambda name, *rest: None if absent(name) else find(name, *rest)
         from tree_ffn.data import *
-        corpus = prepare({spec_of(tmp_path, format="auto")!r}, 33)
-        assert corpus.meta["format"] == "memory"
+        corpus = prepare({spec_of(tmp_path)!r}, 33)
         assert (next(Batches(corpus.train, 4, 0).iterate(2)) == Batches(corpus.train, 4, 0).at(2)).all()
-        for bad in (dict(format="array_record"), dict(corpus="tfds", tfds_dir="x")):
-            try:
-                prepare(CorpusSpec(**bad), 33)
-            except ValueError as error:
-                print(error)
+        try:
+            prepare(CorpusSpec(corpus="tfds", tfds_dir="x"), 33)
+        except ValueError as error:
+            print(error)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("needs the packages tensorflow-datasets and array-record") == 2
+    assert run.stdout.count("needs the packages tensorflow-datasets and array-record") == 1
 
 
 def test_empty_and_short_corpora(tmp_path):
@@ -285,12 +271,12 @@ def test_a_cache_directory_that_cannot_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_a_full_disk(tmp_path, monkeypatch, rows_format):
+def test_a_full_disk(tmp_path, monkeypatch):
     write_texts(tmp_path)
     usage = collections.namedtuple("usage", "free")
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(1000))
     with pytest.raises(InputError, match=rf"^data\.cache_dir: {tmp_path}/cache has 0 MB free"):
-        prepare(spec_of(tmp_path, format=rows_format), 33, SILENT)
+        prepare(spec_of(tmp_path), 33, SILENT)
     monkeypatch.undo()
 
     def full(*_):
@@ -300,22 +286,20 @@ def test_a_full_disk(tmp_path, monkeypatch, rows_format):
     with pytest.raises(
         InputError, match=rf"^data\.cache_dir: {tmp_path}/other cannot be written \(No space left"
     ):
-        prepare(spec_of(tmp_path, format=rows_format, cache_dir=f"{tmp_path}/other"), 33, SILENT)
+        prepare(spec_of(tmp_path, cache_dir=f"{tmp_path}/other"), 33, SILENT)
     monkeypatch.undo()
-    assert len(
-        prepare(spec_of(tmp_path, format=rows_format), 33, SILENT).train
-    )  # what was there still serves
+    assert len(prepare(spec_of(tmp_path), 33, SILENT).train)  # what was there still serves
 
 
-def test_damaged_rows_are_named(tmp_path, rows_format):
+def test_damaged_rows_are_named(tmp_path):
     write_texts(tmp_path)
-    corpus = prepare(spec_of(tmp_path, format=rows_format), 33, SILENT)
-    (path,) = [p for p in corpus.directory.rglob("*") if p.name.startswith(("train.npy", "token_rows-train"))]
+    corpus = prepare(spec_of(tmp_path), 33, SILENT)
+    (path,) = [p for p in corpus.directory.rglob("*") if p.name.startswith("train.npy")]
     content = path.read_bytes()
     for damage in (content[: len(content) // 2], b"", b"foreign" * 20_000):
         path.write_bytes(damage)
         with pytest.raises(InputError, match=str(corpus.directory)) as error:
-            prepare(spec_of(tmp_path, format=rows_format), 33, SILENT)
+            prepare(spec_of(tmp_path), 33, SILENT)
         assert "\n" not in str(error.value)
 
 
@@ -367,7 +351,6 @@ def test_a_damaged_description(tmp_path):
     "field, value",
     [
         ("corpus", "wikipedia"),
-        ("format", "parquet"),
         ("valid_share", 0.0),
         ("valid_share", 1.0),
         ("workers", -1),

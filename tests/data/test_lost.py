@@ -9,9 +9,9 @@ import tokenizers
 from experiments.common.loaded import Loaded
 from tests.data.kinds_of_tokenizers import END, KINDS, file_tokenizer, tokenizer_json
 from tree_ffn.data import CorpusSpec, load_tokenizer, prepare
+from tree_ffn.data.cache import ArrayRows
 from tree_ffn.data.corpus import _scanned
 from tree_ffn.data.lost import Lost
-from tree_ffn.data.sources import ArrayRows
 from tree_ffn.data.tokenizers import FileTokenizer
 from tree_ffn.data.whole_text import whole_text
 from tree_ffn.errors import InputError

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tree_ffn.data import Batches, row_order, valid_batches
+from tree_ffn.data.cache import ArrayRows
 from tree_ffn.data.pipeline import first_rows
-from tree_ffn.data.sources import ArrayRows
 from tree_ffn.errors import InputError
 
 

@@ -32,7 +32,7 @@ def place(texts, tmp_path, monkeypatch):
     """A function that writes a sweep file and runs the program on it."""
     monkeypatch.chdir(ROOT)
     common = {
-        "data.files": f"{texts}/*.txt", "data.cache_dir": f"{texts}/cache", "data.format": "memory",
+        "data.files": f"{texts}/*.txt", "data.cache_dir": f"{texts}/cache",
         "data.workers": 0, "mesh.data": 1,
     }  # fmt: skip
 

@@ -118,7 +118,7 @@ def test_it_is_fine_tuned_and_pruned_as_any_other(run, converted, tmp_path):
     sizes = ("--config.train.batch_size=8", "--config.train.eval_batches=2", "--config.mesh.data=1")
     outcome = call(
         "finetune", "--config=configs/finetune.py:steps=8", f"--workdir={tmp_path}/tuned", *words, *sizes,
-        "--config.data.format=memory", "--config.data.workers=0", "--config.optim.lr=1e-2",
+        "--config.data.workers=0", "--config.optim.lr=1e-2",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     losses = {line.split()[0]: float(line.split()[1]) for line in outcome.out.splitlines()[-3:]}

@@ -38,7 +38,7 @@ def asked(texts, runs, workdir, steps=6, **changes):
     values = {
         "finetune.start": f"{runs}/trees", "finetune.teacher": f"{runs}/dense", "finetune.kl": 1.0,
         "finetune.ffn": 1.0, "data.files": f"{texts}/*.txt", "data.cache_dir": f"{texts}/cache",
-        "data.format": "memory", "data.workers": 0, "mesh.data": 1, "train.batch_size": 8,
+        "data.workers": 0, "mesh.data": 1, "train.batch_size": 8,
         "train.eval_batches": 2, "train.checkpoint_every": 3,
     } | {name.replace("__", "."): value for name, value in changes.items()}  # fmt: skip
     words = [f"--config.{name}={value}" for name, value in values.items()]

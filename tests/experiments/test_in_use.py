@@ -37,7 +37,7 @@ def test_the_second_writer_is_refused(repository, tmp_path, monkeypatch, program
 
 def test_two_that_prepare_one_text_wait_for_each_other(texts, tmp_path):
     """The second finds the rows that the first made."""
-    spec = CorpusSpec(corpus="files", files=f"{texts}/*.txt", cache_dir=str(tmp_path), format="memory")
+    spec = CorpusSpec(corpus="files", files=f"{texts}/*.txt", cache_dir=str(tmp_path))
     said, made = [], []
     first = prepare(spec, 33, said.append)
     lock = tmp_path / f"{first.directory.name}.lock"

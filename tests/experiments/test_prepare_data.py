@@ -24,7 +24,6 @@ def test_prepares_what_training_then_finds(tmp_path, repository):
         "corpus": "files",
         "files": f"{tmp_path}/texts/*",
         "cache_dir": f"{tmp_path}/cache",
-        "format": "memory",
     }
     done = run(
         repository,

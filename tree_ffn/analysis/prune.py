@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from tree_ffn.data.cache import RowSource
 from tree_ffn.data.pipeline import first_rows
-from tree_ffn.data.sources import RowSource
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layer_stacks import split_layers, stack_layers

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from tree_ffn.data.cache import RowSource
 from tree_ffn.data.pipeline import first_rows
-from tree_ffn.data.sources import RowSource
 from tree_ffn.errors import InputError, check_figure, check_positive_int
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer

@@ -1,93 +1,100 @@
-"""The cache directory: rows written, locked, and opened again."""
+"""Prepared rows: NumPy files in the cache directory, written once, opened again, and read by number."""
 
-import contextlib
-import importlib.util
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
-from tree_ffn.data.packing import SPLITS, Split, write_npy
-from tree_ffn.data.sources import RecordRows, RowSource, damaged, foreign, in_memory, open_npy
+from tree_ffn.data.packing import SPLITS, Split
 from tree_ffn.errors import InputError, reason
 from tree_ffn.progress import Progress
 
-_RECORDS = "token_rows"
+# Files up to this are read into memory once, and a random row then costs nothing.
+IN_MEMORY_BYTES = 512 << 20
 
 Log = Callable[[str], None]
 
 
-def choose_format(name: str) -> str:
-    """`auto` resolved: `array_record` where its packages are installed, else `memory`.
+class RowSource(Protocol):
+    """A split: `len(source)` rows of `row_tokens` tokens."""
 
-    Raises:
-      InputError: `array_record` is asked for and they are not.
-    """
-    installed = all(importlib.util.find_spec(package) for package in ("tensorflow_datasets", "array_record"))
-    if name == "array_record" and not installed:
-        raise InputError(
-            "data.format: 'array_record' needs the packages tensorflow-datasets and array-record; "
-            "install them or use 'memory'."
-        )
-    return ("array_record" if installed else "memory") if name == "auto" else name
+    row_tokens: int
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of some numbers, int32 [n, C + 1]."""
+        ...
 
 
-@contextlib.contextmanager
-def writing(cache: Path) -> Iterator[None]:
-    """Turns what a file system refuses into one sentence that names the cache directory."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        what = error.strerror or reason(error)
-        raise InputError(
-            f"data.cache_dir: {cache} cannot be written ({what}); free space or name another."
-        ) from error
+class ArrayRows:
+    """Rows of an array or memory map [R, C + 1]."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self.row_tokens = array.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        return self.array[numbers].astype(np.int32)
 
 
-def write_rows(
-    directory: Path, splits: dict[str, Split], dtype: np.dtype, rows_format: str, log: Log
-) -> None:
+def write_rows(directory: Path, splits: dict[str, Split], dtype: np.dtype, log: Log) -> None:
     """Writes both splits into an existing directory.
+
+    Args:
+      directory: of the cache, or below it.
+      splits: by their names, which the files have too.
+      dtype: of the tokens.
+      log: takes lines on how far it is.
 
     Raises:
       InputError: there is not enough space.
       OSError: the file system refuses.
     """
-    shapes = {name: (split.n_rows, split.row_tokens) for name, split in splits.items()}
-    needed = sum(rows * row_tokens for rows, row_tokens in shapes.values()) * dtype.itemsize
+    needed = sum(split.n_rows * split.row_tokens for split in splits.values()) * dtype.itemsize
     free = shutil.disk_usage(directory).free
     if needed * 1.1 > free:
         raise InputError(
             f"data.cache_dir: {directory.parent.parent} has {free >> 20} MB free and the rows take "
             f"{needed >> 20} MB; free some space or name another."
         )
-    with Progress("writing rows", sum(rows for rows, _ in shapes.values()), "row", log) as progress:
-        blocks = {name: progress.along(split.rows()) for name, split in splits.items()}
-        if rows_format == "memory":
-            for name in splits:
-                write_npy(directory / f"{name}.npy", blocks[name], shapes[name], dtype)
-        else:
-            _write_records(directory / _RECORDS, blocks, shapes["train"][1], dtype)
+    n_rows = sum(split.n_rows for split in splits.values())
+    with Progress("writing rows", n_rows, "row", log) as progress:
+        for name, split in splits.items():
+            shape = (split.n_rows, split.row_tokens)
+            write_npy(directory / f"{name}.npy", progress.along(split.rows()), shape, dtype)
 
 
-def _write_records(directory: Path, blocks: dict, row_tokens: int, dtype: np.dtype) -> None:
-    from tree_ffn.data.builder import write_array_record
+def write_npy(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: np.dtype) -> None:
+    """Writes rows as a NumPy file.
 
-    try:
-        write_array_record(directory, blocks, row_tokens, dtype)
-    except (RuntimeError, ValueError) as error:  # how ArrayRecord's writer reports a failed write
-        raise OSError(reason(error)) from error
+    In blocks by plain writes: on a full disk a memory map would kill the
+    process instead of raising an error.
+
+    Args:
+      path: of the file.
+      blocks: the rows, some at a time: [n, C + 1].
+      shape: (R, C + 1), of all of them.
+      dtype: of the tokens in the file.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).tobytes())
 
 
 def read_meta(path: Path, facts: dict) -> dict:
     """The description of prepared rows.
 
     Args:
+      path: of the file.
       facts: what it must say; a name may differ, for the same content may have moved.
 
     Raises:
@@ -118,22 +125,33 @@ def _at(value, names: list[str]):
     return value
 
 
-def open_rows(directory: Path, split: str, meta: dict) -> RowSource:
-    """One split of a prepared directory.
+def open_npy(path: Path, shape: tuple[int, int], dtype: np.dtype, vocab_size: int) -> ArrayRows:
+    """Rows of a NumPy file: in memory and every id checked if small, else mapped.
+
+    Args:
+      path: of the file.
+      shape: (R, C + 1), what it must hold.
+      dtype: the same.
+      vocab_size: V, which no token may reach.
 
     Raises:
-      InputError: its files are missing, cut off or foreign.
+      InputError: it is not such a file, not whole, or holds ids that the
+        vocabulary does not have.
     """
-    if meta["format"] == "memory":
-        shape = (meta["splits"][split]["rows"], meta["row_tokens"])
-        return open_npy(directory / f"{split}.npy", shape, np.dtype(meta["dtype"]), meta["vocab_size"])
-    import tensorflow_datasets as tfds
-
-    where = f"data.cache_dir: {directory}"
+    in_memory = path.exists() and path.stat().st_size <= IN_MEMORY_BYTES
     try:
-        builder: Any = tfds.builder_from_directory(os.fspath(directory / _RECORDS))
-        records = builder.as_data_source(split)
-    except Exception as error:  # no such file, broken JSON, a format without its package
-        raise damaged(where, error) from error
-    source = RecordRows(records, meta["row_tokens"], meta["vocab_size"], where)
-    return in_memory(source, np.dtype(meta["dtype"]))
+        rows = np.load(path, mmap_mode=None if in_memory else "r")
+    except (OSError, ValueError, EOFError) as error:
+        raise foreign(path, f"cannot be read ({reason(error)})") from error
+    if rows.shape != shape:
+        raise foreign(path, f"has shape {rows.shape}, not {shape}")
+    if rows.dtype != dtype:
+        raise foreign(path, f"holds {rows.dtype}, not {dtype}")
+    if in_memory and rows.max(initial=0) >= vocab_size:
+        raise foreign(path, f"holds token id {rows.max()} and the vocabulary has 0 to {vocab_size - 1}")
+    return ArrayRows(rows)
+
+
+def foreign(path: Path, what: str) -> InputError:
+    """The sentence for a file of a prepared directory that is not what was written there."""
+    return InputError(f"{path}: {what}; delete its directory, it will be made again.")

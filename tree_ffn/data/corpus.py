@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tree_ffn.data.cache import choose_format, open_rows, read_meta, write_rows, writing
+from tree_ffn.data.cache import RowSource, open_npy, read_meta, write_rows
 from tree_ffn.data.documents import SEGMENT_CHARS
 from tree_ffn.data.lost import Lost
 from tree_ffn.data.packing import SPLITS, choose_splits
-from tree_ffn.data.sources import RecordRows, RowSource, in_memory
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.data.text_files import Inputs, checksums, find_inputs
 from tree_ffn.data.tokenise import token_dtype, tokenise
@@ -23,6 +22,7 @@ from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.json_output import json_text
 from tree_ffn.locks import locked
+from tree_ffn.paths import writing
 from tree_ffn.progress import Progress
 
 META = "meta.json"
@@ -94,30 +94,34 @@ def prepare(spec: CorpusSpec, row_tokens: int, log: Log = print) -> PreparedCorp
         "end_id": tokenizer.end_id,
         "row_tokens": row_tokens,
         "dtype": token_dtype(tokenizer.vocab_size).name,
-        "format": "tfds" if in_place else choose_format(spec.format),
+        "format": "tfds" if in_place else "memory",
         **inputs.facts,
     }
     cache = Path(spec.cache_dir)
     directory = cache / f"{inputs.name}-{_key(spec, inputs, facts, tokenizer.losses is not None)[:16]}"
     if not (directory / META).exists():
         waits = lambda holder: log(f"{directory} is being prepared by {holder}; waits until it is done")
-        with writing(cache), locked(f"{directory}.lock", waits):
-            if not (directory / META).exists():
-                _make(directory, facts, inputs, in_place, tokenizer, spec, log)
+        with writing(spec.cache_dir, "data.cache_dir"):
+            cache.mkdir(parents=True, exist_ok=True)
+            with locked(f"{directory}.lock", waits):
+                if not (directory / META).exists():
+                    _make(directory, facts, inputs, in_place, tokenizer, spec, log)
     meta = read_meta(directory / META, facts)
-    if in_place:
-        train, valid = (in_memory(in_place[split], np.dtype(meta["dtype"])) for split in SPLITS)
-    else:
-        train, valid = (open_rows(directory, split, meta) for split in SPLITS)
+    train, valid = (in_place[split] if in_place else _opened(directory, split, meta) for split in SPLITS)
     corpus = PreparedCorpus(directory, meta, tokenizer, train, valid)
     if corpus.lost:
         log(corpus.lost)
     return corpus
 
 
+def _opened(directory: Path, split: str, meta: dict) -> RowSource:
+    shape = (meta["splits"][split]["rows"], meta["row_tokens"])
+    return open_npy(directory / f"{split}.npy", shape, np.dtype(meta["dtype"]), meta["vocab_size"])
+
+
 def _find(
     spec: CorpusSpec, row_tokens: int, tokenizer: Tokenizer
-) -> tuple[Inputs, dict[str, RecordRows] | None]:
+) -> tuple[Inputs, dict[str, RowSource] | None]:
     """The inputs, and for a TFDS data set of tokens the rows that are there already."""
     if spec.corpus != "tfds":
         return find_inputs(spec), None
@@ -152,7 +156,7 @@ def _make(
     directory: Path,
     facts: dict,
     inputs: Inputs,
-    in_place: dict[str, RecordRows] | None,
+    in_place: dict[str, RowSource] | None,
     tokenizer: Tokenizer,
     spec: CorpusSpec,
     log: Log,
@@ -170,7 +174,7 @@ def _make(
     else:
         parts = tokenise(inputs.sources, tokenizer, work / "parts", log)
         splits = choose_splits(parts, facts["row_tokens"], spec.valid_share)
-        write_rows(made, splits, np.dtype(facts["dtype"]), facts["format"], log)
+        write_rows(made, splits, np.dtype(facts["dtype"]), log)
         lost = sum((part.lost for part in parts), Lost()).said()
         documents = sum(split.documents for split in splits.values())
         figures = {
@@ -195,7 +199,7 @@ def _make(
     log(f"prepared {rows} rows in {time.monotonic() - started:.0f} s")
 
 
-def _scanned(source: RecordRows, tokenizer: Tokenizer, name: str, log: Log) -> dict:
+def _scanned(source: RowSource, tokenizer: Tokenizer, name: str, log: Log) -> dict:
     """Reads rows that others made, all of them once, and counts.
 
     A row's first token is no target and not counted. A row may begin inside a

@@ -6,8 +6,7 @@ but the first is a target exactly once. What does not fill a last row is left.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -132,16 +131,3 @@ def _by_tail(table: _Segments, row_tokens: int, valid_share: float) -> np.ndarra
     wanted_bytes = valid_share * table.sizes[table.free].sum()
     last = (behind(table.sizes) < wanted_bytes) | (behind(table.counts) < row_tokens)
     return table.valid | (table.free & last)
-
-
-def write_npy(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int], dtype: np.dtype) -> None:
-    """Writes rows as a NumPy file of `shape` [R, C + 1].
-
-    In blocks by plain writes: on a full disk a memory map would kill the
-    process instead of raising an error.
-    """
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype).tobytes())

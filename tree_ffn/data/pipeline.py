@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from tree_ffn.data.sources import RowSource
+from tree_ffn.data.cache import RowSource
 from tree_ffn.errors import InputError, check_positive_int
 
 # Of validation batches: every run sees the same rows, whatever its own seed.

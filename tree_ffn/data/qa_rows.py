@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tree_ffn.data.cache import ArrayRows
 from tree_ffn.data.corpus import Log, PreparedCorpus
 from tree_ffn.data.documents import key_of
 from tree_ffn.data.formats import read_rows, text_under
-from tree_ffn.data.sources import ArrayRows
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.data.text_files import content_hash, named_texts
 from tree_ffn.data.tokenizers import Tokenizer, load_tokenizer

@@ -12,7 +12,6 @@ CORPORA = ("python_stdlib", "files", "tfds")
 BY_FIELDS = {"auto": "python_stdlib", "named": "files"}
 # Fields that only one corpus reads.
 FIELDS_OF = {"files": ("files", "valid_files"), "tfds": ("tfds_dir", "tfds_name")}
-FORMATS = ("auto", "array_record", "memory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,6 @@ class CorpusSpec:
         `tokenizers.load_tokenizer`).
       cache_dir: where prepared rows are kept.
       valid_share: share of the documents held out where no split is named.
-      format: of the prepared rows: `array_record`, `memory` (a NumPy file), or
-        `auto`: the first of them whose packages are installed.
       workers: threads that read rows ahead; 0 reads in the caller's thread.
     """
 
@@ -49,14 +46,12 @@ class CorpusSpec:
     tokenizer: str = "bytes"
     cache_dir: str = "data_cache"
     valid_share: float = 0.05
-    format: str = "auto"
     workers: int = 2
 
     def __post_init__(self):
         check_choice("data.corpus", self.corpus, (*CORPORA, *BY_FIELDS))
         named = (self.files, self.tfds_dir, self.tfds_name)
         object.__setattr__(self, "corpus", corpus_of(self.corpus, *named))
-        check_choice("data.format", self.format, FORMATS)
         check_positive_int("data.workers", self.workers, least=0)
         if not 0 < self.valid_share < 1:
             raise InputError(

@@ -1,7 +1,6 @@
 """Data sets that TFDS prepared: rows of tokens used in place, or text.
 
-The only module besides `builder` that imports tensorflow_datasets; it reads
-ArrayRecord files and needs no TensorFlow for that.
+The only module that imports tensorflow_datasets; it reads ArrayRecord files and needs no TensorFlow for that.
 """
 
 from collections.abc import Iterator
@@ -11,14 +10,19 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from tree_ffn.data.cache import ArrayRows, RowSource
 from tree_ffn.data.documents import Segment, documents, segments
-from tree_ffn.data.sources import RecordRows, damaged
 from tree_ffn.data.spec import CorpusSpec
 from tree_ffn.data.text_files import Inputs, OnStored, Source, content_hash, file_hash
+from tree_ffn.data.tokenise import token_dtype
 from tree_ffn.errors import InputError, reason
 
 # A tfds.core.DatasetBuilder, whose decorated methods type checkers take for methods without arguments.
 Builder = Any
+
+# Splits of up to so many records are read into memory once: that takes some 30 us a record, and a random one
+# later takes about 90 us.
+IN_MEMORY_RECORDS = 1 << 16
 
 TOKENS = "tokens"
 VALID_SPLITS = ("valid", "validation")
@@ -133,10 +137,16 @@ def _text(records, number: int, field: str, where: str) -> str:
         raise InputError(f"{where}: record {number} has no UTF-8 text under {field!r}.") from error
 
 
-def token_rows(builder: Builder, spec: CorpusSpec, row_tokens: int, vocab_size: int) -> dict[str, RecordRows]:
+def token_rows(builder: Builder, spec: CorpusSpec, row_tokens: int, vocab_size: int) -> dict[str, RowSource]:
     """Both splits of a data set of token rows, in place.
 
     Without a split of its own, `valid` is the last `valid_share` of the rows.
+
+    Args:
+      builder: of the data set.
+      spec: names it, and says `valid_share`.
+      row_tokens: C + 1.
+      vocab_size: V, which no token may reach.
 
     Raises:
       InputError: the records cannot be read, or there are too few.
@@ -157,4 +167,83 @@ def token_rows(builder: Builder, spec: CorpusSpec, row_tokens: int, vocab_size: 
         raise InputError(f"{where}: has too few rows to train and validate; use a larger data set.")
     for source in found.values():
         source.rows(np.array([0, len(source) - 1]))  # a missing or cut-off file shows here, not hours later
-    return found
+    return {split: in_memory(source) for split, source in found.items()}
+
+
+def in_memory(source: "RecordRows") -> RowSource:
+    """The source itself if it is large, else all its rows in memory."""
+    if len(source) > IN_MEMORY_RECORDS:
+        return source
+    rows = np.empty((len(source), source.row_tokens), token_dtype(source.vocab_size))
+    for start in range(0, len(source), 4096):
+        numbers = np.arange(start, min(start + 4096, len(source)))
+        rows[numbers] = source.rows(numbers)
+    return ArrayRows(rows)
+
+
+class RecordRows:
+    """Rows of a TFDS data source whose records hold `tokens`.
+
+    Args:
+      data_source: what `builder.as_data_source` gives.
+      row_tokens: C + 1.
+      vocab_size: V, which no token may reach.
+      where: how errors call the data set.
+      start, stop: the records to use.
+    """
+
+    def __init__(
+        self,
+        data_source,
+        row_tokens: int,
+        vocab_size: int,
+        where: str,
+        start: int = 0,
+        stop: int | None = None,
+    ):
+        self.data_source, self.row_tokens, self.vocab_size, self.where = (
+            data_source,
+            row_tokens,
+            vocab_size,
+            where,
+        )
+        self.start = start
+        self.length = (len(data_source) if stop is None else stop) - start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        records = [int(number) + self.start for number in numbers]
+        try:
+            rows = [record["tokens"] for record in self.data_source.__getitems__(records)]
+        except Exception as error:  # the readers raise RuntimeError, ValueError, IndexError and more
+            raise damaged(self.where, error) from error
+        return checked_tokens(rows, self.row_tokens, self.vocab_size, self.where)
+
+
+def checked_tokens(records: list, row_tokens: int, vocab_size: int, where: str) -> np.ndarray:
+    """Records as rows, int32 [n, C + 1].
+
+    Raises:
+      InputError: they have another shape, or hold ids that the vocabulary does
+        not have.
+    """
+    shape = next((np.shape(record) for record in records if np.shape(record) != (row_tokens,)), None)
+    if shape is not None:
+        raise InputError(
+            f"{where}: records of shape {shape} do not fit; "
+            f"model.max_seq_len + 1 = {row_tokens} tokens are needed."
+        )
+    rows = np.asarray(records).reshape(len(records), row_tokens)
+    beyond = rows[(rows < 0) | (rows >= vocab_size)]
+    if beyond.size:
+        raise InputError(
+            f"{where}: token id {beyond[0]} is not allowed; the vocabulary has 0 to {vocab_size - 1}."
+        )
+    return rows.astype(np.int32)
+
+
+def damaged(where: str, error: Exception) -> InputError:
+    """The sentence for records that cannot be read."""
+    return InputError(f"{where}: cannot be read ({reason(error)}); delete it and prepare it again.")

@@ -37,7 +37,7 @@ MAY_DIFFER = (
     r"^mesh\.",
     r"^model\.(remat|unroll)$",
     r"^ffn\.implementation$",
-    r"^data\.(files|valid_files|tfds_dir|cache_dir|format|workers)$",
+    r"^data\.(files|valid_files|tfds_dir|cache_dir|workers)$",
 )
 
 # These may change too, if every step already made stays as it was: its learning rate, and what leaked.
