@@ -16,7 +16,7 @@ DEV_STAMP := $(VENV)/.dev-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
 DOCS_STAMP := $(VENV)/.docs-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
 
 # What CI runs a second time with the newer Python: the parts that touch jax and flax most.
-FAST_TESTS ?= tests/tree tests/models
+FAST_TESTS ?= tests/tree tests/models tests/inference tests/huggingface
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-full test-fast lint docs kernels requirements clean venv venv-dev

@@ -3,9 +3,9 @@
     python -m tests.experiments.make_harness_fixture [DIRECTORY]
 
 Used with Python 3.11, torch 2.13.0 (CPU), transformers 5.24.0, lm_eval 0.4.13 with its extra `hf`. The models
-are random (see tests/models/make_pretrained_fixtures.py) with biases and norms that are not trivial. Their
-tokenizers are byte-level BPE learned from the made-up questions of questions_data.py; as with the real ones,
-OPT's puts `</s>` before every text and GPT-2's nothing.
+are random (see tests/huggingface/make_pretrained_fixtures.py) with biases and norms that are not trivial.
+Their tokenizers are byte-level BPE learned from the made-up questions of questions_data.py; as with the real
+ones, OPT's puts `</s>` before every text and GPT-2's nothing.
 
 expected.json: of every task in CASES[family] over the made-up questions, by its name and number of solved
 examples, `scores` ({metric: value}), `likelihoods` ([ids of the context, ids of the continuation,
@@ -66,7 +66,7 @@ def make(directory: pathlib.Path) -> None:
 def make_model(directory: pathlib.Path, config: str, fields: dict, seed: int) -> None:
     import transformers
 
-    from tests.models.make_pretrained_fixtures import fill
+    from tests.huggingface.make_pretrained_fixtures import fill
 
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**fields)).eval()
     fill(model, np.random.default_rng(seed))

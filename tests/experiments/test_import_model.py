@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from experiments.common import loaded
 from tests.experiments.programs import call
+from tests.huggingface.make_pretrained_fixtures import FIXTURES
 from tests.models.kinds import KINDS, model_spec, random_variables
-from tests.models.make_pretrained_fixtures import FIXTURES
 from tree_ffn.data import load_tokenizer
 from tree_ffn.huggingface import pretrained
 from tree_ffn.huggingface.checkpoint_files import open_files

@@ -9,7 +9,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.models.make_pretrained_fixtures import FIXTURES
+from tests.huggingface.make_pretrained_fixtures import FIXTURES
 from tree_ffn.errors import InputError
 from tree_ffn.huggingface import pretrained
 from tree_ffn.models.safetensors_file import MAX_HEADER, read_header, write

@@ -65,7 +65,7 @@ def open_files(directory: str) -> Files:
       InputError: there is none, only pickles, or a file is damaged.
 
     Example:
-      >>> open_files("tests/models/fixtures/opt_sharded").config["model_type"]
+      >>> open_files("tests/huggingface/fixtures/opt_sharded").config["model_type"]
       'opt'
     """
     if os.path.isfile(directory) and directory.endswith(PICKLES):

@@ -15,7 +15,7 @@ and no place here: `origin` keeps them for the way back.
 
 Example:
   >>> from tree_ffn.huggingface import pretrained
-  >>> model = pretrained.load("tests/models/fixtures/opt_relu", param_dtype="keep")
+  >>> model = pretrained.load("tests/huggingface/fixtures/opt_relu", param_dtype="keep")
   >>> pretrained.save("exported/opt", model.spec, model.variables, model.origin)   # doctest: +SKIP
 """
 

@@ -70,7 +70,7 @@ def load(
         has a value that is no finite number, or an argument does not fit it.
 
     Example:
-      >>> model = load("tests/models/fixtures/gpt2_gelu_new")
+      >>> model = load("tests/huggingface/fixtures/gpt2_gelu_new")
       >>> model.spec.ffns[0].activation, model.variables["params"]["run_0"]["attn"]["w_qkv"].shape
       ('gelu_tanh', (2, 16, 3, 2, 8))
     """

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.common.loaded import Loaded
 from tests.experiments.serving.conftest import served
-from tests.models.test_not_finite import HOT, hot_model
+from tests.inference.test_not_finite import HOT, hot_model
 from tree_ffn.data.tokenizers import load_tokenizer
 
 BAD = {"prompt": [3, HOT, 4], "max_tokens": 5, "logprobs": 2, "echo": True}

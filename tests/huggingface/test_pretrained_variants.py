@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.huggingface.make_pretrained_fixtures import FIXTURES
+from tests.huggingface.test_pretrained import config_of, read_all, rewrite
 from tests.models.kinds import KINDS, forward, model_spec, random_variables
-from tests.models.make_pretrained_fixtures import FIXTURES
-from tests.models.test_pretrained import config_of, read_all, rewrite
 from tree_ffn.errors import InputError
 from tree_ffn.huggingface import pretrained
 from tree_ffn.inference import scoring

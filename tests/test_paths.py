@@ -45,7 +45,7 @@ def test_an_unknown_user():
         local("~no_such_user/a", "workdir")
 
 
-def test_every_place_of_the_library(tmp_path, monkeypatch, texts):
+def test_every_place_of_the_library(tmp_path, monkeypatch):
     """Each field, expanded and refused, without a program around it; nothing is made."""
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
@@ -69,7 +69,7 @@ def test_every_place_of_the_library(tmp_path, monkeypatch, texts):
         load_tokenizer("gs://b/tokenizer.json")
     with pytest.raises(InputError, match="^data.tokenizer: .*home/tokenizer.json' is not a file"):
         load_tokenizer("~/tokenizer.json")
-    for use in (lambda: train(tiny_config(texts), "gs://b/run"), lambda: restore_for_inference("gs://b/run")):
+    for use in (lambda: train(tiny_config(here), "gs://b/run"), lambda: restore_for_inference("gs://b/run")):
         with pytest.raises(InputError, match="^workdir: 'gs://b/run' is not on this machine"):
             use()
     assert not list(here.iterdir()) and [path.name for path in home.iterdir()] == ["a.txt"]

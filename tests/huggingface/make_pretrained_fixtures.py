@@ -1,6 +1,6 @@
-"""Makes the checkpoints of tests/models/fixtures/: what transformers writes and what it computes.
+"""Makes the checkpoints of tests/huggingface/fixtures/: what transformers writes and what it computes.
 
-    python -m tests.models.make_pretrained_fixtures [DIRECTORY]
+    python -m tests.huggingface.make_pretrained_fixtures [DIRECTORY]
 
 Used with Python 3.11, torch 2.13.0 (CPU), transformers 5.24.0, numpy 2.4.6; jax is not needed. Every
 parameter is random (norm scales around 1, nothing 0), from NumPy's generator, so the weights come out the

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.huggingface.make_pretrained_fixtures import CASES, FIXTURES, make
 from tests.models.kinds import KINDS, model_spec, random_variables
-from tests.models.make_pretrained_fixtures import CASES, FIXTURES, make
 from tree_ffn.errors import InputError
 from tree_ffn.huggingface import pretrained
 from tree_ffn.huggingface.checkpoint_files import open_files

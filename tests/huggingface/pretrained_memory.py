@@ -1,6 +1,6 @@
 """What an import holds in memory: a synthetic sharded OPT checkpoint is written, imported and measured.
 
-    python -m tests.models.pretrained_memory --directory=PATH --size=1.3b --param_dtype=keep
+    python -m tests.huggingface.pretrained_memory --directory=PATH --size=1.3b --param_dtype=keep
 
 Prints one JSON line: the model's bytes, the largest tensor's, the peak of what Python and NumPy allocated
 during the import (tracemalloc), and the process's largest resident memory (with the pages of the file being
