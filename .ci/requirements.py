@@ -1,6 +1,6 @@
 """Writes requirements.txt, the research install, from pyproject.toml; with --check, says whether it is so.
 
-It has the package's own requirements, those of its extras `train` and `data`, and chex, which tests use.
+It has the package's own requirements, those of its extras `train`, `data` and `report`, and chex for tests.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ def made() -> str:
     """The text of requirements.txt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["train"], *extras["data"]]
+    lines = [*project["dependencies"], *extras["train"], *extras["data"], *extras["report"]]
     lines += [line for line in extras["dev"] if line.startswith("chex")]
     return HEAD + "".join(f"{line}\n" for line in lines)
 

@@ -20,10 +20,8 @@ import jax
 from absl import flags
 
 from experiments.common import cli, path_flags, provenance
-from experiments.reporting import record
-from tree_ffn.analysis.axes import alone
+from experiments.reporting import drawing, record
 from tree_ffn.analysis.dynamics import read_lines
-from tree_ffn.analysis.plots import Series, line_chart
 from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.inference.batching import generate
 from tree_ffn.inference.sampling import Sampling
@@ -47,6 +45,7 @@ KINDS = {"dense": "dense", "narrow": "narrow", "leaf": "recommended"}
 
 
 def main() -> None:
+    drawing.check_installed("quickstart")
     wanted = seeds()
     configs = {kind: configure(kind) for kind in KINDS}
     with only_writer(_WORKDIR.value, "--workdir"):
@@ -172,10 +171,10 @@ def draw(seed: int) -> str:
         found = [
             line for line in read_lines(workdir(kind, seed), "metrics.jsonl") if line["split"] == "train"
         ]
-        lines.append(Series(name, [line["step"] for line in found], [line["loss"] for line in found]))
+        lines.append(drawing.Series(name, [line["step"] for line in found], [line["loss"] for line in found]))
     path = os.path.join(_WORKDIR.value, "losses.svg")
     with replacing(path) as file:
-        file.write(alone(line_chart("Training loss", lines, "step", "nats a token")))
+        file.write(drawing.alone(drawing.line_chart("Training loss", lines, "step", "nats a token")))
     return path
 
 

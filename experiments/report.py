@@ -15,6 +15,7 @@ from absl import flags
 
 from experiments.common import cli, path_flags
 from experiments.reporting.aggregate import groups, mixed, not_comparable
+from experiments.reporting.drawing import STYLE, check_installed
 from experiments.reporting.registry import read_rows, tables_in, tables_of
 from experiments.reporting.render import Table
 from experiments.reporting.report_figures import (
@@ -27,7 +28,6 @@ from experiments.reporting.report_figures import (
     run_figures,
     usage_figures,
 )
-from tree_ffn.analysis.axes import STYLE
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.paths import expanded
 
@@ -55,6 +55,7 @@ def main() -> None:
         raise InputError("--to is missing; name the page to write, e.g. --to=report.html.")
     check_positive_int("--details", _DETAILS.value, least=0)
     check_target(_TO.value)
+    check_installed("report")
     runs = [load_run(path) for path in directories(_WORKDIR.value)]
     if not _MIXED.value:
         check_comparable(runs)

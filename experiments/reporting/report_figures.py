@@ -17,9 +17,8 @@ from experiments.reporting.aggregate import (
     setting,
 )
 from experiments.reporting.costs import cost
+from experiments.reporting.drawing import N_COLOURS, Point, Series, heat_map, line_chart, scatter
 from tree_ffn.analysis import dynamics
-from tree_ffn.analysis.plots import Series, heat_map, line_chart
-from tree_ffn.analysis.scatter import Point, marker, scatter
 from tree_ffn.training.workdir import read_config, read_json
 
 MOST_HEAT_MAPS = 4  # of a run: its first and last layer of trees, and some between
@@ -254,12 +253,12 @@ def pareto_figures(rows: list[dict]) -> list[str]:
 
 
 def key_of(points: list[Point]) -> str:
-    """Numbers, signs, names and losses of the points of figures, as a list of HTML."""
+    """Numbers, names and losses of the points of figures, in their colours, as a list of HTML."""
     items = ""
     for point in points:
-        sign = f'<svg viewBox="-7 -7 14 14" aria-hidden="true">{marker(point.kind)}</svg>'
         loss = f"{point.y:.4f}" + (f" ± {point.error:.4f}" if point.error else "")
-        items += f"<li>{sign} {html.escape(point.label)} <span>{loss}</span></li>"
+        colour = f'style="color:var(--c{point.kind % N_COLOURS})"'
+        items += f"<li {colour}>{html.escape(point.label)} <span>{loss}</span></li>"
     return f'<div class="key"><p><b>Key.</b> Validation loss in nats a token.</p><ol>{items}</ol></div>'
 
 
