@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 def options(texts, monkeypatch):
     """A command line that trains in seconds."""
     monkeypatch.chdir(ROOT)
-    data = {"files": f"{texts}/*.txt", "cache_dir": f"{texts}/cache", "format": "memory"}
+    data = {"files": f"{texts}/*.txt", "cache_dir": f"{texts}/cache"}
     overrides = [f"--config.data.{name}={value}" for name, value in data.items()]
     return ["--config=configs/smoke.py", "--config.data.workers=0", "--config.mesh.data=1", *overrides]
 
