@@ -5,7 +5,7 @@
     python -m experiments.train --config=configs/default.py --config.model.preset=opt_125m --describe
     python -m experiments.train --config=configs/t2_1p3b.py --compile
 
-The workdir gets config.json, origin.json (command, commit, versions), metrics.jsonl, usage.jsonl,
+The workdir gets config.json, origin.json (command, commit, versions), metrics.jsonl, usage/,
 TensorBoard events and checkpoints.
 The same command again goes on from the last checkpoint. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU save
 and exit with 0. To look inside with a debugger or print: --nojit, with a small model.

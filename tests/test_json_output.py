@@ -7,7 +7,7 @@ import pytest
 
 from tree_ffn.errors import NotFinite
 from tree_ffn.json_output import json_text, number_or_none
-from tree_ffn.training.writers import MetricsWriter
+from tree_ffn.training.logger import MetricsWriter
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -74,8 +74,7 @@ def load_run(workdir: str) -> Run:
     metrics = dynamics.read_lines(workdir, "metrics.jsonl")
     config = read_config(workdir) or {}
     data, origin = (read_json(workdir, f"{name}.json") or {} for name in ("data", "origin"))
-    has_usage = os.path.exists(os.path.join(workdir, "usage.jsonl"))
-    usage = dynamics.load_usage(workdir) if has_usage else {}
+    usage = dynamics.load_usage(workdir)
     return Run(os.path.basename(os.path.normpath(workdir)), config, data, origin, metrics, usage)
 
 

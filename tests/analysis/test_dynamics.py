@@ -1,7 +1,7 @@
 """Figures over time against plain loops over nodes, and against a run's own metrics."""
 
-import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -139,15 +139,21 @@ def test_a_run_says_the_same(run):
 
 
 def test_a_torn_last_line_is_left_out_and_another_is_said(run, tmp_path):
-    whole = (run / "usage.jsonl").read_text()
-    (tmp_path / "usage.jsonl").write_text(whole[:-20])
-    assert len(dynamics.read_lines(str(tmp_path), "usage.jsonl")) == len(whole.splitlines()) - 1
-    (tmp_path / "usage.jsonl").write_text(whole[20:])
+    whole = (run / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(whole[:-20])
+    assert len(dynamics.read_lines(str(tmp_path), "metrics.jsonl")) == len(whole.splitlines()) - 1
+    (tmp_path / "metrics.jsonl").write_text(whole[20:])
     with pytest.raises(InputError, match="line 1 is no JSON"):
-        dynamics.load_usage(str(tmp_path))
-    first = json.loads(whole.splitlines()[0])
-    (tmp_path / "usage.jsonl").write_text(json.dumps({**first, "data": "AAAA"}) + "\n")
-    with pytest.raises(InputError, match="damaged"):
-        dynamics.load_usage(str(tmp_path))
+        dynamics.read_lines(str(tmp_path), "metrics.jsonl")
     with pytest.raises(InputError, match="cannot be read"):
-        dynamics.load_usage(str(tmp_path / "nowhere"))
+        dynamics.read_lines(str(tmp_path / "nowhere"), "metrics.jsonl")
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-200], lambda content: b"", lambda _: b"a line"])
+def test_a_damaged_file_of_usage_is_said(run, tmp_path, damage):
+    assert dynamics.load_usage(str(tmp_path)) == {}
+    shutil.copytree(run / "usage", tmp_path / "usage")
+    path = next((tmp_path / "usage").iterdir())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=rf"{path.name} is damaged"):
+        dynamics.load_usage(str(tmp_path))

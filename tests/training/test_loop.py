@@ -24,7 +24,7 @@ from tree_ffn.training.loop import train
 from tree_ffn.training.plan import plan_run
 from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.training.signals import STOPS, Diverged, Interrupted, StopSignals
-from tree_ffn.training.writers import decode
+from tree_ffn.training.usage_log import usage_files
 
 
 def quiet(config, workdir, log=lambda _: None):
@@ -77,7 +77,7 @@ def test_what_a_run_writes(finished):
     assert figures["products"] == 16
     names = {path.name for path in workdir.iterdir()}
     assert names == {
-        "config.json", "data.json", "metrics.jsonl", "usage.jsonl", "probe_leaves.npz", "tensorboard",
+        "config.json", "data.json", "metrics.jsonl", "usage", "probe_leaves.npz", "tensorboard",
         "checkpoints",
     }  # fmt: skip
 
@@ -85,9 +85,10 @@ def test_what_a_run_writes(finished):
 def test_usage_over_time(finished):
     """Two layers of 2 trees with 8 leaves; 6 steps of 8 x 32 tokens; validations of 2 batches at 3 and 6."""
     workdir, figures, _ = finished
-    records = [json.loads(line) for line in (workdir / "usage.jsonl").read_text().splitlines()]
-    arrays = {(r["step"], r["split"], r["name"]): decode(r) for r in records}
-    assert all(record["first_layer"] == 0 for record in records)
+    arrays = {}
+    for path, step, split in usage_files(str(workdir)):
+        with np.load(path) as file:
+            arrays |= {(step, split, name.removeprefix("0/")): array for name, array in file.items()}
     probed = ("gradient", "peak", "working")
     expected = [(3, "train", "visits"), (3, "valid", "visits"), *((3, "valid", name) for name in probed)]
     expected += [(6, "train", "visits"), (6, "valid", "visits"), (6, "valid", "moved")]

@@ -1,4 +1,4 @@
-"""How the use of trees changes over a run: its usage.jsonl as arrays over time, and figures of them.
+"""How the use of trees changes over a run: its usage files as arrays over time, and figures of them.
 
 Everything here is made from arrays that a run has kept (see training/usage_log.py), so a new figure needs no
 training. S counts the validations; the other letters are those of the layer: P trees, J = 2^D leaves, N nodes
@@ -7,14 +7,14 @@ in heap order, U units of a tree, D deciding levels, L = D + 1.
 
 import json
 import os
-import zlib
+import zipfile
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from tree_ffn.errors import InputError
-from tree_ffn.training.writers import decode
+from tree_ffn.training.usage_log import usage_files
 from tree_ffn.tree import usage
 
 
@@ -56,21 +56,23 @@ def load_usage(workdir: str) -> dict[int, dict[tuple[str, str], OverTime]]:
       workdir: directory of the run.
 
     Raises:
-      InputError: it has no usage.jsonl, or that is damaged.
+      InputError: a file is damaged.
 
     Example:
       >>> load_usage("runs/tree")[0]["valid", "visits"].values.shape      # doctest: +SKIP
       (12, 2, 128)
     """
     kept: dict[int, dict[tuple[str, str], dict[int, np.ndarray]]] = {}
-    for record in read_lines(workdir, "usage.jsonl"):
+    for path, step, split in usage_files(workdir):
         try:
-            array, first = decode(record), record["first_layer"]
-            key = record["split"], record["name"]
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
-            raise InputError(f"workdir: usage.jsonl of {workdir} is damaged ({error}).") from error
-        for layer, values in enumerate(array, first):
-            kept.setdefault(layer, {}).setdefault(key, {})[record["step"]] = values
+            with open(path, "rb") as opened, np.load(opened) as file:
+                arrays = dict(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"workdir: {path} is damaged ({error}).") from error
+        for key, array in arrays.items():
+            first, name = key.split("/")
+            for layer, values in enumerate(array, int(first)):
+                kept.setdefault(layer, {}).setdefault((split, name), {})[step] = values
     over_time = lambda by_step: OverTime(
         np.array(sorted(by_step)), np.stack([by_step[s] for s in sorted(by_step)])
     )

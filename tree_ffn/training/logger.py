@@ -1,21 +1,31 @@
-"""Everything a run says: checks each step's figures, and sends them to file, events and terminal."""
+"""Everything a run says: checks each step's figures, and sends them to file, events and terminal.
+
+metrics.jsonl has one flat JSON object a line: step, split, figures.
+"""
 
 import contextlib
+import json
 import math
+import os
+import time
 from typing import NamedTuple
 
 import jax
 
 from tree_ffn.errors import InputError
+from tree_ffn.json_output import json_text
 from tree_ffn.models.spec import FFNSpec
+from tree_ffn.paths import replacing, writing
 from tree_ffn.progress import RunProgress
 from tree_ffn.training.compiled import Score
 from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
 from tree_ffn.training.signals import Diverged
 from tree_ffn.training.step import empty_usage
 from tree_ffn.training.usage_log import UsageLog
-from tree_ffn.training.writers import MetricsWriter
 from tree_ffn.tree import LeafSpec, TreeSpec
+
+# pyright: reportAttributeAccessIssue=false
+# (protobuf makes its classes when it is imported)
 
 
 class Done(NamedTuple):
@@ -50,7 +60,7 @@ class Report:
     def __init__(self, workdir: str, plan, bytes_per_token: float, start: int, log, bar: bool | None):
         self._plan, self._bytes_per_token = plan, bytes_per_token
         self._writer = MetricsWriter(workdir, start)
-        self.usage = UsageLog(workdir, plan.model, self._writer, start)
+        self.usage = UsageLog(workdir, plan.model, start)
         self._progress = RunProgress(plan.train.steps, start, log, bar)
         self._tokens = plan.train.batch_size * plan.model.max_seq_len
         self._throughput, self._losses, self._warned = Throughput(), [], set()
@@ -178,3 +188,108 @@ def _check_finite(step: int, name: str, value: float) -> None:
             f"step {step}: {name} is {value}; the run stops here, and the last checkpoint stays. "
             "A lower optim.lr, a longer optim.warmup_steps or a smaller optim.clip_norm may help."
         )
+
+
+class MetricsWriter:
+    """Writes metrics.jsonl and, where the package is present, TensorBoard events.
+
+    Args:
+      workdir: directory of the run.
+      step: the step at which the run starts or resumes; later lines of an
+        interrupted run are dropped, so that the file has every step once.
+
+    Raises:
+      InputError: a file cannot be written.
+    """
+
+    def __init__(self, workdir: str, step: int = 0):
+        self._directory = os.path.join(workdir, "tensorboard")
+        with contextlib.ExitStack() as opened:  # closes the first where a later one cannot be opened
+            self._metrics = _Lines(os.path.join(workdir, "metrics.jsonl"), step)
+            opened.callback(self._metrics.close)
+            with writing(self._directory):
+                self._events = _event_writer(self._directory, step)
+            opened.pop_all()
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Appends one line, and the same scalars as TensorBoard events; without figures that are 0 / 0, NaN.
+
+        Raises:
+          InputError: a file cannot be written.
+        """
+        values = {name: value for name, value in values.items() if not math.isnan(value)}
+        self._metrics.write({"step": step, "split": split, **values})
+        if self._events:
+            with writing(self._directory):
+                self._events(step, {f"{split}/{name}": value for name, value in values.items()})
+
+    def close(self) -> None:
+        """Flushes and closes both, one even where the other fails.
+
+        Raises:
+          InputError: a file cannot be written; closing flushes what `write` could not.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._events:
+                stack.enter_context(writing(self._directory))
+                stack.callback(self._events, None, {})
+            self._metrics.close()
+
+
+class _Lines:
+    """A file of JSON lines that is appended to, without the lines of steps after `step`."""
+
+    def __init__(self, path: str, step: int):
+        self._path = path
+        with writing(path):
+            _drop_after(path, step)
+            self._file = open(path, "a", encoding="utf-8")
+
+    def write(self, line: dict) -> None:
+        with writing(self._path):
+            self._file.write(json_text(line, self._path) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        with writing(self._path):
+            self._file.close()
+
+
+def _drop_after(path: str, step: int) -> None:
+    """Removes lines of later steps, and a torn last line, from a file of JSON lines."""
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                keep = line.endswith("\n") and json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                keep = False
+            kept += [line] if keep else []
+    with replacing(path) as file:
+        file.writelines(kept)
+
+
+def _event_writer(directory: str, step: int):
+    """Function (step, scalars) that writes TensorBoard events; None without the package."""
+    try:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        return None
+    os.makedirs(directory, exist_ok=True)  # TensorFlow, where it is present, would raise no OSError
+    writer = EventFileWriter(directory)
+    # TensorBoard forgets what an interrupted run wrote after this step.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    writer.add_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def write(step: int | None, scalars: dict[str, float]) -> None:
+        if step is None:
+            return writer.close()
+        values = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        writer.add_event(
+            event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+        )
+
+    return write

@@ -1,6 +1,7 @@
 """What a run keeps of how its trees are used: enough for any later plot, in few bytes.
 
-usage.jsonl holds, for every run of layers that routes, arrays [layers, ...].
+Files usage/STEP.SPLIT.npz hold, for every run of layers that routes, arrays [layers, ...], called
+FIRST_LAYER/NAME by the first layer of the run.
 
 At every validation, split "train", over the steps since the last one:
 
@@ -14,6 +15,7 @@ At every validation, split "valid":
     gradient, peak, working               see `probe.probe`; where `train.probe` is on
 """
 
+import glob
 import os
 
 import jax
@@ -21,14 +23,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.paths import replacing
+from tree_ffn.paths import replacing, writing
 from tree_ffn.training.compiled import Score
 from tree_ffn.training.metrics import moved_figures, probe_figures, usage_figures
-from tree_ffn.training.writers import MetricsWriter
 from tree_ffn.tree import TreeSpec
 from tree_ffn.tree.usage import moved
 
-LEAVES = "probe_leaves.npz"
+LEAVES, USAGE = "probe_leaves.npz", "usage"
+
+
+def usage_files(workdir: str) -> list[tuple[str, int, str]]:
+    """(path, step, split) of every file of usage in a workdir, by steps; none where it has none.
+
+    Example:
+      >>> usage_files("nowhere")
+      []
+    """
+    paths = sorted(glob.glob(os.path.join(glob.escape(workdir), USAGE, "*.*.npz")))
+    names = [os.path.basename(path).split(".") for path in paths]
+    return [(path, int(step), split) for path, (step, split, _) in zip(paths, names) if step.isdecimal()]
 
 
 class UsageLog:
@@ -38,15 +51,20 @@ class UsageLog:
       workdir: directory of the run; `LEAVES` in it holds what the next
         validation is compared with, so that a resumed run says the same.
       model: the model.
-      writer: of usage.jsonl.
-      step: finished steps when the run starts or resumes.
+      step: finished steps when the run starts or resumes; files of later steps, of an interrupted run, are
+        removed, so that every step is there once.
 
     Attributes:
       forgot: the leaves of the last validation are not known; `remember` can mend that.
     """
 
-    def __init__(self, workdir: str, model: ModelSpec, writer: MetricsWriter, step: int):
-        self._path, self._model, self._writer = os.path.join(workdir, LEAVES), model, writer
+    def __init__(self, workdir: str, model: ModelSpec, step: int):
+        self._path, self._model = os.path.join(workdir, LEAVES), model
+        self._directory = os.path.join(workdir, USAGE)
+        for path, of_step, _ in usage_files(workdir):
+            if of_step > step:
+                with writing(path):
+                    os.remove(path)
         self._visits = None
         self._leaves = _read_leaves(self._path, step)
         # Killed after a validation whose checkpoint was not whole: the state that goes on is older.
@@ -113,8 +131,15 @@ class UsageLog:
         return np.asarray(jax.vmap(lambda a, b: moved(a, b, ffn.shape.depth))(now, before))
 
     def _write(self, step: int, split: str, runs: list[dict]) -> None:
-        for first, arrays in zip(self._first_layers, runs):
-            self._writer.write_arrays(step, split, first, arrays)
+        named = zip(self._first_layers, runs)
+        arrays = {f"{first}/{name}": array for first, run in named for name, array in run.items()}
+        if not arrays:
+            return
+        path = os.path.join(self._directory, f"{step:09d}.{split}.npz")
+        with writing(path):
+            os.makedirs(self._directory, exist_ok=True)
+        with replacing(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
 
 
 def _only(**arrays) -> dict:
