@@ -23,6 +23,7 @@ from experiments.reporting.report_figures import (
     Run,
     load_run,
     pareto_figures,
+    run_commands,
     run_differences,
     run_facts,
     run_figures,
@@ -125,7 +126,7 @@ def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -
     """
     parts = []
     if runs:
-        parts += ["<h2>Runs</h2>", *map(run_facts, runs), grid(run_figures(runs))]
+        parts += [grid(run_figures(runs)), *map(run_facts, runs)]
     for run in runs[: _DETAILS.value]:
         if figures := usage_figures(run):
             parts += [f"<h2>How the trees of {html.escape(run.name)} are used</h2>", grid(figures)]
@@ -134,8 +135,9 @@ def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -
         if figures := pareto_figures(mine):
             keys = ", ".join(mine[0].get("mixed", ()))
             said = f" {not_comparable('points', keys)}" if keys else ""
-            parts += [f"<h2>{html.escape(heading)}</h2><p>{CAPTIONS['pareto']}{said}</p>", grid(figures)]
+            parts += [f"<h2>{html.escape(heading)}</h2>", grid(figures), f"<p>{CAPTIONS['pareto']}{said}</p>"]
     parts += [table_html(table) for table in tables]
+    parts += ["<h2>Commands</h2>", *map(run_commands, runs), *map(table_command, tables)]
     with open(CSS, encoding="utf-8") as file:
         style = STYLE + file.read()
     return "\n".join([
@@ -164,16 +166,20 @@ def grid(figures: list[str]) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A table of results with the command of its last line."""
+    """A table of results."""
     side = lambda i: ' class="text"' if i < table.labels else ""
     cells = lambda tag, line: "".join(f"<{tag}{side(i)}>{rich(cell)}</{tag}>" for i, cell in enumerate(line))
     head = f"<thead><tr>{cells('th', table.head)}</tr></thead>"
     body = "".join(f"<tr>{cells('td', line)}</tr>" for line in table.cells)
     return (
-        f"<h2>{rich(table.title)}</h2><p>{rich(table.text)}</p>"
-        f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
-        f"<p>The last line's command:</p><pre>{html.escape(table.commands[-1])}</pre>"
+        f'<h2>{rich(table.title)}</h2><div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
+        f"<p>{rich(table.text)}</p>"
     )
+
+
+def table_command(table: Table) -> str:
+    """What made the last line of a table."""
+    return f"<p>{rich(table.title)}, last line:</p><pre>{html.escape(table.commands[-1])}</pre>"
 
 
 def rich(text: str) -> str:

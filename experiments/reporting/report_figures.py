@@ -285,12 +285,14 @@ def run_facts(run: Run) -> str:
         f"seed {get('seed')}; corpus {meta.get('corpus')} (sha256 {str(meta.get('sha256'))[:12]})",
         *(f"validation loss {loss:.4f}" for loss in last),
     )
+    return f"<p><b>{html.escape(run.name)}</b>: {html.escape('; '.join(parts))}.</p>"
+
+
+def run_commands(run: Run) -> str:
+    """The commands that made a run, and on what, as HTML; empty where that is not known."""
     starts = run.origin.get("starts", [])
+    if not starts:
+        return ""
     said = [f"from step {start['step']}, commit {start['commit']}: {start['command']}" for start in starts]
-    made = (
-        f"{starts[-1]['device']}, {', '.join(map(' '.join, starts[-1]['versions'].items()))}"
-        if starts
-        else ""
-    )
-    commands = f"<pre>{html.escape(chr(10).join([*said, made]))}</pre>" if starts else ""
-    return f"<p><b>{html.escape(run.name)}</b>: {html.escape('; '.join(parts))}.</p>{commands}"
+    said.append(f"{starts[-1]['device']}, {', '.join(map(' '.join, starts[-1]['versions'].items()))}")
+    return f"<p>{html.escape(run.name)}:</p><pre>{html.escape(chr(10).join(said))}</pre>"
