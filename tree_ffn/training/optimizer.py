@@ -119,23 +119,16 @@ def learning_rate(spec: OptimSpec) -> optax.Schedule:
     Source: cosine, Loshchilov & Hutter 2017 (arXiv 1608.03983); wsd, Hu et al.
     2024, MiniCPM (arXiv 2404.06395), with a linear end.
     """
-    warmup, steps = float(max(spec.warmup, 1)), float(spec.steps)
     decay_steps = max(spec.decay_share * spec.steps, 1.0)
-
-    def schedule(count):
-        i = jnp.asarray(count, jnp.float32)
-        if spec.schedule == "cosine":
-            done = jnp.clip((i - spec.warmup) / max(steps - spec.warmup, 1.0), 0.0, 1.0)
-            share = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-        elif spec.schedule == "wsd":
-            share = jnp.clip((steps - i) / decay_steps, 0.0, 1.0)
-        else:
-            share = jnp.ones_like(i)
-        if spec.schedule != "constant":
-            share = spec.final_share + (1.0 - spec.final_share) * share
-        return spec.lr * jnp.minimum((i + 1.0) / warmup, 1.0) * share
-
-    return schedule
+    cosine = optax.cosine_decay_schedule(1.0, max(spec.steps - spec.warmup, 1), spec.final_share)
+    share = {
+        "cosine": optax.join_schedules([optax.constant_schedule(1.0), cosine], [spec.warmup]),
+        "wsd": optax.linear_schedule(1.0, spec.final_share, decay_steps, spec.steps - decay_steps),
+        "constant": optax.constant_schedule(1.0),
+    }[spec.schedule]
+    first = max(spec.warmup, 1)
+    rise = optax.linear_schedule(1.0 / first, 1.0, max(first - 1, 1))
+    return lambda count: spec.lr * rise(jnp.float32(count)) * share(jnp.float32(count))
 
 
 def decay_mask(params) -> dict:
