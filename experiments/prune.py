@@ -28,7 +28,7 @@ from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.locks import new_directory
 from tree_ffn.models import total_units
-from tree_ffn.models.cost import figures as sizes
+from tree_ffn.models.cost import sizes
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training.evaluate import evaluate, other_corpus
 from tree_ffn.training.plan import resolved

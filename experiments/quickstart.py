@@ -27,7 +27,7 @@ from tree_ffn.inference.batching import generate
 from tree_ffn.inference.sampling import Sampling
 from tree_ffn.locks import only_writer
 from tree_ffn.models import active_units, total_units
-from tree_ffn.models.cost import products_figures
+from tree_ffn.models.cost import products_metrics
 from tree_ffn.paths import replacing
 from tree_ffn.training.loop import train
 from tree_ffn.training.plan import plan_run, prepare_data
@@ -122,7 +122,7 @@ def table(models: dict, data_meta: dict, config, figures: dict) -> str:
     head = ("", "bits per byte", "active units", "products a token", "tokens/s", "ms a step")
     rows = [head]
     for kind, name in KINDS.items():
-        ffn, costs = models[kind].ffns[0], products_figures(models[kind])
+        ffn, costs = models[kind].ffns[0], products_metrics(models[kind])
         seconds, rate = (mean(figures[kind], of) for of in ("seconds_per_step", "tokens_per_s"))
         rows.append((
             name,

@@ -27,7 +27,7 @@ from experiments.reporting.report_figures import (
     run_differences,
     run_facts,
     run_figures,
-    usage_figures,
+    usage_metrics,
 )
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.paths import expanded
@@ -128,7 +128,7 @@ def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -
     if runs:
         parts += [grid(run_figures(runs)), *map(run_facts, runs)]
     for run in runs[: _DETAILS.value]:
-        if figures := usage_figures(run):
+        if figures := usage_metrics(run):
             parts += [f"<h2>How the trees of {html.escape(run.name)} are used</h2>", grid(figures)]
     for heading, mine in comparable(rows).items():
         mine = mixed(mine) if _MIXED.value else mine

@@ -25,11 +25,11 @@ def not_finite(what: str) -> NotFinite:
     )
 
 
-def check_figure(what: str, value: float) -> None:
-    """Raises NotFinite unless a figure of a model, such as a loss, is a finite number.
+def check_metric(what: str, value: float) -> None:
+    """Raises NotFinite unless a metric of a model, such as a loss, is a finite number.
 
     Example:
-      >>> check_figure("loss", 2.5)
+      >>> check_metric("loss", 2.5)
     """
     if not math.isfinite(value):
         raise not_finite(what)

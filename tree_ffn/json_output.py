@@ -37,7 +37,7 @@ def json_text(value: Any, where: str, **options) -> str:
 
 
 def number_or_none(value: float | None) -> float | None:
-    """None in place of NaN: of a figure that there is none of, such as the standard error of one question."""
+    """None in place of NaN: of a metric that there is none of, such as the standard error of one question."""
     return None if value is None or math.isnan(value) else value
 
 

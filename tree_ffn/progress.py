@@ -96,7 +96,7 @@ class RunProgress:
 
 
 def _usage(values: dict[str, float]) -> str:
-    """The worst layer's figures: `, dead leaves <= 25 %, entropy >= 0.71, constant <= 12 %`."""
+    """The worst layer's metrics: `, dead leaves <= 25 %, entropy >= 0.71, constant <= 12 %`."""
     parts = []
     for metric, worst, text in (
         ("dead_leaves", max, "dead leaves <= {:.0%}"),

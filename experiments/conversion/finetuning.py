@@ -22,7 +22,7 @@ from tree_ffn.training.checkpoint import checkpoint_directory, steps_on_disk
 from tree_ffn.training.compiled import Scorer
 from tree_ffn.training.finetune import FinetuneSpec, check_teacher, compile_finetuning, score_step
 from tree_ffn.training.loop import train
-from tree_ffn.training.metrics import loss_figures
+from tree_ffn.training.metrics import loss_metrics
 from tree_ffn.training.plan import TrainSpec, check_trainable, prepare_data, resolved, train_spec
 from tree_ffn.training.restore import Restored
 from tree_ffn.training.workdir import begin_run
@@ -220,7 +220,7 @@ def score(run: Restored, data: PreparedCorpus, spec: TrainSpec) -> dict[str, flo
     with jax.set_mesh(run.mesh):
         scorer = Scorer(run.model, run.mesh, score_step)
         found = scorer(run.variables, valid_batches(data.valid, spec.batch_size, spec.eval_batches))
-    return loss_figures(found.loss, data.meta["bytes_per_token"])
+    return loss_metrics(found.loss, data.meta["bytes_per_token"])
 
 
 def table(before: dict, figures: dict) -> str:

@@ -110,7 +110,7 @@ def run_figures(runs: list[Run]) -> list[str]:
     ]
 
 
-def usage_figures(run: Run) -> list[str]:
+def usage_metrics(run: Run) -> list[str]:
     """Everything on how a run's leaves or experts are used; empty for a run without such layers."""
     routed = {layer: arrays for layer, arrays in run.usage.items() if ("valid", "visits") in arrays}
     trees = {layer: arrays for layer, arrays in routed.items() if ("valid", "moved") in arrays}
@@ -135,7 +135,7 @@ def usage_figures(run: Run) -> list[str]:
             lambda layer: dynamics.moves(trees[layer]),
             trees,
         )
-        figures = [moves, *figures, *decision_figures(trees), *probe_figures(trees)]
+        figures = [moves, *figures, *decision_figures(trees), *probe_metrics(trees)]
     places = np.linspace(0, len(routed) - 1, min(MOST_HEAT_MAPS, len(routed))).round().astype(int)
     layers = list(routed)
     return figures + [heat_figure(layers[place], routed[layers[place]]) for place in places]
@@ -163,7 +163,7 @@ def decision_figures(trees: dict) -> list[str]:
     return [by_level("right", "Right share", "share", False), by_level("skew", "Skew", "skew", True)]
 
 
-def probe_figures(trees: dict) -> list[str]:
+def probe_metrics(trees: dict) -> list[str]:
     """Who learns and who works, where the run has probed it."""
     if not all(("valid", "gradient") in arrays for arrays in trees.values()):
         return []

@@ -11,7 +11,7 @@ from tests.experiments.programs import call
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.models import export, total_units
-from tree_ffn.models.cost import describe, figures
+from tree_ffn.models.cost import describe, sizes
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.training.loop import train
 from tree_ffn.training.restore import restore_for_inference
@@ -88,7 +88,7 @@ def test_a_pruned_run_is_a_run(run, pruned, tmp_path):
     assert call("export", f"--workdir={to}", f"--to={exported}").code == 0
     spec, variables, _ = export.load(str(exported))
     assert spec == found.model
-    header = (exported / export.WEIGHTS).stat().st_size - figures(spec)["bytes_weights"]
+    header = (exported / export.WEIGHTS).stat().st_size - sizes(spec)["bytes_weights"]
     assert 0 < header < 8192  # a file of rows that are there, and of nothing else
     assert (
         variables["routing"]["run_0"]["ffn"]["child"] == found.variables["routing"]["run_0"]["ffn"]["child"]

@@ -156,8 +156,8 @@ def test_a_model_of_ours_with_a_head_of_its_own(family, tmp_path):
     np.testing.assert_allclose(
         forward(spec)(variables, tokens)[0], forward(model.spec)(model.variables, tokens)[0], atol=1e-6
     )
-    tied = cost.figures(model_spec(DenseSpec(24, "relu"), vocab_multiple=16))["parameters"]
-    assert cost.figures(spec)["parameters"] == tied + 32 * 16
+    tied = cost.sizes(model_spec(DenseSpec(24, "relu"), vocab_multiple=16))["parameters"]
+    assert cost.sizes(spec)["parameters"] == tied + 32 * 16
 
 
 def test_text_and_likelihoods_of_a_head_of_its_own():

@@ -9,7 +9,7 @@ from configs import default
 from tree_ffn import recipe
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec
-from tree_ffn.models.cost import abstract_variables, describe, figures
+from tree_ffn.models.cost import abstract_variables, describe, sizes
 from tree_ffn.models.from_config import KINDS, layer_kinds, model_spec_from_config
 from tree_ffn.models.presets import PRESETS
 from tree_ffn.training.plan import settled
@@ -102,14 +102,14 @@ def test_sizes_of_opt():
     for preset, size in (("opt_125m", 125e6), ("opt_1.3b", 1.3e9), ("opt_2.7b", 2.7e9), ("opt_6.7b", 6.7e9)):
         config = default.get_config(f"preset={preset},kind=dense")
         config.ffn.width = 4 * settled(config).model.width
-        assert abs(figures(model_spec_from_config(config, 50272))["parameters"] / size - 1) < 0.025
+        assert abs(sizes(model_spec_from_config(config, 50272))["parameters"] / size - 1) < 0.025
 
 
-def test_figures_count_what_is_there():
+def test_sizes_count_what_is_there():
     spec = build(model__layers="dense,tree*2,leaf")
-    numbers, variables = figures(spec), abstract_variables(spec)
-    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in variables.items()}
-    assert numbers["parameters"] == sizes["params"] and numbers["parameters_routing"] == sizes["routing"]
+    numbers, variables = sizes(spec), abstract_variables(spec)
+    held = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in variables.items()}
+    assert numbers["parameters"] == held["params"] and numbers["parameters_routing"] == held["routing"]
     width, active = 128, 512 + 2 * 16 + 16
     assert numbers["active_units"] == active
     assert numbers["flops_ffn"] == 4 * width * active + 2 * 95 * width
@@ -117,4 +117,4 @@ def test_figures_count_what_is_there():
         numbers["flops_model"] - numbers["flops_ffn"]
         == 4 * (8 * width**2 + 2 * width * 129) + 2 * width * 257
     )
-    assert numbers["bytes_weights"] == 4 * (sizes["params"] + sizes["routing"])
+    assert numbers["bytes_weights"] == 4 * (held["params"] + held["routing"])

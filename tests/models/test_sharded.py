@@ -21,7 +21,7 @@ ONE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=(1, 2, 3)))
 PRUNED_TREES = PrunedSpec(FOUR_TREES.shape, nodes=(4, 6, 9))
 
 CASES = [
-    # spec, (data, model), execution, tokens
+    # spec, (data, model), implementation, tokens
     (FOUR_TREES, (2, 4), "masked", T),  # trees over model
     (dataclasses.replace(FOUR_TREES, act_site="sum"), (2, 4), "gather", T),  # activation after the joined sum
     (dataclasses.replace(FOUR_TREES, router="frozen"), (4, 2), "masked", T),

@@ -15,7 +15,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer, spec_from_dict, spec_to_dict, unrolled, update_model_routing
 
 DENSE, TREE, MOE = KINDS["dense"], KINDS["straight_through"], KINDS["leaf_softmax"]
-# What these tests are about does not depend on how trees are executed; masked compiles fastest.
+# What these tests are about does not depend on how trees are computed; masked compiles fastest.
 model_spec = functools.partial(kinds.model_spec, implementation="masked")
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 16)), jnp.int32)
 

@@ -37,7 +37,7 @@ def lines(workdir):
 
 @pytest.fixture(scope="module")
 def finished(texts, tmp_path_factory):
-    """(workdir, figures, lines of the log) of a run of 6 steps."""
+    """(workdir, metrics, lines of the log) of a run of 6 steps."""
     workdir, log = tmp_path_factory.mktemp("finished"), []
     return workdir, quiet(tiny_config(texts), workdir, log.append), log
 
@@ -49,17 +49,17 @@ def test_characters_without_a_token_are_said_before_and_after(tmp_path):
         (tmp_path / f"{number}.txt").write_text("the tree stands by the river " * 50 + "東" * (number == 0))
     log = []
     config = tiny_config(tmp_path, "dense", steps=2, data__tokenizer=f"{tmp_path}/tokenizer.json")
-    figures = quiet(config, tmp_path / "run", log.append)
+    metrics = quiet(config, tmp_path / "run", log.append)
     said = [line for line in log if "no token for 1 of 11,601 characters, the first of them '東'" in line]
     assert len(said) == 2 and said[0] == said[1] == log[-1]
     facts = json.loads((tmp_path / "run/data.json").read_text())["splits"]
     assert sum(split["bytes"] for split in facts.values()) == 11_600
     per_token = facts["valid"]["bytes"] / facts["valid"]["tokens"]
-    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / np.log(2) / per_token)
+    assert metrics["bits_per_byte"] == pytest.approx(metrics["loss"] / np.log(2) / per_token)
 
 
 def test_what_a_run_writes(finished):
-    workdir, figures, _ = finished
+    workdir, metrics, _ = finished
     written = [(line["split"], line["step"]) for line in lines(workdir)]
     assert written == [("train", 2), ("valid", 3), ("train", 4), ("train", 6), ("valid", 6)]
     train_line, valid_line = lines(workdir)[-2:]
@@ -72,9 +72,9 @@ def test_what_a_run_writes(finished):
     assert [line["lr"] for line in lines(workdir) if line["split"] == "train"] == pytest.approx(
         [1e-3 * share for share in (1.0, 0.1 + 0.9 * (1 + 0.5**0.5) / 2, 0.1 + 0.9 * (1 - 0.5**0.5) / 2)]
     )
-    assert figures["loss"] == valid_line["loss"] < lines(workdir)[1]["loss"]
-    assert figures["step"] == 6 and figures["active_share"] == 8 / 30 and figures["train_loss"] > 0
-    assert figures["products"] == 16
+    assert metrics["loss"] == valid_line["loss"] < lines(workdir)[1]["loss"]
+    assert metrics["step"] == 6 and metrics["active_share"] == 8 / 30 and metrics["train_loss"] > 0
+    assert metrics["products"] == 16
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         "config.json", "data.json", "metrics.jsonl", "usage", "probe_leaves.npz", "tensorboard",
@@ -84,7 +84,7 @@ def test_what_a_run_writes(finished):
 
 def test_usage_over_time(finished):
     """Two layers of 2 trees with 8 leaves; 6 steps of 8 x 32 tokens; validations of 2 batches at 3 and 6."""
-    workdir, figures, _ = finished
+    workdir, metrics, _ = finished
     arrays = {}
     for path, step, split in usage_files(str(workdir)):
         with np.load(path) as file:
@@ -100,7 +100,7 @@ def test_usage_over_time(finished):
     assert visits.shape == (2, 2, 8) and (visits.sum(axis=-1) == 2 * 256).all()
     moved = arrays[6, "valid", "moved"]
     assert moved.shape == (2, 2, 4) and (moved[:, :, 0] == 0).all() and (np.diff(moved, axis=-1) >= 0).all()
-    assert figures["changed/1"] == pytest.approx(moved[1, :, -1].mean())
+    assert metrics["changed/1"] == pytest.approx(moved[1, :, -1].mean())
     assert arrays[6, "valid", "peak"].dtype == np.float16
     run = restore_for_inference(str(workdir), "latest")
     corpus = other_corpus(run)
@@ -116,11 +116,11 @@ def test_a_text_that_is_read_often_is_said_before_and_after(texts, tmp_path):
     config = tiny_config(
         tmp_path / "texts", kind="narrow", steps=40, train__eval_every=20, data__valid_share=0.4
     )
-    figures = train(config, str(tmp_path / "run"), log=log.append, bar=False)
+    metrics = train(config, str(tmp_path / "run"), log=log.append, bar=False)
     rows = json.loads((tmp_path / "run/data.json").read_text())["splits"]["train"]["rows"]
-    assert figures["passes"] == 40 * 8 / rows > 4
+    assert metrics["passes"] == 40 * 8 / rows > 4
     said = [line for line in log if line.startswith("the training text")]
-    times = f"read {figures['passes']:.1f} times: beyond 4 times, other text teaches more"
+    times = f"read {metrics['passes']:.1f} times: beyond 4 times, other text teaches more"
     assert said == [f"the training text will be {times}", f"the training text was {times}"]
     assert log[-1] == said[1] and log.index(said[0]) == 2  # after the two lines of preparing
     valid = [line for line in lines(tmp_path / "run") if line["split"] == "valid"]
@@ -130,13 +130,13 @@ def test_a_text_that_is_read_often_is_said_before_and_after(texts, tmp_path):
 
 
 def test_without_the_probe(texts, tmp_path):
-    figures = quiet(tiny_config(texts, train__probe=False), tmp_path)
-    assert "changed/0" in figures and "working_units/0" not in figures
+    metrics = quiet(tiny_config(texts, train__probe=False), tmp_path)
+    assert "changed/0" in metrics and "working_units/0" not in metrics
 
 
 def test_what_a_run_says(finished):
-    _, figures, log = finished
-    assert figures["passes"] < 1 and not any("training text" in line for line in log)
+    _, metrics, log = finished
+    assert metrics["passes"] < 1 and not any("training text" in line for line in log)
     said = {line.split("/6: loss ")[0]: line for line in log if "/6: loss " in line}
     assert (
         "dead leaves" in said["step 4"] and "dead leaves" not in said["step 2"]
@@ -146,14 +146,14 @@ def test_what_a_run_says(finished):
 
 
 def test_a_finished_run_only_validates(texts, finished):
-    workdir, figures, _ = finished
+    workdir, metrics, _ = finished
     before = lines(workdir)
     again = quiet(tiny_config(texts), workdir)
-    assert again["loss"] == figures["loss"] and lines(workdir) == before
+    assert again["loss"] == metrics["loss"] and lines(workdir) == before
 
 
 def test_restored_for_inference(finished):
-    workdir, figures, _ = finished
+    workdir, metrics, _ = finished
     run = restore_for_inference(str(workdir), "latest")
     assert run.model == tiny_model() and run.meta["step"] == 6
     assert run.config.optim.lr == 1e-3 and set(run.variables) == {"params", "routing"}
@@ -194,8 +194,8 @@ def test_sigterm_saves_and_the_run_goes_on(texts, finished, tmp_path):
     with Checkpoints(str(tmp_path)) as checkpoints:
         assert 2 <= checkpoints.latest <= 3
     log = []
-    figures = quiet(tiny_config(texts), tmp_path, log.append)
-    assert figures["loss"] == finished[1]["loss"]
+    metrics = quiet(tiny_config(texts), tmp_path, log.append)
+    assert metrics["loss"] == finished[1]["loss"]
     assert any(line.startswith("resumed at step") for line in log)
 
 
@@ -355,7 +355,7 @@ def test_bad_values_are_refused_before_the_workdir_is_made(texts, tmp_path, chan
         ("dense", STRAIGHT | {"ffn__implementation": "gather"}),
     ],
 )
-def test_executions_that_can_train_are_allowed(texts, kind, change):
+def test_implementations_that_can_train_are_allowed(texts, kind, change):
     assert plan_run(tiny_config(texts, kind, **change)).model.n_layers == 2
 
 
@@ -364,5 +364,5 @@ def test_without_compiling(texts, tmp_path):
     sizes = {"model__n_layers": 1, "model__max_seq_len": 8, "ffn__depth": 1, "train__batch_size": 2}
     config = tiny_config(texts, steps=1, optim__warmup=0, **sizes)
     with jax.disable_jit():
-        figures = quiet(config, tmp_path)
-    assert np.isfinite(figures["loss"])
+        metrics = quiet(config, tmp_path)
+    assert np.isfinite(metrics["loss"])

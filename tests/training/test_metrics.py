@@ -16,23 +16,23 @@ from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.errors import InputError
 from tree_ffn.progress import RunProgress
 from tree_ffn.training.logger import MetricsWriter, Report
-from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
+from tree_ffn.training.metrics import Throughput, costs, loss_metrics, usage_metrics
 from tree_ffn.training.plan import plan_run
 from tree_ffn.training.signals import Diverged
 from tree_ffn.tree import PrunedSpec
 
 
 def test_loss_in_three_units():
-    figures = loss_figures(2.0, bytes_per_token=4.0)
-    assert figures == {"loss": 2.0, "ppl": math.exp(2.0), "bits_per_byte": 2.0 / math.log(2.0) / 4.0}
-    assert "bits_per_byte" not in loss_figures(2.0)
-    assert math.isfinite(loss_figures(1e6)["ppl"])
+    metrics = loss_metrics(2.0, bytes_per_token=4.0)
+    assert metrics == {"loss": 2.0, "ppl": math.exp(2.0), "bits_per_byte": 2.0 / math.log(2.0) / 4.0}
+    assert "bits_per_byte" not in loss_metrics(2.0)
+    assert math.isfinite(loss_metrics(1e6)["ppl"])
 
 
 def test_usage_of_trees_is_numbered_by_layer_of_the_model():
     model = tiny_model(ffn__n_trees=1, ffn__depth=1, model__layers="dense,tree", model__n_layers=2)
-    figures = usage_figures((None, np.array([[[3, 0]]], np.int32)), model)
-    assert figures == {
+    metrics = usage_metrics((None, np.array([[[3, 0]]], np.int32)), model)
+    assert metrics == {
         "dead_leaves/1": 0.5, "leaf_entropy/1": 0.0, "constant_decisions/1": 1.0, "right_share/1": 0.0,
         "skew/1": 1.0,
     }  # fmt: skip
@@ -42,17 +42,17 @@ def test_pruned_leaves_are_not_dead():
     model = tiny_model(ffn__n_trees=1, ffn__depth=2, model__n_layers=1)
     pruned = PrunedSpec(model.ffns[0].shape, nodes=(1, 2, 3))
     counts = (np.array([[[3, 0, 0, 1]]], np.int32),)  # three leaves are kept, one of them is not visited
-    figures = usage_figures(counts, dataclasses.replace(model, ffns=(pruned,)))
-    assert figures["dead_leaves/0"] == pytest.approx(1 / 3)
-    assert figures["leaf_entropy/0"] == usage_figures(counts, model)["leaf_entropy/0"]
+    metrics = usage_metrics(counts, dataclasses.replace(model, ffns=(pruned,)))
+    assert metrics["dead_leaves/0"] == pytest.approx(1 / 3)
+    assert metrics["leaf_entropy/0"] == usage_metrics(counts, model)["leaf_entropy/0"]
 
 
 def test_usage_of_experts():
     model = tiny_model("leaf", ffn__n_experts=4, ffn__n_trees=1)
     counts = np.array([[[5, 5, 0, 0]], [[1, 1, 1, 1]]], np.int32)
-    figures = usage_figures((counts,), model)
+    metrics = usage_metrics((counts,), model)
     expected = {"dead_leaves/0": 0.5, "leaf_entropy/0": 0.5, "dead_leaves/1": 0.0, "leaf_entropy/1": 1.0}
-    assert figures == pytest.approx(expected)
+    assert metrics == pytest.approx(expected)
 
 
 def test_active_share():

@@ -47,11 +47,11 @@ def test_activity_is_that_of_the_oracles_paths(probed):
                     working[tree, rows] += (h > probe.WORKING) / len(paths)
         np.testing.assert_allclose(found["peak"][layer], peak, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found["working"][layer], working, atol=1.5 / len(paths))
-        figures = probe.probe_figures({name: array[layer : layer + 1] for name, array in found.items()})
-        assert float(figures["ever_working"][0]) == pytest.approx(
+        metrics = probe.probe_metrics({name: array[layer : layer + 1] for name, array in found.items()})
+        assert float(metrics["ever_working"][0]) == pytest.approx(
             np.mean(found["peak"][layer] > probe.WORKING)
         )
-        assert 0 < float(figures["working_units"][0]) <= spec.shape.active_units
+        assert 0 < float(metrics["working_units"][0]) <= spec.shape.active_units
 
 
 def test_gradients_by_node(probed):
@@ -74,8 +74,8 @@ def test_gradients_by_node(probed):
                 assert (norm > 0) == (node in visited)
                 below += norm**2 * (node > 0)
                 right += norm**2 * (node > 0 and node % 2 == 0)
-        figures = probe.probe_figures({name: array[layer : layer + 1] for name, array in found.items()})
-        assert float(figures["gradient_right"][0]) == pytest.approx(right / below, rel=1e-3)
+        metrics = probe.probe_metrics({name: array[layer : layer + 1] for name, array in found.items()})
+        assert float(metrics["gradient_right"][0]) == pytest.approx(right / below, rel=1e-3)
 
 
 def test_other_layers_are_left_out():

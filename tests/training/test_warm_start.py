@@ -64,7 +64,7 @@ def test_it_goes_on_and_resumes_with_its_model(texts, begun):
         train(tiny_config(texts, kind="dense", steps=4, optim__lr=0.5), str(workdir), **QUIET)
 
 
-def test_the_config_still_says_how_it_is_executed(texts, begun):
+def test_the_config_still_says_how_it_is_computed(texts, begun):
     workdir, *_ = begun
     config = tiny_config(texts, kind="dense", steps=2, model__remat=True)
     assert train(config, str(workdir), **QUIET)["step"] == 2

@@ -37,7 +37,7 @@ def test_counts(depth, rng):
 def test_figures(rng):
     counts = rng.integers(0, 40, (3, 8)) * (rng.random((3, 8)) < 0.5)
     counts[:, 0] += 1
-    got = usage.figures(jnp.asarray(counts, jnp.int32))
+    got = usage.metrics(jnp.asarray(counts, jnp.int32))
     share = counts / counts.sum(1, keepdims=True)
     bits = [-sum(s * np.log2(s) for s in row if s > 0) for row in share]
     visits = node_visits(counts)
@@ -62,7 +62,7 @@ def test_figures(rng):
     ],
 )
 def test_figures_by_hand(counts, dead, entropy, constant, right, skew):
-    got = {name: float(value) for name, value in usage.figures(jnp.array(counts, jnp.int32)).items()}
+    got = {name: float(value) for name, value in usage.metrics(jnp.array(counts, jnp.int32)).items()}
     expected = {"dead_leaves": dead, "leaf_entropy": entropy, "constant_decisions": constant}
     assert got == pytest.approx(expected | {"right_share": right, "skew": skew})
 

@@ -1,6 +1,6 @@
-"""How the use of trees changes over a run: its usage files as arrays over time, and figures of them.
+"""How the use of trees changes over a run: its usage files as arrays over time, and metrics of them.
 
-Everything here is made from arrays that a run has kept (see training/usage_log.py), so a new figure needs no
+Everything here is made from arrays that a run has kept (see training/usage_log.py), so a new metric needs no
 training. S counts the validations; the other letters are those of the layer: P trees, J = 2^D leaves, N nodes
 in heap order, U units of a tree, D deciding levels, L = D + 1.
 """
@@ -84,17 +84,17 @@ def load_usage(workdir: str) -> dict[int, dict[tuple[str, str], OverTime]]:
 
 def dead_leaves(visits_SPJ: np.ndarray) -> np.ndarray:
     """Share of leaves without a visit: [S]."""
-    return _figure(visits_SPJ, "dead_leaves")
+    return _metric(visits_SPJ, "dead_leaves")
 
 
 def leaf_entropy(visits_SPJ: np.ndarray) -> np.ndarray:
     """Entropy of visits over a tree's leaves in bits / D, mean over trees: [S]; 0 at D = 0."""
-    return _figure(visits_SPJ, "leaf_entropy")
+    return _metric(visits_SPJ, "leaf_entropy")
 
 
-def _figure(visits_SPJ: np.ndarray, name: str) -> np.ndarray:
-    """A figure of `tree.usage.figures` at every time."""
-    return np.asarray(jax.vmap(usage.figures)(visits_SPJ)[name])
+def _metric(visits_SPJ: np.ndarray, name: str) -> np.ndarray:
+    """A metric of `tree.usage.metrics` at every time."""
+    return np.asarray(jax.vmap(usage.metrics)(visits_SPJ)[name])
 
 
 class Decisions(NamedTuple):
@@ -117,15 +117,15 @@ def decisions(visits_SPJ: np.ndarray) -> Decisions:
     Args:
       visits_SPJ: int [S, P, J] of leaves.
     """
-    figures = []
+    shares = []
     for below in usage.counts_by_level(visits_SPJ.astype(np.float64))[1:]:
         left, right = below[..., 0::2], below[..., 1::2]
         total = np.maximum((left + right).sum(axis=(1, 2)), 1)
         constant = np.where(np.minimum(left, right) == 0, left + right, 0)
         sums = right, np.abs(right - left), constant
-        figures.append([values.sum(axis=(1, 2)) / total for values in sums])
+        shares.append([values.sum(axis=(1, 2)) / total for values in sums])
     empty = np.zeros((3, 0, len(visits_SPJ)))
-    return Decisions(*np.moveaxis(np.array(figures) if figures else empty.swapaxes(0, 1), 0, -1))
+    return Decisions(*np.moveaxis(np.array(shares) if shares else empty.swapaxes(0, 1), 0, -1))
 
 
 def gradient_by_side(gradient_SPN: np.ndarray) -> np.ndarray:

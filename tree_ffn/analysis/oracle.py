@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.conversion.targets import path_units
-from tree_ffn.errors import InputError, check_figure, check_positive_int
+from tree_ffn.errors import InputError, check_metric, check_positive_int
 from tree_ffn.models.ffn import FFN
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits, unrolled
@@ -91,7 +91,7 @@ def better_leaves(model: ModelSpec, variables: dict, rows_BC: jax.Array, layer: 
     for _ in range(rounds):
         before, after, leaf_TP = _round(variables, rows_BC, here, leaf_TP, model=model, layer=layer)
         losses = [*(losses or [float(before)]), float(after)]
-        check_figure(f"loss with moved leaves of layer {layer}", sum(losses))
+        check_metric(f"loss with moved leaves of layer {layer}", sum(losses))
     return Oracle(tuple(losses), float(jnp.mean(leaf_TP != here.leaf_TP)))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from tree_ffn.data.cache import RowSource
 from tree_ffn.data.pipeline import first_rows
-from tree_ffn.errors import InputError, check_figure, check_positive_int
+from tree_ffn.errors import InputError, check_metric, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.models.spec import FFNSpec, ModelSpec, kind_of
@@ -113,7 +113,7 @@ def calibrate(
     batches = first_rows(sources, n_rows, batch_size)
     with jax.set_mesh(run.mesh):
         score = Scorer(run.model, run.mesh)(run.variables, batches)
-    check_figure("loss on the calibration text", score.loss)
+    check_metric("loss on the calibration text", score.loss)
     return Calibration(score.usage, score.tokens)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tree_ffn.data.cache import RowSource
 from tree_ffn.data.pipeline import first_rows
-from tree_ffn.errors import InputError, check_figure, check_positive_int
+from tree_ffn.errors import InputError, check_metric, check_positive_int
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer
 from tree_ffn.training.restore import Restored
@@ -46,7 +46,7 @@ def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_s
                 part.append(x_TE[:read].astype(np.float32))
     found = [np.concatenate(part)[:tokens] for part in parts]
     for layer, x_TE in enumerate(found):
-        check_figure(f"inputs of layer {layer} on the calibration text", float(np.abs(x_TE).max(initial=0.0)))
+        check_metric(f"inputs of layer {layer} on the calibration text", float(np.abs(x_TE).max(initial=0.0)))
     return found
 
 

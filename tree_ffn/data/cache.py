@@ -106,8 +106,8 @@ def read_meta(path: Path, facts: dict) -> dict:
         raise foreign(path, f"cannot be read ({reason(error)})") from error
     if not isinstance(meta, dict):
         raise foreign(path, "holds no JSON object")
-    figures = [f"splits/{split}/{figure}" for split in SPLITS for figure in ("rows", "tokens", "bytes")]
-    for key in [*facts, *figures, "bytes_per_token"]:
+    counts = [f"splits/{split}/{count}" for split in SPLITS for count in ("rows", "tokens", "bytes")]
+    for key in [*facts, *counts, "bytes_per_token"]:
         value = _at(meta, key.split("/"))
         if value is None:
             raise foreign(path, f"has no {key}")

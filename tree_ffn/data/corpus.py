@@ -170,14 +170,14 @@ def _make(
     made.mkdir(parents=True)
     if in_place:
         documents, lost = None, ""
-        figures = {name: _scanned(source, tokenizer, name, log) for name, source in in_place.items()}
+        counts = {name: _scanned(source, tokenizer, name, log) for name, source in in_place.items()}
     else:
         parts = tokenise(inputs.sources, tokenizer, work / "parts", log)
         splits = choose_splits(parts, facts["row_tokens"], spec.valid_share)
         write_rows(made, splits, np.dtype(facts["dtype"]), log)
         lost = sum((part.lost for part in parts), Lost()).said()
         documents = sum(split.documents for split in splits.values())
-        figures = {
+        counts = {
             name: {"rows": split.n_rows, "tokens": split.tokens, "bytes": split.bytes}
             for name, split in splits.items()
         }
@@ -186,8 +186,8 @@ def _make(
         | ({"lost": lost} if lost else {})
         | {
             "documents": documents,
-            "splits": figures,
-            "bytes_per_token": figures["valid"]["bytes"] / figures["valid"]["tokens"],
+            "splits": counts,
+            "bytes_per_token": counts["valid"]["bytes"] / counts["valid"]["tokens"],
         }
     )
     (made / CHECKSUMS).write_text(checksums(inputs.listing), encoding="utf-8")
@@ -195,7 +195,7 @@ def _make(
     shutil.rmtree(directory, ignore_errors=True)  # there only if somebody removed its description
     os.replace(made, directory)
     shutil.rmtree(work)
-    rows = " + ".join(f"{figures[split]['rows']:,} {split}" for split in SPLITS)
+    rows = " + ".join(f"{counts[split]['rows']:,} {split}" for split in SPLITS)
     log(f"prepared {rows} rows in {time.monotonic() - started:.0f} s")
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tree_ffn.data.byte_tokens import HALF, byte_alphabet, kinds_in
 from tree_ffn.errors import InputError
 
-# A text of which more is lost is refused: its figures would be those of another text.
+# A text of which more is lost is refused: its metrics would be those of another text.
 MOST_LOST = 0.01
 # So much is lost of the beginning that the rest need not be waited for.
 MOST_LOST_EARLY = 0.1

@@ -24,7 +24,7 @@ PART_CHARS = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The figures of one part file; `tokens()` reads its tokens.
+    """The counts of one part file; `tokens()` reads its tokens.
 
     Attributes:
       path: the file.

@@ -44,7 +44,7 @@ def dense_counterpart(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, ffns=tuple(DenseSpec(total_units(ffn)) for ffn in spec.ffns))
 
 
-def figures(spec: ModelSpec) -> dict:
+def sizes(spec: ModelSpec) -> dict:
     """Sizes and costs of a model as numbers.
 
     Returns:
@@ -68,7 +68,7 @@ def figures(spec: ModelSpec) -> dict:
         "units": total,
         "active_units": active,
         "active_share": active / total,
-        **products_figures(spec),
+        **products_metrics(spec),
         "flops_ffn": sum(ffn_flops(ffn, spec.width) for ffn in spec.ffns),
         "flops_ffn_dense": sum(4 * total_units(ffn) * spec.width for ffn in spec.ffns),
         "flops_model": model_flops(spec),
@@ -79,7 +79,7 @@ def figures(spec: ModelSpec) -> dict:
     }
 
 
-def products_figures(spec: ModelSpec) -> dict[str, float]:
+def products_metrics(spec: ModelSpec) -> dict[str, float]:
     """`products`, dot products of E numbers that a token needs in a layer, routing counted; `products_share`.
 
     The mean over the layers; the share is of the 2 F of a dense layer of F = 4 E units, whatever is stored.
@@ -89,7 +89,7 @@ def products_figures(spec: ModelSpec) -> dict[str, float]:
 
 
 def describe(spec: ModelSpec) -> tuple[str, dict]:
-    """A page about a model, and its `figures`.
+    """A page about a model, and its `sizes`.
 
     Example:
       >>> ffn = LeafSpec(n_experts=32, expert_width=16, top_k=1, gate_norm="none")
@@ -98,7 +98,7 @@ def describe(spec: ModelSpec) -> tuple[str, dict]:
       >>> numbers["active_share"]
       0.03125
     """
-    n = figures(spec)
+    n = sizes(spec)
     layers = [f"  {length} x {_layer_line(ffn)}" for ffn, length in spec.runs]
     rows = [
         ("parameters", _si(n["parameters"]), f"{n['parameters']:,}"),
@@ -138,7 +138,7 @@ def describe(spec: ModelSpec) -> tuple[str, dict]:
         f"context {spec.max_seq_len:,}, {spec.vocab_size:,} tokens; computes in {spec.dtype}"
     )
     table = [f"{name:<22}{value:>10}   {note}" for name, value, note in rows]
-    note = "FLOPs: multiply-adds x 2, forward, over active units; masked execution spends them on all."
+    note = "FLOPs: multiply-adds x 2, forward, over active units; `masked` spends them on all."
     return "\n".join([head, *layers, "", *table, "", note]), n
 
 

@@ -37,7 +37,7 @@ class FFNChoice:
       kind: of the layers: `dense`, `narrow` (a smaller dense one), `leaf`, `tree` (the paper's path layer) or
         `random_tree` (`tree` with random routers that nothing trains, and hard routing).
       width: units of `dense` and `narrow`; 0: F and A of the leaf layer that the other fields describe.
-      implementation: how layers are executed: `auto` (by a measured rule), `masked`, `gather` or `grouped`.
+      implementation: how layers are computed: `auto` (by a measured rule), `masked`, `gather` or `grouped`.
     """
 
     kind: str = "leaf"

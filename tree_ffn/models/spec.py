@@ -50,7 +50,7 @@ class ModelSpec:
       n_layers: how many layers.
       n_heads: H; K = E / H.
       ffns: the feed-forward layer of every layer, first to last.
-      implementation: execution of tree layers: None (chosen by rule), `masked`,
+      implementation: of tree layers: None (chosen by rule), `masked`,
         `gather` or `grouped`.
       dtype: of activations and matrix products, `float32` or `bfloat16`.
       param_dtype: of the stored weights, `float32`, `bfloat16` or `float16`; training needs `float32`.

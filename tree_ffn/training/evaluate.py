@@ -1,4 +1,4 @@
-"""A trained model's figures on the text it was validated on, or on any other."""
+"""A trained model's metrics on the text it was validated on, or on any other."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ import numpy as np
 from tree_ffn.data import CorpusSpec, PreparedCorpus, Tokenizer, load_tokenizer, prepare, valid_batches
 from tree_ffn.data.spec import FIELDS_OF, corpus_of
 from tree_ffn.data.whole_text import WholeText
-from tree_ffn.errors import InputError, check_figure, check_positive_int
+from tree_ffn.errors import InputError, check_metric, check_positive_int
 from tree_ffn.models.transformer import padded_logits
 from tree_ffn.training.compiled import Scorer
 from tree_ffn.training.losses import token_losses
-from tree_ffn.training.metrics import costs, loss_figures, usage_figures
+from tree_ffn.training.metrics import costs, loss_metrics, usage_metrics
 from tree_ffn.training.restore import Restored
 from tree_ffn.training.sharding import put_batch
 
@@ -92,7 +92,7 @@ def evaluate(
       run: a restored run.
       corpus: rows of the model's context + 1 tokens.
       split: `train`, `valid` or `all`.
-      batch_size: rows a batch; figures depend on it by rounding alone where `n_batches` is 0.
+      batch_size: rows a batch; metrics depend on it by rounding alone where `n_batches` is 0.
       n_batches: batches of each split; 0 is all.
 
     Returns:
@@ -108,13 +108,13 @@ def evaluate(
     batches = [valid_batches(source, batch_size, n_batches) for source in sources if len(source)]
     with jax.set_mesh(run.mesh):
         score = Scorer(run.model, run.mesh)(run.variables, itertools.chain(*batches))
-    check_figure(f"loss on {corpus.meta['corpus']} ({split})", score.loss)
+    check_metric(f"loss on {corpus.meta['corpus']} ({split})", score.loss)
     facts = [corpus.meta["splits"][name] for name in splits]
     bytes_per_token = sum(fact["bytes"] for fact in facts) / sum(fact["tokens"] for fact in facts)
     return {
-        **loss_figures(score.loss, bytes_per_token),
+        **loss_metrics(score.loss, bytes_per_token),
         **costs(run.model),
-        **usage_figures(score.usage, run.model),
+        **usage_metrics(score.usage, run.model),
         "tokens": score.tokens,
         "step": run.meta["step"],
     }
@@ -161,10 +161,10 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
             rows = slice(start, start + batch_size)
             batch = (put_batch(array[rows], run.mesh) for array in (tokens, counted.astype(np.int32)))
             nats += float(score(run.variables, *batch))
-            check_figure(f"loss in windows {start} to {start + batch_size - 1} of the text", nats)
+            check_metric(f"loss in windows {start} to {start + batch_size - 1} of the text", nats)
     n_tokens = int(text.counted.sum())
     return {
-        **loss_figures(nats / n_tokens, text.bytes / n_tokens),
+        **loss_metrics(nats / n_tokens, text.bytes / n_tokens),
         "nats_per_word": nats / text.words,
         "word_ppl": math.exp(min(nats / text.words, 700.0)),
         "tokens": n_tokens,

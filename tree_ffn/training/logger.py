@@ -1,6 +1,6 @@
-"""Everything a run says: checks each step's figures, and sends them to file, events and terminal.
+"""Everything a run says: checks each step's metrics, and sends them to file, events and terminal.
 
-metrics.jsonl has one flat JSON object a line: step, split, figures.
+metrics.jsonl has one flat JSON object a line: step, split, metrics.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from tree_ffn.models.spec import FFNSpec
 from tree_ffn.paths import replacing, writing
 from tree_ffn.progress import RunProgress
 from tree_ffn.training.compiled import Score
-from tree_ffn.training.metrics import Throughput, costs, loss_figures, usage_figures
+from tree_ffn.training.metrics import Throughput, costs, loss_metrics, usage_metrics
 from tree_ffn.training.signals import Diverged
 from tree_ffn.training.step import empty_usage
 from tree_ffn.training.usage_log import UsageLog
@@ -29,7 +29,7 @@ from tree_ffn.tree import LeafSpec, TreeSpec
 
 
 class Done(NamedTuple):
-    """A step that was dispatched: its number, and figures that may not be there yet.
+    """A step that was dispatched: its number, and metrics that may not be there yet.
 
     Attributes:
       step: finished steps, this one included.
@@ -67,7 +67,7 @@ class Report:
         self.passes = 0.0
         self.summary: dict[str, float] = costs(plan.model)
         # Compiles, so that no step has to wait for it.
-        usage_figures(jax.device_get(empty_usage(plan.model)), plan.model)
+        usage_metrics(jax.device_get(empty_usage(plan.model)), plan.model)
 
     def __enter__(self):
         return self
@@ -78,7 +78,7 @@ class Report:
             self.close()
 
     def step(self, done: Done) -> None:
-        """Waits for a step's figures; they go to the bar, and into a line where one is due.
+        """Waits for a step's metrics; they go to the bar, and into a line where one is due.
 
         Raises:
           Diverged: loss, gradient or update is not finite.
@@ -94,7 +94,7 @@ class Report:
 
     def _line(self, done: Done, values: dict[str, float]) -> None:
         """A line of metrics over the window since the last one."""
-        line = loss_figures(sum(self._losses) / len(self._losses))
+        line = loss_metrics(sum(self._losses) / len(self._losses))
         rate, self._losses = self._throughput.take(), []
         left = None
         if rate:
@@ -103,7 +103,7 @@ class Report:
             self.summary |= {"tokens_per_s": rate, "seconds_per_step": self._tokens / rate}
         line |= {name: values[name] for name in ("lr", "grad_norm", "update_norm")}
         usage = jax.device_get(done.usage)
-        line |= usage_figures(usage, self._plan.model)
+        line |= usage_metrics(usage, self._plan.model)
         self.usage.train(usage)
         self.summary["train_loss"] = line["loss"]
         self._writer.write(done.step, "train", line)
@@ -125,7 +125,7 @@ class Report:
           Diverged: the loss is not finite.
         """
         _check_finite(step, "validation loss", score.loss)
-        values = loss_figures(score.loss, self._bytes_per_token)
+        values = loss_metrics(score.loss, self._bytes_per_token)
         values |= self.usage.valid(step, score, probed, write)
         if write:
             passes = self.passes * step / self._plan.train.steps
@@ -212,7 +212,7 @@ class MetricsWriter:
             opened.pop_all()
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Appends one line, and the same scalars as TensorBoard events; without figures that are 0 / 0, NaN.
+        """Appends one line, and the same scalars as TensorBoard events; without metrics that are 0 / 0, NaN.
 
         Raises:
           InputError: a file cannot be written.

@@ -43,7 +43,7 @@ def train(
       compile: makes what runs on devices, as `compile_programs` does.
 
     Returns:
-      figures of the final validation (`loss`, `ppl`, `bits_per_byte`, usage), with `step`,
+      metrics of the final validation (`loss`, `ppl`, `bits_per_byte`, usage), with `step`,
       `train_loss`, `tokens_per_s`, `seconds_per_step`, and `passes` over the training text.
 
     Raises:
@@ -78,10 +78,10 @@ def train(
             report.say(f"resumed at step {run.step} of {plan.train.steps}")
         if said := many_passes(report.passes):
             report.say(said)
-        figures = run.train(report, stop)
+        valid = run.train(report, stop)
         if said := many_passes(report.passes, "was"):
             report.say(said)
-        return figures | {"passes": report.passes}
+        return valid | {"passes": report.passes}
 
 
 class Run:
@@ -117,8 +117,8 @@ class Run:
         self.step = int(self.state.step)
 
     def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
-        """The steps that are left; figures of the final validation."""
-        spec, usage, waiting, figures = self.plan.train, self._programs.scorer.empty_usage(), None, {}
+        """The steps that are left; metrics of the final validation."""
+        spec, usage, waiting, valid = self.plan.train, self._programs.scorer.empty_usage(), None, {}
         if report.usage.forgot and self.step < spec.steps:
             report.usage.remember(self._score(1))
         if self._missed_validation():
@@ -130,7 +130,7 @@ class Run:
                 batch = put_batch(next(rows), self.plan.mesh)
                 self.state, usage, metrics = self._programs.train_step(self.state, usage, batch)
                 self.step += 1
-                if waiting:  # the figures of a step are fetched when the next one is under way
+                if waiting:  # the metrics of a step are fetched when the next one is under way
                     report.step(waiting)
                 waiting = Done(self.step, metrics, None)
                 if self._due(spec.log_every):
@@ -143,19 +143,19 @@ class Run:
                     if stop.received:
                         report.interrupted(self.step)
                         self._interrupt(stop.received)
-                    figures = self.validate(report)
+                    valid = self.validate(report)
                 if save:
-                    self.checkpoints.save(self.state, self._meta, val_loss=figures["loss"])
+                    self.checkpoints.save(self.state, self._meta, val_loss=valid["loss"])
         self.checkpoints.wait()
-        if not figures:  # nothing was left to do, but for what a stop in the last step left out
+        if not valid:  # nothing was left to do, but for what a stop in the last step left out
             scored = self.checkpoints.is_scored(self.step)
-            figures = self.validate(report, write=not scored)
+            valid = self.validate(report, write=not scored)
             if not scored:
-                self.checkpoints.save(self.state, self._meta, val_loss=figures["loss"])
+                self.checkpoints.save(self.state, self._meta, val_loss=valid["loss"])
                 self.checkpoints.wait()
         if self.data.lost:
             report.say(self.data.lost)
-        return report.summary | figures | {"step": self.step}
+        return report.summary | valid | {"step": self.step}
 
     def _missed_validation(self) -> bool:
         """Whether a validation was due at the step of the checkpoint, and a stop came first."""

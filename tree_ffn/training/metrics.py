@@ -6,16 +6,16 @@ import time
 import jax
 import numpy as np
 
-from tree_ffn.errors import check_figure
-from tree_ffn.models.cost import products_figures
+from tree_ffn.errors import check_metric
+from tree_ffn.models.cost import products_metrics
 from tree_ffn.models.ffn import units
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import probe
 from tree_ffn.tree import LeafSpec, PrunedSpec
-from tree_ffn.tree.usage import figures
+from tree_ffn.tree.usage import metrics
 
 
-def loss_figures(loss: float, bytes_per_token: float = 0.0) -> dict[str, float]:
+def loss_metrics(loss: float, bytes_per_token: float = 0.0) -> dict[str, float]:
     """Loss in nats a token, perplexity, and bits per byte where the bytes are known.
 
         ppl = exp(loss),   bits_per_byte = loss / ln 2 / bytes_per_token
@@ -24,10 +24,10 @@ def loss_figures(loss: float, bytes_per_token: float = 0.0) -> dict[str, float]:
       NotFinite: the loss is NaN or infinite.
 
     Example:
-      >>> loss_figures(math.log(256.0), bytes_per_token=1.0)["bits_per_byte"]
+      >>> loss_metrics(math.log(256.0), bytes_per_token=1.0)["bits_per_byte"]
       8.0
     """
-    check_figure("loss", loss)
+    check_metric("loss", loss)
     values = {"loss": loss, "ppl": math.exp(min(loss, 700.0))}
     if bytes_per_token:
         values["bits_per_byte"] = loss / math.log(2.0) / bytes_per_token
@@ -35,14 +35,14 @@ def loss_figures(loss: float, bytes_per_token: float = 0.0) -> dict[str, float]:
 
 
 def costs(model: ModelSpec) -> dict[str, float]:
-    """`active_share`, A / F over all layers, and `products` and `products_share` (`products_figures`)."""
+    """`active_share`, A / F over all layers, and `products` and `products_share` (`products_metrics`)."""
     layers = [units(ffn) for ffn in model.ffns]
     share = sum(layer.active for layer in layers) / sum(layer.total for layer in layers)
-    return {"active_share": share, **products_figures(model)}
+    return {"active_share": share, **products_metrics(model)}
 
 
-def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
-    """Flat figures of every layer that routes, keyed `dead_leaves/<layer>` and so on.
+def usage_metrics(usage, model: ModelSpec) -> dict[str, float]:
+    """Flat metrics of every layer that routes, keyed `dead_leaves/<layer>` and so on.
 
     Args:
       usage: visit counts, one a run, as `step.empty_usage`.
@@ -51,14 +51,14 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
     Returns:
       `dead_leaves` (share of leaves, or experts, without a visit; pruned
       leaves do not count), `leaf_entropy` (over its largest value) and, of
-      trees, the others of `tree.usage.figures`.
+      trees, the others of `tree.usage.metrics`.
     """
 
     def of_run(ffn, counts):
         if counts is None:
             return None
         is_leaf = isinstance(ffn, LeafSpec)
-        found = _expert_figures(np.asarray(counts)) if is_leaf else _tree_figures(counts)
+        found = _expert_metrics(np.asarray(counts)) if is_leaf else _tree_metrics(counts)
         kept = ffn.n_kept if is_leaf else ffn.nodes[-1] if isinstance(ffn, PrunedSpec) else 0
         if kept:  # of the leaves that it has
             visited = (np.asarray(counts) > 0).sum(axis=(1, 2))
@@ -68,13 +68,13 @@ def usage_figures(usage, model: ModelSpec) -> dict[str, float]:
     return _by_layer([of_run(ffn, counts) for (ffn, _), counts in zip(model.runs, usage)], model)
 
 
-def probe_figures(probed, model: ModelSpec) -> dict[str, float]:
-    """Flat figures of `probe.probe` of every layer of trees, keyed as those of `usage_figures`."""
-    runs = [None if run is None else probe.probe_figures(run) for run in probed]
+def probe_metrics(probed, model: ModelSpec) -> dict[str, float]:
+    """Flat metrics of `probe.probe` of every layer of trees, keyed as those of `usage_metrics`."""
+    runs = [None if run is None else probe.probe_metrics(run) for run in probed]
     return _by_layer(runs, model)
 
 
-def moved_figures(moved, model: ModelSpec) -> dict[str, float]:
+def moved_metrics(moved, model: ModelSpec) -> dict[str, float]:
     """`changed/<layer>`: share of leaves, over tokens and trees, that are others than before.
 
     Args:
@@ -95,10 +95,10 @@ def _by_layer(runs, model: ModelSpec) -> dict[str, float]:
     return values
 
 
-_tree_figures = jax.jit(jax.vmap(figures))  # of counts [layers, P, 2^D]
+_tree_metrics = jax.jit(jax.vmap(metrics))  # of counts [layers, P, 2^D]
 
 
-def _expert_figures(counts: np.ndarray) -> dict[str, np.ndarray]:
+def _expert_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Dead share and entropy / log X of expert counts [layers, 1, X]."""
     n_experts = counts.shape[-1]
     share = counts[:, 0] / np.maximum(counts.sum(axis=(1, 2)), 1)[:, None]

@@ -133,8 +133,8 @@ def plan_run(config) -> Plan:
 def check_trainable(model: ModelSpec) -> None:
     """Raises InputError where a model can be applied, but not trained.
 
-    Its execution cannot differentiate a layer, or its weights are too coarse: in bfloat16 a norm's scale of 1
-    stays 1 at any update below 2^-8, sums over microbatches and Adam's second moment come to a halt.
+    Its implementation cannot differentiate a layer, or its weights are too coarse: in bfloat16 a norm's scale
+    of 1 stays 1 at any update below 2^-8, sums over microbatches and Adam's second moment come to a halt.
     """
     if model.param_dtype != "float32":
         raise InputError(

@@ -88,7 +88,7 @@ def node_norms(grads: dict, spec: TreeSpec) -> jax.Array:
     return jnp.sqrt(jnp.concatenate(levels, axis=1))
 
 
-def probe_figures(found: dict) -> dict[str, jax.Array]:
+def probe_metrics(found: dict) -> dict[str, jax.Array]:
     """A run's probe in a few numbers a layer, each float32 [layers].
 
     - `working_units`: units that work for a token, mean: at most A.

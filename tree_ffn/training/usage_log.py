@@ -25,7 +25,7 @@ import numpy as np
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.paths import replacing, writing
 from tree_ffn.training.compiled import Score
-from tree_ffn.training.metrics import moved_figures, probe_figures, usage_figures
+from tree_ffn.training.metrics import moved_metrics, probe_metrics, usage_metrics
 from tree_ffn.tree import TreeSpec
 from tree_ffn.tree.usage import moved
 
@@ -86,7 +86,7 @@ class UsageLog:
         self._visits = None
 
     def valid(self, step: int, score: Score, probed: tuple | None, write: bool) -> dict[str, float]:
-        """Keeps a validation; its figures, keyed `name/<layer>`.
+        """Keeps a validation; its metrics, keyed `name/<layer>`.
 
         Args:
           step: finished steps.
@@ -94,15 +94,15 @@ class UsageLog:
           probed: of `probe.probe`, on the first batch; None where it is off.
           write: False leaves files and memory as they are; nothing is said then on what changed.
         """
-        figures = usage_figures(score.usage, self._model)
+        metrics = usage_metrics(score.usage, self._model)
         runs = [_only(visits=counts) for counts in score.usage]
         leaves = self._of_trees(score.leaves)
         if write and self._leaves and leaves:
             ways = [self._moved(i, leaves, self._leaves) for i in range(len(runs))]
-            figures |= moved_figures(ways, self._model)
+            metrics |= moved_metrics(ways, self._model)
             runs = [run | _only(moved=way) for run, way in zip(runs, ways)]
         if probed is not None:
-            figures |= probe_figures(probed, self._model)
+            metrics |= probe_metrics(probed, self._model)
             runs = [run | _halved(found) for run, found in zip(runs, jax.device_get(probed))]
         if write:
             self.flush(step)
@@ -111,7 +111,7 @@ class UsageLog:
             if leaves:
                 with replacing(self._path, "wb") as file:
                     np.savez_compressed(file, step=step, **leaves)
-        return figures
+        return metrics
 
     def remember(self, score: Score) -> None:
         """Takes a score of the first validation batch by the weights of the last validation."""

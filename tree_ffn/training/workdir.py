@@ -241,10 +241,10 @@ def begin_run(
 def with_own_model(plan: Plan, checkpoints: Checkpoints) -> Plan:
     """The plan of a run, with the model that its checkpoints say where that is not the config's.
 
-    How it is executed (`ffn.implementation`, `model.remat`, `model.unroll`) is still the config's.
+    How it is computed (`ffn.implementation`, `model.remat`, `model.unroll`) is still the config's.
 
     Raises:
-      InputError: the model cannot be trained, or not executed so.
+      InputError: the model cannot be trained, or not by that implementation.
     """
     saved = own_model(checkpoints.meta()) if checkpoints.latest is not None else None
     if saved is None:

@@ -1,4 +1,4 @@
-"""How much of a tree is used, and how fast that changes: counts and figures from leaf ids alone."""
+"""How much of a tree is used, and how fast that changes: counts and metrics from leaf ids alone."""
 
 import math
 
@@ -92,7 +92,7 @@ def moved(leaf_TP: jax.Array, before_TP: jax.Array, depth: int) -> jax.Array:
     return jnp.mean(other.astype(jnp.float32), axis=0)
 
 
-def figures(counts_PJ: jax.Array) -> dict[str, jax.Array]:
+def metrics(counts_PJ: jax.Array) -> dict[str, jax.Array]:
     """Usage of one layer in a few numbers, each a float32 scalar.
 
     - `dead_leaves`: share of leaves without a visit. (The name means what it
