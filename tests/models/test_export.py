@@ -65,6 +65,12 @@ def change(directory, **values):
             lambda d: (d / "model.safetensors").write_bytes(b"PK\x03\x04 not tensors"),
             "cannot be read as safetensors",
         ),
+        (
+            lambda d: (d / "model.safetensors").write_bytes(
+                b'\x3b\0\0\0\0\0\0\0{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}} \0'
+            ),
+            "cannot be read as safetensors: .*float8_e4m3fn",
+        ),
     ],
 )
 def test_foreign_and_damaged_files_are_refused(exported, damage, words):

@@ -89,8 +89,8 @@ def load(directory: str) -> tuple[ModelSpec, dict, dict]:
     read_header(path, "export")
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"export: {path!r} cannot be read as safetensors: {error}.") from None
+    except (SafetensorError, OSError, AttributeError, ValueError) as error:  # the latter: not for NumPy
+        raise InputError(f"export: {path!r} cannot be read as safetensors: {reason(error)}.") from None
     expected = _by_path(abstract_variables(spec))
     biases = unread(tensors, expected)
     check_unmoved(biases, path, "export")

@@ -1,31 +1,24 @@
-"""The safetensors format with nothing taken on trust: headers are checked, files written tensor by tensor.
+"""Headers of safetensors files as the package checks them, and files written tensor by tensor.
 
     8 bytes    n, little endian
     n bytes    JSON {name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...};
                "__metadata__" is text by name
     the rest   the tensors, one after the other without holes, C order, little endian
 
-A header is believed only when the file has exactly the bytes that it describes, so nobody allocates what a
-few bytes of header ask for. Source: the format's description, huggingface/safetensors, README.md.
+The package believes a header only when the file has exactly the bytes that it describes, so nobody allocates
+what a few bytes of header ask for. Source: the format's description, huggingface/safetensors, README.md.
 """
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.errors import InputError, check_not_pointer
-from tree_ffn.json_input import parse_json
+from tree_ffn.errors import InputError, check_not_pointer, reason
 
-# Bytes of an element. Those of one value in less than a byte are left out: nothing here could use them.
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2,
-    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what is written
 READ_FLOATS = FLOATS | {"F64": "float64"}
 # Ten thousand tensors need about one MiB; reading JSON takes some ten times its size.
@@ -33,18 +26,10 @@ MAX_HEADER, MAX_DIMS = 4 * 2**20, 8
 
 
 class Entry(NamedTuple):
-    """What a header says of a tensor: dtype as in the file (`F32`), shape, and its bytes [begin, end) of
-    the data."""
+    """What a header says of a tensor: dtype as in the file (`F32`), and shape."""
 
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.end - self.begin
 
 
 def read_header(path: str, field: str = "pretrained") -> dict[str, Entry]:
@@ -67,7 +52,7 @@ def read_header(path: str, field: str = "pretrained") -> dict[str, Entry]:
       ...     path = directory + "/a.safetensors"
       ...     write(path, {"w": ("float32", (2, 3))}, lambda name: np.ones((2, 3), np.float32))
       ...     read_header(path)
-      {'w': Entry(dtype='F32', shape=(2, 3), begin=0, end=24)}
+      {'w': Entry(dtype='F32', shape=(2, 3))}
     """
     return _read(path, field)[0]
 
@@ -78,79 +63,29 @@ def read_metadata(path: str, field: str = "pretrained") -> dict[str, str]:
 
 
 def _read(path: str, field: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    unreadable = f"{field}: {path!r} cannot be read as safetensors:"
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
-            n = int.from_bytes(file.read(8), "little")
-            check_not_pointer(f"{field}: {path!r}", n.to_bytes(8, "little") + file.read(32))
-            file.seek(8)
-            if size < 8 or n > size - 8:
-                raise ValueError("it is cut off, or it is a file of another kind")
-            if n > MAX_HEADER:
-                raise ValueError(f"its header has {n} bytes, at most {MAX_HEADER} are allowed")
-            text = file.read(n)
-        header = parse_json(text, "its header", pairs=_without_repeats) if text.startswith(b"{") else None
-        return _checked(header, size - 8 - n)
-    except InputError as error:
-        if str(error).startswith("its header"):
-            error = InputError(f"{field}: {path!r} cannot be read as safetensors: {error}")
-        raise error from None
+        with open(path, "rb") as start:
+            beginning = start.read(40)
+        check_not_pointer(f"{field}: {path!r}", beginning)
+        if (n := int.from_bytes(beginning[:8], "little")) > MAX_HEADER:
+            raise InputError(
+                f"{unreadable} it is a file of another kind, or its header has {n} bytes and at most "
+                f"{MAX_HEADER} are allowed."
+            )
+        with safe_open(path, framework="numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.offset_keys()}
+            entries = {name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in parts.items()}
+            metadata = file.metadata() or {}
     except OSError as error:
-        raise InputError(f"{field}: {path!r} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise InputError(f"{field}: {path!r} cannot be read as safetensors: {error}.") from None
-
-
-def _checked(header, data_bytes: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Tensors and metadata of a header; ValueError says in a few words what is wrong with it."""
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its __metadata__ is not text by name")
-    entries = {name: _entry(name, value) for name, value in header.items()}
-    entries = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
-    expected = 0
-    for name, entry in entries.items():
-        if entry.begin != expected:
-            raise ValueError(f"{_short(name)} begins at byte {entry.begin}, not where it should, {expected}")
-        expected = entry.end
-    if expected != data_bytes:
-        raise ValueError(f"its tensors need {expected} bytes, the file has {data_bytes}")
+        raise InputError(f"{field}: {path!r} cannot be read: {error.strerror or reason(error)}.") from None
+    except SafetensorError as error:
+        raise InputError(f"{unreadable} {reason(error)[:200]}.") from None
+    if any(len(entry.shape) > MAX_DIMS for entry in entries.values()):
+        raise InputError(f"{unreadable} a tensor has more than {MAX_DIMS} dimensions.")
     return entries, metadata
-
-
-def _without_repeats(pairs) -> dict:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("it has a name twice")
-    return values
-
-
-def _entry(name: str, value) -> Entry:
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{_short(name)} lacks one of dtype, shape, data_offsets or has more")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise ValueError(f"{_short(name)} has an unknown dtype, {_short(str(dtype))}")
-    if not _are_sizes(shape) or len(shape) > MAX_DIMS or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"the shape or the offsets of {_short(name)} are not sizes")
-    begin, end = offsets
-    n_bytes = math.prod(shape) * ITEM_BYTES[dtype]
-    if end - begin != n_bytes:
-        raise ValueError(
-            f"{_short(name)} needs {n_bytes} bytes by its shape, its offsets give it {end - begin}"
-        )
-    return Entry(dtype, tuple(shape), begin, end)
-
-
-def _are_sizes(values) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
-
-
-def _short(text: str) -> str:
-    """Foreign text as a part of a sentence: on one line, and never long."""
-    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def write(
@@ -170,14 +105,15 @@ def write(
     Raises:
       OSError: the file cannot be written.
     """
+    sizes = {name: jnp.dtype(dtype).itemsize for name, (dtype, _) in shapes.items()}
     # Wide elements first, so that every tensor begins at a multiple of its element; the package orders alike.
     dtypes = {dtype: code for code, dtype in FLOATS.items()}
-    names = sorted(shapes, key=lambda name: (-ITEM_BYTES[dtypes[shapes[name][0]]], name))
+    names = sorted(shapes, key=lambda name: (-sizes[name], name))
     header: dict = {"__metadata__": dict(metadata or {})}
     end = 0
     for name in names:
         dtype, shape = shapes[name]
-        begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtypes[dtype]]
+        begin, end = end, end + math.prod(shape) * sizes[name]
         header[name] = {"dtype": dtypes[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
