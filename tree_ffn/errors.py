@@ -38,6 +38,11 @@ def check_metric(what: str, value: float) -> None:
 def check_choice(field: str, value: object, allowed) -> None:
     """Raises InputError unless `value` is one of `allowed`.
 
+    Args:
+      field: names it in the error.
+      value: what was given.
+      allowed: the values to choose from.
+
     Example:
       >>> check_choice("gate", "max", ("min", "product"))
       Traceback (most recent call last):
@@ -50,7 +55,13 @@ def check_choice(field: str, value: object, allowed) -> None:
 
 
 def check_positive_int(field: str, value: object, *, least: int = 1) -> None:
-    """Raises InputError unless `value` is a whole number, also one of NumPy, of at least `least`."""
+    """Raises InputError unless `value` is a whole number, also one of NumPy, of at least `least`.
+
+    Args:
+      field: names it in the error.
+      value: what was given.
+      least: the smallest that is allowed.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise InputError(f"{field}: {value!r} is not allowed; use a whole number of at least {least}.")
 
@@ -66,7 +77,14 @@ def is_whole_number(text: str) -> bool:
 
 
 def check_number(field: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
-    """Raises InputError unless `value` is a finite number, of at least `least`, or above `above`."""
+    """Raises InputError unless `value` is a finite number, of at least `least`, or above `above`.
+
+    Args:
+      field: names it in the error.
+      value: what was given.
+      least: the smallest that is allowed; None: no bound.
+      above: what it must exceed; None: no bound.
+    """
     real = issubclass(type(value), numbers.Real) and not isinstance(value, bool)  # numbers of NumPy too
     if (
         real

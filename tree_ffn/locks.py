@@ -80,6 +80,7 @@ def locked(path: str, waits: Callable[[InUse], object] | None = None) -> Iterato
     """Holds the lock at `path`; the file goes with it.
 
     Args:
+      path: of the file.
       waits: called with who holds it, before waiting until they have ended; None: it is not waited.
 
     Raises:

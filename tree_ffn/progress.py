@@ -75,7 +75,14 @@ class RunProgress:
     def line(
         self, step: int, values: dict[str, float], seconds_left: float | None, usage: bool = True
     ) -> None:
-        """Metrics of a window of training steps; `usage`: those of leaves and experts too."""
+        """Metrics of a window of training steps; `usage`: those of leaves and experts too.
+
+        Args:
+          step: finished steps.
+          values: metrics by name; `loss` is there.
+          seconds_left: until the last step; None: not known.
+          usage: also say how leaves and experts are used.
+        """
         note = f", {values['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in values else ""
         self._note = note = note + (_usage(values) if usage else "")
         if self._bar is None:

@@ -69,7 +69,8 @@ def better_leaves(model: ModelSpec, variables: dict, rows_BC: jax.Array, layer: 
     """Moves the leaves of one layer of trees to where the loss is lower.
 
     Args:
-      model, variables: of a trained model.
+      model: a trained model.
+      variables: its {"params", "routing"}.
       rows_BC: int32 tokens; all but the first of a row are predicted.
       layer: which layer, from 0.
       rounds: of moves; a token moves in one tree a round.

@@ -186,7 +186,8 @@ def prune_model(
     """The model without what a threshold removes; layers that lose nothing stay as they are.
 
     Args:
-      model, variables: of a trained model.
+      model: a trained model.
+      variables: its {"params", "routing"}.
       calibration: its leaves' visits.
       threshold: share of the calibration tokens, from 0 to 1.
       static: write layers that `can_be_static` as dense ones.

@@ -117,6 +117,11 @@ def units_at_work(params: dict, spec: DenseSpec, x_TE: np.ndarray) -> tuple[np.n
     """What the units of a dense layer do: act(z) and energies, float32 [F, T] each.
 
     e[f, t] = act(z[f, t])^2 ||w_out[f]||^2
+
+    Args:
+      params: of the dense layer: {w_in [F, E], b_in [F], w_out [F, E], ...}.
+      spec: the dense layer.
+      x_TE: its inputs on the calibration text.
     """
     act = activation(spec.activation)
     z_FT = params["w_in"] @ x_TE.T + params["b_in"][:, None]
@@ -128,6 +133,14 @@ def first_layer(target: Target, dense: dict, x_TE, y_TE, energy_FT, recipe: Reci
     """The layer before any refit: units at their places, and routers fitted to their energies.
 
     Where gates of chosen experts are not about 1, w_out makes up for their size.
+
+    Args:
+      target: the layer to make.
+      dense: arrays of the dense layer.
+      x_TE: inputs on the calibration text.
+      y_TE: the dense layer's outputs for them.
+      energy_FT: of `units_at_work`.
+      recipe: how units find their places.
     """
     unit_I = place(recipe.method, target, x_TE, energy_FT, recipe.seed, recipe.drop)
     params = empty_layer(target.spec, x_TE.shape[1]) | {"b_out": dense["b_out"]}
@@ -219,7 +232,8 @@ def convert_model(
     """A model whose dense layers have become sparse.
 
     Args:
-      model, variables: the dense model.
+      model: the dense model.
+      variables: its {"params", "routing"}.
       inputs: x_TE of every layer's feed-forward part for calibration tokens (see `calibration`).
       held_out: the same for held-out tokens.
       recipe: how; every layer becomes the same.

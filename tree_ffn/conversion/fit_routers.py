@@ -36,7 +36,8 @@ def fit_routers(
 
     Args:
       x_TE: float32 inputs of the tokens.
-      right_NT, left_NT: how much each token says for either side, at least 0.
+      right_NT: how much each token says for the right side of each node, at least 0.
+      left_NT: the same for the left side.
       ridge: strength of the prior, in tokens.
 
     Returns:
@@ -175,6 +176,11 @@ def shares_below(value_XT: np.ndarray, n_trees: int, top_k: int) -> tuple[np.nda
     """What of a token's value is to the right and to the left of every node: float32 [R, T] each.
 
     Of a token the K leaves of the highest values count, each by its value if that is above 0.
+
+    Args:
+      value_XT: of every leaf for every token.
+      n_trees: P, which divides X into trees of a power of two.
+      top_k: K.
 
     Example:
       >>> right, left = shares_below(np.array([[3.0], [1.0], [-1.0], [2.0]]), n_trees=1, top_k=2)

@@ -77,7 +77,15 @@ def solve_outputs(h_TI: np.ndarray, y_TE: np.ndarray, w0_IE: np.ndarray) -> tupl
 
 
 def values(target: Target, params: dict, x_TE: np.ndarray, y_TE: np.ndarray, group: int) -> np.ndarray:
-    """How much error each expert of a group takes away while a token's others have theirs: float32 [J, T]."""
+    """How much error each expert of a group takes away while a token's others have theirs: float32 [J, T].
+
+    Args:
+      target: the layer to make.
+      params: its arrays so far.
+      x_TE: inputs on the calibration text.
+      y_TE: the dense layer's outputs for them.
+      group: which of `target.groups`.
+    """
     spec, w_IE, experts = target.spec, joined(params, "w_out"), target.experts[target.groups[group]]
     ids_TK, gates_TK = routed(params, spec, x_TE)
     h_TI, gate_TI = place_outputs(params, spec, x_TE), place_gates(params, spec, ids_TK, gates_TK)
@@ -104,7 +112,8 @@ def expert_values(
     """||d||^2 - ||d - y_j||^2 of experts that add y_j = sum_i h[t, i] w[i] over their places: float32 [J, T].
 
     Args:
-      h_TI, w_IE: of all places.
+      h_TI: outputs of all places.
+      w_IE: their rows of w_out.
       d_TE: what is left to add.
       experts: places of each, int [J, n].
       back_TJ: how many times y_j is in what is there already, from which it is taken out first; None: 0.
@@ -125,6 +134,12 @@ def best_experts(target: Target, params: dict, x_TE: np.ndarray, y_TE: np.ndarra
     """The experts that a router who knew y would choose, one after the other: int [T, K].
 
     From the layer's own on, each in turn gives way to the best one given the others.
+
+    Args:
+      target: the layer to make.
+      params: its arrays.
+      x_TE: inputs on the calibration text.
+      y_TE: the dense layer's outputs for them.
     """
     spec, w_IE = target.spec, joined(params, "w_out")
     ids_TK, gates_TK = routed(params, spec, x_TE)
@@ -143,7 +158,14 @@ def best_experts(target: Target, params: dict, x_TE: np.ndarray, y_TE: np.ndarra
 
 
 def output_at(target: Target, params: dict, x_TE: np.ndarray, ids_TK: np.ndarray) -> np.ndarray:
-    """What the layer adds up to for given experts, whatever its routers say: [T, E]."""
+    """What the layer adds up to for given experts, whatever its routers say: [T, E].
+
+    Args:
+      target: the layer to make.
+      params: its arrays.
+      x_TE: inputs.
+      ids_TK: int, the experts of every token.
+    """
     size = size_of(routed(params, target.spec, x_TE)[1])
     gate_TI = place_gates(params, target.spec, ids_TK, np.full(ids_TK.shape, size))
     h_TI = place_outputs(params, target.spec, x_TE) * gate_TI

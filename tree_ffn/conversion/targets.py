@@ -54,7 +54,14 @@ class Target(Protocol):
         ...
 
     def fitted(self, params: dict, x_TE: np.ndarray, value_JT: np.ndarray, group: int) -> dict:
-        """The layer with the routers of a group fitted to the values of its experts."""
+        """The layer with the routers of a group fitted to the values of its experts.
+
+        Args:
+          params: arrays of the layer, which stay as they are.
+          x_TE: inputs on the calibration text.
+          value_JT: of each of the group's J experts for every token.
+          group: which of `groups`.
+        """
         ...
 
 
@@ -157,7 +164,13 @@ def empty_layer(spec: LeafSpec | TreeSpec, width: int) -> dict:
 
 
 def place_outputs(params: dict, spec: LeafSpec | TreeSpec, x_TE: np.ndarray) -> np.ndarray:
-    """act(z) of every place, whatever its gate: float32 [T, I]."""
+    """act(z) of every place, whatever its gate: float32 [T, I].
+
+    Args:
+      params: arrays of the layer.
+      spec: the layer.
+      x_TE: inputs.
+    """
     z_TI = x_TE @ joined(params, "w_in").T + joined(params, "b_in")
     return np.array(spec.act(z_TI))
 
@@ -168,7 +181,13 @@ def joined(params: dict, name: str) -> np.ndarray:
 
 
 def routed(params: dict, spec: LeafSpec | TreeSpec, x_TE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Experts and gates that the layer itself chooses: ids_TK int32, gates_TK float32."""
+    """Experts and gates that the layer itself chooses: ids_TK int32, gates_TK float32.
+
+    Args:
+      params: arrays of the layer.
+      spec: the layer.
+      x_TE: inputs.
+    """
     ids_TK, gates_TK = _routed(params, x_TE, spec)
     return np.asarray(ids_TK), np.asarray(gates_TK)
 
@@ -179,7 +198,14 @@ def _routed(params: dict, x_TE, spec):
 
 
 def place_gates(params: dict, spec: LeafSpec | TreeSpec, ids_TK: np.ndarray, gates_TK) -> np.ndarray:
-    """Gates of all places for given experts: float32 [T, I]."""
+    """Gates of all places for given experts: float32 [T, I].
+
+    Args:
+      params: arrays of the layer.
+      spec: the layer.
+      ids_TK: int32, the experts of every token.
+      gates_TK: float32, their gates.
+    """
     gate_TX = np.asarray(_unit_gates(params, ids_TK, gates_TK, spec))
     return np.repeat(gate_TX, spec.total_units // gate_TX.shape[1], axis=1)
 
@@ -190,7 +216,13 @@ def _unit_gates(params: dict, ids_TK, gates_TK, spec):
 
 
 def output(params: dict, spec: LeafSpec | TreeSpec, x_TE: np.ndarray) -> np.ndarray:
-    """What the layer itself gives: [T, E]."""
+    """What the layer itself gives: [T, E].
+
+    Args:
+      params: arrays of the layer.
+      spec: the layer.
+      x_TE: inputs.
+    """
     return np.asarray(_output(params, x_TE, spec))
 
 

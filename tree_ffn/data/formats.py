@@ -148,6 +148,11 @@ def read_objects(path: Path, where: str) -> Iterator[tuple[str, dict]]:
 def text_under(place: str, row: object, field: str) -> str | None:
     """The text that a row has under a field; None if there is none.
 
+    Args:
+      place: where the row is, for the error.
+      row: of `read_rows`; any JSON value.
+      field: name of the field.
+
     Raises:
       InputError: it holds half of a surrogate pair.
     """

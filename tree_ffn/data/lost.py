@@ -109,7 +109,13 @@ class Lost(NamedTuple):
 
     @classmethod
     def count(cls, losses: Losses | None, text: str, ids) -> tuple["Lost", int]:
-        """What is lost of a text with these tokens, and the UTF-8 bytes of the rest."""
+        """What is lost of a text with these tokens, and the UTF-8 bytes of the rest.
+
+        Args:
+          losses: of the tokenizer; None where nothing can be lost.
+          text: what was tokenised.
+          ids: its tokens.
+        """
         lost = losses.lost(text, ids) if losses else ""
         return cls(len(lost), len(text), lost[:1]), len(text.encode()) - len(lost.encode())
 

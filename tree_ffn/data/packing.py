@@ -78,6 +78,11 @@ def choose_splits(parts: list[Part], row_tokens: int, valid_share: float) -> dic
     without a full row (one long text, a handful of files), the last
     `valid_share` of the bytes is held out.
 
+    Args:
+      parts: of all sources, in order.
+      row_tokens: C + 1.
+      valid_share: of the documents to hold out, above 0 and below 1.
+
     Raises:
       InputError: there is no text.
       TooShort: there is too little for a row of each split.

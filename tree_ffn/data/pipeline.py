@@ -51,7 +51,9 @@ def permuted(index: np.ndarray, seed: int, epoch: np.ndarray, n: int) -> np.ndar
 
     Args:
       index: int64, each below n.
+      seed: of the run.
       epoch: int64, of the same shape.
+      n: how many there are.
     """
     side = max(2, int(np.ceil(np.sqrt(n))))
     key = _mixed(_mixed(np.full(epoch.shape, seed % 2**64, np.uint64)) ^ epoch.astype(np.uint64))

@@ -25,7 +25,8 @@ def question_row(prompt: np.ndarray, answer: np.ndarray, end_id: int, row_tokens
     """The row of one question; a prompt that is too long loses its beginning.
 
     Args:
-      prompt, answer: their tokens; the answer and two end tokens fit into the row.
+      prompt: its tokens.
+      answer: its tokens; they and two end tokens fit into the row.
       end_id: the end token.
       row_tokens: C + 1.
     """
@@ -47,7 +48,8 @@ def prepare_questions(
     Args:
       spec: `files`, `valid_files`, `valid_share` and `tokenizer` are read.
       row_tokens: C + 1.
-      prompt_field, answer_field: where a row has its texts.
+      prompt_field: where a row has its prompt.
+      answer_field: where it has its answer.
       log: takes a line on each file that holds the same as another.
 
     Raises:

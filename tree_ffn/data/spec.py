@@ -89,6 +89,12 @@ class CorpusSpec:
 def corpus_of(corpus: str, files: str, tfds_dir: str, tfds_name: str) -> str:
     """The corpus that the fields of a `CorpusSpec` ask for; another than those of `BY_FIELDS` stands.
 
+    Args:
+      corpus: `CorpusSpec.corpus` as it is written.
+      files: glob patterns; '' names none.
+      tfds_dir: a directory; '' names none.
+      tfds_name: a registered name; '' names none.
+
     Example:
       >>> corpus_of("auto", "a.txt", "", ""), corpus_of("auto", "", "", ""), corpus_of("tfds", "", "", "")
       ('files', 'python_stdlib', 'tfds')

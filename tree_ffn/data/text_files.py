@@ -281,13 +281,24 @@ def file_hash(path: Path) -> str:
 
 
 def file_source(path: Path, split: str, text_field: str) -> Source:
-    """The documents of one file."""
+    """The documents of one file.
+
+    Args:
+      path: of the file.
+      split: `train`, `valid`, or '' where each document's key decides.
+      text_field: of JSON and parquet: the field that holds the text.
+    """
     read = lambda on_stored: segments(file_documents(path, text_field, on_stored))
     return Source(split, path.stat().st_size, read)
 
 
 def file_documents(path: Path, text_field: str, on_stored: OnStored) -> Iterator[tuple[str, bool]]:
     """The documents of one file, as `documents.documents` yields them.
+
+    Args:
+      path: of the file.
+      text_field: of JSON and parquet: the field that holds the text.
+      on_stored: called with the position reached in the stored file.
 
     Raises:
       InputError: it cannot be read, or a row of JSON or parquet has no text; names the file and the row.

@@ -225,6 +225,12 @@ class RecordRows:
 def checked_tokens(records: list, row_tokens: int, vocab_size: int, where: str) -> np.ndarray:
     """Records as rows, int32 [n, C + 1].
 
+    Args:
+      records: token ids of each, [C + 1].
+      row_tokens: C + 1.
+      vocab_size: V, which no token may reach.
+      where: what errors begin with.
+
     Raises:
       InputError: they have another shape, or hold ids that the vocabulary does
         not have.

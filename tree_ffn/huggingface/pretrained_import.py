@@ -251,7 +251,14 @@ def _fill(
 
 
 def view_of(params: dict, spec: ModelSpec, place: Place, layer: int | None) -> np.ndarray:
-    """Our values of one of their tensors, laid out as theirs: writing to them writes the parameters."""
+    """Our values of one of their tensors, laid out as theirs: writing to them writes the parameters.
+
+    Args:
+      params: the model's, as NumPy arrays.
+      spec: the model.
+      place: which of our leaves it is, and how it is laid out.
+      layer: number of the layer; None: outside the layers.
+    """
     if layer is not None:
         for i, (_, length) in enumerate(spec.runs):
             if layer < length:
@@ -267,7 +274,14 @@ def view_of(params: dict, spec: ModelSpec, place: Place, layer: int | None) -> n
 
 
 def skipped_rows(origin: dict, n_rows: int, width: int, dtype) -> np.ndarray:
-    """The rows before position 0 that a checkpoint came with; zeros for a model that came with none."""
+    """The rows before position 0 that a checkpoint came with; zeros for a model that came with none.
+
+    Args:
+      origin: what an export keeps of its checkpoint.
+      n_rows: how many there are.
+      width: E.
+      dtype: of the result.
+    """
     text, stored = origin.get("skipped"), jnp.dtype(origin.get("dtype", "float32"))
     if text is None:
         return np.zeros((n_rows, width), dtype)

@@ -242,7 +242,8 @@ def generate(
     """The new tokens of every prompt, continued together.
 
     Args:
-      spec, variables: the model.
+      spec: the model.
+      variables: its {"params", "routing"}.
       prompts: ids, of any lengths; together with the new tokens each fits the context.
       n_tokens: tokens to make.
       sampling: how they are chosen.

@@ -16,7 +16,13 @@ from tree_ffn.models.transformer import Cache, Transformer, unrolled
 
 
 def init_cache(spec: ModelSpec, batch: int, room: int) -> Cache:
-    """An empty cache for `batch` sequences of up to `room` positions."""
+    """An empty cache for `batch` sequences of up to `room` positions.
+
+    Args:
+      spec: the model.
+      batch: B, how many sequences.
+      room: M, positions of each.
+    """
     dtype = jnp.dtype(spec.dtype)
 
     def zeros(length):
@@ -61,8 +67,9 @@ def prefill(
       key_B: typed PRNG keys of the whole generation.
       by: how tokens are chosen.
       changes: of the scores, before.
-      spec, n_top: static under jit; n_top None scores no prompt, and then the
-        scores of all V tokens are computed at the last position only.
+      spec: the model; static under jit.
+      n_top: how many likeliest tokens are told at every position of the prompt; static under jit. None scores
+        no prompt: then the scores of all V tokens are computed at the last position only.
 
     Returns:
       token int32 [B] (`sampling.NO_TOKEN` where there is none), the model's scores float32 [B, V], the cache
@@ -87,6 +94,15 @@ def advance(
 ):
     """One step of decoding, after `token_B` was made.
 
+    Args:
+      variables: {"params", "routing"} of the model.
+      cache: of the tokens so far.
+      token_B: int32, the token that each row made last.
+      key_B: random keys of the rows.
+      by: how each row chooses.
+      changes: of the scores, by row; None: none.
+      spec: the model.
+
     Returns:
       the next token int32 [B], the model's scores float32 [B, V], the extended cache, and the changes
       with `token_B` counted.
@@ -98,7 +114,13 @@ def advance(
 
 
 def check_tokens(spec: ModelSpec, prompt, n_tokens: int) -> None:
-    """Raises InputError where `n_tokens` (0 too) cannot follow the ids of a prompt."""
+    """Raises InputError where `n_tokens` (0 too) cannot follow the ids of a prompt.
+
+    Args:
+      spec: the model.
+      prompt: token ids.
+      n_tokens: how many are to be made.
+    """
     if not len(prompt):
         raise InputError("prompt: it has no tokens; give at least one.")
     if min(prompt) < 0 or max(prompt) >= spec.vocab_size:

@@ -86,7 +86,8 @@ def score(
     the last `spec.max_seq_len` of its tokens but one.
 
     Args:
-      spec, variables: the model.
+      spec: the model.
+      variables: its {"params", "routing"}.
       pairs: neither part is empty; a continuation fits the context.
       batch_tokens: about how many tokens run at once, padding among them.
       progress: called with the number of pairs of every finished batch.
@@ -174,6 +175,11 @@ def batches(sizes: Sequence[tuple[int, int]], context: int, batch_tokens: int):
 
 def rounded(size: int, least: int, most: int) -> int:
     """The next of few sizes: least * 2^n, or half as much again; `most` at most.
+
+    Args:
+      size: what has to find room.
+      least: the smallest size.
+      most: the largest.
 
     Example:
       >>> [rounded(size, 32, 500) for size in (3, 33, 50, 65, 129, 300, 400)]

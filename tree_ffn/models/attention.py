@@ -57,6 +57,11 @@ def self_attention(q_BCHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array) -> j
 
     cuDNN's flash attention never stores the C x C scores. It takes 16-bit floats and
     heads of at most 128 elements in multiples of 8.
+
+    Args:
+      q_BCHK: queries.
+      k_BCHK: keys of the same positions.
+      v_BCHK: their values.
     """
     head_width, dtype = q_BCHK.shape[-1], q_BCHK.dtype
     fused = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128
@@ -68,7 +73,11 @@ def self_attention(q_BCHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array) -> j
 def causal_attention(q_BCHK, k_BHMK, v_BHMK, start):
     """softmax(q k^T / sqrt(K)) v over the positions m <= start + c; the softmax is float32.
 
-    start: int32 scalar, or [B] where every row has its own.
+    Args:
+      q_BCHK: queries of C positions.
+      k_BHMK: keys of M positions.
+      v_BHMK: their values.
+      start: int32, the position of the first query: a scalar, or [B] where every row has its own.
     """
     n_queries, n_keys = q_BCHK.shape[1], k_BHMK.shape[2]
     last_BHCM = start.reshape(-1, 1, 1, 1) + jnp.arange(n_queries)[None, None, :, None]

@@ -34,6 +34,14 @@ def init_params(key, spec: DenseSpec, width: int, w_in_scale=1.0, w_out_scale=1.
     """{w_in [F,E], b_in [F], w_out [F,E], b_out [E]}.
 
     Standard deviations are w_in_scale / sqrt(E) and w_out_scale / sqrt(F); biases are 0.
+
+    Args:
+      key: random key.
+      spec: the layer.
+      width: E, of tokens.
+      w_in_scale: of the standard deviation of w_in.
+      w_out_scale: the same of w_out.
+      param_dtype: of all arrays.
     """
     key_in, key_out = jax.random.split(key)
     shape = (spec.width, width)

@@ -88,6 +88,14 @@ def init_ffn(
     """Initial weights of any layer, those of `ROUTING_NAMES` among them.
 
     std(w_in) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
+
+    Args:
+      key: random key.
+      spec: the layer.
+      width: E, of tokens.
+      w_in_scale: of the standard deviation of w_in.
+      w_out_scale: the same of w_out.
+      param_dtype: of what is trained.
     """
     inits = {DenseSpec: dense.init_params, LeafSpec: leaf.init_params}
     init = inits.get(type(spec), path.init_params)
@@ -97,7 +105,16 @@ def init_ffn(
 def apply_ffn(
     params: dict, x_TE: jax.Array, spec: FFNSpec, implementation: str | None = None, token_T=None, leak=None
 ):  # fmt: skip
-    """(y_TE, Info) of any layer; a leaf layer alone reads the `leak` of a dense start and the ids token_T."""
+    """(y_TE, Info) of any layer; a leaf layer alone reads the `leak` of a dense start and the ids token_T.
+
+    Args:
+      params: the layer's arrays, those of `ROUTING_NAMES` among them.
+      x_TE: tokens.
+      spec: the layer.
+      implementation: of layers that route; None: chosen by rule.
+      token_T: int32 ids, which router `hash` reads; None elsewhere.
+      leak: float32 scalar, what experts that are not chosen add in a dense start; None: nothing.
+    """
     if isinstance(spec, DenseSpec):
         return dense.dense_ffn(params, x_TE, spec)
     if isinstance(spec, LeafSpec):

@@ -41,6 +41,11 @@ values); use a checkpoint without them.
 def check_finite_variables(variables, where: str, field: str = "checkpoint") -> None:
     """`check_finite` for a tree of arrays on devices: one number a leaf leaves them where all is well.
 
+    Args:
+      variables: the arrays.
+      where: the file or directory that they come from.
+      field: the first word of the error's sentence.
+
     Raises:
       InputError: as `check_finite`.
     """

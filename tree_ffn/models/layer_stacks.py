@@ -27,7 +27,8 @@ def stack_layers(
     """The model with other feed-forward layers: its runs are found anew.
 
     Args:
-      model, variables: the model as it was; what is outside its layers is kept.
+      model: the model as it was.
+      variables: its arrays; what is outside its layers is kept.
       ffns: the feed-forward layer of every layer.
       layers: their arrays, as `split_layers` gives them.
 

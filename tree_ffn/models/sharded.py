@@ -29,6 +29,12 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
     Tokens that an axis does not divide are not split over it. Without a mesh,
     or with one device, this is `tree_ffn`.
 
+    Args:
+      params: of the whole layer.
+      x_TE: all tokens.
+      spec: the layer.
+      implementation: as of `tree_ffn`; None: chosen by rule.
+
     Returns:
       y_TE and Info(leaf_TP).
     """

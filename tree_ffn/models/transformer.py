@@ -211,20 +211,37 @@ def logits_of(spec: ModelSpec, params: dict, x_BCE: jax.Array) -> jax.Array:
 
     The table's rows beyond V stay, scored `NEVER`: who reads scores of V tokens cuts them off, which copies
     all, and a loss need not.
+
+    Args:
+      spec: the model.
+      params: the model's, of which `ln_f` and `embed` are read.
+      x_BCE: what the last norm reads.
     """
     y_BCE = LayerNorm(spec).apply({"params": params["ln_f"]}, x_BCE)
     return Embed(spec).bind({"params": params["embed"]}).logits(y_BCE)
 
 
 def padded_logits(spec: ModelSpec, variables: dict, tokens_BC: jax.Array):
-    """What `Transformer` returns, but with `logits_of` for the logits: no copy of them is made."""
+    """What `Transformer` returns, but with `logits_of` for the logits: no copy of them is made.
+
+    Args:
+      spec: the model.
+      variables: {"params", "routing"}.
+      tokens_BC: int32, C at most the context.
+    """
     infos: tuple[Info, ...]
     x_BCE, infos = Transformer(spec).apply(variables, tokens_BC, states=True)
     return logits_of(spec, variables["params"], x_BCE), infos
 
 
 def update_model_routing(spec: ModelSpec, routing: dict, infos) -> dict:
-    """The model's "routing" collection after a step's balancing (see `ffn.update_routing`)."""
+    """The model's "routing" collection after a step's balancing (see `ffn.update_routing`).
+
+    Args:
+      spec: the model.
+      routing: its collection before.
+      infos: of the step, one a run of layers.
+    """
     new = dict(routing)
     for i, ((ffn, _), info) in enumerate(zip(spec.runs, infos, strict=True)):
         if f"run_{i}" in routing:

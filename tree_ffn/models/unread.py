@@ -28,7 +28,13 @@ def unread(saved: Mapping[str, Any], wanted: Container[str]) -> dict[str, Any]:
 
 
 def check_unmoved(biases: Mapping[str, Any], where: str, field: str) -> None:
-    """Raises InputError, which begins with `field`, if a layer would choose otherwise without its bias."""
+    """Raises InputError, which begins with `field`, if a layer would choose otherwise without its bias.
+
+    Args:
+      biases: arrays by their paths, of `unread`.
+      where: the file or directory that they come from.
+      field: the first word of the error's sentence.
+    """
     for name, bias in biases.items():
         if np.any(np.asarray(bias)):
             raise InputError(

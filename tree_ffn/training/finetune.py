@@ -105,6 +105,11 @@ class FinetuneSpec:
 def shares(spec: FinetuneSpec, step: jax.Array, n_layers: int) -> jax.Array:
     """m, the dense layer's share in the output of every layer at a step: float32 [layers].
 
+    Args:
+      spec: says how the dense layers go, and by which step.
+      step: int32 scalar, finished steps.
+      n_layers: how many layers the student has.
+
     Example:
       >>> spec = FinetuneSpec(gradual="layers", gradual_steps=100)
       >>> shares(spec, jnp.int32(60), 4).tolist()      # layers 0 to 2 are trees since steps 0, 25, 50
@@ -147,12 +152,14 @@ def finetune_loss(
     """The loss in the head of this file of one batch, and (nll, infos).
 
     Args:
-      params, routing: of the student.
+      params: of the student.
+      routing: the same.
       rows: int32 [B, C + 1] of `read_rows`.
       given: {"teacher": its variables, if kl > 0; "beside": its dense layers by the student's runs, if
         `spec.beside`}.
       step: finished steps.
-      model, teacher: what they compute.
+      model: what the student computes.
+      teacher: what the teacher computes; None without one.
       spec: the losses.
     """
     tokens, counted_BC = read_rows(rows)
@@ -174,7 +181,13 @@ def finetune_loss(
 
 
 def with_shares(beside: dict, shares_L: jax.Array, model: ModelSpec) -> dict:
-    """The dense layers with `share`, that of every layer of a run."""
+    """The dense layers with `share`, that of every layer of a run.
+
+    Args:
+      beside: the teacher's dense layers, {run_i: {"ffn": arrays [layers, ...]}}.
+      shares_L: float32 [layers], of `shares`.
+      model: the student: its runs say which layer is where.
+    """
     new, first = {}, 0
     for i, (_, length) in enumerate(model.runs):
         new[f"run_{i}"] = {"ffn": {**beside[f"run_{i}"]["ffn"], "share": shares_L[first : first + length]}}
@@ -197,7 +210,19 @@ def finetune_step(
     state: TrainState, usage, rows, given: dict, *, model: ModelSpec, teacher: ModelSpec | None,
     spec: FinetuneSpec, optimizer: optax.GradientTransformation, **options,
 ):  # fmt: skip
-    """`train_step` by `finetune_loss`, of the leaves that are trained."""
+    """`train_step` by `finetune_loss`, of the leaves that are trained.
+
+    Args:
+      state: before the step.
+      usage: visit counts so far, as `step.empty_usage`.
+      rows: int32 [B, C + 1] of `read_rows`.
+      given: of the teacher, as `finetune_loss`.
+      model: the student.
+      teacher: what the teacher computes; None without one.
+      spec: the losses, and which weights are trained.
+      optimizer: of all weights.
+      **options: of `train_step`.
+    """
 
     def loss(params, rows):
         parts = {"model": model, "teacher": teacher, "spec": spec}
@@ -208,7 +233,15 @@ def finetune_step(
 
 
 def score_step(variables: dict, usage, rows, n_rows: jax.Array | None = None, *, model: ModelSpec):
-    """`step.eval_step` over the targets that count."""
+    """`step.eval_step` over the targets that count.
+
+    Args:
+      variables: {"params", "routing"} of the model.
+      usage: visit counts so far.
+      rows: int32 [B, C + 1] of `read_rows`.
+      n_rows: int32 scalar, how many rows count, from the first; None: all.
+      model: the model.
+    """
     tokens, counted_BC = read_rows(rows)
     logits_BCV, infos = padded_logits(model, variables, tokens[:, :-1])
     nll_BC = token_losses(logits_BCV, tokens[:, 1:])
@@ -217,7 +250,13 @@ def score_step(variables: dict, usage, rows, n_rows: jax.Array | None = None, *,
 
 
 def check_teacher(student: ModelSpec, teacher: ModelSpec, spec: FinetuneSpec) -> None:
-    """Raises InputError unless a model can teach another."""
+    """Raises InputError unless a model can teach another.
+
+    Args:
+      student: the model that is trained.
+      teacher: the model it learns from.
+      spec: says what it learns of the teacher.
+    """
     same = ("vocab_size", "max_seq_len") + (("width", "n_layers") if spec.beside else ())
     for name in same:
         here, there = getattr(student, name), getattr(teacher, name)
@@ -234,7 +273,14 @@ def check_teacher(student: ModelSpec, teacher: ModelSpec, spec: FinetuneSpec) ->
 
 
 def given_by(student: ModelSpec, teacher: ModelSpec, variables: dict, spec: FinetuneSpec) -> dict:
-    """What `finetune_loss` is given: the teacher's variables, its dense layers in the student's runs."""
+    """What `finetune_loss` is given: the teacher's variables, its dense layers in the student's runs.
+
+    Args:
+      student: the model that is trained.
+      teacher: the model it learns from.
+      variables: {"params", "routing"} of the teacher.
+      spec: says what of the teacher is needed.
+    """
     variables = jax.tree.map(np.asarray, jax.device_get(variables))
     given = {"teacher": variables} if spec.kl else {}
     if spec.beside:
@@ -251,7 +297,8 @@ def compile_finetuning(
     Args:
       plan: the run; its model is the student.
       spec: the losses.
-      teacher, variables: the teacher, where `spec.teacher`.
+      teacher: what the teacher computes, where `spec.teacher`.
+      variables: its {"params", "routing"}.
 
     Raises:
       InputError: it cannot teach this student.

@@ -214,6 +214,11 @@ class MetricsWriter:
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """Appends one line, and the same scalars as TensorBoard events; without metrics that are 0 / 0, NaN.
 
+        Args:
+          step: finished steps.
+          split: `train` or `valid`.
+          values: metrics by name.
+
         Raises:
           InputError: a file cannot be written.
         """

@@ -162,7 +162,13 @@ def check_trainable(model: ModelSpec) -> None:
 
 
 def prepare_data(config, model: ModelSpec, log=print) -> PreparedCorpus:
-    """The corpus of `config.data`, cut into rows for `model`."""
+    """The corpus of `config.data`, cut into rows for `model`.
+
+    Args:
+      config: of a run; its section `data` is read.
+      model: its context is the length of rows.
+      log: takes lines on what is going on.
+    """
     return prepare(corpus_spec_from_config(config), row_tokens=model.max_seq_len + 1, log=log)
 
 

@@ -126,7 +126,13 @@ def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh, rules=RULES) -> Parti
 
 
 def shardings_for(tree, mesh: Mesh, rules=RULES):
-    """Tree of NamedSharding like `tree` (arrays or shapes), by the table."""
+    """Tree of NamedSharding like `tree` (arrays or shapes), by the table.
+
+    Args:
+      tree: arrays or shapes.
+      mesh: where they will be.
+      rules: the table, as `RULES`.
+    """
 
     def sharding(path, leaf):
         return NamedSharding(mesh, spec_of(path_name(path), leaf.shape, mesh, rules))
@@ -135,7 +141,13 @@ def shardings_for(tree, mesh: Mesh, rules=RULES):
 
 
 def placed(shapes, mesh: Mesh, rules=RULES):
-    """Tree of ShapeDtypeStruct like `shapes`, each with its sharding by the table."""
+    """Tree of ShapeDtypeStruct like `shapes`, each with its sharding by the table.
+
+    Args:
+      shapes: tree of arrays or shapes.
+      mesh: where they will be.
+      rules: the table, as `RULES`.
+    """
     put = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     return jax.tree.map(put, shapes, shardings_for(shapes, mesh, rules))
 
@@ -146,7 +158,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def filled_up(batch: np.ndarray, mesh: Mesh, size: int = 0) -> np.ndarray:
-    """A batch [B, ...] with its rows repeated at the end: at least `size` rows, as many on every device."""
+    """A batch [B, ...] with its rows repeated at the end: at least `size` rows, as many on every device.
+
+    Args:
+      batch: at least one row.
+      mesh: its axis "data" divides the rows.
+      size: least number of rows; 0: as many as there are.
+    """
     devices = mesh.shape["data"]
     size = -(-max(size, len(batch)) // devices) * devices
     return np.resize(batch, (size, *batch.shape[1:]))

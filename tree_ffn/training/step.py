@@ -41,7 +41,13 @@ class TrainState(NamedTuple):
 
 
 def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransformation) -> TrainState:
-    """State at step 0; under `jax.eval_shape` its shapes."""
+    """State at step 0; under `jax.eval_shape` its shapes.
+
+    Args:
+      key: random key of the weights.
+      model: the model.
+      optimizer: of `make_optimizer`.
+    """
     tokens_BC = jnp.zeros((1, model.max_seq_len), jnp.int32)
     variables = Transformer(model).init(key, tokens_BC)
     params, routing = variables["params"], variables.get("routing", {})
@@ -51,7 +57,12 @@ def init_state(key: jax.Array, model: ModelSpec, optimizer: optax.GradientTransf
 def loss_fn(params, routing, batch, model: ModelSpec, done: jax.Array | None = None):
     """Training loss of one batch, and (cross-entropy, infos).
 
-    `done` is the share of the training that is over, by which leaks fall; without it nothing leaks.
+    Args:
+      params: what is trained.
+      routing: the model's other arrays.
+      batch: int32 [B, C + 1].
+      model: the model.
+      done: float32 scalar, share of the training that is over, by which leaks fall; None: nothing leaks.
     """
     variables = {"params": params, "routing": routing}
     if done is not None:
@@ -184,7 +195,13 @@ def train_step(
 def eval_step(variables: dict, usage, batch, n_rows: jax.Array | None = None, *, model: ModelSpec):
     """Mean cross-entropy of one batch, `usage` with its visits added, and its leaves, one array a run.
 
-    Of loss and visits only the first `n_rows` rows count, by default all: the others fill up the batch.
+    Args:
+      variables: {"params", "routing"} of the model.
+      usage: visit counts so far, as `empty_usage`.
+      batch: int32 [B, C + 1].
+      n_rows: int32 scalar: only so many rows count, from the first; the others fill up the batch. None: all
+        count.
+      model: the model.
     """
     logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
     nll_BC = token_losses(logits_BCV, batch[:, 1:])

@@ -115,7 +115,13 @@ def check_same_config(workdir: str, known: dict, wanted: dict, step: int) -> Non
 
 
 def same_past(known: dict, wanted: dict, step: int) -> bool:
-    """Whether the first `step` steps are alike: learning rates, and what leaks."""
+    """Whether the first `step` steps are alike: learning rates, and what leaks.
+
+    Args:
+      known: resolved config of the run so far.
+      wanted: resolved config to go on with.
+      step: finished steps.
+    """
     made = np.arange(step, dtype=np.float32)
     old, new = (optim_spec(namespace(config)) for config in (known, wanted))
     return np.array_equal(learning_rate(old)(made), learning_rate(new)(made)) and np.array_equal(
@@ -192,6 +198,11 @@ def add_origin(workdir: str, start: dict) -> None:
 def write_json(workdir: str, name: str, value: dict) -> None:
     """Writes a JSON file of the workdir as a whole, or not at all.
 
+    Args:
+      workdir: directory of the run; made if it is not there.
+      name: of the file in it.
+      value: of JSON's kinds.
+
     Raises:
       InputError: the workdir cannot be written.
     """
@@ -218,7 +229,8 @@ def begin_run(
     Args:
       directory: workdir of the new run.
       source: the run whose config and data it has.
-      model, variables: the changed model.
+      model: the changed model.
+      variables: its {"params", "routing"}.
       val_loss: what the best checkpoint is told by.
       **facts: JSON-like, kept in the `meta` of all its checkpoints.
 

@@ -30,7 +30,8 @@ def combine(
     Args:
       params: {w_in, b_in, w_out} of the layer.
       x_TE: tokens.
-      ids_TK, gates_TK: of `route`.
+      ids_TK: of `route`.
+      gates_TK: of `route`.
       spec: the layer, a LeafSpec or TreeSpec.
       implementation: a name of `IMPLEMENTATIONS`; None: the `fastest`.
       leak: float32 scalar of a dense start (`LeafSpec.leak_at`): every expert's gate is then leak +
@@ -63,6 +64,11 @@ def fastest(params: dict, x_TE: jax.Array, spec) -> str:
         training, 4,096 tokens      grouped .51 .22; forward 1.2 .58 2.4
 
     Rows are read by XLA where derivatives are taken. A GPU has masked from 17 tokens on.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens; only their shape and dtype count.
+      spec: the layer.
     """
     n_tokens, share = x_TE.shape[0], spec.active_units / spec.total_units
     if not isinstance(n_tokens, int):  # an exported batch has no number
@@ -78,7 +84,16 @@ def fastest(params: dict, x_TE: jax.Array, spec) -> str:
 
 
 def masked(params, x_TE, ids_TK, gates_TK, spec, leak=None) -> jax.Array:
-    """Every unit of every token, those that are not chosen times 0: two dense products. For training."""
+    """Every unit of every token, those that are not chosen times 0: two dense products. For training.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens.
+      ids_TK: int32, the chosen experts.
+      gates_TK: float32, their gates.
+      spec: the layer.
+      leak: float32 scalar, what experts that are not chosen add in a dense start; None: nothing.
+    """
     gate_TX = spec.unit_gates(params, ids_TK, gates_TK)
     if leak is not None:
         gate_TX = leak + (1 - leak) * gate_TX
@@ -86,14 +101,29 @@ def masked(params, x_TE, ids_TK, gates_TK, spec, leak=None) -> jax.Array:
 
 
 def weighed(params, x_TE, gate_TX: jax.Array, spec) -> jax.Array:
-    """All units, in X groups of F / X in a row with one gate each."""
+    """All units, in X groups of F / X in a row with one gate each.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens.
+      gate_TX: float32, one gate for every group.
+      spec: the layer.
+    """
     shape = (gate_TX.shape[1], -1)
     units = {name: params[name].reshape(*shape, x_TE.shape[1]) for name in ("w_in", "w_out")}
     return weighed_units(units | {"b_in": params["b_in"].reshape(shape)}, x_TE, spec.act, gate_TX)
 
 
 def gather(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
-    """The rows of the chosen experts, read for each token by itself. For few tokens."""
+    """The rows of the chosen experts, read for each token by itself. For few tokens.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens.
+      ids_TK: int32, the chosen experts.
+      gates_TK: float32, their gates.
+      spec: the layer.
+    """
     w_in, b_in, w_out = _flat(params, x_TE.shape[1])
     s_TE = jnp.zeros(x_TE.shape, jnp.float32)
     for start_TKn, width in spec.runs(params, ids_TK):
@@ -109,6 +139,13 @@ def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
     """Pairs of a token and an expert, sorted by expert and multiplied in blocks. For many tokens.
 
     A block is `BLOCK` pairs of one expert, whose last block may be filled up: T K / BLOCK + X blocks at most.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens.
+      ids_TK: int32, the chosen experts.
+      gates_TK: float32, their gates.
+      spec: the layer.
     """
     n_tokens, top_k = ids_TK.shape
     if isinstance(n_tokens, int) and not n_tokens:

@@ -42,7 +42,8 @@ def pre_activations(x_TE: jax.Array, w_PUE: jax.Array, b_PU: jax.Array) -> jax.A
 
     Args:
       x_TE: tokens.
-      w_PUE, b_PU: of the units, any floating dtype.
+      w_PUE: of the units, any floating dtype.
+      b_PU: the same.
     """
     w_FE = w_PUE.astype(x_TE.dtype).reshape(b_PU.size, x_TE.shape[1])
     z_TPU = float32_product(x_TE, w_FE).reshape(x_TE.shape[0], *b_PU.shape)

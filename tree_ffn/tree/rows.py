@@ -18,6 +18,11 @@ from tree_ffn.tree import kernels
 def rows(array: jax.Array, start: jax.Array, width: int) -> jax.Array:
     """array[start : start + width] for every start: [..., width, rest of array's shape]. Starts are in range.
 
+    Args:
+      array: [N, ...].
+      start: int32 [...], the first of each run.
+      width: length of all runs.
+
     Example:
       >>> rows(jnp.arange(6), jnp.array([[0], [3]]), 2).tolist()
       [[[0, 1]], [[3, 4]]]
@@ -59,6 +64,11 @@ def sums(h_TKW: jax.Array, rows_FE: jax.Array, start_TK: jax.Array) -> jax.Array
     """Sums of runs of rows by weights of each token: float32 [T, E].
 
     s[t] = sum_k sum_w h[t, k, w] rows[start[t, k] + w]
+
+    Args:
+      h_TKW: weights of the rows of every run.
+      rows_FE: the rows.
+      start_TK: int32, the first of each run.
     """
     if in_place(h_TKW.dtype, rows_FE.dtype):
         return _sums_in_place.bind(h_TKW, rows_FE, start_TK)[0]
@@ -90,7 +100,8 @@ def by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Primi
 
     Args:
       name: of the primitive.
-      by_xla, by_kernel: functions of arrays and of hashable values given by name, to a tuple of arrays.
+      by_xla: a function of arrays and of hashable values given by name, to a tuple of arrays.
+      by_kernel: another of the same.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True

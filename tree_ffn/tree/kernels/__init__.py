@@ -168,7 +168,8 @@ def dots(x_TE: jax.Array, rows_FE: jax.Array, start_TK: jax.Array, width: int) -
         z[t, k, w] = <x[t], rows[start[t, k] + w]>,    w < width
 
     Args:
-      x_TE, rows_FE: float32.
+      x_TE: float32.
+      rows_FE: float32.
       start_TK: int32, in range.
       width: rows of a run.
     """
@@ -182,7 +183,8 @@ def sums(h_TKW: jax.Array, rows_FE: jax.Array, start_TK: jax.Array) -> jax.Array
         s[t] = sum_k sum_w h[t, k, w] rows[start[t, k] + w]
 
     Args:
-      h_TKW, rows_FE: float32.
+      h_TKW: float32.
+      rows_FE: float32.
       start_TK: int32, in range.
     """
     shape = jax.ShapeDtypeStruct((h_TKW.shape[0], rows_FE.shape[1]), jnp.float32)

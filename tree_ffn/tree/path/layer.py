@@ -26,6 +26,14 @@ def init_params(
 
     A, not F, is the fan-in of an output: that many units reach it.
 
+    Args:
+      key: random key.
+      spec: the layer.
+      width: E, of tokens.
+      w_in_scale: of the standard deviation of w_in.
+      w_out_scale: the same of w_out.
+      param_dtype: of weights and biases; thresholds and routers are float32.
+
     Returns:
       {w_in [P,U,E], b_in [P,U], w_out [P,U,E], b_out [E], threshold [P,N]}, and {router: {w [P,R,E]}} of
       router `frozen`; thresholds and routers are not trained. Of a PrunedSpec, the arrays of `pruned` with
@@ -111,7 +119,14 @@ def tree_ffn(
 def sum_of_paths(
     params: dict, x_TE: jax.Array, spec: TreeSpec, implementation: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """(s_TE, leaf_TP): what the paths add up to, before `finish`; some trees give a part of the sum."""
+    """(s_TE, leaf_TP): what the paths add up to, before `finish`; some trees give a part of the sum.
+
+    Args:
+      params: the layer's arrays, or those of some of its trees.
+      x_TE: tokens.
+      spec: the layer, or those trees.
+      implementation: `masked`, `gather` or `grouped`; None: chosen by rule.
+    """
     chosen = implementation or fastest(params, x_TE, spec)
     if chosen == "masked" and not isinstance(spec, PrunedSpec):
         return _everywhere(params, x_TE, spec)
@@ -159,7 +174,13 @@ def _everywhere(params, x_TE, spec: TreeSpec):
 
 
 def finish(params: dict, s_TE: jax.Array, spec: TreeSpec) -> jax.Array:
-    """y from the sum of the paths: the activation of site `sum`, and b_out."""
+    """y from the sum of the paths: the activation of site `sum`, and b_out.
+
+    Args:
+      params: the layer's, of which b_out is read.
+      s_TE: sum of the paths of all trees.
+      spec: the layer.
+    """
     if spec.act_site == "sum":
         s_TE = activation(spec.activation)(s_TE.astype(jnp.float32)).astype(s_TE.dtype)
     return s_TE + params["b_out"].astype(s_TE.dtype)[None]
@@ -194,7 +215,13 @@ def balance_update(routing: dict, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Arr
 
 
 def check_fit(params: dict, x_TE: jax.Array, spec: TreeSpec) -> None:
-    """Raises InputError unless tokens and weights are those of a layer."""
+    """Raises InputError unless tokens and weights are those of a layer.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens.
+      spec: the layer.
+    """
     if x_TE.ndim != 2:
         raise InputError(f"x: shape {x_TE.shape} is not allowed; use [tokens, width].")
     if not jnp.issubdtype(x_TE.dtype, jnp.floating):

@@ -114,7 +114,13 @@ def init_structure(spec: PrunedSpec) -> dict[str, np.ndarray]:
 
 
 def sides(structure: dict, counts_PJ: jax.Array, spec: PrunedSpec) -> tuple[jax.Array, jax.Array]:
-    """Visits of both children of every kept deciding node, [R] each, left first, from those of leaves."""
+    """Visits of both children of every kept deciding node, [R] each, left first, from those of leaves.
+
+    Args:
+      structure: {path [J, L], leaf [J], ...} of the kept leaves.
+      counts_PJ: int32 visits of all leaves [P, 2^D].
+      spec: the layer.
+    """
     path_JL, leaf_J = structure["path"], structure["leaf"]
     counts_J, found = counts_PJ[path_JL[:, 0], leaf_J], [jnp.zeros((0, 2), counts_PJ.dtype)]
     for level in range(spec.shape.depth):

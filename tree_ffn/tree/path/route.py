@@ -35,6 +35,11 @@ def walk(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     """The ids of `route`, node by node.
 
     Few tokens read the rows of the nodes that they visit; many take one product with the rows of all.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens.
+      spec: the layer.
     """
     shape, x_TE = spec.shape, jax.lax.stop_gradient(x_TE)
     params = jax.lax.stop_gradient(params)
@@ -63,7 +68,13 @@ def walk(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
 
 
 def decision_logits(params: dict, x_TE: jax.Array, spec: TreeSpec) -> jax.Array:
-    """Decision logits of all deciding nodes: float32 [T, P, R], of a pruned layer [T, R]; by one product."""
+    """Decision logits of all deciding nodes: float32 [T, P, R], of a pruned layer [T, R]; by one product.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens.
+      spec: the layer.
+    """
     threshold = jax.lax.stop_gradient(params["threshold"]).astype(jnp.float32)
     if not isinstance(spec, PrunedSpec):
         threshold = threshold[:, : spec.shape.n_deciding]

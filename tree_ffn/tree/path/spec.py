@@ -109,7 +109,13 @@ class TreeSpec:
         return _joined(starts, shape.widths)
 
     def unit_gates(self, params: dict, ids_TP: jax.Array, gates_TP: jax.Array) -> jax.Array:
-        """Gates of all units of the trees, 0 off the paths: [T, F]. Path p is one of tree p."""
+        """Gates of all units of the trees, 0 off the paths: [T, F]. Path p is one of tree p.
+
+        Args:
+          params: the layer's arrays; full trees need none.
+          ids_TP: int32, of `route`.
+          gates_TP: of the paths.
+        """
         del params
         shape = self.shape
         leaf_TP = ids_TP % shape.n_leaves
