@@ -26,7 +26,7 @@ def cost(row: dict) -> Cost | None:
     Example:
       >>> ffn = {"kind": "narrow", "width": 96, "activation": "gelu"}
       >>> cost({"config": {"model": {"n_layers": 8}, "ffn": ffn}})
-      Cost(total=96, products=192)
+      Cost(total=96.0, products=192.0)
     """
     ffn, model = row["config"].get("ffn", {}), row["config"].get("model", {})
     if "activation" not in ffn:
