@@ -11,5 +11,5 @@ from configs import recipe
 
 
 def get_config(arg=None):
-    """Arguments: preset (tree_ffn/models/presets.py), kind (of the feed-forward layers), seed."""
+    """Arguments: preset (tree_ffn/models/from_config.py), kind (of the feed-forward layers), seed."""
     return recipe.get_config(arg)

@@ -20,7 +20,7 @@ from configs import common
 
 
 def get_config(arg=None):
-    """Arguments: preset (tree_ffn/models/presets.py), kind (of the feed-forward layers), seed."""
+    """Arguments: preset (tree_ffn/models/from_config.py), kind (of the feed-forward layers), seed."""
     arg = common.parse_arg(arg, preset="", kind="leaf", seed=0)
     config = common.base_config()
     config.seed = arg.seed

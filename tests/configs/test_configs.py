@@ -14,8 +14,7 @@ from tree_ffn.data import corpus_spec_from_config
 from tree_ffn.errors import InputError
 from tree_ffn.models import active_units
 from tree_ffn.models.cost import abstract_variables
-from tree_ffn.models.from_config import KINDS, model_spec_from_config
-from tree_ffn.models.presets import PRESETS
+from tree_ffn.models.from_config import KINDS, PRESETS, model_spec_from_config
 from tree_ffn.training.plan import optim_spec, plan_run, resolved, settled
 
 DIRECTORY = pathlib.Path(configs.__file__).parent

@@ -10,8 +10,7 @@ from tree_ffn import recipe
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec
 from tree_ffn.models.cost import abstract_variables, describe, sizes
-from tree_ffn.models.from_config import KINDS, layer_kinds, model_spec_from_config
-from tree_ffn.models.presets import PRESETS
+from tree_ffn.models.from_config import KINDS, PRESETS, layer_kinds, model_spec_from_config
 from tree_ffn.training.plan import settled
 from tree_ffn.tree import LeafSpec, TreeSpec
 

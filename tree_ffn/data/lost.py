@@ -9,9 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tree_ffn.data.byte_tokens import HALF, byte_alphabet, kinds_in
 from tree_ffn.errors import InputError
 
+# What decoders put where bytes are no character.
+HALF = "\ufffd"
 # A text of which more is lost is refused: its metrics would be those of another text.
 MOST_LOST = 0.01
 # So much is lost of the beginning that the rest need not be waited for.
@@ -127,3 +128,29 @@ class Lost(NamedTuple):
             f"the tokenizer has no token for {self.n:,} of {self.of:,} characters, the first of them "
             f"{self.first!r}: bits per byte do not count their bytes"
         )
+
+
+def kinds_in(*parts) -> set[str]:
+    """The kinds that a tokenizer's parts (normalizer, decoder ...) are made of; None is made of none."""
+    kinds, left = set(), [json.loads(part.__getstate__()) for part in parts if part]
+    while left:
+        state = left.pop()
+        kinds.add(state["type"])
+        inner = (values for values in state.values() if isinstance(values, list))
+        left += [one for values in inner for one in values if isinstance(one, dict) and "type" in one]
+    return kinds
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The byte that each letter of a byte-level tokenizer stands for (Radford et al., 2019).
+
+    Example:
+      >>> byte_alphabet()["a"], byte_alphabet()["Ġ"]
+      (97, 32)
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    alphabet = {letter: ord(letter) for letter in letters if ord(letter) < 256}
+    others = (byte for byte in range(256) if chr(byte) not in alphabet)
+    return alphabet | dict(zip(letters[len(alphabet) :], others))

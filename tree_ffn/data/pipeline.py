@@ -1,7 +1,7 @@
 """Which rows a step takes, and the batches made of them.
 
 The order is a pure function of (seed, step): the step is all there is to save,
-a run resumes on any number of hosts, and two readers always agree.
+a run resumes anywhere, and two readers always agree.
 """
 
 import importlib.util
@@ -83,11 +83,9 @@ class Batches:
 
     Args:
       source: the rows.
-      batch_size: B, over all hosts.
+      batch_size: B.
       seed: of the order.
       workers: threads that read ahead in `iterate`, where grain is installed.
-      host, n_hosts: which of the B rows this process reads: a run of
-        B / n_hosts.
 
     Raises:
       InputError: B is not allowed, or the split is empty.
@@ -96,23 +94,15 @@ class Batches:
       batch_BC = Batches(corpus.train, batch_size=8, seed=0).at(step)
     """
 
-    def __init__(
-        self, source: RowSource, batch_size: int, seed: int, workers: int = 2, host: int = 0, n_hosts: int = 1
-    ):
+    def __init__(self, source: RowSource, batch_size: int, seed: int, workers: int = 2):
         check_positive_int("train.batch_size", batch_size)
-        if batch_size % n_hosts:
-            raise InputError(
-                f"train.batch_size: {batch_size} is not allowed; use a multiple of {n_hosts} (hosts)."
-            )
         if not len(source):
             raise InputError("data: the split has no rows; use more text.")
         self.source, self.batch_size, self.seed, self.workers = source, batch_size, seed, workers
-        share = batch_size // n_hosts
-        self.mine = slice(host * share, (host + 1) * share)
 
     def at(self, step: int) -> np.ndarray:
-        """The batch of a step, int32 [B / n_hosts, C + 1]."""
-        return self.source.rows(row_order(self.seed, step, self.batch_size, len(self.source))[self.mine])
+        """The batch of a step, int32 [B, C + 1]."""
+        return self.source.rows(row_order(self.seed, step, self.batch_size, len(self.source)))
 
     def iterate(self, start_step: int = 0) -> Iterator[np.ndarray]:
         """`at(start_step)`, `at(start_step + 1)`, ... without end, read ahead by grain's threads."""

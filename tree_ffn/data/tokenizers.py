@@ -7,18 +7,21 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tree_ffn.data.byte_tokens import BYTE_TOKEN, HALF, byte_alphabet, kinds_in
 from tree_ffn.data.compressed import plain_name, read_bytes
-from tree_ffn.data.lost import Losses
+from tree_ffn.data.lost import HALF, Losses, byte_alphabet, kinds_in
 from tree_ffn.data.special_tokens import END_TOKENS, NOTHING, Added, Said, said_beside
 from tree_ffn.errors import InputError, reason
 from tree_ffn.json_input import parse_object
 from tree_ffn.paths import local, split_at_commas
+
+# A byte as the tokenizers of Llama's kind write it, where they have no token for a character.
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 ALLOWED = (
     "'bytes', the path of a tokenizer.json, or two paths 'vocab.json,merges.bpe' (.gz, .xz, .zst allowed)"

@@ -7,11 +7,26 @@ from typing import Any
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.presets import SIZES, sizes_of
 from tree_ffn.models.spec import DTYPES, FFNSpec, InitSpec, ModelSpec
 from tree_ffn.plain import namespace, plain
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec
 from tree_ffn.upgrades import named_kinds
+
+SIZES = ("n_layers", "width", "n_heads", "max_seq_len")
+
+# Sizes of models by name: `--config.model.preset=opt_125m`. From 125M on they are those of OPT's decoders
+# (Zhang et al. 2022, arXiv 2205.01068, table 1); `opt_350m` is pre-LN and 1024 wide throughout here. A layer
+# has about 4 E feed-forward units in all of them.
+PRESETS = {
+    "nano": (4, 128, 4, 128),  #         0.9 M parameters with bytes as tokens
+    "micro": (6, 256, 4, 256),  #        4.9 M
+    "mini": (9, 512, 8, 512),  #          29 M
+    "opt_125m": (12, 768, 12, 2048),  #   87 M; 125 M with OPT's 50,272 tokens
+    "opt_350m": (24, 1024, 16, 2048),  # 305 M
+    "opt_1.3b": (24, 2048, 32, 2048),  # 1.2 G
+    "opt_2.7b": (32, 2560, 32, 2048),  # 2.5 G
+    "opt_6.7b": (32, 4096, 32, 2048),  # 6.5 G
+}
 
 KINDS = ("dense", "narrow", "leaf", "tree", "random_tree")
 
@@ -21,7 +36,7 @@ class ModelChoice:
     """What section `model` says beside the fields of a ModelSpec.
 
     Attributes:
-      preset: a name of `presets.PRESETS`, whose sizes stand where none is set; none: micro.
+      preset: a name of `PRESETS`, whose sizes stand where none is set; none: micro.
       layers: kinds of the feed-forward layers, first to last, e.g. `dense,leaf*4,dense`; none: `ffn.kind`.
     """
 
@@ -222,3 +237,17 @@ def _named(prefix: str):
         yield
     except InputError as error:
         raise InputError(f"{prefix}{error}") from None
+
+
+def sizes_of(preset: str) -> dict[str, int]:
+    """The sizes that a name stands for; '' is micro.
+
+    Raises:
+      InputError: the name is not known.
+
+    Example:
+      >>> sizes_of("nano")["width"]
+      128
+    """
+    check_choice("model.preset", preset, (*PRESETS, ""))
+    return dict(zip(SIZES, PRESETS[preset or "micro"]))
