@@ -19,7 +19,7 @@ KINDS = (
     "dense", "narrow", "moe", "hash", "random_experts", "random_tree", "hash_tree", "tree_hard",
     "tree_straight", "tree_continuous", "tree", "leaf",
 )  # fmt: skip
-# A leaf layer's kind, by its router.
+# A leaf layer's kind, by its router; of other routers `leaf`.
 LEAF_KINDS = {"tree": "leaf", "softmax": "moe", "hash": "hash", "random": "random_experts"}
 
 # Keys that may differ within a line.
@@ -95,7 +95,7 @@ def kind_of_layer(row: dict) -> str:
         return ",".join(sorted({ffn["kind"] for ffn in ffns}))
     kind = setting(row, "ffn.kind") or ""
     if kind == "leaf":
-        return LEAF_KINDS[setting(row, "ffn.router")]
+        return LEAF_KINDS.get(setting(row, "ffn.router"), "leaf")
     return f"tree_{str(setting(row, 'ffn.routing')).partition('_')[0]}" if kind == "tree" else kind
 
 
