@@ -5,9 +5,8 @@
         --set=data.files=... --set=data.valid_files=... --set=data.tokenizer=...
 
 Text and tokenizer as for configs/t1_small.py. All rows have A = 96 units, of F = 3,072, or of twice (`x2`) or
-four times (`x4`) as many. They screen, with seed 0: the balancing of decisions, the same experts behind a
-flat softmax, more store, and a dense start twice as long; at the rate and b2 that
-were best for mixtures in the sweep fairness.py (2.12e-3 and .95), and at dense's (1.5e-3 and .99).
+four times (`x4`) as many. With seed 0 they screen balancing, other routers over the same experts, finer and
+coarser ones, more store, other lengths of the dense start, louder outputs (`out2`, `out4`), rates and b2.
 """
 
 from configs import common
@@ -44,6 +43,10 @@ ROWS = {
     "leaf_X512_K16_rms_beam_b99": {**X512, **RMS, **SLOW},
     "leaf_X512_K16_rms_beam_b99_lr212": {**X512, **FAST},
     "leaf_X512_K16_rms_beam_b99_lr300": {**X512, **FAST, "optim.lr": 3e-3},
+    "leaf_X512_K16_rms_beam_b99_out2": {**X512, **FAST, "model.init.w_out": 0.1},
+    "leaf_X512_K16_rms_beam_b99_out4": {**X512, **FAST, "model.init.w_out": 0.2},
+    "leaf_X512_K16_rms_beam_b999_lr212": {**X512, **FAST, "optim.b2": 0.999},
+    "leaf_X512_K16_rms_beam_b99_lr212_start30": {**X512, **FAST, "ffn.dense_start": 0.3},
     "leaf_X512_K16_rms_beam_b99_lr106": {**X512, **RMS, **SLOW, "optim.lr": 1.06e-3},
     "leaf_X512_K16_rms_beam_b99_start10": {**X512, **RMS, **SLOW, "ffn.dense_start": 0.1},
     "leaf_X512_K16_rms_softmax_b99": {**X512, **balanced(1e-2), **RMS, **SOFTMAX, **SLOW},

@@ -318,7 +318,7 @@ N_ROWS = {
     "t4_small": 22,
     "quickstart": 18,
     "fairness": 10,
-    "leaves": 27,
+    "leaves": 31,
 }
 
 
