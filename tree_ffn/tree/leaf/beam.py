@@ -54,19 +54,36 @@ def few(n_tokens: int, width: int, spec) -> bool:
     """Whether to read the rows that are asked is faster than a product with all.
 
     `python -m experiments.benchmark route` times both.
+
+    Args:
+      n_tokens: T.
+      width: E.
+      spec: the layer.
     """
     return n_tokens <= width / 48 and spec.routers_asked < spec.router_rows / 4
 
 
 def of_all_rows(params: dict, x_TE: jax.Array, spec):
-    """`beam` by one product with all rows."""
+    """`beam` by one product with all rows.
+
+    Args:
+      params: the layer's, of which w_router and b_router are read.
+      x_TE: tokens.
+      spec: the layer.
+    """
     logits_TR = float32_product(x_TE, params["w_router"].astype(x_TE.dtype))
     logits_TR = logits_TR + params["b_router"].astype(jnp.float32)[None]
     return _search(params, x_TE.shape[0], spec, lambda level, node_TN: _at(logits_TR, level, node_TN, spec))
 
 
 def of_asked_rows(params: dict, x_TE: jax.Array, spec):
-    """`beam` by `kernels`: the rows of the levels that are kept whole at once, then those that are asked."""
+    """`beam` by `kernels`: the rows of the levels that are kept whole at once, then those that are asked.
+
+    Args:
+      params: the layer's, of which w_router and b_router are read.
+      x_TE: tokens.
+      spec: the layer.
+    """
     w_RE, b_R, n_tokens = params["w_router"], params["b_router"].astype(jnp.float32), x_TE.shape[0]
     n_whole = min(spec.n_trees * (2 ** (spec.top_k // spec.n_trees).bit_length() - 1), spec.router_rows)
     whole_TR = kernels.dots(x_TE, w_RE, jnp.zeros((n_tokens, 1), jnp.int32), n_whole)[:, 0]

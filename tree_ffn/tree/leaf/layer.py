@@ -21,6 +21,14 @@ def init_params(
     """{w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E]} and what `route` reads; X of those that are kept.
 
     Standard deviations are w_in_scale / sqrt(E) of units and routers and w_out_scale / sqrt(A); biases are 0.
+
+    Args:
+      key: random key.
+      spec: the layer.
+      width: E, of tokens.
+      w_in_scale: of the standard deviation of w_in.
+      w_out_scale: the same of w_out.
+      param_dtype: of what is trained.
     """
     key_router, key_in, key_out = jax.random.split(key, 3)
     units = (spec.kept_experts, spec.expert_width)
@@ -64,7 +72,10 @@ def leaf_ffn(
     Args:
       params: as `init_params` gives them.
       x_TE: tokens, float32 or bfloat16.
-      spec, implementation, token_T, leak: as `route` and `combine` take them.
+      spec: the layer.
+      implementation: as of `combine`.
+      token_T: as of `route`.
+      leak: as of `combine`.
 
     Returns:
       y_TE of x's dtype, Info(ids int32 [T, K]).

@@ -67,7 +67,14 @@ def flat(log_p: Callable[[jax.Array, int], jax.Array]) -> Callable[..., Chosen]:
 
 
 def of_id(params: dict, x_TE: jax.Array, spec, token_T: jax.Array | None) -> Chosen:
-    """The token's id names its expert, for sure."""
+    """The token's id names its expert, for sure.
+
+    Args:
+      params: the layer's, of which salt is read.
+      x_TE: tokens; only their number counts.
+      spec: the layer.
+      token_T: int32 ids of the tokens; None is refused.
+    """
     if token_T is None:
         raise InputError("token_T: is missing; router 'hash' chooses by the ids of the tokens.")
     check_ids(token_T, x_TE.shape[0])

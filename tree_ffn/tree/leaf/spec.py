@@ -146,7 +146,13 @@ class LeafSpec:
         return [((self._row(params, ids) * self.expert_width)[..., None], self.expert_width)]
 
     def unit_gates(self, params: dict, ids_TK: jax.Array, gates_TK: jax.Array) -> jax.Array:
-        """Gates of all experts that there are, 0 where they are not chosen: [T, X]."""
+        """Gates of all experts that there are, 0 where they are not chosen: [T, X].
+
+        Args:
+          params: the layer's arrays.
+          ids_TK: int32, the chosen experts.
+          gates_TK: float32, their gates.
+        """
         none_X = jnp.zeros(self.kept_experts, gates_TK.dtype)
         # A scatter of distinct ids; to sum a mask [T, K, X] takes hundreds of times as long on a CPU.
         how = {"mode": "promise_in_bounds", "unique_indices": True}
