@@ -4,7 +4,7 @@
         --results=results/tuning/quickstart.jsonl
 
 6 runs a kind and seed, of seeds that the quickstart does not report; results/tuning/README.md has what was
-found.
+found for narrow and for an older recipe.
 """
 
 from configs import common

@@ -14,6 +14,10 @@ from experiments.reporting.aggregate import NO_MATTER, telling_differences
 from experiments.sweeps import tuning
 from experiments.sweeps.sweep import Row, Sweep
 from tree_ffn.data import corpus_spec_from_config, prepare
+from tree_ffn.data.tokenizers import load_tokenizer
+from tree_ffn.models import cost
+from tree_ffn.models.from_config import model_spec_from_config
+from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training.plan import many_passes, settled, train_spec
 from tree_ffn.upgrades import stamped
 
@@ -62,6 +66,31 @@ class Run(NamedTuple):
     def passes(self) -> float:
         """How often it reads its training text, which is prepared if it is not yet."""
         return train_spec(self.config).passes(facts(self.config)["splits"]["train"]["rows"])
+
+
+RATE = 2.5e14  # FLOPs a second: T1-small's steps on an H200 reach 210 (sparse) to 320 (dense) TFLOP/s
+
+
+@functools.cache
+def vocabulary(tokenizer: str) -> int:
+    """How many tokens a tokenizer of a config has."""
+    return load_tokenizer(tokenizer).vocab_size
+
+
+def needs(runs: list[Run]) -> str:
+    """Arithmetic, hours and memory of runs, one after the other, as text."""
+    models = [model_spec_from_config(run.config, vocabulary(run.config.data.tokenizer)) for run in runs]
+    # Forward and twice as much backward; `masked` computes what a dense layer of all units does.
+    flops = sum(
+        3 * cost.model_flops(cost.dense_counterpart(model)) * run.tokens() for run, model in zip(runs, models)
+    )
+    largest: ModelSpec = max(models, key=lambda model: cost.sizes(model)["bytes_training"])
+    return (
+        f"{flops / 1e15:,.1f} PFLOP with every unit computed: {flops / RATE / 3600:.1f} hours of an H200 at "
+        f"{RATE / 1e12:.0f} TFLOP/s; weights, gradients and moments take "
+        f"{cost.sizes(largest)['bytes_training'] / 1e9:.1f} GB at most, activations apart (experiments.train "
+        "--compile measures them)"
+    )
 
 
 class Known:
@@ -259,4 +288,6 @@ class Ablation:
             f"{len(runs)} runs, {len(left)} to do; {tokens / 1e6:,.0f} M tokens to train on in all, "
             f"{passes:.1f} passes over its text in the longest run"
         )
+        if todo:
+            said.append(needs(todo))
         return "\n".join([*said, *filter(None, [many_passes(passes)])])

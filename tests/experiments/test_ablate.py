@@ -1,5 +1,6 @@
 """Sweeps: what they run and skip, what they refuse, how learning rates are chosen; with real, tiny runs."""
 
+import importlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import pytest
 from experiments.common import processes
 from experiments.common.config_words import config_of, unknown_key, words_of
 from experiments.reporting import record
-from experiments.sweeps import runners, sweep, tuning
+from experiments.sweeps import runners, sweep, sweep_runs, tuning
 from experiments.sweeps.sweep_runs import same_run
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
@@ -115,6 +116,22 @@ def test_passes_over_the_text_are_said(place, tmp_path):
     assert f"the training text will be read {passes} times: beyond 4 times, other text" in outcome.out
     outcome = place({"short": rows["short"]}, "--dry")
     assert "passes over its text" in outcome.out and "beyond 4 times" not in outcome.out
+
+
+def test_arithmetic_hours_and_memory_are_said():
+    """Of one run of T1's size: three times the forward pass of a dense model, whatever is chosen."""
+    file = importlib.import_module("configs.t1_small")
+    config = file.get_config("row=leaf_X512_K16")
+    config.data.tokenizer = "bytes"
+    run = sweep_runs.Run("t", "r", 0, config, [], "", "")
+    E, F, context, layers, V = 768, 3072, 512, 8, 257
+    forward = layers * (8 * E**2 + 2 * E * (context + 1) + 4 * E * F) + 2 * E * V
+    flops = 3 * forward * 1831 * 64 * context
+    said = sweep_runs.needs([run, run])
+    assert said.startswith(f"{2 * flops / 1e15:,.1f} PFLOP with every unit computed: 0.0 hours of an H200 at")
+    weights = layers * (4 * E**2 + 2 * F * E + 511 * E) + E * (V + context)  # without biases and norms
+    (gigabytes,) = re.findall(r"take ([\d.]+) GB at most", said)
+    assert float(gigabytes) == pytest.approx(16 * weights / 1e9, abs=0.06)
 
 
 def test_commands_for_a_cluster(place, tmp_path):
