@@ -335,7 +335,7 @@ N_ROWS = {
     "t4_small": 22,
     "quickstart": 18,
     "fairness": 10,
-    "leaves": 31,
+    "leaves": 23,
 }
 
 
