@@ -102,7 +102,7 @@ def test_layer_and_models_work_without_the_training_packages():
     program = """
         import sys
         for name in ("ml_collections", "tensorflow", "tensorflow_datasets", "grain", "orbax", "optax",
-                     "tokenizers", "safetensors", "tqdm", "tensorboard"):
+                     "tokenizers", "safetensors", "tqdm", "tensorboardX"):
             sys.modules[name] = None
         import tree_ffn, tree_ffn.tree
         flax_free = not any(name.split(".")[0] == "flax" for name in sys.modules)

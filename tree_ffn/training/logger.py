@@ -279,22 +279,24 @@ def _drop_after(path: str, step: int) -> None:
 def _event_writer(directory: str, step: int):
     """Function (step, scalars) that writes TensorBoard events; None without the package."""
     try:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
     except ImportError:
         return None
-    os.makedirs(directory, exist_ok=True)  # TensorFlow, where it is present, would raise no OSError
-    writer = EventFileWriter(directory)
-    # TensorBoard forgets what an interrupted run wrote after this step.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    writer.add_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+    os.makedirs(directory, exist_ok=True)
+    # Not EventFileWriter: its thread ends on a full disk, and whoever adds events then waits for ever.
+    writer = EventsWriter(os.path.join(directory, "events"), f".{os.getpid()}.{step}")
 
     def write(step: int | None, scalars: dict[str, float]) -> None:
         if step is None:
             return writer.close()
         values = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        writer.add_event(
-            event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
-        )
+        add(step, summary=summary_pb2.Summary(value=values))
 
+    def add(step: int, **what) -> None:
+        writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
+        writer.flush()
+
+    # TensorBoard forgets what an interrupted run wrote after this step.
+    add(step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
     return write
