@@ -17,6 +17,7 @@ it is refused.
 """
 
 import os
+import signal
 import socket
 import sys
 
@@ -71,7 +72,10 @@ def main() -> None:
         if not running.started and stop.received is None:
             sys.exit(1)  # it has said why
     if stop.received is not None:
-        raise Interrupted("The server has ended; answers under way were ended, or given up.", stop.received)
+        said = "The server has ended; answers under way were ended, or given up."
+        if stop.received == signal.SIGINT:
+            raise Interrupted(said, stop.received)
+        print(said, file=sys.stderr, flush=True)  # to be told to end is how a server is done: 0
 
 
 def _listen(host: str, port: int) -> socket.socket:

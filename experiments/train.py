@@ -8,7 +8,7 @@
 The workdir gets config.json, origin.json (command, commit, versions), metrics.jsonl, usage/,
 TensorBoard events and checkpoints.
 The same command again goes on from the last checkpoint. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU save
-and exit with 0. To look inside with a debugger or print: --nojit, with a small model.
+and exit with 128 + their number. To look inside with a debugger or print: --nojit, with a small model.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ from tests.data.kinds_of_tokenizers import tokenizer_json
 from tests.training.tiny import tiny_config, tiny_model
 from tree_ffn.data import valid_batches
 from tree_ffn.errors import InputError
-from tree_ffn.training import optimizer
+from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.compiled import Score, Scorer
 from tree_ffn.training.evaluate import other_corpus
@@ -108,6 +108,17 @@ def test_usage_over_time(finished):
     np.testing.assert_array_equal(again.usage[0], visits)
 
 
+def test_validation_takes_a_microbatch_at_a_time(texts, tmp_path, monkeypatch):
+    """Where a step's rows do not fit on the devices at once, those of a validation do not either."""
+    rows, put = [], sharding.put_batch
+    monkeypatch.setattr(
+        sharding, "put_batch", lambda batch, mesh: rows.append(len(batch)) or put(batch, mesh)
+    )
+    config = tiny_config(texts, steps=1, train__grad_accum_steps=4, train__eval_batches=2)
+    train(config, str(tmp_path), log=lambda _: None, bar=False)
+    assert rows == [8] + [2] * 9  # a step; a probe and twice four microbatches
+
+
 def test_a_text_that_is_read_often_is_said_before_and_after(texts, tmp_path):
     (tmp_path / "texts").mkdir()
     for name in ("0.txt", "1.txt"):
@@ -190,7 +201,7 @@ def test_sigterm_saves_and_the_run_goes_on(texts, finished, tmp_path):
         Interrupted, match="stopped by SIGTERM after step .* of 6; .* again to resume"
     ) as caught:
         quiet(tiny_config(texts), tmp_path, stop_at_2)
-    assert caught.value.exit_code == 0
+    assert caught.value.exit_code == 143
     with Checkpoints(str(tmp_path)) as checkpoints:
         assert 2 <= checkpoints.latest <= 3
     log = []

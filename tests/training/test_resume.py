@@ -89,15 +89,24 @@ def test_killed_and_resumed_is_the_straight_run(texts, straight, tmp_path):
     assert all(any(part in name for name in expected) for part in ("threshold", "selection_bias", "mu"))
 
 
-@pytest.mark.slow
-def test_resumed_on_another_mesh(texts, straight, tmp_path, record_property):
+ELSEWHERE = {
+    "in four microbatches": {"train__grad_accum_steps": 4},
+    "on four devices": {"mesh__data": 2, "mesh__model": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if "devices" not in name else pytest.param(name, marks=pytest.mark.slow) for name in ELSEWHERE],
+)
+def test_resumed_elsewhere(name, texts, straight, tmp_path, record_property):
     workdir = tmp_path / "other"
     shutil.copytree(straight, workdir)
     for later in (6, 9):
         shutil.rmtree(workdir / "checkpoints" / str(later), ignore_errors=True)
     with Checkpoints(str(workdir)) as checkpoints:
         assert checkpoints.latest == 3
-    config = tiny_config(texts, **OPTIONS, mesh__data=2, mesh__model=2)
+    config = tiny_config(texts, **OPTIONS | ELSEWHERE[name])
     train(config, str(workdir), log=lambda _: None, bar=False)
 
     ours, expected = losses(workdir), losses(straight)

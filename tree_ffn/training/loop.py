@@ -174,14 +174,15 @@ class Run:
         """Loss and usage over the fixed validation batches, reported and returned."""
         spec, probed = self.plan.train, None
         if self._programs.probe:
-            first = next(valid_batches(self.data.valid, spec.batch_size, 1))
-            size = spec.batch_size // spec.grad_accum_steps  # what a gradient has room for
-            microbatch = np.resize(first, (size, first.shape[1]))
+            first = next(valid_batches(self.data.valid, spec.microbatch, 1))
+            microbatch = np.resize(first, (spec.microbatch, first.shape[1]))
             probed = self._programs.probe(self.state.variables, microbatch)
         return report.valid(self.step, self._score(spec.eval_batches), probed, write)
 
     def _score(self, n_batches: int):
-        batches = valid_batches(self.data.valid, self.plan.train.batch_size, n_batches)
+        """Of as many rows as so many training batches have, a microbatch at a time: there is no room for more."""
+        spec = self.plan.train
+        batches = valid_batches(self.data.valid, spec.microbatch, n_batches * spec.grad_accum_steps)
         return self._programs.scorer(self.state.variables, batches)
 
     def _interrupt(self, signum: int):

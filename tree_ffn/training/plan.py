@@ -59,16 +59,21 @@ class TrainSpec:
                 f"use a multiple of train.grad_accum_steps = {self.grad_accum_steps}."
             )
 
+    @property
+    def microbatch(self) -> int:
+        """Rows that are on the devices at a time, in training and in validation."""
+        return self.batch_size // self.grad_accum_steps
+
     def passes(self, n_rows: int) -> float:
         """How often the run reads each of the training text's rows."""
         return self.steps * self.batch_size / n_rows
 
     def fit(self, mesh: Mesh) -> None:
         """Raises InputError unless every device along "data" gets equally many rows."""
-        rows, data = self.batch_size // self.grad_accum_steps, mesh.shape["data"]
-        if rows % data:
+        data = mesh.shape["data"]
+        if self.microbatch % data:
             raise InputError(
-                f"train.batch_size: {self.batch_size} is not allowed; a microbatch of {rows} rows "
+                f"train.batch_size: {self.batch_size} is not allowed; a microbatch of {self.microbatch} rows "
                 f"does not split over {data} devices (mesh.data)."
             )
 

@@ -14,15 +14,16 @@ STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.S
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved; the message says how to resume.
+    """The run was asked to stop and has saved, unfinished; the message says how to resume.
 
     Attributes:
-      exit_code: 130 after Ctrl-C, 0 after the others of STOPS, such as SIGTERM.
+      exit_code: 128 + the signal's number, as shells have it: 130 after Ctrl-C, 143 after SIGTERM. A job set
+        takes 0 for done and would not start such a run again.
     """
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
-        self.exit_code = 130 if signum == signal.SIGINT else 0
+        self.exit_code = 128 + signum
 
 
 class StopSignals:

@@ -33,7 +33,7 @@ from tree_ffn.upgrades import readable, stamped
 # Keys that may change when a run is resumed: they say how and where it runs,
 # not what it computes. The data are compared by content, not by path.
 MAY_DIFFER = (
-    r"^train\.(log_every|eval_every|eval_batches|checkpoint_every|probe|keep)$",
+    r"^train\.(grad_accum_steps|log_every|eval_every|eval_batches|checkpoint_every|probe|keep)$",
     r"^mesh\.",
     r"^model\.(remat|unroll)$",
     r"^ffn\.implementation$",
