@@ -180,7 +180,7 @@ class Run:
         return report.valid(self.step, self._score(spec.eval_batches), probed, write)
 
     def _score(self, n_batches: int):
-        """Of as many rows as so many training batches have, a microbatch at a time: there is no room for more."""
+        """Of as many rows as so many batches have, a microbatch at a time: there is no room for more."""
         spec = self.plan.train
         batches = valid_batches(self.data.valid, spec.microbatch, n_batches * spec.grad_accum_steps)
         return self._programs.scorer(self.state.variables, batches)
