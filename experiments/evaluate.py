@@ -69,6 +69,8 @@ def main() -> None:
     if _TASKS.value:
         answer_questions()
         return
+    if _EXPORT.value:
+        raise InputError("--export: is scored by --tasks alone; name tasks, or a run by --workdir.")
     if _WORKDIR.value is None:
         raise InputError("--workdir is missing; name the directory of a training run.")
     other = texts.parse(_TEXTS.value)

@@ -116,6 +116,10 @@ def reason(error: BaseException) -> str:
     Example:
       >>> reason(RuntimeError("the file is cut off.\\nat byte 7"))
       'the file is cut off'
+      >>> reason(FileNotFoundError(2, "No such file or directory", "a.json"))
+      'No such file or directory'
     """
+    if isinstance(error, OSError) and error.strerror:  # its str repeats the number and the path
+        return error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".:")

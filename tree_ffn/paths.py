@@ -137,8 +137,7 @@ def writing(path: str, field: str = "workdir") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = error.strerror or reason(error)
-        raise InputError(f"{field}: {path} cannot be written ({said}).") from error
+        raise InputError(f"{field}: {path} cannot be written ({reason(error)}).") from error
 
 
 @contextlib.contextmanager

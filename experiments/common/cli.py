@@ -60,8 +60,9 @@ def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
             # A config file that cannot be read says so when it is looked at: now, not in the midst of main.
             hasattr(flags.FLAGS[name].value, "keys")
     except Exception as error:  # flags, config files and their arguments all end here
-        said = error.__context__  # absl puts the flag before what its parser says, which names it too
-        _fail(said if isinstance(said, InputError) else _on_config(argv) or error, 2)
+        # absl puts the flag before what its parser says, which names it too.
+        found = next((one for one in (error, error.__context__) if isinstance(one, InputError)), None)
+        _fail(found or _on_config(argv) or _on_value(error) or error, 2)
     # Other libraries log their own business at INFO level.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -97,17 +98,33 @@ def _on_config(argv: list[str]) -> Exception | None:
     return InputError(said) if said else None
 
 
+def _on_value(error: Exception) -> Exception | None:
+    """What is wrong with a value that is not of its key's type, of which Python says `invalid literal`."""
+    said = re.match(r"flag (--[^=]+)=(.*): (?:invalid literal for|could not convert)", str(error), re.DOTALL)
+    return InputError(f"{said[1]}: {said[2]!r} is not allowed; use a number.") if said else None
+
+
 def _with_local_config(argv: list[str]) -> list[str]:
     """The command line; the path of a config file is read as those of other flags are."""
     words = []
     for word in argv:
         flag, equals, path = word.partition("=")
         if equals and flag in ("--config", "-config"):
-            word = f"{flag}={local(path, '--config')}"
+            word = f"{flag}={_config_file(path)}"
         elif words and words[-1] in ("--config", "-config"):
-            word = local(word, "--config")
+            word = _config_file(word)
         words.append(word)
     return words
+
+
+def _config_file(path: str) -> str:
+    """A local config file with its arguments; ml_collections says of others only what Python says."""
+    file, colon, arguments = local(path, "--config").partition(":")
+    if not (file.endswith(".py") and os.path.isfile(file)):
+        raise InputError(
+            f"--config: {file!r} is no config file; name one that is there, e.g. configs/quickstart.py."
+        )
+    return f"{file}{colon}{arguments}"
 
 
 def _help(main: Callable[[], None], program: str) -> str:
@@ -140,10 +157,7 @@ def _fail(error: Exception, code: int) -> NoReturn:
     if isinstance(error, KeyError):  # its str is a repr
         error = Exception(*error.args)
     text = str(error)
-    if isinstance(error, OSError) and "config file" in text:
-        # ml_collections says it in many lines, of which the last one counts.
-        text = f"--config: {text.strip().splitlines()[-1]}"
-    elif "Error whilst parsing config file" in text:
+    if "Error whilst parsing config file" in text:
         # Here it adds a traceback to what the file said, which ends it as `ValueError: ...`.
         text = re.split(r"^[\w.]*(?:Error|Exception): ", text, flags=re.MULTILINE)[-1]
     text = " ".join(text.split()) or type(error).__name__

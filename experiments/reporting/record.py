@@ -15,7 +15,7 @@ import re
 
 from experiments.common.provenance import commit, device_name, public_command, versions
 from experiments.reporting.results_file import from_lines, to_lines
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 from tree_ffn.paths import expanded
 from tree_ffn.training.plan import resolved
 from tree_ffn.upgrades import stamped, upgraded
@@ -240,7 +240,7 @@ def _read_rows(path: str):
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"results: {path} cannot be read ({error}).") from error
+        raise InputError(f"results: {path} cannot be read ({reason(error)}).") from error
     values = (json.loads(line) for line in lines if line.strip())
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
     read = from_lines(values, unit_of)

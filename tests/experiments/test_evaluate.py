@@ -169,6 +169,7 @@ def test_a_registered_data_set(run, tmp_path):
     "arguments,said",
     [
         ([], "--workdir is missing"),
+        (["--export=exported"], "--export: is scored by --tasks alone"),
         (["--workdir=nowhere"], "workdir: nowhere has no checkpoints"),
         (["--step=4"], "step: 4 has no checkpoint; use best, latest or one of"),
         (["--step=worst"], "step: 'worst' has no checkpoint"),

@@ -37,7 +37,9 @@ def options(texts, monkeypatch):
     [
         ([], "--config is missing; name a file, e.g. --config=configs/quickstart.py."),
         (["--config=configs/smoke.py"], "--workdir is missing"),
-        (["--config=configs/nowhere.py", "--workdir=x"], "configs/nowhere.py"),
+        (["--config=configs/nowhere.py", "--workdir=x"], "--config: 'configs/nowhere.py' is no config file"),
+        (["--config=configs", "--workdir=x"], "--config: 'configs' is no config file; name one that is"),
+        (["--config=README.md", "--workdir=x"], "--config: 'README.md' is no config file"),
         (["--config=configs/smoke.py:stesp=4", "--workdir=x"], "config argument: 'stesp=4' is not known"),
         (["--config=configs/smoke.py:steps=four", "--workdir=x"], "steps=four is not allowed"),
         (
@@ -48,7 +50,10 @@ def options(texts, monkeypatch):
             ["--config=configs/smoke.py", "--workdir=x", "--config.optim.lrr=1"],
             "--config.optim.lrr is no key of the config; the nearest is optim.lr.",
         ),
-        (["--config=configs/smoke.py", "--workdir=x", "--config.train.steps=many"], "config.train.steps"),
+        (
+            ["--config=configs/smoke.py", "--workdir=x", "--config.train.steps=many"],
+            "--config.train.steps: 'many' is not allowed; use a number.",
+        ),
         (["--config=configs/smoke.py", "--workdir=x", "--describe=perhaps"], "describe"),
         (["--config=configs/smoke.py", "--workdir=x", "more"], "argument: 'more' is not known"),
         (["--config=configs/smoke.py", "--workdir=x", "--results=y"], "--row is missing"),

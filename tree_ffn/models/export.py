@@ -65,8 +65,7 @@ def save(
             for name in (WEIGHTS, CONFIG):
                 os.replace(os.path.join(new, name), os.path.join(directory, name))
     except (OSError, SafetensorError) as error:  # the latter of a full disk
-        why = getattr(error, "strerror", None) or reason(error)
-        raise InputError(f"export: {directory!r} cannot be written: {why}.") from None
+        raise InputError(f"export: {directory!r} cannot be written: {reason(error)}.") from None
 
 
 def load(directory: str) -> tuple[ModelSpec, dict, dict]:

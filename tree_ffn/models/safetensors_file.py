@@ -80,7 +80,7 @@ def _read(path: str, field: str) -> tuple[dict[str, Entry], dict[str, str]]:
             entries = {name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in parts.items()}
             metadata = file.metadata() or {}
     except OSError as error:
-        raise InputError(f"{field}: {path!r} cannot be read: {error.strerror or reason(error)}.") from None
+        raise InputError(f"{field}: {path!r} cannot be read: {reason(error)}.") from None
     except SafetensorError as error:
         raise InputError(f"{unreadable} {reason(error)[:200]}.") from None
     if any(len(entry.shape) > MAX_DIMS for entry in entries.values()):
