@@ -1,4 +1,4 @@
-"""All ten activations and their derivatives against float64 formulas."""
+"""All activations and their derivatives against float64 formulas."""
 
 import jax
 import jax.numpy as jnp
