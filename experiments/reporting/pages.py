@@ -1,37 +1,8 @@
 """The pages of docs/results: one a topic, with its tables, and an index."""
 
-from typing import NamedTuple
-
+from experiments.reporting.registry import TOPICS, Topic
 from experiments.reporting.render import Table, wrapped
 
-
-class Topic(NamedTuple):
-    """A page: its title, and a sentence that says what its tables answer."""
-
-    title: str
-    text: str
-
-
-# In the order of the index. Their names are those that registry.by_topic gives to tables.
-TOPICS = {
-    "quickstart": Topic("Quickstart", "What `make quickstart` trains, on one machine."),
-    "cpu_small": Topic("Small comparison", "All kinds of layers in a model that a CPU can train."),
-    "t1_small": Topic("Language modelling (T1)", "All kinds of layers at one learning rate."),
-    "quality_attempts": Topic("Attempts to close the gap", "Layers of T1's size, one line a design."),
-    "quality_transfer": Topic("Other widths and texts", "The older recipe in other models than T1's."),
-    "learning_rates": Topic("Learning rates", "The runs that learning rates were chosen by."),
-    "oracle": Topic("Oracle routing", "How much lower the loss could be on better paths."),
-    "t2_plan": Topic("Plan of 1.3B (T2)", "Memory and arithmetic of a model that was compiled, not trained."),
-    "t3_small": Topic("Questions (T3)", "Accuracies on the tasks of lm-eval's harness."),
-    "t4_small": Topic("Dynamics (T4)", "How paths are used during training, by activation and balancing."),
-    "prune_small": Topic("Pruning", "What trained layers lose when rarely visited parts are removed."),
-    "conversion": Topic("Conversion", "Dense layers that become trees, before and after fine-tuning."),
-    "speed_layer_cpu": Topic("Speed of layers on CPUs", "One layer alone, by number of tokens."),
-    "speed_layer_gpu": Topic("Speed of layers on GPUs", "One layer alone, by number of tokens."),
-    "speed_programs": Topic(
-        "Speed of training, scoring and answers", "Whole models: training, training steps alone, questions."
-    ),
-}
 OWN = "Rows that `--table` or a sweep gave this name."
 INDEX = """\
 # Results

@@ -1,9 +1,10 @@
-"""All tables: which there are, what makes one of its own, and how they come from results files."""
+"""All tables: which there are, what makes one of its own, on which page it stands, how rows become it."""
 
 import glob
 import os
 import statistics
 from collections.abc import Callable
+from typing import NamedTuple
 
 from experiments.reporting import record
 from experiments.reporting.aggregate import (
@@ -62,6 +63,13 @@ from experiments.reporting.speed_tables import (
 )
 from tree_ffn.errors import InputError
 from tree_ffn.paths import expanded
+
+
+class Topic(NamedTuple):
+    """A page: its title, and a sentence that says what its tables answer."""
+
+    title: str
+    text: str
 
 
 def read_rows(pattern: str) -> tuple[list[dict], list[dict]]:
@@ -227,4 +235,25 @@ TABLES = {
     "speed_steps": (stepped, speed_steps),
     "scoring_speed": (scored_on, scoring_speed),
     "answer_speed": (scored_on, answer_speed),
+}
+
+# In the order of the index. Their names are those that `by_topic` gives to tables.
+TOPICS = {
+    "quickstart": Topic("Quickstart", "What `make quickstart` trains, on one machine."),
+    "cpu_small": Topic("Small comparison", "All kinds of layers in a model that a CPU can train."),
+    "t1_small": Topic("Language modelling (T1)", "All kinds of layers at one learning rate."),
+    "quality_attempts": Topic("Attempts to close the gap", "Layers of T1's size, one line a design."),
+    "quality_transfer": Topic("Other widths and texts", "The older recipe in other models than T1's."),
+    "learning_rates": Topic("Learning rates", "The runs that learning rates were chosen by."),
+    "oracle": Topic("Oracle routing", "How much lower the loss could be on better paths."),
+    "t2_plan": Topic("Plan of 1.3B (T2)", "Memory and arithmetic of a model that was compiled, not trained."),
+    "t3_small": Topic("Questions (T3)", "Accuracies on the tasks of lm-eval's harness."),
+    "t4_small": Topic("Dynamics (T4)", "How paths are used during training, by activation and balancing."),
+    "prune_small": Topic("Pruning", "What trained layers lose when rarely visited parts are removed."),
+    "conversion": Topic("Conversion", "Dense layers that become trees, before and after fine-tuning."),
+    "speed_layer_cpu": Topic("Speed of layers on CPUs", "One layer alone, by number of tokens."),
+    "speed_layer_gpu": Topic("Speed of layers on GPUs", "One layer alone, by number of tokens."),
+    "speed_programs": Topic(
+        "Speed of training, scoring and answers", "Whole models: training, training steps alone, questions."
+    ),
 }

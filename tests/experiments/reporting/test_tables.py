@@ -6,8 +6,7 @@ import pathlib
 import pytest
 
 from experiments.reporting import record
-from experiments.reporting.pages import TOPICS
-from experiments.reporting.registry import TABLES, read_rows, tables_of, topic
+from experiments.reporting.registry import TABLES, TOPICS, read_rows, tables_of, topic
 from experiments.tables import render
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
