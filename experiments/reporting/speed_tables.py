@@ -25,7 +25,8 @@ from experiments.reporting.render import Table
 from tree_ffn.errors import InputError
 from tree_ffn.plain import flat
 
-EXECUTIONS = ("masked", "gather", "grouped")
+BASELINES = {"dense", "narrow"}
+FIRST = ("masked", "gather", "grouped")  # columns; those of other implementations follow
 # Within a line of timings the variants differ; the ceilings are measured anew each time.
 SPEED_FREE = r"(variant|copy_gb_per_s|product_gflop_per_s)$"
 SPEED_COMMON = r"(spec\.(routing|activation|shape\.depth)|cores)$"
@@ -69,7 +70,8 @@ def speed_layer(rows: list[dict]) -> Table:
     for line in lines.values():
         lines_of([{**row, "row": row["row"].split(".")[0]} for row in line], SPEED_FREE, SPEED_COMMON)
     lines_of(rows, free=".", common=SPEED_COMMON)
-    shown = [name for name in EXECUTIONS if any(variant(row) == name for row in rows)]
+    timed_ones = dict.fromkeys(map(variant, rows))
+    shown = [name for name in dict.fromkeys((*FIRST, *timed_ones)) if name in timed_ones.keys() - BASELINES]
     cells = []
     for (width, tokens, shape, direction, used), line in lines.items():
         figures: dict[str, dict] = {}

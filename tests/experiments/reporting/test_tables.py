@@ -350,7 +350,7 @@ def test_speed_of_the_layer(tmp_path):
     path, name = tmp_path / "speed_layer.jsonl", "d768_T4096_P1_W12_train"
     for variant, ms, ratio in (
         ("dense", 123.44, 1.0), ("narrow", 4.0, 30.9), ("masked", 100.0, 1.23), ("grouped", 12.0, 10.29),
-        ("masked", 110.0, 1.12),
+        ("masked", 110.0, 1.12), ("of_my_own", 130.0, 0.95),
     ):  # fmt: skip
         add_time(path, name, variant, ms, ratio)
     add_time(path, "d768_T1_P1_W12_forward", "gather", 0.0123, 2.0)
@@ -360,7 +360,16 @@ def test_speed_of_the_layer(tmp_path):
     assert [row[1:4] for row in rows] == [
         ["1", "P=1 W=12", "forward"], ["4096", "P=1 W=12, skewed", "train"], ["4096", "P=1 W=12", "train"],
     ]  # fmt: skip
-    assert rows[2][4:] == ["123.4", "4.00", "110.0 (1.12x)", "", "**12.00 (10.29x)**", "25.0%", "8 (8)"]
+    assert rows[2][4:] == [
+        "123.4",
+        "4.00",
+        "110.0 (1.12x)",
+        "",
+        "**12.00 (10.29x)**",
+        "130.0 (0.95x)",
+        "25.0%",
+        "8 (8)",
+    ]
     assert rows[0][4:8] == ["", "", "", "**0.0123 (2.00x)**"]
     assert "2 CPU cores" in text and "timed up to T = 1 (`--gather_limit`)" in " ".join(text.split())
     add_time(path, name, "grouped", 1.0, 100.0, depth=3)
