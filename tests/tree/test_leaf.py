@@ -130,6 +130,8 @@ def test_a_dense_start_begins_as_the_dense_layer(name, rng):
 def test_how_long_a_dense_start_lasts():
     spec = LeafSpec(n_experts=4, expert_width=1, top_k=2, dense_start=0.5)
     assert [float(spec.leak_at(done)) for done in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.5, 0.0, 0.0]
+    with pytest.raises(InputError, match="done: the layer .* has no dense start; leave it out"):
+        spec.after_start.leak_at(0.0)
 
 
 def chosen(logits_TR, spec, **routing) -> np.ndarray:

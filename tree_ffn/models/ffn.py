@@ -215,7 +215,7 @@ class FFN(nn.Module):
           tokens: int32 [...], the ids of the tokens; read where a hash of them decides.
           done: share of the training that is over, a scalar from 0 to 1: give it in every training step of a
             layer with a dense start (`tree_ffn.recipe` has an example), and never elsewhere. Without it
-            the layer computes what it does in use, and cannot be differentiated.
+            the layer computes what it does at inference, and cannot be differentiated.
 
         Raises:
           InputError: `done` is given to a layer without a dense start, or is missing under differentiation
@@ -234,7 +234,7 @@ class FFN(nn.Module):
         self.sow("intermediates", "x", x)
         self.sow("intermediates", "tokens", tokens)
         token_T = None if tokens is None else tokens.reshape(-1)
-        leak = self.variables.get("leak", {}).get("leak")  # of our own trainer (see training/leak.py)
+        leak = self.variables.get("leak", {}).get("leak")  # of our own trainer (see training/step.py)
         if done is not None:
             leak = _leak_at(self.spec, done)
         x_TE = x.reshape(-1, width)
@@ -246,9 +246,9 @@ class FFN(nn.Module):
 
 
 def _leak_at(spec: FFNSpec, done: jax.Array | float) -> jax.Array:
-    if not isinstance(spec, LeafSpec) or not spec.dense_start:
+    if not isinstance(spec, LeafSpec):
         raise InputError(f"done: the layer {spec} has no dense start; leave it out.")
-    return spec.leak_at(jnp.asarray(done, jnp.float32))
+    return spec.leak_at(done)
 
 
 def build_ffn(spec: FFNSpec, **options) -> FFN:

@@ -191,12 +191,20 @@ class LeafSpec:
 
     @property
     def after_start(self) -> "LeafSpec":
-        """The same layer, its dense start over: what is trained on after it, or differentiated in use."""
+        """The same layer, its dense start over: to train on after it, or to differentiate at inference."""
         return dataclasses.replace(self, dense_start=0.0)
 
-    def leak_at(self, done: jax.Array) -> jax.Array:
-        """What experts that are not chosen add when a share `done` of the training is over: float32 scalar.
+    def leak_at(self, done: jax.Array | float) -> jax.Array:
+        """The gate of experts that are not chosen when a share `done` of the training is over: float32.
 
-        leak_at(d) = max(0, 1 - d / dense_start)
+            leak_at(d) = max(0, 1 - d / dense_start)
+
+        Args:
+          done: share of the training that is over, from 0 to 1.
+
+        Raises:
+          InputError: the layer has no dense start.
         """
+        if not self.dense_start:
+            raise InputError(f"done: the layer {self} has no dense start; leave it out.")
         return jnp.maximum(0.0, 1.0 - jnp.asarray(done, jnp.float32) / self.dense_start)
