@@ -7,8 +7,8 @@ the children of what is kept above are kept, and their rows asked: min(P 2^level
 the rows of the router are: level by level from the roots, in each level tree by tree. The children of n are
 2 n + P and 2 n + P + 1, and expert j is node X - P + j.
 
-There are two executions of this one function: all rows are multiplied at once, and what is not asked is left;
-or, for few tokens on a CPU after `make kernels`, the rows that are asked are read level after level.
+This one function is executed in two ways: by one product with all rows, of which the search reads some; or,
+for few tokens on a CPU after `make kernels`, by reading the rows that are asked, level after level.
 Derivatives are always those of the first.
 """
 
@@ -51,9 +51,9 @@ def _beam_jvp(spec, primals, tangents):
 
 
 def few(n_tokens: int, width: int, spec) -> bool:
-    """Whether to read the rows that are asked is faster than a product with all.
+    """Whether reading the rows that are asked is faster than one product with all rows.
 
-    `python -m experiments.benchmark route` times both.
+    The bounds are measured: `python -m experiments.benchmark route` times both ways.
 
     Args:
       n_tokens: T.
@@ -99,7 +99,7 @@ def of_asked_rows(params: dict, x_TE: jax.Array, spec):
 
 
 def _search(params: dict, n_tokens, spec, logit: Callable[[int, jax.Array], jax.Array]):
-    """The search, whoever knows the logits: `logit` takes a level and its nodes that are kept, [T, N]."""
+    """The search: `logit` gives the logits of the nodes [T, N] that are kept of a level."""
     P, top_k = spec.n_trees, spec.top_k
     bias_R = params["selection_bias"].astype(jnp.float32)[None] if "selection_bias" in params else None
     node_TN = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32)[None], (n_tokens, P))

@@ -14,21 +14,29 @@ from tree_ffn.tree.meshes import partitioned
 from tree_ffn.tree.undifferentiable import undifferentiable
 from tree_ffn.tree.usage import by_level, leaf_counts, sides
 
+_UNTOLD = (
+    "done: is missing in the training of a layer with a dense start; give the share of the training that is "
+    "over to FFN (or leak=spec.leak_at(done) to leaf_ffn), or use spec.after_start where the start is over."
+)
+
 
 def init_params(
     key, spec: LeafSpec, width: int, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32
 ) -> dict:
-    """{w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E]} and what `route` reads; X of those that are kept.
+    """Initial weights of a leaf layer: normal, biases 0.
 
-    Standard deviations are w_in_scale / sqrt(E) of units and routers and w_out_scale / sqrt(A); biases are 0.
+        std(w_in) = std(w_router) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
 
     Args:
       key: random key.
       spec: the layer.
       width: E, of tokens.
-      w_in_scale: of the standard deviation of w_in.
-      w_out_scale: the same of w_out.
+      w_in_scale: of w_in and of the router.
+      w_out_scale: of w_out.
       param_dtype: of what is trained.
+
+    Returns:
+      {w_in [X,W,E], b_in [X,W], w_out [X,W,E], b_out [E]}, X the experts kept, and what `route` reads.
     """
     key_router, key_in, key_out = jax.random.split(key, 3)
     units = (spec.kept_experts, spec.expert_width)
@@ -53,12 +61,6 @@ def init_params(
     return params
 
 
-UNTOLD = (
-    "done: is missing in the training of a layer with a dense start; give the share of the training that is "
-    "over to FFN (or leak=spec.leak_at(done) to leaf_ffn), or use spec.after_start where the start is over."
-)
-
-
 def leaf_ffn(
     params: dict,
     x_TE: jax.Array,
@@ -67,15 +69,15 @@ def leaf_ffn(
     token_T: jax.Array | None = None,
     leak: jax.Array | None = None,
 ) -> tuple[jax.Array, Info]:
-    """`combine(route(x))`, and the chosen experts.
+    """The leaf layer: `combine(route(x))` + b_out, and the chosen experts.
 
     Args:
       params: as `init_params` gives them.
       x_TE: tokens, float32 or bfloat16.
       spec: the layer.
-      implementation: as of `combine`.
-      token_T: as of `route`.
-      leak: as of `combine`.
+      implementation: a name of `IMPLEMENTATIONS`; None: the fastest.
+      token_T: int32 ids of the tokens, which router `hash` reads.
+      leak: float32 scalar of a dense start, `spec.leak_at(done)`; None: at inference, or where there is none.
 
     Returns:
       y_TE of x's dtype, Info(ids int32 [T, K]).
@@ -94,7 +96,7 @@ def leaf_ffn(
     def layer(params, x_TE, token_T, leak):
         ids_TK, gates_TK = route(params, x_TE, spec, token_T)
         if leak is None and spec.dense_start:
-            gates_TK = undifferentiable(gates_TK, x_TE, UNTOLD)
+            gates_TK = undifferentiable(gates_TK, x_TE, _UNTOLD)
         s_TE = combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak)
         return s_TE + params["b_out"].astype(x_TE.dtype)[None], Info(ids_TK)
 

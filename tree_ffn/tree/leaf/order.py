@@ -1,13 +1,13 @@
-"""What is chosen by scores: NaN is the lowest, below it what was pruned; of equals the lower id is ahead."""
+"""The K best by score: NaN counts as the lowest, what was pruned is below it, ties go to the lower id."""
 
 import jax
 import jax.numpy as jnp
 
 
 def comparable(score_TN: jax.Array, is_there_TN: jax.Array | None = None) -> jax.Array:
-    """Scores that can be compared: NaN and -inf are the least number, and -inf is what is not there.
+    """Scores without NaN: NaN and -inf become the least finite number, and what is not there becomes -inf.
 
-    So the K best are there, wherever K are.
+    So the K best are all there, where at least K are.
     """
     least = jnp.finfo(score_TN.dtype).min
     score_TN = jnp.where(score_TN > least, score_TN, least)
@@ -15,9 +15,9 @@ def comparable(score_TN: jax.Array, is_there_TN: jax.Array | None = None) -> jax
 
 
 def best(score_TC: jax.Array, id_TC: jax.Array, n: int) -> jax.Array:
-    """Which candidate is the best, the second, ... the n-th: bool [T, n, C]; of equals the lower id is ahead.
+    """Which candidate is the best, the second, ... the n-th: bool [T, n, C]; ties go to the lower id.
 
-    By counting who is ahead of whom: a few comparisons in one pass, where a sort is many.
+    A candidate's rank is the number of those ahead of it: one pass of comparisons, where a sort makes many.
 
     Args:
       score_TC: of the candidates, e.g. `comparable`.
@@ -36,5 +36,5 @@ def best(score_TC: jax.Array, id_TC: jax.Array, n: int) -> jax.Array:
 
 
 def taken(value_TC: jax.Array, which_TnC: jax.Array) -> jax.Array:
-    """Values of the candidates that `best` names: [T, n]."""
+    """Values of the candidates that `best` found: [T, n]."""
     return jnp.where(which_TnC, value_TC[:, None], 0).sum(axis=2, dtype=value_TC.dtype)

@@ -1,4 +1,4 @@
-"""Pruned leaf layers: which arrays hold them, how they come from full ones, what is chosen of them.
+"""Pruned leaf layers: which arrays they have, and how they are made from full ones.
 
 Of the X experts of a layer `LeafSpec.n_kept` are left. Experts keep their numbers, and the router its rows:
 

@@ -1,7 +1,7 @@
 """Routing: the K experts of every token, and how much each of them counts.
 
-A router gives experts log probabilities and chooses K; what balances the load acts on that choice alone.
-Gates are the probabilities of the chosen, over their norm; through them routers learn, by ordinary
+A router gives every expert a log probability and chooses K. A balancing bias changes that choice alone.
+Gates are the probabilities of the chosen divided by their norm. Routers learn through them, by ordinary
 differentiation. The options are tables in `routers`.
 """
 
@@ -20,16 +20,16 @@ def route(
         ids, log p = the router's (ties: the lower id; NaN is the lowest),   g = p / norm(p)
 
     Args:
-      params: of the layer: {w_router [R,E], b_router [R]} of `tree`, {w_router [X,E]} of `softmax`,
-        {router: {w [X,E]}} of `random`, {salt []} of `hash`; and, where the load is balanced,
-        selection_bias, a number for each row of the router, which moves the choice alone: of trees it is
-        added to the logits, of flat routers to the probabilities; of a pruned layer kept_row.
+      params: the layer's: {w_router [R,E], b_router [R]} for `tree`, {w_router [R,E]} for `softmax` and
+        `product_keys`, {router: {w [X,E]}} for `random`, {salt []} for `hash`; where the load is balanced
+        also selection_bias, which trees add to the logits [R] and flat routers to the probabilities [X];
+        where the layer is pruned also kept_row.
       x_TE: tokens.
       spec: the layer.
       token_T: int32 ids of the tokens, which `hash` reads.
 
     Returns:
-      ids_TK int32, distinct, in an order of the router's own; gates_TK float32.
+      ids_TK int32, distinct, in no promised order; gates_TK float32.
 
     Raises:
       InputError: router `hash` without an id for every token.

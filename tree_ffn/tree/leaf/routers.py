@@ -1,6 +1,6 @@
 """The options of routing, a table each: what chooses experts, and how their gates are normed.
 
-A new one is an entry here, and nothing elsewhere: specs, first weights, costs and tests read the tables.
+A new one is an entry here and a line of `LeafSpec`: first weights, costs and tests read the tables.
 """
 
 import math
@@ -19,38 +19,42 @@ from tree_ffn.tree.products import float32_product
 Chosen = tuple[jax.Array, jax.Array]
 
 
-def sides(n_experts: int) -> tuple[int, int]:
-    """The two nearest numbers whose product is X, the smaller one first.
-
-    Example:
-      >>> sides(512), sides(400)
-      ((16, 32), (20, 20))
-    """
-    one = next(n for n in range(math.isqrt(n_experts), 0, -1) if n_experts % n == 0)
-    return one, n_experts // one
-
-
-def of_pairs(logits_TR: jax.Array, n_experts: int) -> jax.Array:
-    """Log p of experts in a rectangle, whose rows and columns have the logits.
-
-        log p(i, j) = log softmax(r of rows)[i] + log softmax(r of columns)[j]
-
-    Product keys (Lample et al. 2019, arXiv 1907.05242), which here read all of a token each.
-    """
-    one = sides(n_experts)[0]
-    a_TI, b_TJ = (jax.nn.log_softmax(r, axis=-1) for r in jnp.split(logits_TR, [one], axis=-1))
-    return (a_TI[:, :, None] + b_TJ[:, None, :]).reshape(logits_TR.shape[0], n_experts)
-
-
-def of_rows(logits_TX: jax.Array, n_experts: int) -> jax.Array:
-    """Log p of experts that have a row each: log softmax."""
+def softmax(logits_TX: jax.Array, n_experts: int) -> jax.Array:
+    """Log p of experts that have a row of weights each: log softmax."""
     return jax.nn.log_softmax(logits_TX, axis=-1)
 
 
+def rectangle(n_experts: int) -> tuple[int, int]:
+    """The two nearest numbers whose product is X, the smaller one first.
+
+    Example:
+      >>> rectangle(512), rectangle(400)
+      ((16, 32), (20, 20))
+    """
+    height = next(n for n in range(math.isqrt(n_experts), 0, -1) if n_experts % n == 0)
+    return height, n_experts // height
+
+
+def product_keys(logits_TR: jax.Array, n_experts: int) -> jax.Array:
+    """Log p of experts in a rectangle, whose rows and columns have the logits.
+
+        log p(i, j) = log softmax(logits of rows)[i] + log softmax(logits of columns)[j]
+
+    Source: Lample et al. 2019 (arXiv 1907.05242), who give each half of the token to one of the two; here
+    both read the whole token.
+    """
+    height = rectangle(n_experts)[0]
+    a_TI, b_TJ = (jax.nn.log_softmax(r, axis=-1) for r in jnp.split(logits_TR, [height], axis=-1))
+    return (a_TI[:, :, None] + b_TJ[:, None, :]).reshape(logits_TR.shape[0], n_experts)
+
+
 def flat(log_p: Callable[[jax.Array, int], jax.Array]) -> Callable[..., Chosen]:
-    """A choice by the log p of all experts: the K best of a function of logits [T, R] and of X.
+    """A router that scores all experts and chooses the K best.
 
     Where the load is balanced they are the best of p + bias (Wang et al. 2024, arXiv 2408.15664).
+
+    Args:
+      log_p: from the logits of the router's rows, [T, R], and X to the log p of all experts, [T, X].
     """
 
     def choose(params: dict, x_TE: jax.Array, spec, token_T: jax.Array | None) -> Chosen:
@@ -66,7 +70,7 @@ def flat(log_p: Callable[[jax.Array, int], jax.Array]) -> Callable[..., Chosen]:
     return choose
 
 
-def of_id(params: dict, x_TE: jax.Array, spec, token_T: jax.Array | None) -> Chosen:
+def by_hash(params: dict, x_TE: jax.Array, spec, token_T: jax.Array | None) -> Chosen:
     """The token's id names its expert, for sure.
 
     Args:
@@ -90,7 +94,7 @@ class Router(NamedTuple):
         probabilities, float32 [T, K].
       rows: (X, P) to R, rows of weights.
       trees: experts are leaves of P trees; rows have biases.
-      trained: rows are parameters; or they stay as they were drawn.
+      trained: rows are parameters; False: they stay as they were drawn.
       by_id: the token's id names one expert for good.
     """
 
@@ -103,10 +107,10 @@ class Router(NamedTuple):
 
 ROUTERS = {
     "tree": Router(lambda params, x_TE, spec, _: beam(params, x_TE, spec), lambda X, P: X - P, trees=True),
-    "softmax": Router(flat(of_rows), lambda X, _: X),
-    "product_keys": Router(flat(of_pairs), lambda X, _: sum(sides(X))),
-    "hash": Router(of_id, lambda *_: 0, trained=False, by_id=True),
-    "random": Router(flat(of_rows), lambda X, _: X, trained=False),
+    "softmax": Router(flat(softmax), lambda X, _: X),
+    "product_keys": Router(flat(product_keys), lambda X, _: sum(rectangle(X))),
+    "hash": Router(by_hash, lambda *_: 0, trained=False, by_id=True),
+    "random": Router(flat(softmax), lambda X, _: X, trained=False),
 }
 
 # log p [T, K] of the chosen to logarithms of gates: probabilities may underflow, their ratios do not.
