@@ -361,15 +361,8 @@ def test_speed_of_the_layer(tmp_path):
         ["1", "P=1 W=12", "forward"], ["4096", "P=1 W=12, skewed", "train"], ["4096", "P=1 W=12", "train"],
     ]  # fmt: skip
     assert rows[2][4:] == [
-        "123.4",
-        "4.00",
-        "110.0 (1.12x)",
-        "",
-        "**12.00 (10.29x)**",
-        "130.0 (0.95x)",
-        "25.0%",
-        "8 (8)",
-    ]
+        "123.4", "4.00", "110.0 (1.12x)", "", "**12.00 (10.29x)**", "130.0 (0.95x)", "25.0%", "8 (8)",
+    ]  # fmt: skip
     assert rows[0][4:8] == ["", "", "", "**0.0123 (2.00x)**"]
     assert "2 CPU cores" in text and "timed up to T = 1 (`--gather_limit`)" in " ".join(text.split())
     add_time(path, name, "grouped", 1.0, 100.0, depth=3)
