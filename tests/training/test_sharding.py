@@ -41,8 +41,8 @@ def run_specs(ffn: dict, routing: dict, run: str) -> dict:
     """Expected specs of one run's params and routing."""
     layer = {
         "ln_1/scale": P(), "ln_1/bias": P(), "ln_2/scale": P(), "ln_2/bias": P(),
-        "attn/w_qkv": P(None, None, None, "model"), "attn/b_qkv": P(None, None, "model"),
-        "attn/w_out": P(None, "model"), "attn/b_out": P(), "ffn/b_out": P(),
+        "attn/w_qkv": P(None, "data", None, "model"), "attn/b_qkv": P(None, None, "model"),
+        "attn/w_out": P(None, "model", None, "data"), "attn/b_out": P(), "ffn/b_out": P(),
     }  # fmt: skip
     layer |= {f"ffn/{name}": spec for name, spec in ffn.items()}
     expected = {f"params/{run}/{name}": spec for name, spec in layer.items()}
@@ -51,22 +51,25 @@ def run_specs(ffn: dict, routing: dict, run: str) -> dict:
 
 def expected_specs():
     whole, spread = P(None, "model"), P(None, None, None, BOTH)
-    everywhere = P()
-    trees = {"w_in": whole, "w_out": whole, "b_in": whole}
-    expected = {"step": P(), "params/embed/tokens": P("model"), "params/embed/positions": P()}
+    everywhere, split = P(), P(None, "model", None, "data")
+    trees = {"w_in": split, "w_out": split, "b_in": whole}
+    dense = {"w_in": P(None, "model", "data"), "w_out": P(None, "model", "data"), "b_in": whole}
+    router = P(None, None, "data")
+    expected = {"step": P(), "params/embed/tokens": P("model", "data")}
+    expected |= {"params/embed/positions": P(None, "data")}
     expected |= {"params/ln_f/scale": P(), "params/ln_f/bias": P()}
     expected |= run_specs(trees, {"threshold": whole}, "run_0")
     # One tree cannot be split over two devices: its weights are spread over E, for storage.
     wide = {"w_in": spread, "w_out": spread, "b_in": everywhere}
     expected |= run_specs(wide, {"threshold": everywhere}, "run_1")
-    expected |= run_specs(trees, {"threshold": whole, "router/w": whole}, "run_2")
-    expected |= run_specs(trees | {"w_router": everywhere}, {"selection_bias": everywhere}, "run_3")
-    expected |= run_specs(trees, {}, "run_4")
+    expected |= run_specs(trees, {"threshold": whole, "router/w": split}, "run_2")
+    expected |= run_specs(trees | {"w_router": router}, {"selection_bias": everywhere}, "run_3")
+    expected |= run_specs(dense, {}, "run_4")
     # 13 units do not divide by two devices: E is spread over both axes. 8 deciding nodes do.
     spread_units = {"w_in": P(None, None, BOTH), "w_out": P(None, None, BOTH), "b_in": everywhere}
     structure = dict.fromkeys(("child", "path", "leaf"), everywhere)
     expected |= run_specs(spread_units, {"threshold": whole, "router/w": whole, **structure}, "run_5")
-    routers = {"w_router": everywhere, "b_router": everywhere}
+    routers = {"w_router": router, "b_router": everywhere}
     expected |= run_specs(trees | routers, {"selection_bias": everywhere}, "run_6")
     moments = {name.removeprefix("params/"): spec for name, spec in expected.items() if "params/" in name}
     for moment in ("mu", "nu"):
@@ -76,7 +79,7 @@ def expected_specs():
 
 def test_a_head_of_its_own_is_placed_like_the_token_table():
     mesh = sharding.make_mesh(data=4, model=2)
-    assert sharding.spec_of("params/embed/head", (256, 32), mesh) == P("model")
+    assert sharding.spec_of("params/embed/head", (256, 32), mesh) == P("model", "data")
 
 
 def test_every_leaf_has_exactly_this_spec():
@@ -86,11 +89,12 @@ def test_every_leaf_has_exactly_this_spec():
 @pytest.mark.parametrize(
     "shape,mesh,spec",
     [
-        ((2, 6, 7, 16), (2, 2), P(None, "model")),  # whole trees
+        ((2, 6, 7, 16), (2, 2), P(None, "model", None, "data")),  # whole trees
+        ((2, 6, 7, 15), (2, 2), P(None, "model")),  # ... of a width that does not divide
         ((2, 1, 7, 16), (4, 2), P(None, None, None, BOTH)),  # one tree: E over all devices
         ((2, 1, 8, 12), (4, 2), P(None, None, BOTH)),  # E does not divide: U
         ((2, 1, 7, 12), (4, 2), P()),  # neither does
-        ((2, 1, 7, 16), (8, 1), P(None, "model")),  # trivially whole: "model" is one device
+        ((2, 1, 7, 16), (8, 1), P(None, "model", None, "data")),  # trivially whole: "model" is one device
     ],
 )
 def test_tree_weights_take_the_first_spec_that_divides(shape, mesh, spec):

@@ -66,6 +66,18 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
     return finish(params, s_MTE.sum(axis=0), spec), Info(leaf_TP)
 
 
+def by_rows(x_BCE: jax.Array) -> jax.Array:
+    """Activations whose rows the current mesh splits over "data", and nothing else; as they are without one.
+
+    Weights are split along the width they are multiplied with. Left alone a partitioner splits activations
+    so too, and adds up partial products of all tokens.
+    """
+    n = _mesh_axes()["data"]
+    if n == 1 or x_BCE.shape[0] % n:
+        return x_BCE
+    return jax.lax.with_sharding_constraint(x_BCE, PartitionSpec("data"))
+
+
 def _mesh_axes() -> dict[str, int]:
     """Sizes of "data" and "model" in the current mesh; 1 without one, inside a split, or of explicit axes."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from tree_ffn.models.attention import Attention, KeyValue
 from tree_ffn.models.ffn import FFN, update_routing
+from tree_ffn.models.sharded import by_rows
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree import Info
 from tree_ffn.tree.products import float32_product
@@ -65,7 +66,7 @@ class Layer(nn.Module):
     def __call__(self, x_BCE, past: KeyValue | None, start, tokens_BC):
         spec = self.model
         attended, past = Attention(spec, name="attn")(LayerNorm(spec, name="ln_1")(x_BCE), past, start)
-        x_BCE = x_BCE + attended
+        x_BCE = by_rows(x_BCE + attended)
         ffn = FFN(
             self.ffn,
             spec.implementation,
@@ -75,7 +76,7 @@ class Layer(nn.Module):
             name="ffn",
         )
         y_BCE, info = ffn(LayerNorm(spec, name="ln_2")(x_BCE), tokens_BC)
-        return x_BCE + y_BCE, (info, past)
+        return by_rows(x_BCE + y_BCE), (info, past)
 
 
 class LayerNorm(nn.Module):
@@ -124,7 +125,7 @@ class Embed(nn.Module):
             position_BCE = jnp.take(self.positions, at_BC, axis=0, mode="clip")
         # Added in float32, whatever they are stored in.
         x_BCE = token_BCE.astype(jnp.float32) + position_BCE.astype(jnp.float32)
-        return x_BCE.astype(self.model.dtype)
+        return by_rows(x_BCE.astype(self.model.dtype))
 
     def logits(self, x_BCE):
         """float32 scores of all rows of the table; those beyond the V tokens are `NEVER`."""

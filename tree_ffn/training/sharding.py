@@ -1,8 +1,12 @@
 """Where arrays live: one mesh of two axes, and one strict table for parameters.
 
 The mesh has the axes "data" (batches are split over it) and "model" (weights
-are). `jax.jit` with these shardings is all there is; on one device the same
-code runs with a 1 x 1 mesh.
+are). Weights and the optimizer's moments are split over "data" too, along the
+width E: a layer's are gathered when it is computed, and its gradients summed
+into the parts (fully sharded data parallelism; Rajbhandari et al. 2020, arXiv
+1910.02054). For that a partitioner must be told that activations stay split by
+rows (`models.sharded.by_rows`). `jax.jit` with these shardings is all there is;
+on one device the same code runs with a 1 x 1 mesh.
 """
 
 import dataclasses
@@ -24,20 +28,33 @@ BOTH = ("data", "model")
 # is the layer. Optimizer moments are sharded like their parameter, whose path
 # is the end of their own.
 RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
-    # Trees [layers, P, U, E] (experts [layers, X, W, E], dense [layers, F, E]): whole trees over
-    # "model", each device walks its own; few wide trees are spread for storage, over both axes.
-    (r"ffn/w_(in|out)$", (P(None, "model"), P(None, None, None, BOTH), P(None, None, BOTH), P())),
-    (r"ffn/(b_in|threshold|router/w)$", (P(None, "model"), P())),
-    (r"ffn/(b_out|w_router|b_router|selection_bias|salt)$", (P(),)),
-    (r"ffn/(child|path|leaf|kept_row)$", (P(),)),  # of pruned layers; the units of trees are [layers, U, E]
+    # Trees [layers, P, U, E], experts [layers, X, W, E]: whole ones over "model", each device has its own;
+    # few wide trees are spread for storage, over both axes. Dense layers and pruned trees [layers, F, E].
+    (
+        r"ffn/w_(in|out)$",
+        (
+            P(None, "model", None, "data"),
+            P(None, None, None, BOTH),
+            P(None, "model", "data"),
+            P(None, None, BOTH),
+            P(None, "model"),
+            P(),
+        ),
+    ),
+    (r"ffn/w_router$", (P(None, None, "data"), P())),
+    (r"ffn/router/w$", (P(None, "model", None, "data"), P(None, None, None, "data"), P(None, "model"), P())),
+    (r"ffn/(b_in|threshold)$", (P(None, "model"), P())),
+    (r"ffn/(b_out|b_router|selection_bias|salt)$", (P(),)),
+    (r"ffn/(child|path|leaf|kept_row)$", (P(),)),  # of pruned layers
     # Heads over "model".
-    (r"attn/w_qkv$", (P(None, None, None, "model"), P())),
+    (r"attn/w_qkv$", (P(None, "data", None, "model"), P(None, "data"), P(None, None, None, "model"), P())),
     (r"attn/b_qkv$", (P(None, None, "model"), P())),
-    (r"attn/w_out$", (P(None, "model"), P())),
+    (r"attn/w_out$", (P(None, "model", None, "data"), P(None, None, None, "data"), P(None, "model"), P())),
     (r"attn/b_out$", (P(),)),
     # The vocabulary over "model" (model.vocab_multiple makes it divide).
-    (r"embed/(tokens|head)$", (P("model"), P())),
-    (r"(embed/positions|(ln_1|ln_2|ln_f)/(scale|bias)|step|count)$", (P(),)),
+    (r"embed/(tokens|head)$", (P("model", "data"), P(None, "data"), P("model"), P())),
+    (r"embed/positions$", (P(None, "data"), P())),
+    (r"((ln_1|ln_2|ln_f)/(scale|bias)|step|count)$", (P(),)),
 )
 
 

@@ -1,0 +1,86 @@
+"""What devices send each other in a training step, read off the compiled program on eight fake devices.
+
+A loop over layers counts once, so the models have one layer. Bytes are those of results on one device.
+"""
+
+import collections
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tree_ffn.models.spec import DenseSpec, ModelSpec
+from tree_ffn.training import sharding, step
+from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
+from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
+
+E, C, B, V, F = 128, 64, 16, 1024, 512
+LAYERS = {
+    "dense": DenseSpec(F),
+    "recipe": LeafSpec(n_experts=64, expert_width=8, top_k=4, gate_norm="rms"),
+    "mixture": LeafSpec(n_experts=64, expert_width=8, top_k=4, router="softmax"),
+    "path": TreeSpec(TreeShape(n_trees=8, depth=5)),
+}
+KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+ACTIVATIONS = 4 * B * C * E  # of one layer's input, all tokens
+
+
+@functools.cache
+def compiled(kind, data, model):
+    """A step's program for so many devices, and the bytes of its matrices."""
+    spec = ModelSpec(V, C, E, 1, 4, (LAYERS[kind],))
+    optim = OptimSpec(steps=10)
+    optimizer, mesh = make_optimizer(optim), sharding.make_mesh(data, model)
+    init = functools.partial(step.init_state, model=spec, optimizer=optimizer)
+    one_step = functools.partial(
+        step.train_step,
+        model=spec,
+        optimizer=optimizer,
+        schedule=learning_rate(optim),
+        accumulation=1,
+        steps=10,
+    )
+    with jax.set_mesh(mesh):
+        state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), mesh)
+        shardings = jax.tree.map(lambda array: array.sharding, state)
+        batch = jax.ShapeDtypeStruct((B, C + 1), jnp.int32, sharding=sharding.batch_sharding(mesh))
+        run = jax.jit(one_step, out_shardings=(shardings, None, None), donate_argnums=(0, 1))
+        program = run.lower(state, step.empty_usage(spec), batch).compile()
+    return program, sum(4 * array.size for array in jax.tree.leaves(state.params) if array.ndim > 1)
+
+
+def sent(program) -> dict[str, list[int]]:
+    """Bytes of the results of every collective, by kind."""
+    found = collections.defaultdict(list)
+    size = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
+    for line in program.as_text().splitlines():
+        if match := re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({KINDS})(?:-start)?\(", line):
+            arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            numbers = lambda shape: int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
+            found[match[2]].append(sum(size[dtype] * numbers(shape) for dtype, shape in arrays))
+    return found
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_over_data_weights_are_gathered_and_activations_stay(kind):
+    """Each device holds an eighth of the state; it sends weights and gradients, not activations."""
+    program, weights = compiled(kind, 8, 1)
+    state = program.memory_analysis().argument_size_in_bytes
+    assert 3 * weights / 8 < state < 1.25 * 3 * weights / 8
+    found = sent(program)
+    assert 0.8 * weights < sum(found["all-gather"]) < 2.5 * weights
+    assert sum(found["all-reduce"]) + sum(found["reduce-scatter"]) < 1.1 * weights
+    assert sum(found["all-to-all"]) + sum(found["collective-permute"]) < ACTIVATIONS
+
+
+@pytest.mark.parametrize("kind", ["recipe", "mixture", "path"])
+def test_over_model_a_layer_adds_up_outputs_as_a_dense_one_does(kind):
+    """One sum of activations forward and one backward, as often as in dense; no weights are gathered."""
+    of_kind, of_dense = (sent(compiled(name, 1, 8)[0]) for name in (kind, "dense"))
+    assert not of_kind["all-gather"] and not of_dense["all-gather"]
+    whole = lambda found: sum(size // ACTIVATIONS for size in found["all-reduce"])
+    assert whole(of_kind) == whole(of_dense) >= 4  # attention and the layer, forward and backward
+    assert sum(of_kind["all-reduce"]) < 1.1 * sum(of_dense["all-reduce"])
