@@ -43,8 +43,8 @@ def main():
         params, state, value = train_step(params, state, jnp.float32(step))
         losses.append(float(value))
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-    y = block.apply({"params": params}, x)  # in use: no `done`, 16 experts of a token and nothing else
-    print(f"in use {float(jnp.square(y - x[..., ::-1]).mean()):.3f}")
+    y = block.apply({"params": params}, x)  # inference: no `done`, 16 experts of a token and nothing else
+    print(f"inference {float(jnp.square(y - x[..., ::-1]).mean()):.3f}")
     return losses
 
 

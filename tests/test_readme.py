@@ -75,7 +75,8 @@ def test_python_blocks_run(page, text):
     with contextlib.ExitStack() as stack:
         for table in tables:  # to which some add an entry
             stack.enter_context(mock.patch.dict(table))
-        stack.enter_context(jax.numpy_rank_promotion("allow"))  # as users have it
+        stack.enter_context(jax.numpy_rank_promotion("allow"))  # as users have it, and optax needs it
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
         exec(compile(text, page, "exec"), {"__name__": "example"})  # any error fails the test
 
 
