@@ -10,8 +10,8 @@ decide by a row of weights each; a token's 16 are those that a search finds whic
 of every level. It asks 95 of the 511 rows: 2 A + 95 products of E numbers a token, 4.7 % of dense's at
 E = 768. An expert's gate is its probability over the root of the mean square of the chosen ones'.
 
-In the first fifth of the training all experts work, ever less (`ffn.dense_start`). After that, and whenever
-the model is used, a token has its 16 and nothing else.
+In the first fifth of the training experts that are not chosen add something too, with a weight that falls
+from 1 to 0 (`ffn.dense_start`). After that, and at inference, a token has its 16 and nothing else.
 
 The rate and Adam's b2 are those that were best at E = 768 (configs/sweeps/leaves.py, docs/quality.md).
 """

@@ -14,7 +14,7 @@ WIDTH, STEPS = 128, 60
 
 
 class Block(nn.Module):
-    """y = x + FFN(norm(x)): an MLP of 512 units of which 16 work for a token."""
+    """y = x + FFN(norm(x)): an MLP of 512 units, 16 of them active for a token."""
 
     @nn.compact
     def __call__(self, x, done=None):

@@ -84,7 +84,8 @@ def recipe(width: int) -> "LeafSpec":
     F = 4 E units as a dense layer has, A = E / 8. A token needs 2 A + 95 products of E numbers, routing
     counted: 4.7 % of dense's 2 F at E = 768. It was measured with first weights of `w_in_scale` 0.7 and
     `w_out_scale` 0.05 (configs/sweeps/leaves.py) and with its dense start: in the first fifth of a training
-    all experts work, ever less. So say in every training step how much is `done`.
+    experts that are not chosen add something too, with a weight that falls from 1 to 0. So say in every
+    training step how much is `done`.
 
     Args:
       width: E, a multiple of 128.

@@ -5,7 +5,7 @@
         --set=data.files=... --set=data.valid_files=... --set=data.tokenizer=...
 
 Text and tokenizer as for configs/t1_small.py. Names say what differs from `leaf_X512_K16`: 512 experts of 6
-units, 16 at work, gates of unit length, 2.12e-3 and b2 .95 (docs/quality.md).
+units, 16 active, gates of unit length, 2.12e-3 and b2 .95 (docs/quality.md).
 
 Protocol, written before the rows of `NEXT` were run: with seed 0 each is compared with the recipe's seed 0
 (4.2762). One that ends more than .02 nats below gets seeds 1 and 2, and the recipe is replaced by the best of
@@ -52,7 +52,7 @@ NEXT = {
     "leaf_X512_K16_rms_beam_b99_lr212_out4": {**RECIPE, "model.init.w_out": 0.2},
     "leaf_X512_K16_rms_beam_b999_lr212": {**RECIPE, "optim.b2": 0.999},
     "leaf_X512_K16_rms_beam_b99_lr212_start30": {**RECIPE, "ffn.dense_start": 0.3},
-    # Finer experts and fewer units at work, for 207 to 301 products; twice and four times the store.
+    # Finer experts and fewer active units, for 207 to 301 products; twice and four times the store.
     "leaf_X1024_K16_rms_beam_b99_lr212": {**RMS, **experts(1024, 16, 3)},
     "leaf_X1024_K24_rms_beam_b99_lr212": {**RMS, **experts(1024, 24, 3)},
     "leaf_X3072_K32_rms_beam_b99_lr212": {**RMS, **experts(3072, 32, 1, n_trees=3)},

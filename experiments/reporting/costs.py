@@ -42,9 +42,9 @@ def cost(row: dict) -> Cost | None:
 def gone(ffn: dict) -> Cost:
     """F and 2 A + routers of a layer as the last commit had them that computes it.
 
-    Experts: X W units, K W of them at work, X routers of grouped ones, X - P where they were the best of all
+    Experts: X W units, K W of them active, X routers of grouped ones, X - P where they were the best of all
     leaves of P trees. P trees of depth D whose first H decisions are a hash's: sum over the levels of P W_l
-    units at work and of P 2^l W_l in all, S shared ones in both. Where nodes only decided (`silent`), W_l had
+    active units and of P 2^l W_l in all, S shared ones in both. Where nodes only decided (`silent`), W_l had
     one row less. A search of beam B asked min(2^l, B) nodes of each level that was no hash's; of those, the
     D - H on the path are units already where first units decide.
     """

@@ -1,1 +1,1 @@
-"""Models in use: text token by token with a cache, in batches that change, and scores of text."""
+"""Inference: text token by token with a cache, in batches whose rows join and leave, and scores of text."""
