@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/recommended
     python -m experiments.train --config=configs/quickstart.py:kind=narrow --workdir=runs/narrow
 
-`leaf` is the layer of configs/recipe.py: F = 512 units, A = 16 of them (3.1 %) active for a token. `narrow` is
+`leaf` is the layer of configs/recipe.py: F = 512 units, A = 16 (3.1 %) active for a token. `narrow` is
 dense with A units, `dense` with F. `tree` is the paper's path layer: straight-through, F = 510.
 """
 
