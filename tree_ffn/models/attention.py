@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.models.spec import ModelSpec
+from tree_ffn.tree.meshes import platform
 
 
 class KeyValue(NamedTuple):
@@ -65,7 +66,7 @@ def self_attention(q_BCHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array) -> j
     """
     head_width, dtype = q_BCHK.shape[-1], q_BCHK.dtype
     fused = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128
-    if fused and jax.default_backend() == "gpu":
+    if fused and platform() == "gpu":
         return jax.nn.dot_product_attention(q_BCHK, k_BCHK, v_BCHK, is_causal=True, implementation="cudnn")
     return causal_attention(q_BCHK, jnp.swapaxes(k_BCHK, 1, 2), jnp.swapaxes(v_BCHK, 1, 2), jnp.int32(0))
 

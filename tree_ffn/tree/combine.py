@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree import rows
+from tree_ffn.tree.meshes import platform
 from tree_ffn.tree.products import weighed_units
 
 BLOCK = 64  # pairs of a token and an expert that `grouped` multiplies at a time
@@ -78,7 +79,7 @@ def fastest(params: dict, x_TE: jax.Array, spec) -> str:
     by_kernels = n_tokens <= 256 and share <= 1 / 16 and rows.in_place(x_TE.dtype, params["w_in"].dtype)
     if by_xla or (by_kernels and not learns):
         return "gather"
-    many = jax.default_backend() == "cpu" and n_tokens >= max(4096, 8 * spec.n_experts)
+    many = platform() == "cpu" and n_tokens >= max(4096, 8 * spec.n_experts)
     # A dense start is trained by masked alone: of such a layer only forward passes come here.
     return "grouped" if many and not learns and not getattr(spec, "dense_start", 0) else "masked"
 

@@ -1,4 +1,4 @@
-"""Layers under a mesh of the user."""
+"""Layers under a mesh of the user, whose devices need not be this machine's."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,15 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 
 from tree_ffn.tree.info import Info
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: what the current mesh's devices are, JAX's default where there is no mesh.
+
+    A program may be compiled ahead of time for devices that this machine lacks.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
 
 
 def partitioned(layer: Callable, x_TE: jax.Array) -> Callable:

@@ -13,6 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from tree_ffn.tree import kernels
+from tree_ffn.tree.meshes import platform
 
 
 def rows(array: jax.Array, start: jax.Array, width: int) -> jax.Array:
@@ -88,7 +89,7 @@ def _sums(h_TKW, rows_FE, start_TK):
 
 def in_place(*dtypes) -> bool:
     """Whether rows and numbers of these dtypes are read where they lie: on a CPU, after `make kernels`."""
-    on_cpu = jax.default_backend() == "cpu" and kernels.is_loaded()
+    on_cpu = platform() == "cpu" and kernels.is_loaded()
     return on_cpu and all(jnp.dtype(dtype) == jnp.float32 for dtype in dtypes)
 
 
