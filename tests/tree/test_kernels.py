@@ -203,7 +203,7 @@ def test_what_ends_by_a_signal_is_not_kept(tmp_path):
     assert kernels.probe_elsewhere(made) == "what it made ends by SIGILL"
 
 
-def test_compilers_are_tried_once_each_and_named_ones_first(tmp_path, monkeypatch):
+def test_compilers_are_tried_once_each_and_named_ones_first(not_built, tmp_path, monkeypatch):
     for name in ("g++", "clang++"):
         (tmp_path / name).write_text("")
         (tmp_path / name).chmod(0o755)
