@@ -1,6 +1,8 @@
 """The mesh, the exact specs of every leaf, and equal losses on any mesh."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.training.tiny import random_batch
+from tree_ffn.config import make_config
 from tree_ffn.errors import InputError
+from tree_ffn.models.from_config import PRESETS, model_spec_from_config
 from tree_ffn.models.spec import DenseSpec, ModelSpec
 from tree_ffn.training import sharding, step
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
@@ -99,6 +103,22 @@ def test_every_leaf_has_exactly_this_spec():
 )
 def test_tree_weights_take_the_first_spec_that_divides(shape, mesh, spec):
     assert sharding.spec_of("params/run_0/ffn/w_in", shape, sharding.make_mesh(*mesh)) == spec
+
+
+@pytest.mark.parametrize("kind", ["dense", "leaf", "tree"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_of_eight_devices_holds_an_eighth_of_every_preset(preset, kind):
+    """Weights and moments, but routers and positions are not split over "model"."""
+    config = make_config({"model.preset": preset, "model.vocab_multiple": 64, "ffn.kind": kind})
+    state = abstract_state(model_spec_from_config(config, 50_257))
+    for data, model in ((8, 1), (2, 4)):
+        placed = sharding.placed(state, sharding.make_mesh(data, model))
+        stored = here = 0
+        for path, array in jax.tree_util.tree_leaves_with_path(placed):
+            apart = re.search("w_router|positions", sharding.path_name(path))
+            stored += array.size * (8 // data if apart else 1)
+            here += math.prod(array.sharding.shard_shape(array.shape))
+        assert here < 1.02 * stored / 8
 
 
 def test_rules_are_strict():
