@@ -38,11 +38,11 @@ def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_s
     size = 0
     parts: list[list[np.ndarray]] = [[] for _ in run.model.ffns]
     with jax.set_mesh(run.mesh):
-        inputs = jax.jit(functools.partial(_inputs, model=run.model))
         for batch in first_rows(sources, -(-tokens // run.model.max_seq_len), batch_size):
             filled = filled_up(batch, run.mesh, size)
             size, read = len(filled), len(batch) * run.model.max_seq_len
-            for part, x_TE in zip(parts, jax.device_get(inputs(run.variables, put_batch(filled, run.mesh)))):
+            inputs = _inputs(run.variables, put_batch(filled, run.mesh), model=run.model)
+            for part, x_TE in zip(parts, jax.device_get(inputs)):
                 part.append(x_TE[:read].astype(np.float32))
     found = [np.concatenate(part)[:tokens] for part in parts]
     for layer, x_TE in enumerate(found):
@@ -50,6 +50,7 @@ def ffn_inputs(run: Restored, sources: Sequence[RowSource], tokens: int, batch_s
     return found
 
 
+@functools.partial(jax.jit, static_argnames=("model",))
 def _inputs(variables: dict, batch: jax.Array, model: ModelSpec) -> list[jax.Array]:
     """[T, E] of every layer."""
     sown: Any

@@ -1,6 +1,7 @@
 """What a model costs, by shapes and arithmetic: nothing is allocated, whatever its size."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,13 @@ from tree_ffn.tree import LeafSpec, PrunedSpec
 def abstract_variables(spec: ModelSpec) -> dict:
     """Shapes and dtypes of a model's variables."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(Transformer(spec).init, jax.random.key(0), tokens)
+    return jax.eval_shape(_initialiser(spec), jax.random.key(0), tokens)
+
+
+@functools.lru_cache(maxsize=32)
+def _initialiser(spec: ModelSpec):
+    """The same object for the same model: jax traces it once."""
+    return Transformer(spec).init
 
 
 def model_flops(spec: ModelSpec) -> int:

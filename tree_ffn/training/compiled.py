@@ -1,7 +1,7 @@
 """What runs on devices: jit with shardings around the pure functions of `step`."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, probe, sharding, step
 from tree_ffn.training.plan import Plan
+
+
+@functools.lru_cache(maxsize=32)
+def bound(function: Callable, **static: Any) -> Callable:
+    """functools.partial, one object for equal arguments: by it jax.jit knows what it has compiled."""
+    return functools.partial(function, **static)
 
 
 class Score(NamedTuple):
@@ -46,8 +52,8 @@ class Scorer:
     def __init__(self, model: ModelSpec, mesh: Mesh, eval_step=step.eval_step):
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._mesh = mesh
-        self._eval_step = jax.jit(functools.partial(eval_step, model=model), donate_argnums=(1,))
-        self.empty_usage = jax.jit(functools.partial(step.empty_usage, model), out_shardings=everywhere)
+        self._eval_step = jax.jit(bound(eval_step, model=model), donate_argnums=(1,))
+        self.empty_usage = jax.jit(bound(step.empty_usage, model=model), out_shardings=everywhere)
 
     def __call__(self, variables: dict, batches: Iterable[np.ndarray]) -> Score:
         """Score of `variables` over batches int32 [B, C + 1].
@@ -78,7 +84,7 @@ def _probe(plan: Plan):
     """`probe.probe` as a function (variables, batch int32 [B, C + 1]); None where off, or without trees."""
     if not (plan.train.probe and any(map(probe.can_probe, plan.model.ffns))):
         return None
-    compiled = jax.jit(functools.partial(probe.probe, model=plan.model))
+    compiled = jax.jit(bound(probe.probe, model=plan.model))
     return lambda variables, batch: compiled(variables, sharding.put_batch(batch, plan.mesh))
 
 
@@ -93,16 +99,16 @@ class Programs(NamedTuple):
 
 
 def compile_programs(plan: Plan) -> Programs:
-    """jit with shardings of everything that runs on devices; compiled at first use.
+    """jit with shardings of everything that runs on devices; compiled at first use, once for runs alike.
 
     State and counts are donated: a step writes over them.
     """
     optim = optimizer.make_optimizer(plan.optim)
-    init = functools.partial(step.init_state, model=plan.model, optimizer=optim)
+    init = bound(step.init_state, model=plan.model, optimizer=optim)
     abstract = sharding.placed(jax.eval_shape(init, jax.random.key(plan.seed)), plan.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     everywhere, rows = NamedSharding(plan.mesh, PartitionSpec()), sharding.batch_sharding(plan.mesh)
-    train_step = functools.partial(
+    train_step = bound(
         step.train_step,
         model=plan.model,
         optimizer=optim,

@@ -156,11 +156,10 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
     tokens, counted = (np.pad(array, ((0, missing), (0, 0))) for array in (tokens, counted))
     nats = 0.0
     with jax.set_mesh(run.mesh):
-        score = jax.jit(functools.partial(_nats, model=run.model))
         for start in range(0, len(tokens), batch_size):
             rows = slice(start, start + batch_size)
             batch = (put_batch(array[rows], run.mesh) for array in (tokens, counted.astype(np.int32)))
-            nats += float(score(run.variables, *batch))
+            nats += float(_nats(run.variables, *batch, model=run.model))
             check_metric(f"loss in windows {start} to {start + batch_size - 1} of the text", nats)
     n_tokens = int(text.counted.sum())
     return {
@@ -172,6 +171,7 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
     }
 
 
+@functools.partial(jax.jit, static_argnames=("model",))
 def _nats(variables: dict, tokens: jax.Array, counted_BC: jax.Array, model) -> jax.Array:
     """Sum of the counted targets' cross-entropies."""
     logits_BCV, _ = padded_logits(model, variables, tokens[:, :-1])

@@ -13,7 +13,6 @@ is what the model goes on with; m is 0 at the end, and in every validation.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from tree_ffn.models.layer_stacks import split_layers, stack_runs
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import Transformer, padded_logits
 from tree_ffn.training import optimizer, sharding
-from tree_ffn.training.compiled import Programs, Scorer, compile_programs
+from tree_ffn.training.compiled import Programs, Scorer, bound, compile_programs
 from tree_ffn.training.losses import row_mean, token_losses
 from tree_ffn.training.plan import Plan
 from tree_ffn.training.sharding import path_name
@@ -313,7 +312,7 @@ def compile_finetuning(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, plain.abstract)
     everywhere, rows = NamedSharding(plan.mesh, PartitionSpec()), sharding.batch_sharding(plan.mesh)
     compiled = jax.jit(
-        functools.partial(
+        bound(
             finetune_step,
             model=plan.model,
             teacher=teacher,

@@ -1,6 +1,7 @@
 """AdamW with a warm-up, a schedule, clipping, and weight decay by parameter name."""
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -104,6 +105,7 @@ def with_warmup(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "optim": {**optim, "warmup_steps": warmup_of(train["steps"], optim["warmup_share"])}}
 
 
+@functools.cache
 def learning_rate(spec: OptimSpec) -> optax.Schedule:
     """Learning rate as a function of the number of finished steps.
 
@@ -152,6 +154,7 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+@functools.cache
 def make_optimizer(spec: OptimSpec) -> optax.GradientTransformation:
     """Clipping, Adam, decoupled decay by name, and the learning rate, in this order.
 

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from tree_ffn.errors import InputError
 from tree_ffn.locks import in_use
+from tree_ffn.models.cost import abstract_variables
 from tree_ffn.models.finite import check_finite_variables
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec, spec_from_dict
-from tree_ffn.models.transformer import Transformer
 from tree_ffn.paths import local
 from tree_ffn.plain import Namespace, namespace
 from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory
@@ -103,8 +103,7 @@ def _restore(workdir: str, step: int | str, mesh: Mesh) -> Restored:
         meta = checkpoints.meta(found)
         config = namespace(meta["config"])
         model = own_model(meta) or model_spec_from_config(config, meta["data"]["vocab_size"])
-        tokens_BC = jax.ShapeDtypeStruct((1, model.max_seq_len), "int32")
-        shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), tokens_BC)
+        shapes = abstract_variables(model)
         abstract = placed({"params": shapes["params"], "routing": shapes.get("routing", {})}, mesh)
         variables = checkpoints.restore_variables(abstract, found)
         check_finite_variables(variables, f"{checkpoints.directory}/{found}")
