@@ -1,4 +1,4 @@
-"""A training run as a process of its own: python -m tests.training.child '{"texts": ..., ...}'.
+"""A training run that is watched, here or as a process: python -m tests.training.child '{"texts": ..., ...}'.
 
 Writes the sha256 of every training batch, in order, to WORKDIR/batches.txt, and
 kills itself without warning before the step `kill_before`, if one is given.
@@ -29,7 +29,10 @@ def main(texts: str, workdir: str, kill_before: int | None = None, **changes) ->
         return put_batch(batch, mesh)
 
     loop.put_batch = watched
-    loop.train(config, workdir, bar=False)
+    try:
+        loop.train(config, workdir, bar=False)
+    finally:
+        loop.put_batch = put_batch
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.training import child
 from tests.training.tiny import random_batch, tiny_config
 from tree_ffn.training import step
 from tree_ffn.training.checkpoint import Checkpoints
@@ -35,10 +36,15 @@ OPTIONS = {
 }
 
 
-def run_child(texts, workdir, **options) -> int:
-    """Exit status of a training process of its own."""
+def run(texts, workdir):
     workdir.mkdir(exist_ok=True)
-    options = {"texts": str(texts), "workdir": str(workdir)} | OPTIONS | options
+    child.main(str(texts), str(workdir), **OPTIONS)
+
+
+def run_killed(texts, workdir, before: int) -> int:
+    """Exit status of a training process that kills itself before a step."""
+    workdir.mkdir()
+    options = {"texts": str(texts), "workdir": str(workdir), "kill_before": before} | OPTIONS
     command = [sys.executable, "-m", "tests.training.child", json.dumps(options)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode
@@ -65,18 +71,18 @@ def losses(workdir) -> dict[tuple, float]:
 def straight(texts, tmp_path_factory):
     """The workdir of a run of 9 steps that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("straight")
-    assert run_child(texts, workdir) == 0
+    run(texts, workdir)
     return workdir
 
 
 def test_killed_and_resumed_is_the_straight_run(texts, straight, tmp_path):
     workdir = tmp_path / "killed"
     # Checkpoints are begun after steps 3, 6 and 9; that of step 6 may not be whole when it happens.
-    assert run_child(texts, workdir, kill_before=8) == -signal.SIGKILL
+    assert run_killed(texts, workdir, before=8) == -signal.SIGKILL
     with Checkpoints(str(workdir)) as checkpoints:
         start = checkpoints.latest
     assert start in (3, 6)
-    assert run_child(texts, workdir) == 0
+    run(texts, workdir)
 
     batches = (straight / "batches.txt").read_text().split()
     killed = (workdir / "batches.txt").read_text().split()
