@@ -117,7 +117,7 @@ def differences(configs: list[dict], binding: str = COMMON) -> dict[str, tuple]:
       {'train.steps': (9, 12)}
     """
     found: dict[str, tuple] = {}
-    for config in configs[1:]:
+    for config in {id(config): config for config in configs[1:]}.values():  # rows of one run share one
         for key, values in telling_differences(configs[0], config).items():
             if re.match(binding, key):
                 found.setdefault(key, values)

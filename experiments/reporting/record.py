@@ -246,12 +246,13 @@ def _read_rows(path: str):
     read = from_lines(values, unit_of)
     for number in numbers:
         try:
-            for row in next(read):
-                row["config_hash"] = config_hash(row["config"])
+            rows = next(read)
+            config = rows[0]["config"] if rows else {}  # all rows of a line are of one run
+            digest, known = config_hash(config), upgraded(config)
+            for row in rows:
+                row["config_hash"] = digest
                 check_row(row)
-                row["config"] = upgraded(row["config"])
-                row["metric"] = RENAMED.get(row["metric"], row["metric"])
-                yield row
+                yield {**row, "config": known, "metric": RENAMED.get(row["metric"], row["metric"])}
         except KeyError as error:
             raise InputError(f"results: {path}, line {number}: it has no {error}.") from error
         except (ValueError, AttributeError, TypeError, RecursionError) as error:

@@ -1,5 +1,6 @@
 """The rule of `implementation=None` is within 30 % of the fastest in results/speed_layer.jsonl."""
 
+import functools
 import json
 
 import jax
@@ -11,6 +12,7 @@ from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, rows
 from tree_ffn.tree.combine import fastest
 
 
+@functools.cache
 def measured() -> dict[tuple, dict[str, float]]:
     """{(device, kernels, T, spec): {implementation: ms}}: forward of few tokens, training of many."""
     cases: dict[tuple, dict[str, float]] = {}

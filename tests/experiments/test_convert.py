@@ -42,6 +42,12 @@ def converted(run, request, tmp_path_factory):
     return to, outcome.out, request.param == LEAVES
 
 
+# Where converted layers are used as any others of their kind, which have tests of their own.
+one_kind = pytest.mark.parametrize(
+    "converted", [LEAVES, pytest.param(PATHS, marks=pytest.mark.slow)], ids=["leaves", "paths"], indirect=True
+)
+
+
 def test_the_table_and_its_rows(converted):
     to, out, of_leaves = converted
     assert "512 calibration tokens of " in out
@@ -75,7 +81,7 @@ def test_the_table_and_its_rows(converted):
     assert {row["metric"] for row in rows} == losses | shares | kept
 
 
-def test_what_is_written_is_a_run(converted, tmp_path):
+def test_what_is_written_is_a_run(converted):
     to, _, of_leaves = converted
     found = restore_for_inference(f"{to}/new", 0)
     assert found.meta["converted"]["method"] == "cluster" and found.meta["converted"]["tokens"] == 512
@@ -86,6 +92,11 @@ def test_what_is_written_is_a_run(converted, tmp_path):
         assert all(isinstance(ffn, TreeSpec) and ffn.router == "frozen" for ffn in found.model.ffns)
         assert "frozen separate routers, whose 4 products a token" in describe(found.model)[0]
     assert call("evaluate", f"--workdir={to}/new", "--batch_size=8").code == 0
+
+
+@one_kind
+def test_its_export_makes_the_text_of_the_run(converted, tmp_path):
+    to = converted[0]
     assert call("export", f"--workdir={to}/new", f"--to={tmp_path}/out").code == 0
     asked = ("--prompt=a b", "--tokens=8", "--seed=1")
     texts = [
@@ -106,6 +117,7 @@ def test_it_runs_outside_of_this_library(converted):
     np.testing.assert_allclose(exported.call(found.variables, rows), want, atol=1e-4, rtol=1e-4)
 
 
+@one_kind
 def test_it_is_fine_tuned_and_pruned_as_any_other(run, converted, tmp_path):
     """Towards its dense model, whose layers fade out; then without what text hardly visits."""
     words = [

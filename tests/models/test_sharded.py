@@ -1,6 +1,7 @@
 """A layer of trees on 8 devices: the same outputs, leaves and gradients as on one."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("spec, shape, implementation, n_tokens", CASES)
-def test_equal_to_one_device(spec, shape, implementation, n_tokens):
+@functools.cache
+def case(spec, implementation, n_tokens):
+    """A function of a layer: ((output, leaves), gradients); and what it gives for the layer on one device."""
     params = random_leaves(jax.eval_shape(lambda key: init_params(key, spec, E), jax.random.key(0)))
     x_TE = jnp.asarray(np.random.default_rng(1).standard_normal((n_tokens, E)), jnp.float32)
     structure = jax.tree.map(jnp.asarray, init_structure(spec)) if isinstance(spec, PrunedSpec) else {}
@@ -52,7 +54,12 @@ def test_equal_to_one_device(spec, shape, implementation, n_tokens):
         )
         return out, grads
 
-    (y, leaf), grads = run(tree_ffn)
+    return run, *run(tree_ffn)
+
+
+@pytest.mark.parametrize("spec, shape, implementation, n_tokens", CASES)
+def test_equal_to_one_device(spec, shape, implementation, n_tokens):
+    run, (y, leaf), grads = case(spec, implementation, n_tokens)
     devices = np.asarray(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
     mesh = jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):

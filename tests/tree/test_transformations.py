@@ -66,13 +66,21 @@ def tokens(n):
 
 
 @functools.cache
+def weights(name):
+    """Variables that differ from token to token in what they choose, biases that are not 0."""
+
+    def init(key):
+        variables = FFN(LAYERS[name]).init(key, jnp.zeros((FEW, E)), tokens(FEW))
+        spread = lambda a: a + 0.3 * jnp.sin(jnp.arange(a.size)).reshape(a.shape).astype(a.dtype)
+        return {**variables, "params": jax.tree.map(spread, variables["params"])}
+
+    return cases.jit(init)(jax.random.key(0))
+
+
+@functools.cache
 def case(name, n_tokens, how):
     """(variables, x, the layer as a function of both)."""
-    x = jax.random.normal(jax.random.key(1), (n_tokens, E))
-    variables = cases.jit(FFN(LAYERS[name]).init)(jax.random.key(0), x, tokens(n_tokens))
-    # Weights that differ from token to token in what they choose, biases that are not 0.
-    spread = lambda path, a: a + 0.3 * jnp.sin(jnp.arange(a.size)).reshape(a.shape).astype(a.dtype)
-    variables = {**variables, "params": jax.tree_util.tree_map_with_path(spread, variables["params"])}
+    x, variables = jax.random.normal(jax.random.key(1), (n_tokens, E)), weights(name)
 
     def layer(variables, x):
         ids = jnp.arange(x.shape[0], dtype=jnp.int32) % 11
@@ -192,21 +200,27 @@ ON_MESHES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "how", "axes", "kind"), ON_MESHES, ids=str)
-def test_mesh_of_the_user(name, how, axes, kind):
-    """One axis, of our names or another, or both; explicit axes keep how tokens are split. Gradients too."""
-    n_tokens = 16
-    variables, x, layer = case(name, n_tokens, how)
-    rest = {collection: value for collection, value in variables.items() if collection != "params"}
-    mesh = jax.make_mesh(
-        (4,) if len(axes) == 1 else (2, 2), axes, (kind,) * len(axes), devices=jax.devices()[:4]
-    )
+@functools.cache
+def without_mesh(name, how):
+    """(variables, x, output and gradients as a function of both, what they are on one device)."""
+    variables, x, layer = case(name, 16, how)
 
     def run(params, rest, x):
         loss = lambda params: jnp.square(layer({"params": params, **rest}, x)).sum()
         return layer({"params": params, **rest}, x), jax.grad(loss)(params)
 
-    wanted, wanted_grads = cases.jit(run)(variables["params"], rest, x)
+    rest = {collection: value for collection, value in variables.items() if collection != "params"}
+    return variables, x, run, *cases.jit(run)(variables["params"], rest, x)
+
+
+@pytest.mark.parametrize(("name", "how", "axes", "kind"), ON_MESHES, ids=str)
+def test_mesh_of_the_user(name, how, axes, kind):
+    """One axis, of our names or another, or both; explicit axes keep how tokens are split. Gradients too."""
+    variables, x, run, wanted, wanted_grads = without_mesh(name, how)
+    rest = {collection: value for collection, value in variables.items() if collection != "params"}
+    mesh = jax.make_mesh(
+        (4,) if len(axes) == 1 else (2, 2), axes, (kind,) * len(axes), devices=jax.devices()[:4]
+    )
     with jax.set_mesh(mesh):
         here = jax.device_put((variables["params"], rest), NamedSharding(mesh, P()))
         y, grads = cases.jit(run)(*here, jax.device_put(x, NamedSharding(mesh, P(axes[0]))))
