@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.kinds import KINDS, model_spec, random_variables
+from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.analysis.prune import (
     Calibration,
     can_be_static,
@@ -76,7 +76,7 @@ def test_what_is_gone_is_not_kept():
 
 def calibrated(model, variables):
     """Visits of TOKENS."""
-    _, infos = jax.jit(Transformer(model).apply)(variables, TOKENS)
+    _, infos = forward(model)(variables, TOKENS)
     usage = jax.device_get(count_usage(empty_usage(model), infos))
     return Calibration(usage, TOKENS.size)
 
@@ -120,8 +120,8 @@ def test_runs_are_made_anew(trained):
     for ffn, old in zip(pruned.ffns[:-1], model.ffns):
         assert isinstance(ffn, PrunedSpec) == isinstance(old, TreeSpec)
     assert isinstance(pruned.ffns[-1], LeafSpec) and 2 <= pruned.ffns[-1].n_kept < 32
-    y, infos = jax.jit(Transformer(pruned).apply)(new, TOKENS)
-    want, _ = jax.jit(Transformer(model).apply)(variables, TOKENS)
+    y, infos = forward(pruned)(new, TOKENS)
+    want, _ = forward(model)(variables, TOKENS)
     np.testing.assert_allclose(y, want, atol=1e-4)
     full = Calibration(
         tuple(None if counts is None else counts + 1 for counts in calibration.usage), calibration.tokens
@@ -157,7 +157,7 @@ def test_static_models(trained):
         DenseSpec, DenseSpec, DenseSpec, PrunedSpec, LeafSpec, DenseSpec, LeafSpec,
     ]  # fmt: skip
     assert sum(map(total_units, static.ffns)) == sum(map(total_units, pruned.ffns))
-    run = lambda model, variables: jax.jit(Transformer(model).apply)(variables, TOKENS)[0]
+    run = lambda model, variables: forward(model)(variables, TOKENS)[0]
     np.testing.assert_allclose(run(pruned, new), run(static, static_variables), atol=1e-4)
 
 
@@ -169,7 +169,7 @@ def test_decoding_of_a_pruned_leaf_model_is_its_forward_pass(trained_leaves):
     prompt = TOKENS[0, :6].tolist()
     text = np.array([prompt + generate(pruned, new, [prompt], 8, Sampling(greedy=True))[0]])
     whole = dataclasses.replace(pruned, implementation="masked")
-    logits, infos = jax.jit(Transformer(whole).apply)(new, text[:, :-1])
+    logits, infos = forward(whole)(new, text[:, :-1])
     np.testing.assert_array_equal(jnp.argmax(logits, axis=-1)[:, 5:], text[:, 6:])
     rows = new["routing"]["run_0"]["ffn"]["kept_row"]
     chosen = np.asarray(infos[0].leaf_TP)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.models.kinds import KINDS, model_spec, random_variables
+from tests.models.kinds import KINDS, forward, model_spec, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, Transformer
 from tree_ffn.models.ffn import apply_ffn
@@ -42,21 +42,26 @@ def student():
     return random_variables(TREES, seed=2)
 
 
-def loss_of(model, spec, given, teacher=DENSE):
-    """Compiled: (params, routing, rows, step) to ((loss, nll), gradient)."""
-    loss = functools.partial(finetune_loss, model=model, teacher=teacher, spec=spec)
+def loss_of(model, spec, given, teacher=DENSE, learn=False):
+    """Compiled: (variables, rows, step) to (loss, nll), or to ((loss, nll), gradient)."""
 
-    @jax.jit
-    def run(params, routing, rows, at):
-        one = lambda params: loss(params, routing, rows, given, at)
-        (value, (nll, _)), grads = jax.value_and_grad(one, has_aux=True)(params)
+    def loss(params, routing, rows, at):
+        value, (nll, _) = finetune_loss(
+            params, routing, rows, given, at, model=model, teacher=teacher, spec=spec
+        )
+        return value, nll
+
+    def with_gradient(*args):
+        (value, nll), grads = jax.value_and_grad(loss, has_aux=True)(*args)
         return (value, nll), grads
 
+    run = jax.jit(with_gradient if learn else loss)
     return lambda variables, rows, at=0: run(
         variables["params"], variables.get("routing", {}), rows, jnp.int32(at)
     )
 
 
+@functools.cache
 def plain_loss(model):
     """The loss of training, compiled."""
     return jax.jit(functools.partial(step.loss_fn, model=model))
@@ -65,7 +70,7 @@ def plain_loss(model):
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher):
     spec = FinetuneSpec(ce=0.0, kl=1.0, ffn=1.0)
     given = given_by(DENSE, DENSE, teacher, spec)
-    (loss, nll), grads = loss_of(DENSE, spec, given)(teacher, ROWS)
+    (loss, nll), grads = loss_of(DENSE, spec, given, learn=True)(teacher, ROWS)
     assert abs(loss) < 1e-6 and nll > 1
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) < 1e-6
 
@@ -75,7 +80,7 @@ def test_the_losses_are_their_formulas(teacher, student):
     value = {}
     for name in ("ce", "kl", "ffn"):
         spec = FinetuneSpec(**{"ce": 0.0, "kl": 0.0, "ffn": 0.0, name: 1.0})
-        (value[name], _), _ = loss_of(TREES, spec, given_by(TREES, DENSE, teacher, spec))(student, ROWS)
+        value[name], _ = loss_of(TREES, spec, given_by(TREES, DENSE, teacher, spec))(student, ROWS)
     forward = lambda model, v: jax.jit(
         functools.partial(Transformer(model).apply, mutable=["intermediates"])
     )(v, ROWS[:, :-1])
@@ -117,7 +122,7 @@ def test_microbatches_change_no_gradient(teacher, student, accumulation):
 
 
 def test_plain_rows_have_the_loss_of_training(student):
-    (loss, _), grads = loss_of(TREES, FinetuneSpec(), {}, None)(student, ROWS)
+    loss, _ = loss_of(TREES, FinetuneSpec(), {}, None)(student, ROWS)
     want, _ = plain_loss(TREES)(student["params"], student["routing"], ROWS)
     np.testing.assert_allclose(loss, want, rtol=1e-6)
 
@@ -127,9 +132,9 @@ def test_prompts_are_read_and_not_learned(teacher, student):
     rows = ROWS.copy()
     rows[:, :9] = -1 - rows[:, :9]
     rows[:, -3:] = -1 - rows[:, -3:]
-    run = loss_of(TREES, FinetuneSpec(), {}, None)
+    run = loss_of(TREES, FinetuneSpec(), {}, None, learn=True)
     (loss, _), grads = run(student, rows)
-    logits, _ = jax.jit(Transformer(TREES).apply)(student, ROWS[:, :-1])
+    logits, _ = forward(TREES)(student, ROWS[:, :-1])
     nll = np.asarray(token_losses(logits, ROWS[:, 1:]))
     np.testing.assert_allclose(loss, nll[:, 8:13].mean(), rtol=1e-5)
     other = rows.copy()
@@ -169,9 +174,9 @@ def test_layers_give_way_one_after_the_other(teacher, student):
     layers = [trees[0], {"params": {**trees[1]["params"], "ffn": dense[1]["params"]["ffn"]}}]
     _, variables = stack_layers(TREES, student, half.ffns, layers)
     want = plain_loss(half)(variables["params"], variables["routing"], ROWS)[0]
-    np.testing.assert_allclose(run(student, ROWS, 4)[0][1], want, rtol=1e-5)
+    np.testing.assert_allclose(run(student, ROWS, 4)[1], want, rtol=1e-5)
     alone = plain_loss(TREES)(student["params"], student["routing"], ROWS)[0]
-    np.testing.assert_allclose(run(student, ROWS, 5)[0][1], alone, rtol=1e-6)
+    np.testing.assert_allclose(run(student, ROWS, 5)[1], alone, rtol=1e-6)
     assert abs(want - alone) > 1e-3
 
 
@@ -184,8 +189,8 @@ def test_dense_fades_into_trees(teacher):
     spec = FinetuneSpec(gradual="mix", gradual_steps=10)
     run = loss_of(TREES, spec, given_by(TREES, DENSE, teacher, spec))
     nll_of = lambda model, v: plain_loss(model)(v["params"], v.get("routing", {}), ROWS)[0]
-    np.testing.assert_allclose(run(student, ROWS, 0)[0][1], nll_of(DENSE, teacher), rtol=1e-5)
-    np.testing.assert_allclose(run(student, ROWS, 10)[0][1], nll_of(TREES, student), rtol=1e-6)
+    np.testing.assert_allclose(run(student, ROWS, 0)[1], nll_of(DENSE, teacher), rtol=1e-5)
+    np.testing.assert_allclose(run(student, ROWS, 10)[1], nll_of(TREES, student), rtol=1e-6)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
