@@ -1,5 +1,6 @@
 """The program: what it refuses and how, what it prints, how it stops."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -76,6 +77,10 @@ def options(texts, monkeypatch):
             "data.valid_files: 'a' needs data.corpus='files'; data.corpus is 'python_stdlib'.",
         ),
         (["--config=configs/smoke.py", "--workdir=x", "--config.train.batch_size=0"], "train.batch_size: 0"),
+        (
+            ["--config=configs/smoke.py", "--workdir=x", "--topology=v5e:2x4"],
+            "--topology: 'v5e:2x4' cannot be used without --compile.",
+        ),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, arguments, said):
@@ -205,6 +210,23 @@ def test_compile_prints_memory_and_leaves_nothing(monkeypatch, tmp_path):
     assert rows.keys() == {"argument_gb", "temporary_gb", "xla_tflop", "step_tflop", "compile_s"}
     assert rows["argument_gb"]["value"] > 0 and rows["argument_gb"]["config"]["devices"] == 2
     assert call("train", *command, "--config.mesh.data=3").code == 2
+
+
+def test_compile_for_tpus_that_are_not_here(monkeypatch, tmp_path):
+    """By libtpu; where it is missing, the command that installs it is said."""
+    monkeypatch.chdir(ROOT)
+    command = ["--config=configs/smoke.py", "--config.mesh.data=8", "--compile"]
+    if importlib.util.find_spec("libtpu") is None:
+        outcome = call("train", *command, "--topology=v5e:2x4")
+        assert outcome.code == 2 and "is missing; pip install 'tree_ffn[tpu]'" in outcome.err
+        pytest.skip("the rest needs libtpu")
+    results = tmp_path / "plan.jsonl"
+    recorded = [f"--results={results}", "--table=t2_plan", "--row=tiny"]
+    outcome = call("train", *command, "--topology=v5e:2x4", *recorded)
+    assert outcome.code == 0 and "compiled for 8 x TPU v5 lite" in outcome.out, outcome.err
+    assert {row["device"] for row in load_results(str(results))} == {"tpu_v5_lite"}
+    outcome = call("train", *command, "--topology=v5e:3x5")
+    assert outcome.code == 2 and "--topology: 'v5e:3x5' is not known to libtpu" in outcome.err
 
 
 def test_help_teaches(monkeypatch):
