@@ -134,6 +134,13 @@ def test_how_long_a_dense_start_lasts():
         spec.after_start.leak_at(0.0)
 
 
+@pytest.mark.parametrize("done", [300, -0.1, float("nan"), jnp.float32(1.5), np.array([0.0, 2.0])])
+def test_done_is_a_share(done):
+    """A step's number would end the start at once, and silently."""
+    with pytest.raises(InputError, match="done: .* is not allowed; use the share of the training that is"):
+        LeafSpec(n_experts=4, expert_width=1, top_k=2, dense_start=0.5).leak_at(done)
+
+
 def chosen(logits_TR, spec, **routing) -> np.ndarray:
     """Experts of tokens with these logits, in ascending order."""
     n_rows = spec.router_rows

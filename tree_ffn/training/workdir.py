@@ -132,7 +132,7 @@ def same_past(known: dict, wanted: dict, step: int) -> bool:
 def _leaked(config: dict, made: np.ndarray) -> np.ndarray:
     """What leaked in each of the steps made, of the layers that leak: [layers, steps]."""
     model = model_spec_from_config(namespace(config), vocab_size=2)  # of any vocabulary
-    done = made / np.float32(config["train"]["steps"])
+    done = np.minimum(made / np.float32(config["train"]["steps"]), 1)  # it may have been meant to end before
     return np.array([ffn.leak_at(done) for ffn in model.ffns if leaks(ffn)])
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
 from tree_ffn.tree.activations import ACTIVATIONS, activation
@@ -203,8 +204,13 @@ class LeafSpec:
           done: share of the training that is over, from 0 to 1.
 
         Raises:
-          InputError: the layer has no dense start.
+          InputError: the layer has no dense start, or `done` is no share: what is traced is not looked at.
         """
         if not self.dense_start:
             raise InputError(f"done: the layer {self} has no dense start; leave it out.")
+        known = np.float32(0) if isinstance(done, jax.core.Tracer) else np.asarray(done)
+        if not ((known >= 0) & (known <= 1)).all():
+            raise InputError(
+                f"done: {done} is not allowed; use the share of the training that is over, 0 to 1."
+            )
         return jnp.maximum(0.0, 1.0 - jnp.asarray(done, jnp.float32) / self.dense_start)
