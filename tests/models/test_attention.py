@@ -1,9 +1,13 @@
 """Attention by hand, where a score needs more digits than bfloat16 has."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
 
-from tree_ffn.models.attention import causal_attention, self_attention
+from tree_ffn.models.attention import causal_attention, flash_on_tpus, self_attention
+from tree_ffn.training.sharding import make_mesh
 
 LOW = lambda *rows: jnp.asarray(rows, jnp.bfloat16)[None]
 # Scores 257 / 2 and 256 / 2, equal in bfloat16, weigh as sigmoid(1/2) and sigmoid(-1/2).
@@ -25,3 +29,16 @@ def test_scores_against_a_cache_are_float32():
 def test_scores_of_a_sequence_are_float32():
     y_BCHK = self_attention(*(LOW(*rows)[:, :, None] for rows in ((Q, Q), K, V)))
     check(y_BCHK[0, 1, 0])
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2), (4, 1)])
+def test_the_kernel_of_tpus_is_the_definition(mesh, rng):
+    """Its outputs and gradients, also where devices have rows and heads of their own; by its interpreter."""
+    q, k, v, dy = (jnp.asarray(rng.normal(size=(2, 128, 2, 8)), jnp.float32) for _ in range(4))
+    swapped = lambda array: jnp.swapaxes(array, 1, 2)
+    plain = lambda q, k, v: causal_attention(q, swapped(k), swapped(v), jnp.int32(0))
+    run = lambda attend: jax.jit(lambda *arrays: (attend(*arrays), jax.vjp(attend, *arrays)[1](dy)))(q, k, v)
+    with jax.set_mesh(make_mesh(*mesh)), pltpu.force_tpu_interpret_mode():
+        found = run(flash_on_tpus)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(run(plain)), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)

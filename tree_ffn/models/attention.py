@@ -1,11 +1,13 @@
-"""Causal attention: its projections, its cache, and the fused kernel where there is one."""
+"""Causal attention: its projections, its cache, and the fused kernels where there are some."""
 
+import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tree_ffn.models.sharded import on_own_part
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.tree.meshes import platform
 
@@ -54,21 +56,47 @@ class Attention(nn.Module):
 
 
 def self_attention(q_BCHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array) -> jax.Array:
-    """`causal_attention` of a sequence to itself, fused on GPUs that have the kernel.
+    """`causal_attention` of a sequence to itself, by flash attention where there is a kernel.
 
-    cuDNN's flash attention never stores the C x C scores. It takes 16-bit floats and
-    heads of at most 128 elements in multiples of 8.
+    That never stores the C x C scores. cuDNN's, for GPUs, takes 16-bit floats and heads of at most 128
+    elements in multiples of 8; JAX's own for TPUs takes sequences of a multiple of 128.
 
     Args:
       q_BCHK: queries.
       k_BCHK: keys of the same positions.
       v_BCHK: their values.
     """
-    head_width, dtype = q_BCHK.shape[-1], q_BCHK.dtype
-    fused = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128
-    if fused and platform() == "gpu":
+    length, head_width, dtype = q_BCHK.shape[1], q_BCHK.shape[-1], q_BCHK.dtype
+    if platform() == "gpu" and dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128:
         return jax.nn.dot_product_attention(q_BCHK, k_BCHK, v_BCHK, is_causal=True, implementation="cudnn")
+    if platform() == "tpu" and length % 128 == 0:
+        return flash_on_tpus(q_BCHK, k_BCHK, v_BCHK)
     return causal_attention(q_BCHK, jnp.swapaxes(k_BCHK, 1, 2), jnp.swapaxes(v_BCHK, 1, 2), jnp.int32(0))
+
+
+def flash_on_tpus(q_BCHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array) -> jax.Array:
+    """`self_attention` by JAX's Pallas kernel; under our mesh each device has its own rows and heads.
+
+    Args:
+      q_BCHK: queries, C a multiple of 128.
+      k_BCHK: keys of the same positions.
+      v_BCHK: their values.
+
+    Source: Dao et al. 2022 (arXiv 2205.14135).
+    """
+    from jax.experimental.pallas.ops.tpu import flash_attention as flash  # a second to import
+
+    length, head_width = q_BCHK.shape[1], q_BCHK.shape[3]
+    block = next(size for size in (512, 256, 128) if length % size == 0)
+    names = [field.name for field in dataclasses.fields(flash.BlockSizes)]
+    blocks = flash.BlockSizes(**{name: 1 if name == "block_b" else block for name in names})
+
+    def attend(*arrays):
+        heads = [jnp.swapaxes(array, 1, 2) for array in arrays]
+        out_BHCK = flash.flash_attention(*heads, causal=True, sm_scale=head_width**-0.5, block_sizes=blocks)
+        return jnp.swapaxes(out_BHCK, 1, 2)
+
+    return on_own_part(attend, q_BCHK.shape[0], q_BCHK.shape[2])(q_BCHK, k_BCHK, v_BCHK)
 
 
 def causal_attention(q_BCHK, k_BHMK, v_BHMK, start):

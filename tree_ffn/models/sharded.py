@@ -6,6 +6,7 @@ a mesh with axes "data" or "model" each device walks its own part inside
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -76,6 +77,25 @@ def by_rows(x_BCE: jax.Array) -> jax.Array:
     if n == 1 or x_BCE.shape[0] % n:
         return x_BCE
     return jax.lax.with_sharding_constraint(x_BCE, PartitionSpec("data"))
+
+
+def on_own_part(attend: Callable, n_rows: int, n_heads: int) -> Callable:
+    """A function of arrays [B, C, H, K] that no partitioner can split: on every device of its rows and heads.
+
+    Args:
+      attend: of arrays to one of the same shape.
+      n_rows: B, which "data" splits where it divides.
+      n_heads: H, likewise over "model".
+    """
+    axes = _mesh_axes()
+    rows, heads = (
+        name if axes[name] > 1 and n % axes[name] == 0 else None
+        for name, n in (("data", n_rows), ("model", n_heads))
+    )
+    if axes["data"] * axes["model"] == 1:
+        return attend
+    part = PartitionSpec(rows, None, heads)
+    return jax.shard_map(attend, in_specs=part, out_specs=part, check_vma=False)
 
 
 def _mesh_axes() -> dict[str, int]:
