@@ -10,7 +10,7 @@ from tests.training.tiny import tiny_model
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer
 from tree_ffn.training import step
-from tree_ffn.training.losses import next_token_loss
+from tree_ffn.training.losses import token_losses
 from tree_ffn.training.plan import check_trainable
 from tree_ffn.training.step import with_leaks
 from tree_ffn.tree import LeafSpec
@@ -35,7 +35,7 @@ def test_a_step_trains_what_leaks_by_then(layers):
             for i, (ffn, length) in enumerate(model.runs)
             if isinstance(ffn, LeafSpec)
         }
-        want = next_token_loss(apply(leaks), BATCH[:, 1:])
+        want = token_losses(apply(leaks), BATCH[:, 1:]).mean()
         np.testing.assert_allclose(leaking(at)["loss"], want, rtol=1e-6)
     hard = metrics_of_steps(plain)(0)
     assert abs(leaking(0)["loss"] - hard["loss"]) > 1e-4  # it is another function

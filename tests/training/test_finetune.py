@@ -13,7 +13,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, Transformer
 from tree_ffn.models.ffn import apply_ffn
 from tree_ffn.models.layer_stacks import split_layers, stack_layers
-from tree_ffn.training import finetune, step
+from tree_ffn.training import chunks, finetune, step
 from tree_ffn.training.finetune import (
     FinetuneSpec,
     check_teacher,
@@ -119,6 +119,18 @@ def test_microbatches_change_no_gradient(teacher, student, accumulation):
     )
     apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / (jnp.abs(a).max() + 1e-9)), whole, split)
     assert max(jax.tree.leaves(apart)) < 1e-4
+
+
+def test_chunks_change_nothing(teacher, student, monkeypatch):
+    """Of what is learned from targets and of a teacher, where some targets do not count."""
+    rows = ROWS.copy()
+    rows[1:, :9] = -1 - rows[1:, :9]
+    given = given_by(TREES, DENSE, teacher, ALL)
+    (whole, _), grads = loss_of(TREES, ALL, given)(student, rows)
+    monkeypatch.setattr(chunks, "CHUNK", 5 * len(ROWS) * TREES.vocab_size)
+    (split, _), grads_split = loss_of(TREES, ALL, given)(student, rows)
+    np.testing.assert_allclose(split, whole, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads_split, grads)
 
 
 def test_plain_rows_have_the_loss_of_training(student):

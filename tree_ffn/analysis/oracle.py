@@ -24,8 +24,8 @@ from tree_ffn.conversion.targets import path_units
 from tree_ffn.errors import InputError, check_metric, check_positive_int
 from tree_ffn.models.ffn import FFN
 from tree_ffn.models.spec import FFNSpec, ModelSpec
-from tree_ffn.models.transformer import Transformer, padded_logits, unrolled
-from tree_ffn.training.losses import token_losses
+from tree_ffn.models.transformer import Transformer, unrolled
+from tree_ffn.training.losses import next_token_loss
 from tree_ffn.training.probe import can_probe
 from tree_ffn.tree import TreeSpec
 from tree_ffn.tree.products import pre_activations
@@ -156,6 +156,5 @@ def _loss(variables, rows_BC, y_TE, *, model: ModelSpec, layer: int):
         return found
 
     with nn.intercept_methods(put):
-        logits_BCR, _ = padded_logits(model, variables, rows_BC[:, :-1])
-    nll_BC = token_losses(logits_BCR, rows_BC[:, 1:])
-    return nll_BC.sum()
+        nll, nll_BC, _ = next_token_loss(model, variables, rows_BC)
+    return nll * nll_BC.size

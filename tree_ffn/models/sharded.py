@@ -39,7 +39,7 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
     Returns:
       y_TE and Info(leaf_TP).
     """
-    axes = _mesh_axes()
+    axes = mesh_axes()
     if axes["data"] * axes["model"] == 1:
         return tree_ffn(params, x_TE, spec, implementation)
     check_fit(params, x_TE, spec)
@@ -73,7 +73,7 @@ def by_rows(x_BCE: jax.Array) -> jax.Array:
     Weights are split along the width they are multiplied with. Left alone a partitioner splits activations
     so too, and adds up partial products of all tokens.
     """
-    n = _mesh_axes()["data"]
+    n = mesh_axes()["data"]
     if n == 1 or x_BCE.shape[0] % n:
         return x_BCE
     return jax.lax.with_sharding_constraint(x_BCE, PartitionSpec("data"))
@@ -87,7 +87,7 @@ def on_own_part(attend: Callable, n_rows: int, n_heads: int) -> Callable:
       n_rows: B, which "data" splits where it divides.
       n_heads: H, likewise over "model".
     """
-    axes = _mesh_axes()
+    axes = mesh_axes()
     rows, heads = (
         name if axes[name] > 1 and n % axes[name] == 0 else None
         for name, n in (("data", n_rows), ("model", n_heads))
@@ -98,7 +98,7 @@ def on_own_part(attend: Callable, n_rows: int, n_heads: int) -> Callable:
     return jax.shard_map(attend, in_specs=part, out_specs=part, check_vma=False)
 
 
-def _mesh_axes() -> dict[str, int]:
+def mesh_axes() -> dict[str, int]:
     """Sizes of "data" and "model" in the current mesh; 1 without one, inside a split, or of explicit axes."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {}

@@ -21,7 +21,6 @@ from tree_ffn.models.attention import Attention, KeyValue
 from tree_ffn.models.ffn import FFN, update_routing
 from tree_ffn.models.sharded import by_rows
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
-from tree_ffn.tree import Info
 from tree_ffn.tree.products import float32_product
 
 __all__ = [
@@ -30,7 +29,8 @@ __all__ = [
     "ModelSpec",
     "Transformer",
     "logits_of",
-    "padded_logits",
+    "output_of",
+    "scores",
     "unrolled",
     "update_model_routing",
 ]
@@ -128,12 +128,7 @@ class Embed(nn.Module):
         return by_rows(x_BCE.astype(self.model.dtype))
 
     def logits(self, x_BCE):
-        """float32 scores of all rows of the table; those beyond the V tokens are `NEVER`."""
-        logits_BCR = float32_product(x_BCE, self.head.astype(x_BCE.dtype))
-        if self.model.vocab_rows == self.model.vocab_size:
-            return logits_BCR
-        row = jax.lax.broadcasted_iota(jnp.int32, logits_BCR.shape, 2)
-        return jnp.where(row < self.model.vocab_size, logits_BCR, NEVER)
+        return scores(self.model, self.head.astype(x_BCE.dtype), x_BCE)
 
 
 class Transformer(nn.Module):
@@ -199,12 +194,12 @@ class Transformer(nn.Module):
         elif only is not None:
             x_BCE = jnp.take_along_axis(x_BCE, only[..., None], axis=1, mode="clip")
         if states:
-            scores = x_BCE
+            found = x_BCE
         else:
-            scores = embed.logits(LayerNorm(spec, name="ln_f")(x_BCE))[:, :, : spec.vocab_size]
+            found = embed.logits(LayerNorm(spec, name="ln_f")(x_BCE))[:, :, : spec.vocab_size]
         if cache is None:
-            return scores, tuple(infos)
-        return scores, tuple(infos), Cache(tuple(new_runs), start + tokens_BC.shape[1])
+            return found, tuple(infos)
+        return found, tuple(infos), Cache(tuple(new_runs), start + tokens_BC.shape[1])
 
 
 def logits_of(spec: ModelSpec, params: dict, x_BCE: jax.Array) -> jax.Array:
@@ -218,21 +213,37 @@ def logits_of(spec: ModelSpec, params: dict, x_BCE: jax.Array) -> jax.Array:
       params: the model's, of which `ln_f` and `embed` are read.
       x_BCE: what the last norm reads.
     """
-    y_BCE = LayerNorm(spec).apply({"params": params["ln_f"]}, x_BCE)
-    return Embed(spec).bind({"params": params["embed"]}).logits(y_BCE)
+    return scores(spec, *output_of(spec, params, x_BCE))
 
 
-def padded_logits(spec: ModelSpec, variables: dict, tokens_BC: jax.Array):
-    """What `Transformer` returns, but with `logits_of` for the logits: no copy of them is made.
+def output_of(spec: ModelSpec, params: dict, x_BCE: jax.Array):
+    """The operands of `scores`: the output head, and what it reads of states.
 
     Args:
       spec: the model.
-      variables: {"params", "routing"}.
-      tokens_BC: int32, C at most the context.
+      params: the model's, of which `ln_f` and `embed` are read.
+      x_BCE: what `Transformer` returned with `states`.
+
+    Returns:
+      [R, E] in the model's dtype, R the V tokens rounded up; and [B, C, E].
     """
-    infos: tuple[Info, ...]
-    x_BCE, infos = Transformer(spec).apply(variables, tokens_BC, states=True)
-    return logits_of(spec, variables["params"], x_BCE), infos
+    head_RE = params["embed"]["tokens" if spec.tied_head else "head"].astype(spec.dtype)
+    return head_RE, LayerNorm(spec).apply({"params": params["ln_f"]}, x_BCE)
+
+
+def scores(spec: ModelSpec, head_RE: jax.Array, y_BCE: jax.Array) -> jax.Array:
+    """float32 scores [B, C, R] of all rows of the head; those beyond the V tokens are `NEVER`.
+
+    Args:
+      spec: the model.
+      head_RE: the head, in the dtype of y.
+      y_BCE: what it reads: both are `output_of`'s.
+    """
+    logits_BCR = float32_product(y_BCE, head_RE)
+    if spec.vocab_rows == spec.vocab_size:
+        return logits_BCR
+    row = jax.lax.broadcasted_iota(jnp.int32, logits_BCR.shape, 2)
+    return jnp.where(row < spec.vocab_size, logits_BCR, NEVER)
 
 
 def update_model_routing(spec: ModelSpec, routing: dict, infos) -> dict:

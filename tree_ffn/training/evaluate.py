@@ -13,9 +13,8 @@ from tree_ffn.data import CorpusSpec, PreparedCorpus, Tokenizer, load_tokenizer,
 from tree_ffn.data.spec import FIELDS_OF, corpus_of
 from tree_ffn.data.whole_text import WholeText
 from tree_ffn.errors import InputError, check_metric, check_positive_int
-from tree_ffn.models.transformer import padded_logits
 from tree_ffn.training.compiled import Scorer
-from tree_ffn.training.losses import token_losses
+from tree_ffn.training.losses import next_token_loss
 from tree_ffn.training.metrics import costs, loss_metrics, usage_metrics
 from tree_ffn.training.restore import Restored
 from tree_ffn.training.sharding import put_batch
@@ -174,6 +173,5 @@ def evaluate_whole(run: Restored, text: WholeText, batch_size: int = 16) -> dict
 @functools.partial(jax.jit, static_argnames=("model",))
 def _nats(variables: dict, tokens: jax.Array, counted_BC: jax.Array, model) -> jax.Array:
     """Sum of the counted targets' cross-entropies."""
-    logits_BCV, _ = padded_logits(model, variables, tokens[:, :-1])
-    nll_BC = token_losses(logits_BCV, tokens[:, 1:])
+    _, nll_BC, _ = next_token_loss(model, variables, tokens)
     return jnp.sum(jnp.where(counted_BC > 0, nll_BC, 0.0))

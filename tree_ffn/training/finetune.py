@@ -24,10 +24,11 @@ from tree_ffn.errors import InputError, check_choice, check_positive_int
 from tree_ffn.models.dense import DenseSpec
 from tree_ffn.models.layer_stacks import split_layers, stack_runs
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.models.transformer import Transformer, padded_logits
+from tree_ffn.models.transformer import Transformer, output_of, scores
 from tree_ffn.training import optimizer, sharding
+from tree_ffn.training.chunks import summed
 from tree_ffn.training.compiled import Programs, Scorer, bound, compile_programs
-from tree_ffn.training.losses import row_mean, token_losses
+from tree_ffn.training.losses import next_token_loss, row_mean, row_weights, token_losses
 from tree_ffn.training.plan import Plan
 from tree_ffn.training.sharding import path_name
 from tree_ffn.training.step import TrainState, count_usage, tokens_of, train_step
@@ -166,17 +167,31 @@ def finetune_loss(
     variables = {"params": jax.tree_util.tree_map_with_path(held, params), "routing": routing}
     if spec.beside:
         variables["beside"] = with_shares(given["beside"], shares(spec, step, model.n_layers), model)
-    (logits_BCV, infos), sown = Transformer(model).apply(variables, tokens[:, :-1], mutable=["gap"])
-    nll = row_mean(token_losses(logits_BCV, tokens[:, 1:]), counted_BC)
-    loss = spec.ce * nll
+    (x_BCE, infos), sown = Transformer(model).apply(variables, tokens[:, :-1], states=True, mutable=["gap"])
+    head_RE, y_BCE = output_of(model, variables["params"], x_BCE)
+    each, teacher_head_RE = {"targets": tokens[:, 1:], "weight": row_weights(counted_BC)}, None
     if spec.kl:
         assert teacher is not None
-        teacher_BCV, _ = Transformer(teacher).apply(given["teacher"], tokens[:, :-1])
-        loss += spec.kl * row_mean(divergence(teacher_BCV, logits_BCV), counted_BC)
+        teacher_BCE, _ = Transformer(teacher).apply(given["teacher"], tokens[:, :-1], states=True)
+        teacher_head_RE, each["teacher"] = output_of(teacher, given["teacher"]["params"], teacher_BCE)
+    of_scores = functools.partial(_loss_of_scores, model=model, teacher=teacher, spec=spec)
+    loss, nll_BC = summed(of_scores, model, head_RE, y_BCE, each, teacher_head_RE)
+    nll = row_mean(nll_BC, counted_BC)
     if spec.ffn:
         gaps = jax.tree.leaves(sown["gap"])
         loss += spec.ffn * sum(map(jnp.sum, gaps)) / model.n_layers
     return loss, (nll, infos)
+
+
+def _loss_of_scores(student_BCR, each, teacher_head_RE, *, model, teacher, spec: FinetuneSpec):
+    """What `chunks.summed` adds up: the losses of predictions, and the cross-entropies."""
+    nll_BC = token_losses(student_BCR, each["targets"])
+    loss_BC = spec.ce * nll_BC
+    if spec.kl:
+        teacher_BCR = scores(teacher, teacher_head_RE, each["teacher"])
+        of_tokens = (leaf[..., : model.vocab_size] for leaf in (teacher_BCR, student_BCR))
+        loss_BC += spec.kl * divergence(*of_tokens)
+    return (loss_BC * each["weight"]).sum(), nll_BC
 
 
 def with_shares(beside: dict, shares_L: jax.Array, model: ModelSpec) -> dict:
@@ -242,8 +257,7 @@ def score_step(variables: dict, usage, rows, n_rows: jax.Array | None = None, *,
       model: the model.
     """
     tokens, counted_BC = read_rows(rows)
-    logits_BCV, infos = padded_logits(model, variables, tokens[:, :-1])
-    nll_BC = token_losses(logits_BCV, tokens[:, 1:])
+    _, nll_BC, infos = next_token_loss(model, variables, tokens)
     nll, usage = row_mean(nll_BC, counted_BC, n_rows), count_usage(usage, infos, tokens_of(rows, n_rows))
     return nll, usage, tuple(info.leaf_TP for info in infos)
 

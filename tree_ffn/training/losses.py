@@ -3,6 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from tree_ffn.models.spec import ModelSpec
+from tree_ffn.models.transformer import Transformer, output_of
+from tree_ffn.training.chunks import summed
+from tree_ffn.tree import Info
+
 
 @jax.custom_vjp
 def token_losses(logits_BCV: jax.Array, targets_BC: jax.Array) -> jax.Array:
@@ -66,11 +71,43 @@ def row_mean(value_BC: jax.Array, counted_BC: jax.Array | None = None, n_rows: j
     return jnp.where(counts_B, value_B, 0.0).sum() / n_rows.astype(value_B.dtype)
 
 
-def next_token_loss(logits_BCV: jax.Array, targets_BC: jax.Array) -> jax.Array:
-    """Mean cross-entropy over all targets, in nats a token.
+def row_weights(counted_BC: jax.Array) -> jax.Array:
+    """Weights [B, C] by which values add up to their `row_mean`.
 
     Args:
-      logits_BCV: float32 logits.
-      targets_BC: int32 tokens to predict.
+      counted_BC: bool, which targets count.
+
+    Example:
+      >>> row_weights(jnp.array([[True, True], [True, False]])).tolist()
+      [[0.25, 0.25], [0.5, 0.0]]
     """
-    return jnp.mean(token_losses(logits_BCV, targets_BC))
+    weight_BC = counted_BC.astype(jnp.float32)
+    n_counted_B1 = jnp.maximum(weight_BC.sum(axis=1, keepdims=True), 1.0)
+    return weight_BC / (n_counted_B1 * len(weight_BC))
+
+
+def next_token_loss(
+    model: ModelSpec, variables: dict, batch: jax.Array
+) -> tuple[jax.Array, jax.Array, tuple[Info, ...]]:
+    """Mean cross-entropy in nats a token, that of every target [B, C], and the infos of the layers.
+
+    Only the mean has a gradient: it is computed along with it, chunk by chunk (see `chunks`).
+
+    Args:
+      model: the model.
+      variables: {"params", "routing"}.
+      batch: int32 [B, C + 1].
+    """
+    infos: tuple[Info, ...]
+    x_BCE, infos = Transformer(model).apply(variables, batch[:, :-1], states=True)
+    targets_BC, params = batch[:, 1:], variables["params"]
+    given = targets_BC, jnp.full(targets_BC.shape, 1 / targets_BC.size, jnp.float32)
+    loss, nll_BC = summed(_weighed, model, *output_of(model, params, x_BCE), given)
+    return loss, nll_BC, infos
+
+
+def _weighed(logits_BCV, given, fixed):
+    del fixed
+    targets_BC, weight_BC = given
+    nll_BC = token_losses(logits_BCV, targets_BC)
+    return (nll_BC * weight_BC).sum(), nll_BC

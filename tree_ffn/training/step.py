@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from tree_ffn.models.spec import FFNSpec, ModelSpec
-from tree_ffn.models.transformer import Transformer, padded_logits, update_model_routing
-from tree_ffn.training.losses import next_token_loss, row_mean, token_losses
+from tree_ffn.models.transformer import Transformer, update_model_routing
+from tree_ffn.training.losses import next_token_loss, row_mean
 from tree_ffn.tree import Info, LeafSpec, TreeSpec
 from tree_ffn.tree.usage import leaf_counts
 
@@ -67,8 +67,7 @@ def loss_fn(params, routing, batch, model: ModelSpec, done: jax.Array | None = N
     variables = {"params": params, "routing": routing}
     if done is not None:
         variables = with_leaks(variables, model, done)
-    logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
-    nll = next_token_loss(logits_BCV, batch[:, 1:])
+    nll, _, infos = next_token_loss(model, variables, batch)
     return nll, (nll, infos)
 
 
@@ -203,8 +202,7 @@ def eval_step(variables: dict, usage, batch, n_rows: jax.Array | None = None, *,
         count.
       model: the model.
     """
-    logits_BCV, infos = padded_logits(model, variables, batch[:, :-1])
-    nll_BC = token_losses(logits_BCV, batch[:, 1:])
+    _, nll_BC, infos = next_token_loss(model, variables, batch)
     nll, usage = row_mean(nll_BC, n_rows=n_rows), count_usage(usage, infos, tokens_of(batch, n_rows))
     return nll, usage, tuple(info.leaf_TP for info in infos)
 
