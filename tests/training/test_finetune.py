@@ -126,9 +126,9 @@ def test_chunks_change_nothing(teacher, student, monkeypatch):
     rows = ROWS.copy()
     rows[1:, :9] = -1 - rows[1:, :9]
     given = given_by(TREES, DENSE, teacher, ALL)
-    (whole, _), grads = loss_of(TREES, ALL, given)(student, rows)
+    (whole, _), grads = loss_of(TREES, ALL, given, learn=True)(student, rows)
     monkeypatch.setattr(chunks, "CHUNK", 5 * len(ROWS) * TREES.vocab_size)
-    (split, _), grads_split = loss_of(TREES, ALL, given)(student, rows)
+    (split, _), grads_split = loss_of(TREES, ALL, given, learn=True)(student, rows)
     np.testing.assert_allclose(split, whole, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads_split, grads)
 

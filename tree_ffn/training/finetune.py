@@ -13,6 +13,7 @@ is what the model goes on with; m is 0 at the end, and in every validation.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
