@@ -82,7 +82,8 @@ class Layer(nn.Module):
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias, computed in float32, returned in x's dtype.
 
-    NaN where var overflows.
+    NaN where var overflows. Training keeps x alone, and norms it again in the backward pass: what lies between
+    is three float32 arrays of x's size.
     """
 
     model: ModelSpec
@@ -92,13 +93,17 @@ class LayerNorm(nn.Module):
         param_dtype = jnp.dtype(self.model.param_dtype)
         scale_E = self.param("scale", nn.initializers.ones, x_BCE.shape[-1:], param_dtype)
         bias_E = self.param("bias", nn.initializers.zeros, x_BCE.shape[-1:], param_dtype)
-        x = x_BCE.astype(jnp.float32)
-        x = x - x.mean(axis=-1, keepdims=True)
-        var = jnp.square(x).mean(axis=-1, keepdims=True)
-        # 1 / sqrt(inf) is 0: what overflows would come out as the same plausible numbers for every token.
-        x = x * jnp.where(jnp.isfinite(var), jax.lax.rsqrt(var + self.model.norm_eps), jnp.nan)
-        y = x * scale_E.astype(jnp.float32)[None, None] + bias_E.astype(jnp.float32)[None, None]
-        return y.astype(x_BCE.dtype)
+
+        def normed(x_BCE, scale_E, bias_E):
+            x = x_BCE.astype(jnp.float32)
+            x = x - x.mean(axis=-1, keepdims=True)
+            var = jnp.square(x).mean(axis=-1, keepdims=True)
+            # 1 / sqrt(inf) is 0: what overflows would come out as the same plausible numbers for every token.
+            x = x * jnp.where(jnp.isfinite(var), jax.lax.rsqrt(var + self.model.norm_eps), jnp.nan)
+            y = x * scale_E.astype(jnp.float32)[None, None] + bias_E.astype(jnp.float32)[None, None]
+            return y.astype(x_BCE.dtype)
+
+        return jax.checkpoint(normed, prevent_cse=self.model.unroll > 1)(x_BCE, scale_E, bias_E)
 
 
 class Embed(nn.Module):
