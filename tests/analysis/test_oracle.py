@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.kinds import random_variables
 from tree_ffn.analysis import oracle
 from tree_ffn.errors import InputError
 from tree_ffn.models import DenseSpec, ModelSpec, Transformer
@@ -19,10 +20,7 @@ def model_of(*ffns, width=8, context=6):
     spec = ModelSpec(
         vocab_size=11, max_seq_len=context, width=width, n_layers=len(ffns), n_heads=2, ffns=ffns
     )
-    variables = jax.jit(Transformer(spec).init)(jax.random.key(1), jnp.zeros((1, context), jnp.int32))
-    # Large enough that leaves matter.
-    variables["params"] = jax.tree.map(lambda leaf: leaf * 3, variables["params"])
-    return spec, variables
+    return spec, random_variables(spec)
 
 
 def rows_of(rng, n_rows, context):
