@@ -52,6 +52,11 @@ def test_bad_input(run, flags, said):
 
 
 def test_other_layers_are_refused(texts, tmp_path):
-    train(tiny_config(texts, kind="dense"), str(tmp_path / "dense"), log=lambda _: None, bar=False)
+    train(
+        tiny_config(texts, kind="dense", ffn__width=14),
+        str(tmp_path / "dense"),
+        log=lambda _: None,
+        bar=False,
+    )
     done = call("oracle", f"--workdir={tmp_path}/dense", "--rows=2")
     assert done.code == 2 and "no layer of whole trees" in done.err

@@ -221,7 +221,8 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(run, arguments, said, tmp_p
 
 
 def test_a_model_without_leaves_is_refused(texts, tmp_path):
-    train(tiny_config(texts, kind="dense", steps=2), str(tmp_path / "run"), log=lambda _: None, bar=False)
+    config = tiny_config(texts, kind="dense", ffn__width=14)  # as other tests train it
+    train(config, str(tmp_path / "run"), log=lambda _: None, bar=False)
     outcome = call("prune", f"--workdir={tmp_path}/run")
     assert outcome.code == 2 and "it has no layer that can be pruned" in outcome.err
 

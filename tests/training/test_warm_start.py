@@ -22,7 +22,7 @@ QUIET = {"log": lambda _: None, "bar": False}
 def source(texts, tmp_path_factory):
     """A run of dense layers."""
     workdir = tmp_path_factory.mktemp("source")
-    train(tiny_config(texts, kind="dense"), str(workdir), **QUIET)
+    train(tiny_config(texts, kind="dense", ffn__width=14), str(workdir), **QUIET)
     return restore_for_inference(str(workdir))
 
 
@@ -54,18 +54,20 @@ def test_what_is_written(source, begun):
 @pytest.mark.slow
 def test_it_goes_on_and_resumes_with_its_model(texts, begun):
     workdir, model, params = begun
-    config = tiny_config(texts, kind="dense", steps=4, optim__lr=1e-3, train__checkpoint_every=2)
+    config = tiny_config(
+        texts, kind="dense", ffn__width=14, steps=4, optim__lr=1e-3, train__checkpoint_every=2
+    )
     assert train(config, str(workdir), **QUIET)["step"] == 4
     found = restore_for_inference(str(workdir), "latest")
     assert found.model.ffns == model.ffns and found.meta["step"] == 4
     again = train(config, str(workdir), **QUIET)  # nothing is left to do, by the same model
     assert again["step"] == 4
     with pytest.raises(InputError, match="holds a run of another config"):
-        train(tiny_config(texts, kind="dense", steps=4, optim__lr=0.5), str(workdir), **QUIET)
+        train(tiny_config(texts, kind="dense", ffn__width=14, steps=4, optim__lr=0.5), str(workdir), **QUIET)
 
 
 def test_the_config_still_says_how_it_is_computed(texts, begun):
     workdir, *_ = begun
-    config = tiny_config(texts, kind="dense", steps=2, model__remat=True)
-    assert train(config, str(workdir), **QUIET)["step"] == 2
+    config = tiny_config(texts, kind="dense", ffn__width=14, model__remat=True)
+    assert train(config, str(workdir), **QUIET)["step"] == 6
     assert restore_for_inference(str(workdir), "latest").model.remat is False  # of the checkpoint's own spec

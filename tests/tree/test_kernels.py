@@ -1,5 +1,6 @@
 """The C++ part: it computes what numpy computes, in one order, and gather uses it where it is built."""
 
+import functools
 import shutil
 
 import jax
@@ -54,14 +55,23 @@ LAYERS = {
     "paths": (cases.make_spec(P=2, D=4, W=3), path.init_params, tree_ffn),
     "leaves": (LeafSpec(n_experts=64, expert_width=2, top_k=3), leaf.init_params, leaf_ffn),
 }
+
+
+@functools.cache
+def weights(name, width):
+    """First weights, once: to take up the library, all that is compiled is forgotten."""
+    spec, init, _ = LAYERS[name]
+    return cases.first_weights(init, spec, width)
+
+
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
 @every_layer
 @pytest.mark.parametrize("T", [50, *(pytest.param(T, marks=pytest.mark.slow) for T in (0, 1))])
 def test_gather_is_the_same_layer(name, T, built, rng):
-    spec, init, layer = LAYERS[name]
-    params = init(jax.random.key(0), spec, 64)
+    spec, _, layer = LAYERS[name]
+    params = weights(name, 64)
     x = jnp.asarray(rng.normal(size=(T, 64)), jnp.float32)
 
     def loss(params, x, implementation):
@@ -83,8 +93,8 @@ def test_gather_is_the_same_layer(name, T, built, rng):
 @every_layer
 def test_a_machine_without_it_has_xla(name, not_built):
     assert not kernels.is_loaded()
-    spec, init, layer = LAYERS[name]
-    params, x = init(jax.random.key(0), spec, 8), jnp.ones((2, 8), jnp.float32)
+    spec, _, layer = LAYERS[name]
+    params, x = weights(name, 8), jnp.ones((2, 8), jnp.float32)
     text = jax.jit(layer, static_argnums=(2, 3)).lower(params, x, spec, "gather").as_text()
     assert "custom_call" not in text
 
@@ -93,8 +103,8 @@ def test_a_machine_without_it_has_xla(name, not_built):
 @pytest.mark.parametrize("batch", ["3", "b", pytest.param("4*b", marks=pytest.mark.slow)])
 def test_an_exported_layer_calls_no_kernel(name, batch, built):
     """Another machine knows none; programs that are compiled here call them, before and after."""
-    spec, init, layer = LAYERS[name]
-    params, x = init(jax.random.key(0), spec, 8), jax.random.normal(jax.random.key(1), (12, 8))
+    spec, _, layer = LAYERS[name]
+    params, x = weights(name, 8), jax.random.normal(jax.random.key(1), (12, 8))
     x = x[:3] if batch == "3" else x
     forward = jax.jit(lambda params, x: layer(params, x, spec, "gather")[0])
     text = lambda: forward.lower(params, x).as_text()
@@ -109,8 +119,8 @@ def test_an_exported_layer_calls_no_kernel(name, batch, built):
 @every_layer
 def test_other_programs_call_kernels_or_do_without(name, built):
     """shard_map with and without checks, explicit meshes, scan, vmap: one function."""
-    spec, init, layer = LAYERS[name]
-    params, x = init(jax.random.key(0), spec, 8), jax.random.normal(jax.random.key(1), (8, 8))
+    spec, _, layer = LAYERS[name]
+    params, x = weights(name, 8), jax.random.normal(jax.random.key(1), (8, 8))
     gathered = lambda params, x: layer(params, x, spec, "gather")[0]
     wanted, over = jax.jit(layer, static_argnums=(2, 3))(params, x, spec, "masked")[0], P("rows")
     mesh = jax.make_mesh((2,), ("rows",), (AxisType.Auto,), devices=jax.devices()[:2])
@@ -133,8 +143,8 @@ def test_other_programs_call_kernels_or_do_without(name, built):
 @pytest.mark.parametrize("name", ["paths", pytest.param("leaves", marks=pytest.mark.slow)])
 def test_second_derivatives(name, built):
     """Forward over reverse mode is reverse over reverse mode."""
-    spec, init, layer = LAYERS[name]
-    params, x = init(jax.random.key(0), spec, 8), jax.random.normal(jax.random.key(1), (2, 8))
+    spec, _, layer = LAYERS[name]
+    params, x = weights(name, 8), jax.random.normal(jax.random.key(1), (2, 8))
     square = lambda x: jnp.square(layer(params, x, spec, "gather")[0]).sum()
     both = cases.jit(lambda x: (jax.hessian(square)(x), jax.jacrev(jax.grad(square))(x)))
     np.testing.assert_allclose(*both(x), atol=1e-4)

@@ -100,16 +100,16 @@ def test_training_without_its_dense_start_is_refused(params):
     for wrong in (
         lambda: jax.grad(loss)(params),
         lambda: jax.jit(jax.grad(loss))(params),
-        lambda: jax.jvp(loss, (params,), (params,)),
-        lambda: jax.grad(lambda params: in_loop(params)[0].sum())(params),
-        lambda: jax.grad(lambda x: leaf_ffn(params, x, SPEC)[0].sum())(X),
-        lambda: differentiated(params, X),
+        lambda: jax.eval_shape(lambda params: jax.jvp(loss, (params,), (params,)), params),
+        lambda: jax.eval_shape(jax.grad(lambda params: in_loop(params)[0].sum()), params),
+        lambda: jax.eval_shape(jax.grad(lambda x: leaf_ffn(params, x, SPEC)[0].sum()), X),
+        lambda: jax.eval_shape(differentiated, params, X),
     ):
         with pytest.raises(
             InputError, match="^done: is missing in the training of a layer with a dense start"
         ):
             wrong()
-    wanted = differentiated(params, X, leak=jnp.float32(0))
-    found = differentiated(params, X, SPEC.after_start)
+    wanted = jax.jit(differentiated, static_argnums=2)(params, X, SPEC, leak=jnp.float32(0))
+    found = jax.jit(differentiated, static_argnums=2)(params, X, SPEC.after_start)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
     assert jnp.isfinite(jax.jit(loss)(params))

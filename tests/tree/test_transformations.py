@@ -42,7 +42,7 @@ WAYS += [("straight_through", "masked"), ("straight_through", None)]  # which le
 FEW_TOO = (("tree", None), ("hard", "gather"), ("straight_through", None))
 # An ordinary run takes these, which hold every function that differentiates or reads rows in its own way;
 # `make test-full` takes all.
-QUICK = {("tree", how) for how in IMPLEMENTATIONS} | {("hard", "gather"), ("dense", None)}
+QUICK = {("tree", how) for how in IMPLEMENTATIONS} | {("hard", "gather")}
 QUICK |= {("straight_through", "masked"), ("straight_through", None)}
 
 

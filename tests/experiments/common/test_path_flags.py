@@ -64,7 +64,7 @@ def test_home_in_flags_and_config(tmp_path, monkeypatch, repository):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
     outcome = call(
-        "train", "--config=~/smoke.py", "--workdir=~/run", "--config.data.files=~/texts/*.txt",
+        "train", "--config=~/smoke.py:kind=narrow", "--workdir=~/run", "--config.data.files=~/texts/*.txt",
         "--config.data.cache_dir=~/cache", "--config.train.steps=2", "--config.train.probe=False",
         "--config.mesh.data=1", "--results=~/rows.jsonl", "--row=tree",
     )  # fmt: skip
