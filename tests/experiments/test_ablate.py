@@ -2,30 +2,24 @@
 
 import importlib
 import json
-import math
 import os
 import pathlib
 import re
 import shlex
 import signal
 import time
-import types
-from typing import Any, cast
 
 import pytest
 
 from experiments.common import processes
-from experiments.common.config_words import config_of, unknown_key, words_of
+from experiments.common.config_words import config_of
 from experiments.reporting import record
-from experiments.sweeps import runners, sweep, sweep_runs, tuning
-from experiments.sweeps.sweep_runs import same_run
+from experiments.sweeps import runners, sweep_runs
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
 from tree_ffn.training.signals import Interrupted, StopSignals
-from tree_ffn.upgrades import VERSION
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-GRID = tuning.Grid("optim.lr", (1.0, 2.0, 4.0), extensions=2)
 
 
 @pytest.fixture
@@ -58,6 +52,8 @@ def losses(path):
 
 
 WILD = {"kind": "narrow", "optim.lr": 1e30, "optim.clip_norm": 0.0}
+
+
 ROWS = {
     "tree_hard": {"set": {"ffn.routing": "hard", "ffn.node_width": (1,)}, "seeds": [0, 1]},
     "narrow": {"set": {"kind": "narrow"}},
@@ -189,31 +185,6 @@ def test_processes(place, tmp_path):
     assert len(losses(tmp_path / "r.jsonl")) == 1 and "narrow_seed0: done" in outcome.out
 
 
-def test_a_process_that_was_killed_is_said_to_be(tmp_path):
-    """The last line of its log is not why it ended."""
-    run = types.SimpleNamespace(workdir=str(tmp_path), results=str(tmp_path / "r.jsonl"))
-    log = tmp_path / runners.LOG
-    error = lambda code: runners.ProcessRunner(True, 1, [])._error(cast(Any, run), code)
-    log.write_text("step 20: loss 3.5\n\n")
-    assert error(-9) == f"killed by signal 9 after: step 20: loss 3.5 ({log})"
-    log.write_text("train.py: data.files: 'x' matches no file.\n")
-    assert error(2) == f"data.files: 'x' matches no file. ({log})"
-    log.write_text("\n")
-    assert error(1) == f"no output, exit code 1 ({log})"
-
-
-def test_processes_take_gpus_in_turns(monkeypatch):
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    seen = [processes.Processes(4, ["0", "2"]).environment(slot) for slot in range(4)]
-    assert [values["CUDA_VISIBLE_DEVICES"] for values in seen] == ["0", "2", "0", "2"]
-    assert seen[0]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.45"  # two share each
-    assert seen[0]["OPENBLAS_NUM_THREADS"] == os.environ.get("OPENBLAS_NUM_THREADS", "1")
-    alone = processes.Processes(2, ["0", "1"]).environment(1)
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in alone
-    all_see_all = processes.Processes(3, []).environment(2)
-    assert all_see_all["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.30"
-
-
 def test_rates_are_tuned_and_the_grid_grows_at_its_edge(place, tmp_path):
     """Of three far too small rates the largest is best, and after one extension the next."""
     first = "1 of 1 kinds: optim.lr as in the config"
@@ -240,20 +211,6 @@ def test_rows_of_a_kind_whose_every_rate_diverged_are_not_run(place, tmp_path):
     why = "every run of their grid diverged, down to optim.lr 5e+28"
     assert f"1 of the runs failed:\n  rows of wild: not run, since {why}" in outcome.err
     assert not (tmp_path / "r.jsonl").exists()
-
-
-def test_the_choice_of_a_rate():
-    next_values = lambda **losses: tuning.next_values({float(k[1:]): v for k, v in losses.items()}, GRID)
-    assert next_values() == [1.0, 2.0, 4.0]
-    assert next_values(r1=3.0, r4=1.0) == [2.0]
-    assert next_values(r1=3.0, r2=2.0, r4=2.5) == []
-    assert next_values(r1=1.0, r2=2.0, r4=2.5) == [0.5]
-    assert next_values(r1=3.0, r2=2.0, r4=1.0) == [8.0]
-    assert next_values(r1=3.0, r2=2.0, r4=1.0, r8=math.inf) == []
-    assert next_values(r1=3.0, r2=2.0, r4=1.0, r8=0.9) == [16.0]
-    assert next_values(r1=3.0, r2=2.0, r4=1.0, r8=0.9, r16=0.8) == []  # two extensions are all
-    assert next_values(r1=math.inf, r2=math.inf, r4=math.inf) == [0.5]
-    assert tuning.at_edge({1.0: 1.0, 2.0: 2.0}) and not tuning.at_edge({1.0: 3.0, 2.0: 2.0, 4.0: 2.5})
 
 
 @pytest.mark.parametrize(
@@ -314,110 +271,6 @@ def test_text_that_is_not_there_stops_a_sweep_before_its_first_run(place, tmp_pa
     outcome = place({"a": {"set": {"kind": "narrow"}}}, "--set=data.valid_files=nowhere.txt")
     assert outcome.code == 2 and "'nowhere.txt' matches no file" in outcome.err
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_grid_is_every_combination(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    grid = {
-        "name": "tree_{activation}_{lr}", "kind": "tree_{activation}", "seeds": [3],
-        "over": {"ffn.activation": ["gelu", "relu"], "optim.lr": [0.1, 0.2]},
-    }  # fmt: skip
-    rows = sweep.expand({"config": "configs/smoke.py", "table": "t4_small", "grids": [grid]}, {}).rows
-    assert [row.name for row in rows] == ["tree_gelu_0.1", "tree_gelu_0.2", "tree_relu_0.1", "tree_relu_0.2"]
-    assert rows[3] == ("tree_relu_0.2", "tree_relu", {"ffn.activation": "relu", "optim.lr": 0.2}, (3,))
-
-
-N_ROWS = {
-    "t1": 4,
-    "t1_cpu": 7,
-    "t1_small": 9,
-    "t4_cpu": 12,
-    "t4_small": 22,
-    "quickstart": 18,
-    "fairness": 10,
-    "leaves": 23,
-}
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs/sweeps").glob("[!_]*.py")), ids=lambda path: path.stem
-)
-def test_the_sweeps_of_the_repository(path, monkeypatch):
-    """Every row of each is allowed; where a text is needed, its name is enough."""
-    monkeypatch.chdir(ROOT)
-    rows = sweep.load_sweep(str(path), {"data.files": "x.txt"}).rows
-    assert len(rows) == N_ROWS[path.stem]
-    assert sum(len(row.seeds) for row in rows) >= len(rows)
-
-
-def test_the_recorded_grid_of_t1_small_is_known(monkeypatch):
-    """Its rows were made by hand when configs had other keys; the sweep finds them all the same."""
-    monkeypatch.chdir(ROOT)
-    found = [
-        row for row in record.load_results(["results/t1_small_tuning.jsonl"]) if row["metric"] == "val_loss"
-    ]
-    loaded = sweep.load_sweep("configs/sweeps/t1_small.py", {"data.files": "x.txt"})
-    for row in loaded.rows:
-        for value in loaded.grid.values if row.name != "leaf_X512_K16" else ():  # newer than the grid
-            values = row.values | loaded.tuning_set | {"optim.lr": value}
-            config = config_of(words_of(loaded.config_file, values))
-            known = [r for r in found if r["row"] == row.name and r["config"]["optim"]["lr"] == value]
-            assert len(known) == 1
-            meta = known[0]["config"]["data"]
-            assert same_run(known[0]["config"], record.public_config(config, meta))
-
-
-def test_what_is_the_same_run():
-    recorded = {
-        "optim": {"lr": 1e-3}, "ffn": {"kind": "tree", "depth": 3}, "data": {"sha256": "1"}, "seed": 0,
-        "train": {"steps": 9}, "config_version": VERSION,
-    }  # fmt: skip
-    same = {**recorded, "train": {"steps": 9, "log_every": 7, "probe": True}, "mesh": {"data": 4}}
-    same |= {"ffn": {"kind": "tree", "depth": 3, "top_k": 4}}  # which trees do not read
-    assert same_run(recorded, same)
-    for other in (
-        {"train": {"steps": 8}}, {"optim": {"lr": 2e-3}}, {"data": {"sha256": "2"}},
-        {"ffn": {"kind": "tree", "depth": 4}},
-    ):  # fmt: skip
-        assert not same_run(recorded, {**same, **other})
-
-
-def test_words_are_read_as_the_program_reads_them(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    values = {"kind": "leaf", "ffn.node_width": (1, 2), "model.remat": True, "optim.lr": 3e-5, "ffn.top_k": 2}
-    config = config_of(words_of("configs/smoke.py", values))
-    assert (config.ffn.kind, config.ffn.node_width, config.model.remat) == ("leaf", (1, 2), True)
-    assert (config.optim.lr, config.ffn.top_k) == (3e-5, 2)
-    with pytest.raises(InputError, match="config argument: kinds=1|'kinds=1' is not known"):
-        config_of(["--config=configs/smoke.py:kinds=1"])
-
-
-@pytest.mark.parametrize(
-    "word, nearest",
-    [
-        ("optim.learning_rate", "optim.lr"),
-        ("optm.lr", "optim.lr"),
-        ("lr", "optim.lr"),
-        ("train.warmup", "optim.warmup_share"),
-        ("train.steps.x", "train.steps"),
-        ("ffn.n_expert", "ffn.n_experts"),
-    ],
-)
-def test_a_key_that_the_config_does_not_have_is_told_the_nearest(word, nearest):
-    said = f"--config.{word} is no key of the config; the nearest is {nearest}."
-    for words in ([f"--config.{word}=1"], [f"--config.{word}", "1"]):
-        assert unknown_key(["--config=configs/smoke.py", *words]) == said
-        assert unknown_key(["--config", "configs/smoke.py", *words]) == said
-    with pytest.raises(InputError, match="is no key of the config"):
-        config_of(["--config=configs/smoke.py", f"--config.{word}=1"])
-
-
-def test_keys_that_the_config_has_are_not_unknown():
-    words = ["--config.ffn.node_width[0]=1", "--noconfig.train.probe", "--config.train=3", "--config.seed=1"]
-    assert unknown_key(["--config=configs/smoke.py", *words]) is None
-    assert unknown_key(["--config=configs/nowhere.py", "--config.a=1"]) is None  # the file is what is wrong
-    said = "--config.optim.routers_until is gone; the last commit that has it is 6211090."
-    assert unknown_key(["--config=configs/smoke.py", "--config.optim.routers_until=0.5"]) == said
 
 
 def test_other_texts_are_scored_at_the_end_of_each_row(place, texts, tmp_path):
