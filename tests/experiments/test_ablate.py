@@ -172,7 +172,7 @@ def test_a_signal_to_a_sweep_of_processes(place, tmp_path, monkeypatch):
     rows = {"narrow": {"set": {"kind": "narrow", "steps": 5000}}}
     monkeypatch.setattr(processes, "StopSignals", StopsSoon)
     outcome = place(rows, "--jobs=1")
-    assert outcome.code == 0 and "run the same command again to go on" in outcome.err
+    assert outcome.code == 143 and "run the same command again to go on" in outcome.err
     log = (tmp_path / "runs" / "narrow_seed0" / "log.txt").read_text()
     assert "stopped by SIGTERM" in log and not (tmp_path / "r.jsonl").exists()
 
