@@ -80,7 +80,8 @@ def compile_step(config, devices: list | None = None) -> dict[str, float | str]:
     usage = jax.eval_shape(programs.scorer.empty_usage)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = programs.train_step.lower(programs.abstract, usage, batch).compile()
+        lowered = programs.train_step.lower(programs.abstract, usage, batch)
+    compiled = _fitting(lowered)
     # The products with padding rows of the embedding are made too.
     padded = dataclasses.replace(model, vocab_size=model.vocab_rows)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
@@ -94,6 +95,19 @@ def compile_step(config, devices: list | None = None) -> dict[str, float | str]:
         "step_tflop": 3 * model_flops(padded) * train.batch_size * model.max_seq_len / 1e12,
         "compile_s": time.perf_counter() - began,
     }
+
+
+def _fitting(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+        raise InputError(
+            f"--compile: the step does not fit its devices ({said}); use more of them, more "
+            "train.grad_accum_steps, or model.remat."
+        ) from error
 
 
 def page(figures: dict[str, float | str]) -> str:

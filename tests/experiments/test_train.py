@@ -225,6 +225,8 @@ def test_compile_for_tpus_that_are_not_here(monkeypatch, tmp_path):
     outcome = call("train", *command, "--topology=v5e:2x4", *recorded)
     assert outcome.code == 0 and "compiled for 8 x TPU v5 lite" in outcome.out, outcome.err
     assert {row["device"] for row in load_results(str(results))} == {"tpu_v5_lite"}
+    outcome = call("train", *command, "--topology=v5e:2x4", "--config.train.batch_size=8388608")
+    assert outcome.code == 2 and "--compile: the step does not fit its devices" in outcome.err, outcome.err
     outcome = call("train", *command, "--topology=v5e:3x5")
     assert outcome.code == 2 and "--topology: 'v5e:3x5' is not known to libtpu" in outcome.err
 
