@@ -12,7 +12,7 @@ from tree_ffn.locks import NAME
 WRITERS = [
     ("train", "--workdir={}", "--config=configs/smoke.py"),
     ("finetune", "--workdir={}", "--config=configs/finetune.py"),
-    ("quickstart", "--workdir={}", "--config=configs/smoke.py"),
+    ("quickstart", "--workdir={}", "--config=smoke"),
     ("ablate", "--workdir={}", "--sweep=configs/sweeps/t4_cpu.py", "--results={}/r.jsonl"),
     ("convert_demo", "--workdir={}"),
     ("convert", "--to={}", "--workdir=none", "--method=cluster"),
