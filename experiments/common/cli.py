@@ -106,6 +106,8 @@ def _on_value(error: Exception) -> Exception | None:
 
 def _with_local_config(argv: list[str]) -> list[str]:
     """The command line; the path of a config file is read as those of other flags are."""
+    if "config" in flags.FLAGS and isinstance(flags.FLAGS["config"], flags.EnumFlag):
+        return argv  # the quickstart's names of configs
     words = []
     for word in argv:
         flag, equals, path = word.partition("=")
