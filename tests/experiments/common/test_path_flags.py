@@ -12,8 +12,8 @@ TEXT = {
     "activation", "answer_field", "api_key", "begins_with", "dtype", "implementations", "gpus", "hf_batches",
     "host", "lrs", "method", "methods", "name", "node_width", "param_dtype", "part", "passes", "prompt",
     "refits", "revision", "router", "routing", "row", "rows", "run", "seeds", "set", "shapes", "shots",
-    "step", "stop", "table", "tasks", "text_field", "texts", "tfds_name", "thresholds", "title", "tokens", "topology",
-    "weights", "widths",
+    "step", "stop", "table", "tasks", "text_field", "texts", "tfds_name", "thresholds", "title", "tokens",
+    "topology", "weights", "widths",
 }  # fmt: skip
 
 
