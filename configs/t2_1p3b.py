@@ -42,7 +42,7 @@ def get_config(arg=None):
 
     config.model.preset = "opt_1.3b"
     config.model.dtype = "bfloat16"
-    config.model.remat = True
+    config.model.remat = "full"
     config.model.vocab_multiple = 50272  # OPT's embedding, whichever tokenizer of up to so many tokens
 
     for key, value in ROWS[arg.row].items():

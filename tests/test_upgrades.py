@@ -270,3 +270,12 @@ def test_the_format_of_prepared_rows_tells_no_runs_apart():
     config = old_config()
     config["data"]["format"] = "array_record"
     assert upgraded(config) == upgraded(old_config()) and "data.format" not in flat(upgraded(config))
+
+
+@pytest.mark.parametrize("was, name", [(True, "full"), (False, "none")])
+def test_what_was_recomputed_has_a_name(was, name):
+    config = old_config()
+    config["model"]["remat"] = was
+    assert upgraded(config)["model"]["remat"] == name
+    model = {**OLD_MODEL, "ffns": [OLD_LAYER | {"routing": "hard"}], "remat": was}
+    assert spec_from_dict(model).remat == name == upgraded({"model": model})["model"]["remat"]

@@ -364,8 +364,16 @@ def _drop_data_format(config: dict) -> None:
         data.pop("format", None)
 
 
+def _name_what_is_recomputed(config: dict) -> None:
+    """Version 9: `remat` names what is computed again, of a config and of a model; it was all or nothing."""
+    for model in (config, *_sections(config, "model")):
+        if isinstance(model.get("remat"), bool):
+            model["remat"] = "full" if model["remat"] else "none"
+
+
 UPGRADES: tuple[Callable[[dict], None], ...] = (
     _add_what_came_without_a_version, _drop_routers_until, _drop_negative_slope,
     _drop_z_loss, _two_layers, _one_search, _field_names, _drop_data_format,
+    _name_what_is_recomputed,
 )  # fmt: skip
 VERSION = len(UPGRADES)

@@ -15,7 +15,7 @@ from tree_ffn.models import export
 
 @pytest.mark.parametrize("param_dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_back_bit_for_bit(tmp_path, param_dtype):
-    spec = model_spec(*KINDS.values(), param_dtype=param_dtype, remat=True)
+    spec = model_spec(*KINDS.values(), param_dtype=param_dtype, remat="full")
     variables = random_variables(spec)
     export.save(str(tmp_path / "new"), spec, variables, tokenizer="bytes", meta={"step": 7})
     loaded_spec, loaded, config = export.load(str(tmp_path / "new"))

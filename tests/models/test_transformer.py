@@ -1,4 +1,4 @@
-"""The decoder: runs of layers, remat, causality, dtypes."""
+"""The decoder: runs of layers, what is recomputed, causality, dtypes."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from tests.models import kinds
 from tests.models.kinds import KINDS, forward, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer, spec_from_dict, spec_to_dict, unrolled, update_model_routing
+from tree_ffn.models.spec import REMAT
 
 DENSE, TREE, MOE = KINDS["dense"], KINDS["straight_through"], KINDS["leaf_softmax"]
 # What these tests are about does not depend on how trees are computed; masked compiles fastest.
@@ -54,19 +55,23 @@ def test_scan_equals_layers_one_by_one():
     )
 
 
-def test_remat_equals_no_remat():
-    spec = model_spec(TREE, TREE)
-    rematted = dataclasses.replace(spec, remat=True)
-    variables = random_variables(spec)
-    loss, grads = loss_and_grads(spec, variables)
-    loss_remat, grads_remat = loss_and_grads(rematted, variables)
-    np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), grads, grads_remat)
+@pytest.mark.parametrize("ffn", [DENSE, TREE, MOE], ids=["dense", "tree", "mixture"])
+def test_what_is_computed_again_changes_nothing_else(ffn):
+    specs = [model_spec(ffn, ffn, remat=name) for name in REMAT]
+    variables = random_variables(specs[0])
+    loss, grads = loss_and_grads(specs[0], variables)
+    for spec in specs[1:]:
+        loss_remat, grads_remat = loss_and_grads(spec, variables)
+        np.testing.assert_allclose(loss, loss_remat, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), grads, grads_remat)
 
-    def recomputed(spec):  # parts of the program; activations alone always are
-        return str(jax.make_jaxpr(lambda v: Transformer(spec).apply(v, TOKENS)[0])(variables)).count("remat")
+    def products(spec):
+        loss = lambda v: jnp.sum(Transformer(spec).apply(v, TOKENS)[0])
+        return str(jax.make_jaxpr(jax.grad(loss))(variables)).count("dot_general[")
 
-    assert recomputed(rematted) > recomputed(spec)
+    none, dots, full = map(products, specs)
+    assert dots == none + 2  # attention's own, of queries and keys and of their weights and values
+    assert full >= dots + 3  # and those with the weights of queries, of heads, of units
 
 
 LIKE_OTHERS = ("narrow", "random_tree", "leaf_softmax", "leaf_hash", "pruned_leaf", "pruned_random_tree")
@@ -174,7 +179,7 @@ def test_routing_of_every_run_is_updated():
 
 
 def test_a_spec_survives_json():
-    spec = model_spec(*KINDS.values(), remat=True)
+    spec = model_spec(*KINDS.values(), remat="dots")
     assert spec_from_dict(spec_to_dict(spec)) == spec
 
 
@@ -183,6 +188,8 @@ def test_a_spec_survives_json():
     [
         ({"n_heads": 3}, "width: 16 is not allowed; it must be a multiple of n_heads = 3"),
         ({"vocab_size": 0}, "vocab_size: 0"),
+        ({"remat": "some"}, "remat: 'some' is not known; use one of: none, dots, full"),
+        ({"remat": True}, "remat: True is not known; use one of: none, dots, full"),
         ({"dtype": "float16"}, "dtype: 'float16' is not known; use one of: float32, bfloat16"),
         ({"implementation": "fast"}, "implementation: 'fast' is not known; use one of: masked,"),
         ({"norm_eps": 0.0}, "norm_eps: 0.0"),

@@ -68,6 +68,6 @@ def test_it_goes_on_and_resumes_with_its_model(texts, begun):
 
 def test_the_config_still_says_how_it_is_computed(texts, begun):
     workdir, *_ = begun
-    config = tiny_config(texts, kind="dense", ffn__width=14, model__remat=True)
+    config = tiny_config(texts, kind="dense", ffn__width=14, model__remat="full")
     assert train(config, str(workdir), **QUIET)["step"] == 6
-    assert restore_for_inference(str(workdir), "latest").model.remat is False  # of the checkpoint's own spec
+    assert restore_for_inference(str(workdir), "latest").model.remat == "none"  # of the checkpoint's own spec

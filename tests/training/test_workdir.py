@@ -22,7 +22,7 @@ def check(texts, step, known=(), **changes):
 def test_how_and_where_it_runs_may_change(texts):
     check(
         texts, step=4, train__log_every=7, train__eval_every=9, train__eval_batches=3, train__keep=5,
-        train__checkpoint_every=11, mesh__data=4, mesh__model=2, model__remat=True,
+        train__checkpoint_every=11, mesh__data=4, mesh__model=2, model__remat="full",
         ffn__implementation="masked", data__files="elsewhere/*.txt", data__cache_dir="x", data__workers=3,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from tree_ffn.upgrades import KEY, readable, stamped
 FFNSpec = DenseSpec | LeafSpec | TreeSpec  # and PrunedSpec, a TreeSpec
 FFN_CLASSES = {"dense": DenseSpec, "leaf": LeafSpec, "tree": TreeSpec, "pruned_tree": PrunedSpec}
 DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "dots", "full")
 STORED_DTYPES = (*DTYPES, "float16")  # imported weights may stay as they are; nothing computes in float16
 
 
@@ -54,7 +55,8 @@ class ModelSpec:
         `gather` or `grouped`.
       dtype: of activations and matrix products, `float32` or `bfloat16`.
       param_dtype: of the stored weights, `float32`, `bfloat16` or `float16`; training needs `float32`.
-      remat: recompute a layer's activations in the backward pass: less memory, a third more time.
+      remat: what of a layer is computed again in the backward pass, for less memory: `none`, nothing; `dots`,
+        all but products with weights; `full`, all, a third more time.
       norm_eps: epsilon of the layer norms.
       vocab_multiple: the embedding table has V rounded up to a multiple of so many rows (64 helps GPUs);
         the rows beyond V are never scored.
@@ -78,7 +80,7 @@ class ModelSpec:
     implementation: str | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     norm_eps: float = 1e-5
     vocab_multiple: int = 1
     tied_head: bool = True  # also of exports that are older than the field
@@ -107,6 +109,7 @@ class ModelSpec:
             )
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("param_dtype", self.param_dtype, STORED_DTYPES)
+        check_choice("remat", self.remat, REMAT)
         if self.implementation is not None:
             check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_choice("tied_head", self.tied_head, (True, False))

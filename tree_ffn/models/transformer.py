@@ -21,7 +21,7 @@ from tree_ffn.models.attention import Attention, KeyValue
 from tree_ffn.models.ffn import FFN, update_routing
 from tree_ffn.models.sharded import by_rows
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
-from tree_ffn.tree.products import float32_product
+from tree_ffn.tree.products import PRODUCT, float32_product
 
 __all__ = [
     "Cache",
@@ -38,6 +38,15 @@ __all__ = [
 
 # What layers hold and sow, stacked over the layers of a run; the first two are a model's own.
 COLLECTIONS = ("params", "routing", "intermediates", "leak", "beside", "gap")
+
+# What a layer's backward pass finds saved, by `ModelSpec.remat`: of "full", its input.
+SAVED = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    ),
+    "full": None,
+}
 
 # Score of a row that is no token: its probability is 0 in float32, and no infinity meets a gradient.
 NEVER = -1e30
@@ -179,8 +188,10 @@ class Transformer(nn.Module):
         start = jnp.int32(0) if cache is None else cache.length
         embed = Embed(spec, name="embed")
         x_BCE = embed(tokens_BC, start)
-        # Only a loop's border keeps a compiler from merging the recomputed activations with the first ones.
-        layer_class = nn.remat(Layer, prevent_cse=spec.unroll > 1) if spec.remat else Layer
+        layer_class = Layer
+        if spec.remat != "none":
+            # Only a loop's border keeps a compiler from merging what is recomputed with what was first.
+            layer_class = nn.remat(Layer, prevent_cse=spec.unroll > 1, policy=SAVED[spec.remat])
         infos, new_runs = [], []
         for i, (ffn, length) in enumerate(spec.runs):
             run = nn.scan(

@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+PRODUCT = "product"  # the results' name for checkpoint policies, which do not look into a custom_jvp
 
 
-@jax.custom_jvp
 def float32_product(x_TE: jax.Array, w_FE: jax.Array) -> jax.Array:
     """x w^T in float32 from operands of any dtype; its derivatives are products in that dtype.
 
@@ -25,16 +27,21 @@ def float32_product(x_TE: jax.Array, w_FE: jax.Array) -> jax.Array:
       >>> float32_product(jnp.ones((2, 3), jnp.bfloat16), jnp.ones((4, 3), jnp.bfloat16)).dtype.name
       'float32'
     """
+    return checkpoint_name(_product(x_TE, w_FE), PRODUCT)
+
+
+@jax.custom_jvp
+def _product(x_TE, w_FE):
     return jnp.einsum("...e,fe->...f", x_TE, w_FE, preferred_element_type=jnp.float32)
 
 
-@float32_product.defjvp
+@_product.defjvp
 def _tangent(primals, tangents):
     (x_TE, w_FE), (dx_TE, dw_FE) = primals, tangents
     product = lambda x_TE, w_FE: jnp.einsum("...e,fe->...f", x_TE, w_FE)
     # Rounded to the operands' dtype: its transpose rounds the gradient before the two backward products.
     d_TF = (product(dx_TE, w_FE) + product(x_TE, dw_FE)).astype(jnp.float32)
-    return float32_product(x_TE, w_FE), d_TF
+    return _product(x_TE, w_FE), d_TF
 
 
 def pre_activations(x_TE: jax.Array, w_PUE: jax.Array, b_PU: jax.Array) -> jax.Array:

@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).parent.parent.parent.parent
 
 def test_words_are_read_as_the_program_reads_them(monkeypatch):
     monkeypatch.chdir(ROOT)
-    values = {"kind": "leaf", "ffn.node_width": (1, 2), "model.remat": True, "optim.lr": 3e-5, "ffn.top_k": 2}
+    values = {"kind": "leaf", "ffn.node_width": (1, 2), "train.probe": True, "optim.lr": 3e-5, "ffn.top_k": 2}
     config = config_of(words_of("configs/smoke.py", values))
-    assert (config.ffn.kind, config.ffn.node_width, config.model.remat) == ("leaf", (1, 2), True)
+    assert (config.ffn.kind, config.ffn.node_width, config.train.probe) == ("leaf", (1, 2), True)
     assert (config.optim.lr, config.ffn.top_k) == (3e-5, 2)
     with pytest.raises(InputError, match="config argument: kinds=1|'kinds=1' is not known"):
         config_of(["--config=configs/smoke.py:kinds=1"])
