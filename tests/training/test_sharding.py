@@ -174,7 +174,9 @@ MIXED = ModelSpec(256, 16, 32, 2, 2, (NARROW_TREES, LEAVES))
     [
         pytest.param(MIXED, 4, 2, 1, id="mixed-4-2"),
         pytest.param(MIXED, 8, 1, 1, id="mixed-8-1", marks=pytest.mark.slow),
+        pytest.param(MODEL, 8, 1, 1, id="all-8-1", marks=pytest.mark.slow),
         pytest.param(MODEL, 4, 2, 1, id="all-4-2", marks=pytest.mark.slow),
+        pytest.param(MODEL, 1, 8, 1, id="all-1-8", marks=pytest.mark.slow),
         pytest.param(MODEL, 2, 4, 4, id="all-2-4-accumulated", marks=pytest.mark.slow),
     ],
 )

@@ -91,8 +91,8 @@ class Layer(nn.Module):
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias, computed in float32, returned in x's dtype.
 
-    NaN where var overflows. Training keeps x alone, and norms it again in the backward pass: what lies between
-    is three float32 arrays of x's size.
+    NaN where var overflows. Training keeps x alone, and norms it again in the backward pass: between lie
+    three float32 arrays of x's size.
     """
 
     model: ModelSpec

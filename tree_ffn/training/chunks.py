@@ -23,14 +23,14 @@ from tree_ffn.models.sharded import mesh_axes
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.models.transformer import scores
 
-# Scores of a chunk on one device: 256 MiB in float32. A step that has fewer is one chunk.
-CHUNK = 2**26
+# Scores of a chunk on one device: 512 MiB in float32. A step that has fewer is left whole: a loop holds the
+# head's gradient of all tokens beside them.
+CHUNK = 2**27
 
 # (scores [B, c, R], given [B, c, ...], fixed) to (their sum, a number to tell of every position [B, c]).
 Loss = Callable[[jax.Array, Any, Any], tuple[jax.Array, jax.Array]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def summed(loss: Loss, spec: ModelSpec, head_RE: jax.Array, y_BCE: jax.Array, given, fixed=()):
     """Sum of a loss over all positions, and what it tells of each; only the sum has a gradient.
 
@@ -45,6 +45,14 @@ def summed(loss: Loss, spec: ModelSpec, head_RE: jax.Array, y_BCE: jax.Array, gi
     Returns:
       a float32 scalar, and [B, C].
     """
+    if _Division.of(y_BCE, head_RE).chunks > 1:
+        return _summed(loss, spec, head_RE, y_BCE, given, fixed)
+    total, told_BC = loss(scores(spec, head_RE, y_BCE), given, fixed)
+    return total, jax.lax.stop_gradient(told_BC)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed(loss, spec, head_RE, y_BCE, given, fixed):
     division, head_RE = _Division.of(y_BCE, head_RE), _whole(head_RE)
     of_group = jax.vmap(lambda y, given: loss(scores(spec, head_RE, y), given, fixed))
     _, (sums, told) = jax.lax.scan(
@@ -64,7 +72,7 @@ def _forward(loss, spec, head_RE, y_BCE, given, fixed):
 
     zeros = _by_group(jnp.zeros((division.groups, *head_RE.shape), jnp.float32))
     d_head_GRE, (sums, told, d_y) = jax.lax.scan(one, zeros, division.split((y_BCE, given)))
-    saved = d_head_GRE.sum(axis=0).astype(head_RE.dtype), division.joined(d_y)
+    saved = _stored(d_head_GRE.sum(axis=0).astype(head_RE.dtype)), division.joined(d_y)
     return (sums.sum(), division.joined(told)), saved
 
 
@@ -75,7 +83,7 @@ def _backward(loss, spec, saved, cotangents):
     return *map(scaled, saved), None, None
 
 
-summed.defvjp(_forward, _backward)
+_summed.defvjp(_forward, _backward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +130,15 @@ def _by_group(array_GRE):
         return array_GRE
     free = PartitionSpec.UNCONSTRAINED
     return jax.lax.with_sharding_constraint(array_GRE, PartitionSpec("data", free, free))
+
+
+def _stored(d_head_RE):
+    """The head's gradient as the head is stored: a part on each device, all through the backward pass."""
+    axes = mesh_axes()
+    if axes["data"] == 1 or d_head_RE.shape[1] % axes["data"]:
+        return d_head_RE
+    over_model = "model" if d_head_RE.shape[0] % axes["model"] == 0 else None
+    return jax.lax.with_sharding_constraint(d_head_RE, PartitionSpec(over_model, "data"))
 
 
 def _whole(head_RE):
