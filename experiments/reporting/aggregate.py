@@ -95,7 +95,7 @@ def kind_of_layer(row: dict) -> str:
         return ",".join(sorted({ffn["kind"] for ffn in ffns}))
     kind = setting(row, "ffn.kind") or ""
     if kind == "leaf":
-        return LEAF_KINDS.get(setting(row, "ffn.router"), "leaf")
+        return LEAF_KINDS.get(str(setting(row, "ffn.router")), "leaf")
     return f"tree_{str(setting(row, 'ffn.routing')).partition('_')[0]}" if kind == "tree" else kind
 
 

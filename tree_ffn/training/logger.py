@@ -289,7 +289,8 @@ def _event_writer(directory: str, step: int):
 
     def write(step: int | None, scalars: dict[str, float]) -> None:
         if step is None:
-            return writer.close()
+            writer.close()
+            return
         values = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         add(step, summary=summary_pb2.Summary(value=values))
 

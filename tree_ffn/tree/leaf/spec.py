@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
 from tree_ffn.tree.activations import ACTIVATIONS, activation
@@ -208,7 +209,7 @@ class LeafSpec:
         """
         if not self.dense_start:
             raise InputError(f"done: the layer {self} has no dense start; leave it out.")
-        known = np.float32(0) if isinstance(done, jax.core.Tracer) else np.asarray(done)
+        known = np.float32(0) if isinstance(done, Tracer) else np.asarray(done)
         if not ((known >= 0) & (known <= 1)).all():
             raise InputError(
                 f"done: {done} is not allowed; use the share of the training that is over, 0 to 1."
