@@ -29,7 +29,7 @@ def test_without_a_mesh_it_is_that_of_jax():
 
 def test_the_implementation_is_one_for_these_devices(devices):
     spec = LeafSpec(n_experts=64, expert_width=2, top_k=4)
-    params = jax.eval_shape(lambda key: leaf.init_params(key, spec, 16), jax.random.key(0))
+    params = jax.eval_shape(lambda: leaf.init_params(jax.random.key(0), spec, 16))
     x = jax.ShapeDtypeStruct((4096, 16), jnp.bfloat16)
     assert fastest(params, x, spec) == ("grouped" if devices == "cpu" else "masked")
 
