@@ -51,6 +51,17 @@ def test_a_token_is_computed_alike_in_any_company(built, rng):
         np.testing.assert_array_equal(kernels.sums(h, weights, start), s)
 
 
+def test_op_by_op_a_call_is_compiled_once(built, caplog):
+    """By its sizes, and what is given by name."""
+    arrays = jnp.ones((3, 40)), jnp.ones((30, 40)), jnp.zeros((3, 2), jnp.int32)
+    rows.dots(*arrays, 5)
+    with jax.log_compiles():
+        rows.dots(*arrays, 5)
+        assert not [record for record in caplog.records if "compil" in record.message.lower()]
+        rows.dots(*arrays, 6)
+    assert [record for record in caplog.records if "compil" in record.message.lower()]
+
+
 LAYERS = {
     "paths": (cases.make_spec(P=2, D=4, W=3), path.init_params, tree_ffn),
     "leaves": (LeafSpec(n_experts=64, expert_width=2, top_k=3), leaf.init_params, leaf_ffn),

@@ -106,7 +106,9 @@ def by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Primi
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(lambda *args, **static: jax.jit(functools.partial(primitive.bind, **static))(*args))
+    # One object for equal values: by it jax.jit knows what it has compiled.
+    compiled = functools.cache(lambda **static: jax.jit(functools.partial(primitive.bind, **static)))
+    primitive.def_impl(lambda *args, **static: compiled(**static)(*args))
     # With all that types say: symbolic sizes, shardings, axes of a shard_map.
     result = lambda *args, **static: jax.make_jaxpr(functools.partial(by_xla, **static))(*args).out_avals
     primitive.def_abstract_eval(result)
