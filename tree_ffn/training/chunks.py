@@ -134,17 +134,18 @@ def _by_group(array_GRE):
 
 def _stored(d_head_RE):
     """The head's gradient as the head is stored: a part on each device, all through the backward pass."""
-    axes = mesh_axes()
-    if axes["data"] == 1 or d_head_RE.shape[1] % axes["data"]:
-        return d_head_RE
-    over_model = "model" if d_head_RE.shape[0] % axes["model"] == 0 else None
-    return jax.lax.with_sharding_constraint(d_head_RE, PartitionSpec(over_model, "data"))
+    return _split(d_head_RE, "data" if d_head_RE.shape[1] % mesh_axes()["data"] == 0 else None)
 
 
 def _whole(head_RE):
     """The head as every device multiplies it, which may store a part: gathered before the loop, once."""
+    return _split(head_RE, None)
+
+
+def _split(array_RE, width_over: str | None):
+    """An array of the head's shape: its rows over "model" where they divide, its width as said."""
     axes = mesh_axes()
     if axes["data"] == 1:
-        return head_RE
-    over_model = "model" if head_RE.shape[0] % axes["model"] == 0 else None
-    return jax.lax.with_sharding_constraint(head_RE, PartitionSpec(over_model))
+        return array_RE
+    over_model = "model" if array_RE.shape[0] % axes["model"] == 0 else None
+    return jax.lax.with_sharding_constraint(array_RE, PartitionSpec(over_model, width_over))
