@@ -17,7 +17,6 @@ from tree_ffn.data import corpus_spec_from_config, prepare
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.models import cost
 from tree_ffn.models.from_config import model_spec_from_config
-from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training.plan import many_passes, settled, train_spec
 from tree_ffn.upgrades import stamped
 
@@ -84,11 +83,11 @@ def needs(runs: list[Run]) -> str:
     flops = sum(
         3 * cost.model_flops(cost.dense_counterpart(model)) * run.tokens() for run, model in zip(runs, models)
     )
-    largest: ModelSpec = max(models, key=lambda model: cost.sizes(model)["bytes_training"])
+    most = max(cost.sizes(model)["bytes_training"] for model in set(models))
     return (
         f"{flops / 1e15:,.1f} PFLOP with every unit computed: {flops / RATE / 3600:.1f} hours of an H200 at "
         f"{RATE / 1e12:.0f} TFLOP/s; weights, gradients and moments take "
-        f"{cost.sizes(largest)['bytes_training'] / 1e9:.1f} GB at most, activations apart (experiments.train "
+        f"{most / 1e9:.1f} GB at most, activations apart (experiments.train "
         "--compile measures them)"
     )
 
