@@ -127,8 +127,11 @@ def record_step(path: str, figures: dict[str, float | str], *, table: str, row: 
     known = resolved(config)
     known["data"] = {"tokenizer": load_tokenizer(config.data.tokenizer).name}
     known["devices"] = figures["devices"]
+    kind = str(figures["device"])
+    # The devices at hand are called as in all rows (`provenance.device_name`).
+    device = None if kind == jax.devices()[0].device_kind else kind.lower().replace(" ", "_")
     for metric, unit in UNITS.items():
         record.append_result(
             path, table=table, row=row, metric=metric, value=figures[metric], unit=unit, seed=None,
-            config=known, device=str(figures["device"]).lower().replace(" ", "_"),
+            config=known, device=device,
         )  # fmt: skip
