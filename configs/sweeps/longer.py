@@ -1,0 +1,33 @@
+"""Twice the training: the recommended layer and its baselines over 120 M tokens, at T1-small's size.
+
+    python -m experiments.ablate --sweep=configs/sweeps/longer.py --workdir=runs/longer --gpus=0,1 \\
+        --results=results/quality_longer.jsonl \\
+        --set=data.files=... --set=data.valid_files=... --set=data.tokenizer=...
+
+Text and tokenizer as for configs/t1_small.py; its 44 M tokens are passed over 2.7 times.
+
+Protocol, written before the runs: every layer keeps the rate and the b2 that were chosen for it at 60 M tokens
+(docs/quality.md). The share of the gap is compared with that of 60 M tokens: seed 0 against seed 0.
+"""
+
+from configs import common
+from configs.sweeps import fairness, leaves
+
+RECIPE = "leaf_X512_K16_rms_beam_b99_lr212"
+ROWS = {
+    "dense_w_out565_b99": {**fairness.LAYERS["dense_w_out565"], "optim.lr": 1.5e-3, "optim.b2": 0.99},
+    "narrow_A96_b99": {**fairness.LAYERS["narrow_A96"], "optim.lr": 1.5e-3, "optim.b2": 0.99},
+    f"{fairness.MOE}_b95": {**fairness.LAYERS[fairness.MOE], "optim.lr": 2.12e-3, "optim.b2": 0.95},
+    RECIPE: leaves.ROWS[RECIPE],
+}
+
+
+def get_sweep(arg=None):
+    """The sweep as plain data. Arguments: seeds, the first of them, length (of configs/t1_small.py)."""
+    arg = common.parse_arg(arg, seeds=1, first=0, length="double")
+    return {
+        "config": "configs/t1_small.py",
+        "table": "quality_longer",
+        "seeds": list(range(arg.first, arg.seeds)),
+        "rows": {name: {"set": {"length": arg.length, **row}} for name, row in ROWS.items()},
+    }
