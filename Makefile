@@ -46,7 +46,7 @@ docs: $(DOCS_STAMP) ## make the site, build/docs/index.html
 	rm -rf docs/modules
 	$(PY) -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 
-kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU: layers of few tokens get faster (optional)
+kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU and, with nvcc, the CUDA parts: layers get faster (optional)
 	$(PY) -m tree_ffn.tree.kernels
 
 requirements: $(RUN_STAMP) ## make requirements.txt from pyproject.toml

@@ -93,13 +93,14 @@ def in_place(*dtypes) -> bool:
     return on_cpu and all(jnp.dtype(dtype) == jnp.float32 for dtype in dtypes)
 
 
-def by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Primitive:
-    """What is `by_xla` to every transformation, and compiled for a CPU of this machine is `by_kernel`.
+def by_kernel_on(platform: str, name: str, by_xla: Callable, by_kernel: Callable) -> Primitive:
+    """What is `by_xla` to every transformation, and compiled for a platform of this machine is `by_kernel`.
 
     Whether a program is compiled or exported shows when it is lowered, which is where a primitive may choose.
     An exported one may run on a machine without the kernel, so it never calls it.
 
     Args:
+      platform: `cpu` or `cuda`.
       name: of the primitive.
       by_xla: a function of arrays and of hashable values given by name, to a tuple of arrays.
       by_kernel: another of the same.
@@ -120,12 +121,12 @@ def by_kernel_on_cpus(name: str, by_xla: Callable, by_kernel: Callable) -> Primi
     batching.primitive_batchers[primitive] = batched
     fallback, call = (mlir.lower_fun(f, multiple_results=True) for f in (by_xla, by_kernel))
 
-    def on_cpu(context, *args, **static):
+    def on_platform(context, *args, **static):
         exported = context.module_context.lowering_parameters.for_export
         return (fallback if exported else call)(context, *args, **static)
 
     mlir.register_lowering(primitive, fallback)
-    mlir.register_lowering(primitive, on_cpu, platform="cpu")
+    mlir.register_lowering(primitive, on_platform, platform=platform)
     return primitive
 
 
@@ -134,5 +135,5 @@ def _alone(f: Callable) -> Callable:
     return lambda *args, **static: (f(*args, **static),)
 
 
-_dots_in_place = by_kernel_on_cpus("tree_ffn_dots", _alone(_dots), _alone(kernels.dots))
-_sums_in_place = by_kernel_on_cpus("tree_ffn_sums", _alone(_sums), _alone(kernels.sums))
+_dots_in_place = by_kernel_on("cpu", "tree_ffn_dots", _alone(_dots), _alone(kernels.dots))
+_sums_in_place = by_kernel_on("cpu", "tree_ffn_sums", _alone(_sums), _alone(kernels.sums))

@@ -1,15 +1,18 @@
-"""Builds the C++ part for this machine's CPU: python -m tree_ffn.tree.kernels."""
+"""Builds the C++ part for this machine's CPU and, with nvcc, the CUDA parts: python -m tree_ffn.tree.kernels."""
 
 import sys
 
 from tree_ffn import streams
 from tree_ffn.errors import InputError
 from tree_ffn.tree import kernels
+from tree_ffn.tree.kernels import cuda
 
 
 def main() -> int:
     try:
         print(f"{kernels.build()} is built; gather and the beams of trees use it on this machine's CPU.")
+        for library in cuda.build() if cuda.nvcc() else ():
+            print(f"{library} is built; programs for such GPUs use it.")
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -51,6 +51,19 @@ def compile_library(
       why it failed, in the compiler's own words; None where it did not.
     """
     words = [*command, *FLAGS, *filter(None, [tuning]), *LIBRARY, f"-I{include}", str(source), "-o", to]
+    return run(words, to)
+
+
+def run(words: list[str], to: str) -> str | None:
+    """Calls a compiler.
+
+    Args:
+      words: the command.
+      to: the file that it makes.
+
+    Returns:
+      why it failed, in the compiler's own words; None where it did not.
+    """
     try:
         done = subprocess.run(
             words, capture_output=True, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL,

@@ -160,4 +160,4 @@ def _named(run: Callable) -> Callable:
     return lambda x_TE, *values, names, spec: run(dict(zip(names, values)), x_TE, spec)
 
 
-_in_place = rows.by_kernel_on_cpus("tree_ffn_beam", _named(of_all_rows), _named(of_asked_rows))
+_in_place = rows.by_kernel_on("cpu", "tree_ffn_beam", _named(of_all_rows), _named(of_asked_rows))

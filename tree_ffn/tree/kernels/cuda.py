@@ -1,0 +1,150 @@
+"""The CUDA parts: every .cu file of this directory, compiled by nvcc to a library of its own.
+
+    make kernels                     # where there is an nvcc; for the GPU at hand, else for NVIDIA's Hopper
+
+Programs for NVIDIA GPUs call their functions once `is_loaded`; without, XLA computes the same. A library is
+called after what it was made from and for; where one of these is another, it counts as not built.
+"""
+
+import concurrent.futures
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+
+import jax
+
+from tree_ffn.errors import InputError
+from tree_ffn.paths import local
+from tree_ffn.tree.kernels import compilers
+
+FLAGS = ("-std=c++17", "-O3", "-w", "-shared", "-Xcompiler=-fPIC")
+NVCC = "/usr/local/cuda/bin/nvcc"  # where it is if no PATH names it
+HOPPER = "9.0"
+DIRECTORY = pathlib.Path(__file__).parent
+# Of every source: what XLA calls its functions, and what they are called there.
+TARGETS: dict[str, dict[str, str]] = {}
+
+
+def nvcc() -> str | None:
+    """The compiler of this machine; None: there is none."""
+    return shutil.which("nvcc") or shutil.which(NVCC)
+
+
+def build(say: Callable[[str], object] = print) -> list[pathlib.Path]:
+    """Compiles all sources at once, those that are there already left out, and returns the libraries' paths.
+
+    Args:
+      say: takes a line on every source that is compiled.
+
+    Raises:
+      InputError: there is no nvcc, it fails, or the directory cannot be written.
+    """
+    compiler, capability = nvcc(), _capability_at_hand() or HOPPER
+    if compiler is None:
+        raise InputError("kernels: no nvcc was found; without the CUDA parts XLA does it all.")
+    one = lambda name: _build_one(compiler, name, capability, say)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(one, TARGETS))
+
+
+def _build_one(compiler: str, name: str, capability: str, say: Callable[[str], object]) -> pathlib.Path:
+    to = shared_object(name, capability)
+    if to.exists():
+        return to
+    try:
+        with tempfile.TemporaryDirectory(dir=to.parent) as folder:
+            made = os.path.join(folder, to.name)
+            include = f"-I{jax.ffi.include_dir()}"
+            words = [compiler, *FLAGS, *_for(capability), include, str(_source(name)), "-o", made]
+            why = compilers.run(words, made) or _missing(made, name)
+            if why is not None:
+                raise InputError(f"kernels: nvcc failed on {name}.cu ({why}); without it XLA does it all.")
+            os.replace(made, to)  # whole or not at all, whoever else builds it
+    except OSError as error:
+        raise InputError(
+            f"kernels: {to.parent} cannot be written ({error.strerror}); name another directory by "
+            "TREE_FFN_KERNELS, here and where the layer is used."
+        ) from error
+    say(f"nvcc made {name}.cu for NVIDIA GPUs of compute capability {capability}.")
+    return to
+
+
+def _for(capability: str) -> list[str]:
+    number = capability.replace(".", "")
+    number += "a" if int(number) >= 90 else ""  # with what later chips need not have
+    return [f"-gencode=arch=compute_{number},code=sm_{number}"]
+
+
+def _missing(library: str, name: str) -> str | None:
+    """Why a library cannot be used, as far as a machine without a GPU can tell; None if it can."""
+    try:
+        functions = ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)
+    lacking = [symbol for symbol in TARGETS[name].values() if not hasattr(functions, symbol)]
+    return f"it lacks {', '.join(lacking)}" if lacking else None
+
+
+def _source(name: str) -> pathlib.Path:
+    return DIRECTORY / f"{name}.cu"
+
+
+def shared_object(name: str, capability: str) -> pathlib.Path:
+    """Where the library of a source is for GPUs of a compute capability, built or not.
+
+    Args:
+      name: of the source, as in TARGETS.
+      capability: such as 9.0.
+    """
+    made_with = [jax.__version__, importlib.metadata.version("jaxlib"), *FLAGS, *_for(capability)]
+    made_from = [_source(name).read_text(encoding="utf-8"), *made_with]
+    digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
+    named = local(os.environ.get("TREE_FFN_KERNELS", ""), "TREE_FFN_KERNELS")
+    return pathlib.Path(named or DIRECTORY) / f"{name}-{capability}-{digest}.so"
+
+
+def _capability_at_hand() -> str | None:
+    """The first GPU's compute capability, as its driver says: JAX would take its memory to tell."""
+    words = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(words, capture_output=True, encoding="utf-8").stdout.split()
+    except OSError:
+        return None
+    return next((word for word in said if _is_nvidia(word)), None)
+
+
+def _is_nvidia(capability: str) -> bool:
+    return re.fullmatch(r"\d+\.\d", capability) is not None
+
+
+@functools.cache
+def is_loaded(name: str) -> bool:
+    """Whether XLA knows the functions of a source, built for this machine's GPU; the first call loads them.
+
+    Args:
+      name: of the source, as in TARGETS.
+
+    Raises:
+      InputError: it is there and cannot be loaded.
+    """
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    if not _is_nvidia(capability) or not shared_object(name, capability).exists():
+        return False
+    library = shared_object(name, capability)
+    try:
+        functions = ctypes.cdll.LoadLibrary(str(library))
+    except OSError as error:
+        raise InputError(
+            f"kernels: {library} cannot be loaded ({error}); remove it, or build it again."
+        ) from error
+    for target, symbol in TARGETS[name].items():
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(functions, symbol)), platform="CUDA")
+    return True
