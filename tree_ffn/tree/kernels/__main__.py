@@ -1,4 +1,4 @@
-"""Builds the C++ part for this machine's CPU and, with nvcc, the CUDA parts: python -m tree_ffn.tree.kernels."""
+"""Builds the C++ part for this CPU and, with nvcc, the CUDA parts: python -m tree_ffn.tree.kernels."""
 
 import sys
 
