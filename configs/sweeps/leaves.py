@@ -50,6 +50,7 @@ NEXT = {
     # Louder outputs at first, as dense gained by; a longer memory; a longer dense start.
     "leaf_X512_K16_rms_beam_b99_lr212_out2": {**RECIPE, "model.init.w_out": 0.1},
     "leaf_X512_K16_rms_beam_b99_lr212_out4": {**RECIPE, "model.init.w_out": 0.2},
+    "leaf_X512_K16_rms_beam_b99_lr212_out8": {**RECIPE, "model.init.w_out": 0.4},  # out4 was the best and an edge
     "leaf_X512_K16_rms_beam_b999_lr212": {**RECIPE, "optim.b2": 0.999},
     "leaf_X512_K16_rms_beam_b99_lr212_start30": {**RECIPE, "ffn.dense_start": 0.3},
     # Finer experts and fewer active units, for 207 to 301 products; twice and four times the store.

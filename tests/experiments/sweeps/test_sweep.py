@@ -32,7 +32,8 @@ N_ROWS = {
     "t4_small": 22,
     "quickstart": 18,
     "fairness": 10,
-    "leaves": 23,
+    "leaves": 24,
+    "longer": 4,
 }
 
 
