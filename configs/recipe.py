@@ -13,10 +13,13 @@ E = 768. An expert's gate is its probability over the root of the mean square of
 In the first fifth of the training experts that are not chosen add something too, with a weight that falls
 from 1 to 0 (`ffn.dense_start`). After that, and at inference, a token has its 16 and nothing else.
 
-The rate and Adam's b2 are those that were best at E = 768 (configs/sweeps/leaves.py, docs/quality.md).
+The rate, Adam's b2 and the first output weights are those that were best at E = 768 with 60 M tokens, of dense
+and narrow too (configs/sweeps/leaves.py and fairness.py, docs/quality.md).
 """
 
 from configs import common
+
+BEST = {"leaf": (2.12e-3, 0.2), "dense": (1.5e-3, 0.2827), "narrow": (1.5e-3, 0.05)}
 
 
 def get_config(arg=None):
@@ -26,5 +29,6 @@ def get_config(arg=None):
     config.seed = arg.seed
     config.model.preset = arg.preset
     config.ffn.kind = arg.kind
-    config.optim.lr, config.optim.b2 = 2.12e-3, 0.99
+    config.optim.lr, config.model.init.w_out = BEST.get(arg.kind, BEST["narrow"])
+    config.optim.b2 = 0.99
     return config

@@ -18,7 +18,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, done=None):
-        layer = FFN(recipe(WIDTH), w_in_scale=0.7, w_out_scale=0.05)
+        layer = FFN(recipe(WIDTH), w_in_scale=0.7, w_out_scale=0.2)
         y, info = layer(nn.LayerNorm()(x), done=done)  # info.leaf_TP: the experts of each token
         return x + y
 

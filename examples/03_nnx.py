@@ -18,7 +18,7 @@ class Block(nnx.Module):
 
     def __init__(self, x, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
-        layer = FFN(recipe(WIDTH), w_in_scale=0.7, w_out_scale=0.05)
+        layer = FFN(recipe(WIDTH), w_in_scale=0.7, w_out_scale=0.2)
         self.ffn = nnx.bridge.ToNNX(layer, rngs=rngs).lazy_init(x)
 
     def __call__(self, x, done=None):

@@ -16,7 +16,7 @@ WIDTH, STEPS = 128, 60
 def main():
     spec = recipe(WIDTH)
     x_TE = jax.random.normal(jax.random.key(0), (256, WIDTH))
-    params = init_params(jax.random.key(1), spec, WIDTH, w_in_scale=0.7, w_out_scale=0.05)
+    params = init_params(jax.random.key(1), spec, WIDTH, w_in_scale=0.7, w_out_scale=0.2)
     decays = {name: name.startswith("w_") for name in params}
     optimizer = optax.adamw(3e-3, weight_decay=0.1, mask=decays)
 

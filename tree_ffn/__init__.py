@@ -83,7 +83,7 @@ def recipe(width: int) -> "LeafSpec":
 
     F = 4 E units as a dense layer has, A = E / 8. A token needs 2 A + 95 products of E numbers, routing
     counted: 4.7 % of dense's 2 F at E = 768. It was measured with first weights of `w_in_scale` 0.7 and
-    `w_out_scale` 0.05 (configs/sweeps/leaves.py) and with its dense start: in the first fifth of a training
+    `w_out_scale` 0.2 (configs/sweeps/leaves.py) and with its dense start: in the first fifth of a training
     experts that are not chosen add something too, with a weight that falls from 1 to 0. So say in every
     training step how much is `done`.
 
@@ -99,7 +99,7 @@ def recipe(width: int) -> "LeafSpec":
 
       >>> import jax, jax.numpy as jnp, optax
       >>> from tree_ffn import FFN
-      >>> layer = FFN(recipe(128), w_in_scale=0.7, w_out_scale=0.05)
+      >>> layer = FFN(recipe(128), w_in_scale=0.7, w_out_scale=0.2)
       >>> x = jax.random.normal(jax.random.key(0), (8, 128))
       >>> params, optimizer, steps = jax.jit(layer.init)(jax.random.key(1), x)["params"], optax.lion(1e-3), 4
       >>> @jax.jit

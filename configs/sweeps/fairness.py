@@ -9,6 +9,9 @@ tokens. Here every kind tries the same four rates at 60 M tokens, with Adam's b2
 `dense_w_out565` is dense with initial output weights as large as those of a dense start: sqrt(F / A) = 5.65
 times the others'. Mixtures begin dense, and one kind of them has rows of two more rates of balancing.
 
+`LOUDER` came later, when the leaf layer gained by first output weights four times as large (configs/sweeps/leaves.py):
+dense and mixture get weights two and four times as large too, at their own rates.
+
 Protocol, written before the runs: a kind's rate is that of the lowest validation loss on Wikipedia, seed 0;
 a best at the edge of the grid extends it by factors of two; of each layer the better b2 stands for it, and
 dense takes the better of its two scales. What is compared afterwards has three seeds at that rate.
@@ -24,6 +27,12 @@ LAYERS = {
     "narrow_A96": {"row": "narrow_A96"},
     MOE: {"row": "moe_top4_X128", "ffn.gate_norm": "l2", "ffn.dense_start": 0.2, **experts(512, 16, 6)},
 }
+LOUDER = {  # a row: whose rate it has, its first output weights
+    "dense_w_out1131_b99": ("dense_w_out565_b99", 0.5654),
+    "dense_w_out2262_b99": ("dense_w_out565_b99", 1.1308),
+    f"{MOE}_b95_out2": (f"{MOE}_b95", 0.1),
+    f"{MOE}_b95_out4": (f"{MOE}_b95", 0.2),
+}
 RATES = [7.5e-4, 1.06e-3, 1.5e-3, 2.12e-3]
 
 
@@ -38,6 +47,8 @@ def get_sweep(arg=None):
     for balance in (1e-4, 1e-2):
         values = {**rows[f"{MOE}_b99"]["set"], "ffn.balance_rate": balance}
         rows[f"{MOE}_b99_balance{balance:g}"] = {"set": values, "kind": f"{MOE}_b99"}
+    for name, (kind, w_out) in LOUDER.items():
+        rows[name] = {"set": {**rows[kind]["set"], "model.init.w_out": w_out}, "kind": kind}
     return {
         "config": "configs/t1_small.py",
         "table": "quality_attempts",

@@ -13,12 +13,12 @@ Protocol, written before the runs: every layer keeps the rate and the b2 that we
 from configs import common
 from configs.sweeps import fairness, leaves
 
-RECIPE = "leaf_X512_K16_rms_beam_b99_lr212"
 ROWS = {
     "dense_w_out565_b99": {**fairness.LAYERS["dense_w_out565"], "optim.lr": 1.5e-3, "optim.b2": 0.99},
     "narrow_A96_b99": {**fairness.LAYERS["narrow_A96"], "optim.lr": 1.5e-3, "optim.b2": 0.99},
     f"{fairness.MOE}_b95": {**fairness.LAYERS[fairness.MOE], "optim.lr": 2.12e-3, "optim.b2": 0.95},
-    RECIPE: leaves.ROWS[RECIPE],
+    "leaf_X512_K16_rms_beam_b99_lr212": leaves.QUIET,
+    "recipe": leaves.RECIPE,
 }
 
 

@@ -140,6 +140,10 @@ def quality_attempts(rows: list[dict]) -> Table:
     return kinds(rows, f"Attempts to close the gap, {machine(rows[0])}, {vocabulary}")
 
 
+def quality_longer(rows: list[dict]) -> Table:
+    return kinds(rows, f"Twice the training, {machine(rows[0])}")
+
+
 def sized_text(row: dict) -> tuple:
     """Runs of one length, model and text."""
     return *trained(row), f"width {setting(row, 'model.width')}", str(setting(row, "data.sha256"))[:12]

@@ -41,6 +41,7 @@ from experiments.reporting.quality_tables import (
     own,
     products,
     quality_attempts,
+    quality_longer,
     quality_transfer,
     sized_text,
     t1_small,
@@ -211,7 +212,7 @@ LENDERS = {"quality_attempts": baselines}
 # Tables of programs' speed, which share a page.
 SPEED_OF_PROGRAMS = ("speed_train", "speed_steps", "scoring_speed", "answer_speed")
 # Tables whose lines may have been scored on other texts too: those stand in a table below.
-SCORED_ELSEWHERE = ("t1_small", "quality_attempts", "quality_transfer")
+SCORED_ELSEWHERE = ("t1_small", "quality_attempts", "quality_longer", "quality_transfer")
 
 # Of tables that may be mixed: what is a table of its own even so.
 MIXABLE = {trained: machine, clocked: lambda row: row["device"]}
@@ -222,6 +223,7 @@ TABLES = {
     "cpu_small": (trained, cpu_small),
     "t1_small": (trained, t1_small),
     "quality_attempts": (sized_text, quality_attempts),
+    "quality_longer": (sized_text, quality_longer),
     "quality_transfer": (sized_text, quality_transfer),
     "oracle": (sized_text, oracle),
     "t2_plan": (trained, t2_plan),
@@ -243,6 +245,7 @@ TOPICS = {
     "cpu_small": Topic("Small comparison", "All kinds of layers in a model that a CPU can train."),
     "t1_small": Topic("Language modelling (T1)", "All kinds of layers at one learning rate."),
     "quality_attempts": Topic("Attempts to close the gap", "Layers of T1's size, one line a design."),
+    "quality_longer": Topic("Twice the training", "Layers of T1's size over 120 M tokens."),
     "quality_transfer": Topic("Other widths and texts", "The older recipe in other models than T1's."),
     "learning_rates": Topic("Learning rates", "The runs that learning rates were chosen by."),
     "oracle": Topic("Oracle routing", "How much lower the loss could be on better paths."),

@@ -31,9 +31,9 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 22,
     "quickstart": 18,
-    "fairness": 10,
-    "leaves": 24,
-    "longer": 4,
+    "fairness": 14,
+    "leaves": 34,
+    "longer": 5,
 }
 
 
