@@ -13,8 +13,8 @@ E = 768. An expert's gate is its probability over the root of the mean square of
 In the first fifth of the training experts that are not chosen add something too, with a weight that falls
 from 1 to 0 (`ffn.dense_start`). After that, and at inference, a token has its 16 and nothing else.
 
-The rate, Adam's b2 and the first output weights are those that were best at E = 768 with 60 M tokens, of dense
-and narrow too (configs/sweeps/leaves.py and fairness.py, docs/quality.md).
+The rate, Adam's b2 and the first output weights are those that were best at E = 768 with 60 M tokens, of
+dense and narrow too (configs/sweeps/leaves.py and fairness.py, docs/quality.md).
 """
 
 from configs import common

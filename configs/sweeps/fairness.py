@@ -9,8 +9,8 @@ tokens. Here every kind tries the same four rates at 60 M tokens, with Adam's b2
 `dense_w_out565` is dense with initial output weights as large as those of a dense start: sqrt(F / A) = 5.65
 times the others'. Mixtures begin dense, and one kind of them has rows of two more rates of balancing.
 
-`LOUDER` came later, when the leaf layer gained by first output weights four times as large (configs/sweeps/leaves.py):
-dense and mixture get weights two and four times as large too, at their own rates.
+`LOUDER` came later, when the leaf layer gained by first output weights four times as large
+(configs/sweeps/leaves.py): dense and mixture get weights two and four times as large too, at their own rates.
 
 Protocol, written before the runs: a kind's rate is that of the lowest validation loss on Wikipedia, seed 0;
 a best at the edge of the grid extends it by factors of two; of each layer the better b2 stands for it, and

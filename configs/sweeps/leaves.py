@@ -5,8 +5,8 @@
         --set=data.files=... --set=data.valid_files=... --set=data.tokenizer=...
 
 Text and tokenizer as for configs/t1_small.py. `recipe` is the recommended layer: 512 experts of 6 units, 16
-active, rms gates, b2 .99, 2.12e-3, first output weights of 0.2 / sqrt(A) (its rows were trained under the name
-`leaf_X512_K16_rms_beam_b99_lr212_out4`). Other names say what they have (docs/quality.md); those without
+active, rms gates, b2 .99, 2.12e-3, first output weights of 0.2 / sqrt(A) (its rows were trained under the
+name `leaf_X512_K16_rms_beam_b99_lr212_out4`). Other names say what they have (docs/quality.md); those without
 `out` start with 0.05 / sqrt(A).
 
 Protocol, written before the rows of `NEXT` were run: with seed 0 each is compared with the recipe's seed 0

@@ -6,8 +6,8 @@
 
 Text and tokenizer as for configs/t1_small.py; its 44 M tokens are passed over 2.7 times.
 
-Protocol, written before the runs: every layer keeps the rate and the b2 that were chosen for it at 60 M tokens
-(docs/quality.md). The share of the gap is compared with that of 60 M tokens: seed 0 against seed 0.
+Protocol, written before the runs: every layer keeps the rate and the b2 that were chosen for it at 60 M
+tokens (docs/quality.md). The share of the gap is compared with that of 60 M tokens: seed 0 against seed 0.
 """
 
 from configs import common
