@@ -1,33 +1,30 @@
 """Times the layer against dense layers: the only source of speed claims.
 
-    python -m experiments.benchmark layer                        # the whole table
-    python -m experiments.benchmark layer --widths=768 --tokens=1,4096 --shapes=wide
-    python -m experiments.benchmark layer --shapes=leaf,mixture      # the recipe, and flat experts
-    python -m experiments.benchmark layer --results=results/speed_layer.jsonl
+    python -m experiments.benchmark layer                            # the recipe's layer, here: a minute
+    python -m experiments.benchmark layer --usage=skewed --passes=forward,train --tokens=1,4,16,64,256,4096
+    python -m experiments.benchmark layer --shapes=wide,narrow,leaf,mixture --widths=768,2048 \\
+        --results=results/speed_layer.jsonl
     python -m experiments.benchmark route --tokens=1,4,16,64     # the two executions of the recipe's beam
 
-How it is measured. Every variant is compiled as a chain of layers with weights
-of their own (a call rotates through more weight memory than caches hold) where
-each layer's input depends on the last one's output, on fresh random inputs.
-Outputs are compared with the masked implementation before anything is timed. The
-variants of one row take turns, and the ratios are of medians in one run. The
-dense layer is the fastest of four weight layouts, found for each row anew. The
-floor is the larger of the fewest bytes over the copy bandwidth and of the
-fewest operations over the rate of a large matrix product, both measured first.
+How it is measured. Every variant is compiled as a chain of layers with weights of their own (a call rotates
+through more weight memory than caches hold) where each layer's input depends on the last one's output. Every
+call has tokens that no call had before. Outputs are compared with the masked implementation before anything
+is timed. The variants of one row take turns, and the ratios are of medians in one run. The dense layer is
+the fastest of four weight layouts, on a CPU of OpenBLAS's products (without the activation) too, found for
+each row anew. The floor is the larger of the fewest bytes over the copy bandwidth and of the fewest
+operations over the rate of a large matrix product, both measured first.
 """
 
 import dataclasses
 import functools
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
+from experiments.benchmarks.timing import Timed, Variant, ceilings, fastest, time_all
 from experiments.common import cli, path_flags
 from experiments.reporting import record
 from tree_ffn import recipe
@@ -40,19 +37,26 @@ from tree_ffn.tree.rows import in_place
 
 SHAPES = ("wide", "narrow", "leaf", "mixture")
 PASSES = ("forward", "train")
+USAGES = ("uniform", "skewed", "one_leaf")
+# Of routers' biases, by which the experts are used as after a training: entropy .84, 7.6 % of them never
+# (docs/results/quality_attempts.md).
+UNEVEN = 0.8
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("widths", ["256", "768", "2048"], "Model widths E.")
-flags.DEFINE_list("tokens", ["1", "16", "256", "4096"], "Token counts T.")
-flags.DEFINE_list("shapes", list(SHAPES), f"Layers with A = E / 8: {', '.join(SHAPES)}.")
-flags.DEFINE_list("passes", list(PASSES), "forward, train (forward and backward), or both.")
+flags.DEFINE_list("widths", ["768"], "Model widths E.")
+flags.DEFINE_list("tokens", ["1", "16", "256"], "Token counts T.")
+flags.DEFINE_list("shapes", ["leaf"], f"Layers with A = E / 8: {', '.join(SHAPES)}.")
+flags.DEFINE_list("passes", ["forward"], "forward, train (forward and backward), or both.")
 flags.DEFINE_list("implementations", list(IMPLEMENTATIONS), "Which implementations to time.")
 flags.DEFINE_integer("depth", 7, "Depth D of the trees of shapes wide and narrow.")
 flags.DEFINE_string("routing", "hard", f"Routing of these trees: {' or '.join(ROUTINGS)}.")
 flags.DEFINE_string("activation", "gelu", "Activation of all layers.")
-flags.DEFINE_enum("usage", "uniform", ["uniform", "skewed", "one_leaf"], "Which leaves of them tokens reach.")
+flags.DEFINE_enum(
+    "usage", "uniform", USAGES,
+    "Which leaves tokens reach: all alike; some more, experts as in the trained recipe; one path.",
+)  # fmt: skip
 flags.DEFINE_string("dtype", "", "float32 or bfloat16; default: bfloat16 on accelerators, float32 on CPUs.")
-flags.DEFINE_float("seconds", 2.0, "Time to spend on a measurement of one variant.")
+flags.DEFINE_float("seconds", 1.0, "Time to spend on a measurement of one variant.")
 flags.DEFINE_integer("gather_limit", 256, "Most tokens for which gather is timed (it is for few).")
 path_flags.define_written("results", "", "File to append rows to, e.g. results/speed_layer.jsonl.")
 flags.DEFINE_integer("seed", 0, "Seed of weights and inputs.")
@@ -83,15 +87,6 @@ class Case:
         return max(1, min(most, 2**27 // layer_bytes))
 
 
-@dataclasses.dataclass
-class Variant:
-    """A layer to time: `init(key)` gives its weights, `apply(weights, x)` its output."""
-
-    name: str
-    init: Callable
-    apply: Callable
-
-
 def layer_spec(shape_name: str, width: int, depth: int, routing: str, act: str) -> LeafSpec | TreeSpec:
     """A layer with A = E / 8: the paper's, of one tree or many; `tree_ffn.recipe`; or a flat mixture."""
     check_choice("--shapes", shape_name, SHAPES)
@@ -115,6 +110,9 @@ def layer_spec(shape_name: str, width: int, depth: int, routing: str, act: str) 
 def layer_variant(case: Case, implementation: str, usage: str) -> Variant:
     def init(key):
         params = init_ffn(key, case.spec, case.width, param_dtype=case.dtype)
+        if usage == "skewed" and isinstance(case.spec, LeafSpec):
+            bias_R = jax.random.normal(jax.random.fold_in(key, 1), params["b_router"].shape)
+            return params | {"b_router": (UNEVEN * bias_R).astype(case.dtype)}
         if usage != "uniform":  # z is about normal here, so a threshold is a quantile of the decisions
             params["threshold"] += {"skewed": 0.84, "one_leaf": 1e9}[usage]
         return params
@@ -124,7 +122,7 @@ def layer_variant(case: Case, implementation: str, usage: str) -> Variant:
 
 
 def dense_variants(case: Case, units: int, name: str) -> list[Variant]:
-    """Four weight layouts of one two-layer perceptron."""
+    """Four weight layouts of one two-layer perceptron; forward on a CPU its two products by OpenBLAS, too."""
     act = activation(case.spec.activation)
     shapes = {"EF": (case.width, units), "FE": (units, case.width)}
     variants = []
@@ -145,103 +143,10 @@ def dense_variants(case: Case, units: int, name: str) -> list[Variant]:
                 return jnp.einsum(f"TF,{layout_out}->TE", act(z), p["w_out"]) + p["b_out"][None]
 
             variants.append(Variant(f"{name}[{layout_in},{layout_out}]", init, apply))
+    if jax.default_backend() == "cpu" and (case.direction, case.dtype) == ("forward", "float32"):
+        products = lambda p, x_TE: (x_TE @ p["w_in"]) @ p["w_out"]  # NumPy has no fast activation
+        variants.append(Variant(f"{name}[openblas]", variants[1].init, products, eager=True))
     return variants
-
-
-class Timed:
-    """A compiled chain of layers of one variant, and its times."""
-
-    def __init__(self, case: Case, variant: Variant, key):
-        self.name, self.layers = variant.name, case.layers()
-        self.weights = [variant.init(k) for k in jax.random.split(key, self.layers)]
-        abstract = jax.ShapeDtypeStruct((self.layers + 1, case.n_tokens, case.width), case.dtype)
-        chain = _chain(variant.apply, self.layers)
-        if case.direction == "train":
-            chain = _with_gradients(chain)
-        self.run = jax.jit(chain).lower(self.weights, abstract).compile()
-        self.times: list[float] = []
-
-    def memory(self) -> int:
-        """Bytes of arguments, results and temporaries of one layer's call."""
-        stats = self.run.memory_analysis()
-        assert stats is not None, "this backend reports no memory"
-        parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes)
-        return sum(parts) // self.layers
-
-    def measure(self, x, repeats: int) -> None:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            out = self.run(self.weights, x)
-        jax.block_until_ready(out)
-        self.times.append((time.perf_counter() - start) / repeats / self.layers)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.times)
-
-
-def _chain(apply, layers: int):
-    """The chain's output from inputs [layers + 1, T, E]; the last of them is for `_with_gradients`."""
-
-    def run(weights, x_NTE):
-        y = jnp.zeros_like(x_NTE[0])
-        for layer in range(layers):
-            # A whiff of the last output keeps the layers in sequence.
-            y = apply(weights[layer], x_NTE[layer] + jnp.asarray(1e-3, y.dtype) * y)
-        return y
-
-    return run
-
-
-def _with_gradients(chain):
-    """Output and gradients of weights and inputs; the last input is the output's cotangent.
-
-    With a constant cotangent, and the output thrown away, a compiler may leave out what a model needs.
-    """
-
-    def run(weights, x_NTE):
-        y_TE, vjp = jax.vjp(chain, weights, x_NTE)
-        return y_TE, vjp(x_NTE[-1])
-
-    return run
-
-
-def time_all(case: Case, timed: list[Timed], seconds: float, key, rounds: int = 1000) -> None:
-    """Times the variants in turns until each had its seconds: at least 3 rounds, at most `rounds`."""
-    repeats = {}
-    for t in timed:  # the first call also warms up
-        x = _inputs(case, key, t.layers)
-        jax.block_until_ready(t.run(t.weights, x))
-        t.measure(x, 1)
-        single = t.times.pop() * t.layers
-        repeats[t.name] = max(1, min(50, int(0.02 / single)))
-    spent = dict.fromkeys(repeats, 0.0)
-    for index in range(rounds):
-        if index >= 3 and all(s >= seconds for s in spent.values()):
-            break
-        x = _inputs(case, jax.random.fold_in(key, index), timed[0].layers)
-        for t in timed:
-            if index < 3 or spent[t.name] < seconds:
-                t.measure(x, repeats[t.name])
-                spent[t.name] += t.times[-1] * t.layers * repeats[t.name]
-
-
-def _inputs(case: Case, key, layers: int):
-    x = jax.random.normal(key, (layers + 1, case.n_tokens, case.width), jnp.float32).astype(case.dtype)
-    return jax.block_until_ready(x)
-
-
-def fastest(case: Case, variants: list[Variant], key) -> Timed:
-    """The fastest of several layouts of the same layer, by three short measurements each."""
-    best = None
-    for variant in variants:
-        timed = Timed(case, variant, key)
-        time_all(case, [timed], 0.0, key)
-        if best is None or timed.median < best.median:
-            best = timed
-    assert best is not None, "no variants"
-    best.times.clear()
-    return best
 
 
 def check_outputs(case: Case, implementations: list[str], usage: str, key) -> None:
@@ -259,28 +164,6 @@ def check_outputs(case: Case, implementations: list[str], usage: str, key) -> No
         if float(jnp.mean(same)) < 0.98 or not error < bound:
             agree = f"{float(jnp.mean(same)):.2%} same leaves"
             raise RuntimeError(f"{case.name}: {implementation} differs from masked by {error:.2g} ({agree})")
-
-
-@functools.cache
-def ceilings(dtype: str) -> tuple[float, float]:
-    """Bytes/s of a large copy (read + write) and operations/s of a large matrix product."""
-    size = 2**26 if jax.default_backend() == "cpu" else 2**29
-    big = jnp.ones(size, jnp.float32)
-    copy = jax.jit(lambda a: a + 1)
-    side = 2048 if jax.default_backend() == "cpu" else 8192
-    square = jax.random.normal(jax.random.key(0), (side, side), jnp.float32).astype(dtype)
-    product = jax.jit(lambda a: a @ a)
-
-    def best(f, a):
-        jax.block_until_ready(f(a))
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            jax.block_until_ready(f(a))
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return 8 * size / best(copy, big), 2 * side**3 / best(product, square)
 
 
 def floor_seconds(case: Case) -> float:
@@ -333,8 +216,8 @@ def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
             "ratio_to_dense": dense / t.median,
             "ratio_to_narrow": narrow / t.median,
             "floor_share": floor / t.median,
-            "memory_mb": t.memory() / 2**20,
         }
+        | ({} if (memory := t.memory()) is None else {"memory_mb": memory / 2**20})
         for t in timed
     }
 
@@ -348,7 +231,7 @@ def print_case(case: Case, rows: dict[str, dict]) -> None:
         floor = f"{100 * row['floor_share']:.1f} %" if "[" not in name else ""
         print(
             f"  {name:<16}{row['time_ms']:>11.4f}{row['ratio_to_dense']:>9.2f}"
-            f"{row['ratio_to_narrow']:>10.2f}{floor:>10}{row['memory_mb']:>9.0f}",
+            f"{row['ratio_to_narrow']:>10.2f}{floor:>10}{row.get('memory_mb', 0):>9.0f}",
             flush=True,
         )
 
@@ -429,10 +312,10 @@ def cases_of_flags() -> list[Case]:
     if not cases:
         raise InputError("--widths, --tokens, --shapes, --passes: one is empty; name at least one of each.")
     for case in cases:
-        if FLAGS.usage != "uniform" and isinstance(case.spec, LeafSpec):
-            raise InputError(
-                f"--usage: {FLAGS.usage!r} is not allowed with experts; use shapes wide, narrow."
-            )
+        allowed = USAGES
+        if isinstance(case.spec, LeafSpec):
+            allowed = ("uniform", "skewed") if "b_router" in case.spec.router_params else ("uniform",)
+        check_choice(f"--usage (of {case.name})", FLAGS.usage, allowed)
     return cases
 
 
@@ -456,6 +339,7 @@ def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
             "dtype": case.dtype,
             "direction": case.direction,
             "usage": FLAGS.usage,
+            "new_tokens": True,  # at every call; rows without it are of one input again and again
             "spec": dataclasses.asdict(case.spec),
             "products": products(case.spec),
             "kernels": in_place(case.dtype),

@@ -44,8 +44,9 @@ def size(row: dict) -> str:
 
 
 def timed(row: dict) -> tuple:
-    """Timings of one device, number format and kind of layer, with the C++ part or not."""
-    return row["device"], row["config"].get("dtype", "float32"), layer(row), bool(setting(row, "kernels"))
+    """Timings of one device, dtype and kind of layer, with kernels or not, of new tokens or the same."""
+    kernels, new = bool(setting(row, "kernels")), bool(setting(row, "new_tokens"))
+    return row["device"], row["config"].get("dtype", "float32"), layer(row), kernels, new
 
 
 def layer(row: dict) -> str:
@@ -79,10 +80,11 @@ def speed_layer(rows: list[dict]) -> Table:
             figures.setdefault(variant(row), {})[row["metric"]] = row["value"]
         shape += "" if used == "uniform" else f", {used}"
         cells.append([str(width), str(tokens), shape, direction, *speed_cells(figures, shown)])
-    device, dtype, what, compiled = timed(rows[0])
+    device, dtype, what, compiled, new = timed(rows[0])
     where = f"{device}, {dtype}" + (", after `make kernels`" if compiled else "")
+    where += "" if new else ", the same tokens again and again"
     text = (
-        f"One layer in {dtype}: milliseconds, and how many times as fast as dense, the fastest of its four "
+        f"One layer in {dtype}: milliseconds, and how many times as fast as dense, the fastest of its "
         "layouts. The fastest implementation is bold; the last two columns are about it: which share of its "
         "time memory or arithmetic alone would need, and its memory (that of dense). That floor has the "
         "bandwidth of a copy and counts weights as if tokens shared none, so a share may exceed 100%. "

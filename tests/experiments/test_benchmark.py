@@ -4,14 +4,17 @@ import importlib
 import time
 
 import jax
+import numpy as np
 import pytest
 
 import tree_ffn
+from experiments.benchmarks import timing
 from tests.experiments.programs import alone, call
 from tree_ffn.errors import InputError
 from tree_ffn.models import ffn as models
 from tree_ffn.tree import IMPLEMENTATIONS
 from tree_ffn.tree.leaf import beam
+from tree_ffn.tree.leaf.route import route
 
 WIDTH = 128
 
@@ -34,7 +37,7 @@ def test_training_has_three_times_the_products_of_a_forward_pass(benchmark, layo
     for direction in benchmark.PASSES:
         this = case_of(benchmark, direction, n_tokens=512)  # one layer
         variant = benchmark.dense_variants(this, 256, "dense")[layout]
-        analysis = benchmark.Timed(this, variant, jax.random.key(0)).run.cost_analysis()
+        analysis = timing.Timed(this, variant, jax.random.key(0)).run.cost_analysis()
         flops[direction] = analysis["flops"]
     products = 2 * 2 * 512 * WIDTH * 256
     assert flops["train"] - flops["forward"] >= 2 * products
@@ -42,30 +45,66 @@ def test_training_has_three_times_the_products_of_a_forward_pass(benchmark, layo
 
 def test_each_layer_has_its_weights_and_waits_for_the_last(benchmark):
     weights, x = jax.numpy.asarray([2.0, 3.0, 5.0]), jax.numpy.asarray([1.0, 10.0, 100.0, 7.0])
-    chain = benchmark._chain(lambda w, x: w * x, 3)
+    chain = timing.chained(lambda w, x: w * x, 3)
     assert chain(weights, x) == pytest.approx(5 * (100 + 1e-3 * 3 * (10 + 1e-3 * 2)), rel=1e-6)
 
 
 def test_a_time_is_of_one_call_of_one_layer_and_so_is_memory(benchmark):
     case = case_of(benchmark, "forward", n_tokens=1)
     init, apply = (lambda key: jax.random.normal(key, (WIDTH, WIDTH))), (lambda w, x: jax.numpy.tanh(x @ w))
-    timed = benchmark.Timed(case, benchmark.Variant("one", init, apply), jax.random.key(0))
+    timed = timing.Timed(case, timing.Variant("one", init, apply), jax.random.key(0))
     assert timed.layers == 32
-    x, began = benchmark._inputs(case, jax.random.key(1), 32), time.perf_counter()
-    timed.measure(x, repeats=50)
+    inputs, began = timing.inputs(case, jax.random.key(1), 32, 50), time.perf_counter()
+    timed.measure(inputs)
     elapsed = time.perf_counter() - began
     assert 0.1 * elapsed < 50 * 32 * timed.times[0] <= elapsed
     assert timed.memory() == pytest.approx(4 * WIDTH * WIDTH, rel=0.2)  # its weights; tokens are few
     assert benchmark.figures([timed] * 2, 1.0)["one"]["memory_mb"] == pytest.approx(1 / 16, rel=0.2)
 
 
+def test_no_call_gets_the_tokens_of_another(benchmark, monkeypatch):
+    """A tree finds the experts of a token that came before in the caches, a dense layer does not."""
+    case, seen = case_of(benchmark, "forward", n_tokens=1), []
+    init, apply = (lambda key: jax.random.normal(key, (WIDTH, WIDTH))), (lambda w, x: jax.numpy.tanh(x @ w))
+    timed = timing.Timed(case, timing.Variant("one", init, apply), jax.random.key(0))
+    monkeypatch.setattr(
+        timing.Timed, "measure", lambda self, inputs: (seen.extend(inputs), self.times.append(1e-5))
+    )
+    timing.time_all(case, [timed], 0.0, jax.random.key(1))
+    assert len(seen) > 3 * 50 and len({bytes(x) for x in map(jax.numpy.asarray, seen)}) == len(seen)
+
+
+def test_dense_by_numpy_has_the_same_products(benchmark):
+    case = case_of(benchmark, "forward", n_tokens=8)
+    *_, openblas = benchmark.dense_variants(case, 64, "dense")
+    timed = timing.Timed(case, openblas, jax.random.key(0))
+    [x] = timing.inputs(case, jax.random.key(1), timed.layers, 1)
+    timed.measure([x])
+    assert timed.memory() is None and timed.name == "dense[openblas]" and timed.median > 0
+    weights = timed.weights[-1]
+    assert weights["w_in"].shape == (WIDTH, 64) and weights["w_out"].shape == (64, WIDTH)
+
+
+def test_experts_are_used_as_unevenly_as_after_a_training(benchmark):
+    case = case_of(benchmark, "forward", n_tokens=4096, shape="leaf")
+    init, spec = benchmark.layer_variant(case, "masked", "skewed").init, case.spec.after_start
+
+    def entropy(seed):
+        [x_NTE] = timing.inputs(case, jax.random.key(seed), 1, 1)
+        ids_TK = route(init(jax.random.key(seed)), x_NTE[0], spec)[0]
+        share_X = np.bincount(np.asarray(ids_TK).reshape(-1), minlength=512) / ids_TK.size
+        return -(share_X * np.log(np.maximum(share_X, 1e-30))).sum() / np.log(512)
+
+    assert 0.8 < np.mean(list(map(entropy, range(8)))) < 0.88
+
+
 def test_times_every_variant(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e11))
     train, forward = (case_of(benchmark, direction, n_tokens=512) for direction in ("train", "forward"))
     variants = [benchmark.layer_variant(train, name, "uniform") for name in IMPLEMENTATIONS]
-    timed = [benchmark.Timed(train, variant, jax.random.key(0)) for variant in variants]
-    benchmark.time_all(train, timed, 0.0, jax.random.key(1))
-    assert all(len(t.times) >= 3 and t.median > 0 and t.memory() > 0 for t in timed)
+    timed = [timing.Timed(train, variant, jax.random.key(0)) for variant in variants]
+    timing.time_all(train, timed, 0.0, jax.random.key(1))
+    assert all(len(t.times) >= 3 and t.median > 0 and t.memory() for t in timed)
     assert benchmark.floor_seconds(train) > benchmark.floor_seconds(forward)
 
 
@@ -89,9 +128,9 @@ def test_of_layouts_the_fastest_is_kept(benchmark, order):
     def variant(name):
         init = lambda key: jax.random.normal(key, (WIDTH, WIDTH))
         apply = lambda w, x: jax.lax.fori_loop(0, products[name], lambda _, x: jax.numpy.tanh(x @ w), x)
-        return benchmark.Variant(name, init, apply)
+        return timing.Variant(name, init, apply)
 
-    assert benchmark.fastest(case, list(map(variant, order)), jax.random.key(0)).name == "fast"
+    assert timing.fastest(case, list(map(variant, order)), jax.random.key(0)).name == "fast"
 
 
 def test_an_implementation_that_computes_something_else_is_not_timed(benchmark, monkeypatch):
@@ -139,7 +178,7 @@ def test_bad_input():
         "--widths=64": "--widths: 64 is not allowed; use a multiple of 128",
         "--shapes=recipe": "--shapes: 'recipe' is not known",
         "--implementations=loop": "--implementations: 'loop' is not known",
-        "--usage=skewed": "--usage: 'skewed' is not allowed with experts",
+        "--usage=one_leaf": "--usage (of d768_T1_X512_W6_K16_tree_forward): 'one_leaf' is not known",
     }.items():
         done = call("benchmark", flag)
         assert done.code == 2 and said in done.err and "Traceback" not in done.err
