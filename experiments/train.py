@@ -24,6 +24,7 @@ from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.errors import InputError
 from tree_ffn.models.cost import describe
 from tree_ffn.models.from_config import model_spec_from_config
+from tree_ffn.training import distributed
 from tree_ffn.training.loop import train
 from tree_ffn.training.workdir import read_json
 
@@ -44,6 +45,9 @@ _RESULTS = path_flags.define_written(
     "results", None, "Append the final metrics to this results file (JSONL)."
 )
 _TABLE = flags.DEFINE_string("table", "cpu_small", "Table of the results rows: ours, or a name of your own.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat", 100, "Seconds without a sign of life after which one of several processes counts as lost."
+)
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _ROW = flags.DEFINE_string("row", None, "Name of the results row, e.g. tree_hard_P12_W1.")
 
@@ -67,15 +71,22 @@ def main() -> None:
     if _NOJIT.value:
         jax.config.update("jax_disable_jit", True)
 
+    with distributed.started(_HEARTBEAT.value):
+        train_and_record(config)
+
+
+def train_and_record(config) -> None:
+    """A run, from its texts to its results rows."""
     other = texts.parse(_TEXTS.value)
     figures = train(config, _WORKDIR.value, origin=provenance.origin)
 
     names: dict[str, Any] = {"table": _TABLE.value, "row": _ROW.value}
+    results = _RESULTS.value if distributed.is_first() else None
     if other:
-        texts.score_at_end(_WORKDIR.value, config, other, results=_RESULTS.value, **names)
-    if _RESULTS.value:  # last: a run whose validation loss is recorded counts as done for a sweep
+        texts.score_at_end(_WORKDIR.value, config, other, results=results, **names)
+    if results:  # last: a run whose validation loss is recorded counts as done for a sweep
         meta = read_json(_WORKDIR.value, "data.json")
-        record.append_figures(_RESULTS.value, figures, config=config, data_meta=meta, **names)
+        record.append_figures(results, figures, config=config, data_meta=meta, **names)
 
 
 def compile_only(config) -> None:

@@ -17,22 +17,22 @@ from tree_ffn.training import loop
 
 def main(texts: str, workdir: str, kill_before: int | None = None, **changes) -> None:
     config = tiny_config(pathlib.Path(texts), **changes)
-    put_batch, seen = loop.put_batch, 0
+    put_rows, seen = loop.put_rows, 0
 
-    def watched(batch, mesh):
+    def watched(batch, *rest):
         nonlocal seen
         seen += 1
         if seen == kill_before:
             os.kill(os.getpid(), signal.SIGKILL)
         with open(f"{workdir}/batches.txt", "a") as file:
             file.write(hashlib.sha256(batch.tobytes()).hexdigest() + "\n")
-        return put_batch(batch, mesh)
+        return put_rows(batch, *rest)
 
-    loop.put_batch = watched
+    loop.put_rows = watched
     try:
         loop.train(config, workdir, bar=False)
     finally:
-        loop.put_batch = put_batch
+        loop.put_rows = put_rows
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ class Batches:
       batch_size: B.
       seed: of the order.
       workers: threads that read ahead in `iterate`, where grain is installed.
+      here: positions in a batch of the rows that this process reads; all of them by default.
 
     Raises:
       InputError: B is not allowed, or the split is empty.
@@ -94,15 +95,18 @@ class Batches:
       batch_BC = Batches(corpus.train, batch_size=8, seed=0).at(step)
     """
 
-    def __init__(self, source: RowSource, batch_size: int, seed: int, workers: int = 2):
+    def __init__(
+        self, source: RowSource, batch_size: int, seed: int, workers: int = 2, here: np.ndarray | None = None
+    ):
         check_positive_int("train.batch_size", batch_size)
         if not len(source):
             raise InputError("data: the split has no rows; use more text.")
         self.source, self.batch_size, self.seed, self.workers = source, batch_size, seed, workers
+        self.here = np.arange(batch_size) if here is None else here
 
     def at(self, step: int) -> np.ndarray:
-        """The batch of a step, int32 [B, C + 1]."""
-        return self.source.rows(row_order(self.seed, step, self.batch_size, len(self.source)))
+        """The rows of a step's batch that are read here, int32 [B, C + 1] where all are."""
+        return self.source.rows(row_order(self.seed, step, self.batch_size, len(self.source))[self.here])
 
     def iterate(self, start_step: int = 0) -> Iterator[np.ndarray]:
         """`at(start_step)`, `at(start_step + 1)`, ... without end, read ahead by grain's threads."""

@@ -8,7 +8,7 @@ state is the step: row order is a pure function of it.
 
 import logging
 import os
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
@@ -16,8 +16,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from tree_ffn.errors import InputError, is_whole_number
+from tree_ffn.errors import InputError, is_whole_number, reason
 from tree_ffn.models.unread import check_unmoved, unread
+from tree_ffn.training import distributed
 from tree_ffn.training.sharding import path_name, placed
 from tree_ffn.training.step import TrainState
 from tree_ffn.upgrades import readable
@@ -48,6 +49,10 @@ def steps_on_disk(directory: str) -> list[int]:
             return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
     except OSError:
         return []
+
+
+class Damaged(InputError):
+    """A checkpoint that cannot be read, though its name says that it is whole."""
 
 
 class Checkpoints:
@@ -188,6 +193,36 @@ class Checkpoints:
         found = self._load(step, items)
         return TrainState(**found["optimizer"], **found["model"]), self.meta(step)
 
+    def restore_newest(self, abstract: TrainState, log: Callable[[str], object]) -> TrainState:
+        """The state of the newest checkpoint that can be read; later ones are named and set aside.
+
+        Args:
+          abstract: as for `restore`.
+          log: takes a line for every damaged checkpoint.
+
+        Raises:
+          InputError: none can be read, or as `restore`.
+        """
+        while True:
+            step, said, state = self.latest, "", abstract
+            try:
+                state, _ = self.restore(abstract)
+            except Damaged as error:
+                said = str(error)
+            said = next(filter(None, distributed.texts_of_all(said)), "")  # one process may miss its part
+            if not said:
+                return state
+            if len(self.steps) == 1:
+                raise distributed.Refused(f"{said}; there is no other.")
+            self._set_aside(step)
+            log(f"{said}; it is set aside as {step}.damaged, and step {self.latest} is used")
+
+    def _set_aside(self, step: int) -> None:
+        if distributed.is_first():
+            os.rename(f"{self.directory}/{step}", f"{self.directory}/{step}.damaged")
+        distributed.texts_of_all("")  # all wait for it
+        self._orbax.reload()
+
     def find(self, step: int | str) -> int:
         """The step that `best`, `latest` or a number names; a number may be in digits, as a flag gives it.
 
@@ -215,19 +250,25 @@ class Checkpoints:
         for item, abstract in items.items():
             compare_leaves(path, saved[item], abstract, but=biases)
         if not biases:
-            return self._orbax.load_checkpointables(step, items)
+            return self._loaded(step, items)
         mesh = jax.tree.leaves(items["model"])[0].sharding.mesh
         more = placed({name: jax.ShapeDtypeStruct(*leaf) for name, leaf in biases.items()}, mesh)
         both = unflatten_dict(flatten_dict(items["model"], sep="/") | more, sep="/")
-        found = self._orbax.load_checkpointables(step, items | {"model": both})
+        found = self._loaded(step, items | {"model": both})
         leaves = flatten_dict(found["model"], sep="/")
         check_unmoved({name: leaves[name] for name in biases}, path, "checkpoint")
         return found | {"model": _part(found["model"], items["model"])}
 
+    def _loaded(self, step: int, items: dict) -> dict:
+        try:
+            return self._orbax.load_checkpointables(step, items)
+        except Exception as error:  # tensorstore has no one kind for what is torn
+            raise Damaged(f"checkpoint: {self.directory}/{step} cannot be read ({reason(error)})") from error
+
     def _check_items(self, path: str, saved: dict, items: dict) -> None:
         for item in items:
             if saved.get(item) is None:  # orbax warns and goes on where it cannot read an item
-                raise InputError(
+                raise Damaged(
                     f"checkpoint: {path} cannot be read, its item {item!r} is damaged or missing; "
                     "use another one by --step, or delete that directory."
                 )

@@ -52,7 +52,9 @@ class Scorer:
     def __init__(self, model: ModelSpec, mesh: Mesh, eval_step=step.eval_step):
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._mesh = mesh
-        self._eval_step = jax.jit(bound(eval_step, model=model), donate_argnums=(1,))
+        self._eval_step = jax.jit(
+            bound(eval_step, model=model), donate_argnums=(1,), out_shardings=everywhere
+        )
         self.empty_usage = jax.jit(bound(step.empty_usage, model=model), out_shardings=everywhere)
 
     def __call__(self, variables: dict, batches: Iterable[np.ndarray]) -> Score:
@@ -84,7 +86,8 @@ def _probe(plan: Plan):
     """`probe.probe` as a function (variables, batch int32 [B, C + 1]); None where off, or without trees."""
     if not (plan.train.probe and any(map(probe.can_probe, plan.model.ffns))):
         return None
-    compiled = jax.jit(bound(probe.probe, model=plan.model))
+    everywhere = NamedSharding(plan.mesh, PartitionSpec())
+    compiled = jax.jit(bound(probe.probe, model=plan.model), out_shardings=everywhere)
     return lambda variables, batch: compiled(variables, sharding.put_batch(batch, plan.mesh))
 
 

@@ -52,15 +52,20 @@ class Report:
       start: finished steps when the run starts or resumes.
       log: takes plain lines.
       bar: draw a bar; None where stderr is a terminal.
+      writes: False in all but one of several processes: figures are computed, nothing is written or said.
 
     Attributes:
       passes: how often the whole run reads the training text; 0 where that is not known.
     """
 
-    def __init__(self, workdir: str, plan, bytes_per_token: float, start: int, log, bar: bool | None):
+    def __init__(
+        self, workdir: str, plan, bytes_per_token: float, start: int, log, bar: bool | None,
+        writes: bool = True,
+    ):  # fmt: skip
         self._plan, self._bytes_per_token = plan, bytes_per_token
-        self._writer = MetricsWriter(workdir, start)
-        self.usage = UsageLog(workdir, plan.model, start)
+        self._writer = MetricsWriter(workdir, start) if writes else NoWriter()
+        self.usage = UsageLog(workdir, plan.model, start, writes)
+        log, bar = (log, bar) if writes else (lambda _: None, False)
         self._progress = RunProgress(plan.train.steps, start, log, bar)
         self._tokens = plan.train.batch_size * plan.model.max_seq_len
         self._throughput, self._losses, self._warned = Throughput(), [], set()
@@ -239,6 +244,16 @@ class MetricsWriter:
                 stack.enter_context(writing(self._directory))
                 stack.callback(self._events, None, {})
             self._metrics.close()
+
+
+class NoWriter:
+    """In place of `MetricsWriter` in a process that writes nothing."""
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class _Lines:

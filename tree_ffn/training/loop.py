@@ -10,12 +10,13 @@ import numpy as np
 from tree_ffn.data.pipeline import Batches, valid_batches
 from tree_ffn.locks import only_writer
 from tree_ffn.paths import local
+from tree_ffn.training import distributed
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.compiled import Programs, compile_programs
 from tree_ffn.training.logger import Done, Report
 from tree_ffn.training.plan import many_passes, plan_run, prepare_data, resolved
-from tree_ffn.training.sharding import put_batch
+from tree_ffn.training.sharding import put_rows, rows_here
 from tree_ffn.training.signals import Interrupted, StopSignals
 from tree_ffn.upgrades import stamped
 
@@ -37,8 +38,8 @@ def train(
       workdir: where config.json, metrics.jsonl, tensorboard/ and checkpoints/ go.
       log: takes lines of text.
       bar: draw a progress bar; by default where stderr is a terminal.
-      origin: tells where the run comes from (command, commit, versions); called once all is
-        checked, and kept in origin.json with one entry for every start.
+      origin: tells where the run comes from (command, commit, versions); kept in origin.json with one
+        entry for every start.
       prepare: makes the rows, as `plan.prepare_data` does.
       compile: makes what runs on devices, as `compile_programs` does.
 
@@ -55,24 +56,34 @@ def train(
       >>> train(config, "runs/tree")["bits_per_byte"]        # doctest: +SKIP
       2.41
     """
-    workdir, plan = local(workdir, "workdir"), plan_run(config)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(only_writer(workdir))
-        stack.enter_context(workdirs.unmade_if_empty(workdir))
-        checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
-        plan = workdirs.with_own_model(plan, checkpoints)
-        data = prepare(config, plan.model, log)
+        with distributed.together():
+            workdir, plan = local(workdir, "workdir"), plan_run(config)
+            known, began = stamped(resolved(config)), origin() if origin else {}
+        distributed.check_same(**workdirs.compared(known, began))
+        distributed.check_mesh(plan.mesh)
+        first = distributed.is_first()
+        with distributed.together():
+            if first:
+                stack.enter_context(only_writer(workdir))
+                stack.enter_context(workdirs.unmade_if_empty(workdir))
+        distributed.check_shared(workdir)
+        with distributed.together():
+            checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
+            plan = workdirs.with_own_model(plan, checkpoints)
+            data = prepare(config, plan.model, log)
+        distributed.check_same(data=data.meta)
         stack.enter_context(jax.set_mesh(plan.mesh))
-        stop = stack.enter_context(StopSignals())
-        batches = Batches(data.train, plan.train.batch_size, plan.seed, plan.corpus.workers)
-        known = stamped(resolved(config))
-        run = Run(plan, batches, data, known, workdir, checkpoints, compile(plan))
-        workdirs.write_json(workdir, "config.json", known)
-        workdirs.write_json(workdir, "data.json", data.meta)
+        stop = stack.enter_context(distributed.stop_signals())
+        with distributed.together():
+            run = Run(plan, data, known, workdir, checkpoints, compile(plan), log)
+        if first:
+            workdirs.write_json(workdir, "config.json", known)
+            workdirs.write_json(workdir, "data.json", data.meta)
+            if origin:
+                workdirs.add_origin(workdir, {"step": run.step, **began})
         bytes_per_token = data.meta["bytes_per_token"]
-        if origin:
-            workdirs.add_origin(workdir, {"step": run.step, **origin()})
-        report = stack.enter_context(Report(workdir, plan, bytes_per_token, run.step, log, bar))
+        report = stack.enter_context(Report(workdir, plan, bytes_per_token, run.step, log, bar, first))
         report.passes = plan.train.passes(len(data.train))
         if run.step:
             report.say(f"resumed at step {run.step} of {plan.train.steps}")
@@ -89,12 +100,12 @@ class Run:
 
     Args:
       plan: the checked config.
-      batches: of the training split.
       data: prepared corpus.
       config: resolved config, for the checkpoints.
       workdir: directory of the run.
       checkpoints: of the workdir; the latest is restored if there is one.
       programs: what runs on devices.
+      log: takes lines of text.
 
     Attributes:
       step: finished steps.
@@ -102,10 +113,11 @@ class Run:
     """
 
     def __init__(
-        self, plan, batches: Batches, data, config: dict, workdir: str, checkpoints: Checkpoints,
-        programs: Programs,
+        self, plan, data, config: dict, workdir: str, checkpoints: Checkpoints, programs: Programs, log
     ):  # fmt: skip
-        self.plan, self.batches, self.data = plan, batches, data
+        self.plan, self.data, size = plan, data, plan.train.batch_size
+        self._here = rows_here(plan.mesh, size)
+        self.batches = Batches(data.train, size, plan.seed, plan.corpus.workers, self._here)
         self.workdir, self.checkpoints = workdir, checkpoints
         self._meta = {"config": config, "data": data.meta, **workdirs.kept_meta(checkpoints)}
         self._programs = programs
@@ -113,7 +125,7 @@ class Run:
             self.state = self._programs.init(jax.random.key(plan.seed))
         else:
             workdirs.check_same_data(workdir, checkpoints.meta()["data"], data.meta)
-            self.state, _ = checkpoints.restore(self._programs.abstract)
+            self.state = checkpoints.restore_newest(self._programs.abstract, log)
         self.step = int(self.state.step)
 
     def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
@@ -127,7 +139,7 @@ class Run:
             report.say("compiling the training step ...")
         with contextlib.closing(self._rows()) as rows:
             while self.step < spec.steps:
-                batch = put_batch(next(rows), self.plan.mesh)
+                batch = put_rows(next(rows), self._here, spec.batch_size, self.plan.mesh)
                 self.state, usage, metrics = self._programs.train_step(self.state, usage, batch)
                 self.step += 1
                 if waiting:  # the metrics of a step are fetched when the next one is under way
@@ -136,13 +148,13 @@ class Run:
                 if self._due(spec.log_every):
                     waiting = waiting._replace(usage=usage)
                     usage = self._programs.scorer.empty_usage()
-                save = self._due(spec.checkpoint_every)
-                if save or stop.received or self._due(spec.eval_every):
+                save, told = self._due(spec.checkpoint_every), stop.at(self.step)
+                if save or told or self._due(spec.eval_every):
                     report.step(waiting)  # nothing is saved before its loss is known to be a number
                     waiting = None
-                    if stop.received:
+                    if told:
                         report.interrupted(self.step)
-                        self._interrupt(stop.received)
+                        self._interrupt(told)
                     valid = self.validate(report)
                 if save:
                     self.checkpoints.save(self.state, self._meta, val_loss=valid["loss"])

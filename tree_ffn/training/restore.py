@@ -62,7 +62,7 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
     """
     mesh = mesh or make_mesh(1, 1, jax.devices()[:1])
     workdir = local(workdir, "workdir")
-    if not in_use(workdir):
+    if jax.process_count() > 1 or not in_use(workdir):  # of several processes, one of them may still hold it
         return _restore(workdir, step, mesh)
     with tempfile.TemporaryDirectory() as copy:
         found = _copy(workdir, step, copy)

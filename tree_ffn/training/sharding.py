@@ -187,6 +187,38 @@ def filled_up(batch: np.ndarray, mesh: Mesh, size: int = 0) -> np.ndarray:
     return np.resize(batch, (size, *batch.shape[1:]))
 
 
+def rows_here(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
+    """Which rows of a batch the devices of a process hold, ascending.
+
+    Args:
+      mesh: where the batch goes.
+      size: rows of the whole batch.
+      process: its number; by default that of this process.
+    """
+    process = jax.process_index() if process is None else process
+    held = batch_sharding(mesh).devices_indices_map((size,))
+    rows = [np.arange(size)[index] for device, index in held.items() if device.process_index == process]
+    return np.unique(np.concatenate(rows))
+
+
+def put_rows(rows: np.ndarray, here: np.ndarray, size: int, mesh: Mesh) -> jax.Array:
+    """The rows of a batch that this process holds, as its part of one array [B, ...] over the mesh.
+
+    Args:
+      rows: [len(here), ...].
+      here: which those are, as `rows_here`.
+      size: B.
+      mesh: its axis "data" divides B.
+    """
+
+    def of_device(index):
+        start, stop, _ = index[0].indices(size)
+        first = np.searchsorted(here, start)
+        return rows[first : first + stop - start]
+
+    return jax.make_array_from_callback((size, *rows.shape[1:]), batch_sharding(mesh), of_device)
+
+
 def put_batch(batch: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Host batch [B, ...] as one array over the mesh; a process sends only its own rows."""
-    return jax.make_array_from_callback(batch.shape, batch_sharding(mesh), lambda index: batch[index])
+    """A whole batch [B, ...] as one array over the mesh; a process sends only its own rows."""
+    return put_rows(batch, np.arange(len(batch)), len(batch), mesh)

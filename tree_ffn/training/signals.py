@@ -39,19 +39,26 @@ class StopSignals:
       True
     """
 
+    signals = STOPS
+
     def __init__(self):
         self.received: int | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for signum in STOPS:
+            for signum in self.signals:
                 if signal.getsignal(signum) is not signal.SIG_IGN or signum in (
                     signal.SIGTERM,
                     signal.SIGINT,
                 ):
                     self._previous[signum] = signal.signal(signum, self._receive)
         return self
+
+    def at(self, step: int) -> int | None:
+        """The signal that stops a run after its step number `step`, if one does."""
+        del step
+        return self.received
 
     def __exit__(self, *_):
         for signum, handler in self._previous.items():

@@ -53,16 +53,17 @@ class UsageLog:
       model: the model.
       step: finished steps when the run starts or resumes; files of later steps, of an interrupted run, are
         removed, so that every step is there once.
+      writes: False: reads and computes the same, and changes no file.
 
     Attributes:
       forgot: the leaves of the last validation are not known; `remember` can mend that.
     """
 
-    def __init__(self, workdir: str, model: ModelSpec, step: int):
-        self._path, self._model = os.path.join(workdir, LEAVES), model
+    def __init__(self, workdir: str, model: ModelSpec, step: int, writes: bool = True):
+        self._path, self._model, self._writes = os.path.join(workdir, LEAVES), model, writes
         self._directory = os.path.join(workdir, USAGE)
         for path, of_step, _ in usage_files(workdir):
-            if of_step > step:
+            if of_step > step and writes:
                 with writing(path):
                     os.remove(path)
         self._visits = None
@@ -108,7 +109,7 @@ class UsageLog:
             self.flush(step)
             self._write(step, "valid", runs)
             self._leaves = leaves
-            if leaves:
+            if leaves and self._writes:
                 with replacing(self._path, "wb") as file:
                     np.savez_compressed(file, step=step, **leaves)
         return metrics
@@ -133,7 +134,7 @@ class UsageLog:
     def _write(self, step: int, split: str, runs: list[dict]) -> None:
         named = zip(self._first_layers, runs)
         arrays = {f"{first}/{name}": array for first, run in named for name, array in run.items()}
-        if not arrays:
+        if not (arrays and self._writes):
             return
         path = os.path.join(self._directory, f"{step:09d}.{split}.npz")
         with writing(path):

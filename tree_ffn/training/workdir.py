@@ -22,7 +22,7 @@ from tree_ffn.locks import only_writer
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec, spec_to_dict
 from tree_ffn.paths import replacing, writing
-from tree_ffn.plain import namespace
+from tree_ffn.plain import flat, namespace
 from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory, steps_on_disk
 from tree_ffn.training.optimizer import learning_rate, make_optimizer
 from tree_ffn.training.plan import Plan, check_trainable, differing_keys, optim_spec, resolved
@@ -30,14 +30,17 @@ from tree_ffn.training.restore import Restored, own_model
 from tree_ffn.training.step import TrainState, leaks
 from tree_ffn.upgrades import readable, stamped
 
+# Data are compared by content: each host may have them elsewhere.
+PLACES_OF_DATA = r"^data\.(files|valid_files|tfds_dir|cache_dir|workers)$"
+
 # Keys that may change when a run is resumed: they say how and where it runs,
-# not what it computes. The data are compared by content, not by path.
+# not what it computes.
 MAY_DIFFER = (
     r"^train\.(grad_accum_steps|log_every|eval_every|eval_batches|checkpoint_every|probe|keep)$",
     r"^mesh\.",
     r"^model\.(remat|unroll)$",
     r"^ffn\.implementation$",
-    r"^data\.(files|valid_files|tfds_dir|cache_dir|workers)$",
+    PLACES_OF_DATA,
 )
 
 # These may change too, if every step already made stays as it was: its learning rate, and what leaked.
@@ -47,6 +50,17 @@ SCHEDULE_KEYS = {
 
 # And before the first step, as in a run that begins with a pruned model, how it trains is still open.
 BEFORE_THE_FIRST_STEP = r"^(train|optim)\."
+
+
+def compared(config: dict, origin: dict) -> dict[str, dict]:
+    """What has to be equal in all processes of a run: its config, but for where data are, and its code.
+
+    Args:
+      config: resolved.
+      origin: of this process, as origin.json has it.
+    """
+    keys = {key: value for key, value in flat(config).items() if not re.search(PLACES_OF_DATA, key)}
+    return {"config": keys, "code": {name: origin.get(name) for name in ("commit", "versions")}}
 
 
 def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
