@@ -8,6 +8,7 @@ state is the step: row order is a pure function of it.
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from tree_ffn.errors import InputError, is_whole_number, reason
+from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.models.unread import check_unmoved, unread
 from tree_ffn.training import distributed
 from tree_ffn.training.sharding import path_name, placed
@@ -77,6 +78,7 @@ class Checkpoints:
         if keep is None and not os.path.isdir(self.directory):
             raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
         logging.getLogger("absl").addFilter(_is_news)
+        warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler._background_load'", RuntimeWarning)
         best = _policies.BestN(
             get_metric_fn=_val_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -171,7 +173,7 @@ class Checkpoints:
         step = self.latest if step is None else step
         saved: Any = self._orbax.checkpointables_metadata(step).custom_metadata
         if "config" not in (saved or {}):
-            return saved
+            return saved or {}
         return {**saved, "config": readable(saved["config"], f"workdir: {os.path.dirname(self.directory)}")}
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
@@ -204,24 +206,30 @@ class Checkpoints:
           InputError: none can be read, or as `restore`.
         """
         while True:
-            step, said, state = self.latest, "", abstract
+            damage, state = "", abstract
             try:
                 state, _ = self.restore(abstract)
             except Damaged as error:
-                said = str(error)
-            said = next(filter(None, distributed.texts_of_all(said)), "")  # one process may miss its part
-            if not said:
+                damage = str(error)
+            if not any(distributed.texts_of_all(damage)):  # one process may miss its part
                 return state
-            if len(self.steps) == 1:
-                raise distributed.Refused(f"{said}; there is no other.")
-            self._set_aside(step)
-            log(f"{said}; it is set aside as {step}.damaged, and step {self.latest} is used")
+            self._pass_over_newest(log)
 
-    def _set_aside(self, step: int) -> None:
+    def check_newest(self, log: Callable[[str], object]) -> None:
+        """Sets newest ones aside that do not say what they are, as `restore_newest` does with the others."""
+        while self.steps and "config" not in self.meta():
+            self._pass_over_newest(log)
+
+    def _pass_over_newest(self, log: Callable[[str], object]) -> None:
+        *others, step = self.steps
+        path = f"{self.directory}/{step}"
+        if not others:
+            raise distributed.Refused(f"checkpoint: {path} cannot be read, and there is no other.")
         if distributed.is_first():
-            os.rename(f"{self.directory}/{step}", f"{self.directory}/{step}.damaged")
-        distributed.texts_of_all("")  # all wait for it
+            os.rename(path, f"{path}.damaged")
+        distributed.texts_of_all("")  # all wait for that
         self._orbax.reload()
+        log(f"checkpoint: {path} cannot be read; it is now {step}.damaged, and step {others[-1]} is used")
 
     def find(self, step: int | str) -> int:
         """The step that `best`, `latest` or a number names; a number may be in digits, as a flag gives it.
@@ -260,10 +268,19 @@ class Checkpoints:
         return found | {"model": _part(found["model"], items["model"])}
 
     def _loaded(self, step: int, items: dict) -> dict:
+        """As `ocp` loads items, each process alone: where one cannot, the others need not wait for it."""
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+        )
         try:
-            return self._orbax.load_checkpointables(step, items)
+            with ocp.Context(multiprocessing_options=alone):
+                return ocp.load_checkpointables(f"{self.directory}/{step}", items)
         except Exception as error:  # tensorstore has no one kind for what is torn
-            raise Damaged(f"checkpoint: {self.directory}/{step} cannot be read ({reason(error)})") from error
+            raise Damaged(
+                f"checkpoint: {self.directory}/{step} cannot be read, its files are damaged or missing; "
+                "use another one by --step, or delete that directory."
+            ) from error
 
     def _check_items(self, path: str, saved: dict, items: dict) -> None:
         for item in items:
@@ -295,8 +312,8 @@ def _part(tree: dict, like: dict) -> dict:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False of a failure that orbax logs, with its traceback, in every thread: it is raised too."""
-    return not (record.exc_info and "/orbax/" in record.pathname)
+    """False of what orbax warns of, and logs of failures with tracebacks in every thread: it raises them."""
+    return not ("/orbax/" in record.pathname and (record.exc_info or record.levelno <= logging.WARNING))
 
 
 def _val_loss(metrics: dict) -> float:

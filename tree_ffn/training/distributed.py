@@ -67,7 +67,7 @@ def started(heartbeat: int) -> Iterator[None]:
     except (Refused, Interrupted, Diverged):
         raise
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and _is_of_others(error):
+        if not isinstance(error, InputError) and _is_of_others(error):
             time.sleep(heartbeat + 5)  # by then JAX has found out which one is lost, and aborts
         code = 2 if isinstance(error, InputError) else 130 if isinstance(error, KeyboardInterrupt) else 1
         atexit.register(_leave, code)  # before JAX's own, which would wait for the others
@@ -80,7 +80,7 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _is_of_others(error: Exception) -> bool:
+def _is_of_others(error: BaseException) -> bool:
     said = str(error).lower()
     return any(word in said for word in _OF_OTHERS)
 

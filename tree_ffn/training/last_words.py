@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable
 from typing import IO
 
-_SERVICE = re.compile(rb"[EF]\d{4} [\d:.]+ +\d+ (coordination_service|client\.h)")
+_SERVICE = re.compile(rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination_service|preemption_sync_manager|client\.h)")
 _FATAL, _STACK = b"Terminating process because", b"*** Check failure stack trace"
 _started: list[subprocess.Popen] = []
 
@@ -37,7 +37,7 @@ def sentence(said: bytes) -> str:
       'process 1 of this run was lost; its last whole checkpoint stays: start all again to go on.'
     """
     if b"RegisterTask" in said:
-        return "some processes of this run did not come; start as many as JAX_NUM_PROCESSES or the launcher says."
+        return "some processes of this run did not come in time; start as many as were announced."
     lost = re.search(rb"sending heartbeats\):\s*((?:\d+\s+)+)", said)
     which = ", ".join(lost[1].decode().split()) if lost else "0"  # who coordinates says nothing of itself
     return f"process {which} of this run was lost; its last whole checkpoint stays: start all again to go on."
@@ -57,9 +57,7 @@ def pass_on(lines: Iterable[bytes], out: IO[bytes], program: str) -> None:
             held += line
         else:
             out.write(line)
-        if (
-            not aborts and _STACK in line and _FATAL in held
-        ):  # a container may go with the process
+        if not aborts and _STACK in line and _FATAL in held:  # a container may go with the process
             aborts = True
             out.write(f"{program}: {sentence(held)}\n".encode())
         out.flush()

@@ -69,7 +69,7 @@ def train(
                 stack.enter_context(workdirs.unmade_if_empty(workdir))
         distributed.check_shared(workdir)
         with distributed.together():
-            checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep))
+            checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep, log))
             plan = workdirs.with_own_model(plan, checkpoints)
             data = prepare(config, plan.model, log)
         distributed.check_same(data=data.meta)

@@ -63,13 +63,14 @@ def compared(config: dict, origin: dict) -> dict[str, dict]:
     return {"config": keys, "code": {name: origin.get(name) for name in ("commit", "versions")}}
 
 
-def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
+def open_workdir(workdir: str, config, keep: int, log=print) -> Checkpoints:
     """Checkpoints of a workdir that a run may begin or go on in; nothing else is written yet.
 
     Args:
       workdir: directory of the run; made if it is not there.
       config: of the run to start.
       keep: latest checkpoints to keep.
+      log: takes lines on checkpoints that are damaged.
 
     Raises:
       InputError: the workdir holds a run of another config (the message lists
@@ -80,10 +81,12 @@ def open_workdir(workdir: str, config, keep: int) -> Checkpoints:
     known = read_config(workdir)
     if known is None and steps:  # a checkpoint says it too
         with Checkpoints(workdir) as checkpoints:
-            known = checkpoints.meta(steps[-1])["config"]
+            known = checkpoints.meta(steps[-1]).get("config")
     if known is not None:
         check_same_config(workdir, known, stamped(resolved(config)), steps[-1] if steps else 0)
-    return Checkpoints(workdir, keep)
+    checkpoints = Checkpoints(workdir, keep)
+    checkpoints.check_newest(log)
+    return checkpoints
 
 
 @contextlib.contextmanager

@@ -1,0 +1,129 @@
+"""Training by two real processes: they compute what one computes, and stop and refuse as one."""
+
+import io
+import os
+import signal
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training.several import Several, losses
+from tests.training.tiny import tiny_config
+from tree_ffn.errors import InputError
+from tree_ffn.training import distributed, last_words
+from tree_ffn.training.checkpoint import steps_on_disk
+from tree_ffn.training.loop import train
+from tree_ffn.training.sharding import make_mesh, put_rows, rows_here
+
+
+def test_two_processes_compute_what_one_computes(texts, tmp_path):
+    run = Several(2, tmp_path / "two", texts, "--config.train.steps=20", devices=2)
+    train(tiny_config(texts, steps=20, mesh__data=4), str(tmp_path / "one"), log=lambda _: None, bar=False)
+    assert run.wait() == [0, 0], run.said()
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == two.keys() and len(one) == 17
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-6)
+    first, other = run.said()
+    assert other == [] and "step 20: validation loss" in first[-1]
+    assert steps_on_disk(str(tmp_path / "two" / "checkpoints")) == [18, 20]
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step(texts, tmp_path):
+    run = Several(2, tmp_path / "run", texts, "--config.train.steps=100000")
+    run.until(lambda: run.steps() >= 4)
+    told = run.send(1, signal.SIGTERM)
+    assert run.wait(30) == [143, 143], (told, run.said())
+    (step,) = {line.split("after step ")[1].split()[0] for lines in run.said() for line in lines[-1:]}
+    assert steps_on_disk(str(run.workdir / "checkpoints"))[-1] == int(step)
+
+
+def test_processes_that_differ_are_refused_and_named(texts, tmp_path):
+    run = Several(2, tmp_path / "run", texts, of_one=(1, ["--config.optim.lr=0.5"], {}))
+    assert run.wait(60) == [2, 2], run.said()
+    said = (
+        "train.py: process 1: config.optim.lr is 0.5, but 0.001 in process 0; start all with the same command"
+    )
+    assert all(line.startswith(said) for (line,) in run.said()), run.said()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("data,model", [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_rows_that_are_read_are_those_that_are_held(data, model):
+    mesh, batch = make_mesh(data, model), np.arange(16 * 3).reshape(16, 3)
+    here = rows_here(mesh, 16)
+    array = put_rows(batch[here], here, 16, mesh)
+    np.testing.assert_array_equal(array, batch)
+
+
+@pytest.mark.parametrize("name,data,model", [("v5e:4x4", 16, 1), ("v5e:4x4", 4, 4), ("v5:4x4x4", 64, 1)])
+def test_rows_of_every_host_of_a_slice(name, data, model):
+    """Orders of devices that are real: hosts hold squares of a slice, not lines."""
+    pytest.importorskip("libtpu")
+    from experiments.benchmarks.dry_compile import devices_of
+
+    mesh = make_mesh(data, model, devices_of(name))
+    held = distributed_rows(mesh, 64)
+    for process in {device.process_index for device in mesh.devices.flat}:
+        assert rows_here(mesh, 64, process).tolist() == sorted(held[process])
+    assert set().union(*held.values()) == set(range(64))
+
+
+def distributed_rows(mesh, size: int) -> dict[int, set[int]]:
+    """By the places of a process's devices in the mesh."""
+    held, each = {}, size // mesh.shape["data"]
+    for (place, _), device in np.ndenumerate(mesh.devices):
+        held.setdefault(device.process_index, set()).update(range(place * each, (place + 1) * each))
+    return held
+
+
+ABORT = b"""step 3: all is well
+E1130 14:01:51.427611    9765 coordination_service.cc:1549] [48] Use error polling: UNAVAILABLE: The \
+following tasks are unhealthy (stopped sending heartbeats):
+1
+3
+The tasks have crashed.
+F1130 14:02:02.900179    9836 client.h:80] Terminating process because the JAX distributed service detected
+*** Check failure stack trace: ***
+    @     0x7fcd0d740634  absl::lts_20260107::log_internal::LogMessage::SendToLog()
+"""
+
+
+def test_an_abort_becomes_one_sentence_and_all_else_passes():
+    out = io.BytesIO()
+    last_words.pass_on(ABORT.splitlines(keepends=True), out, "train.py")
+    well, lost = out.getvalue().decode().splitlines()
+    assert well == "step 3: all is well" and lost.startswith("train.py: process 1, 3 of this run was lost;")
+    no_abort, out = ABORT[: ABORT.index(b"F1130")], io.BytesIO()
+    last_words.pass_on(no_abort.splitlines(keepends=True), out, "train.py")
+    assert out.getvalue() == no_abort
+
+
+def test_what_is_left_of_several_slices_is_dropped(monkeypatch):
+    """JAX would take a coordinator that is gone for its own."""
+    from jax._src.clusters.cloud_tpu_cluster import GkeTpuCluster
+
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost,other")
+    monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "127.0.0.9:8080")
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
+    found = lambda: (GkeTpuCluster.get_coordinator_address(5, "1"), GkeTpuCluster.get_process_count())
+    assert found() == ("127.0.0.9:1", 4)
+    distributed.forget_slices()
+    assert found() == ("localhost:1", 2)
+
+
+@pytest.mark.parametrize("name", [distributed.COUNT, distributed.INDEX])
+def test_a_number_that_is_none_is_named(monkeypatch, name):
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(InputError, match=f"{name}: 'two' is not allowed"), distributed.started(5):
+        pass
+
+
+def test_one_process_is_left_alone(monkeypatch):
+    for variable in ("SLURM_STEP_NODELIST", "SLURM_NTASKS"):
+        monkeypatch.setenv(variable, "1")
+    before = os.fstat(2)
+    with distributed.started(5):
+        assert not jax.distributed.is_initialized() and os.path.samestat(before, os.fstat(2))
+        assert distributed.texts_of_all("alone") == ["alone"] and sys.stdout.writable()
