@@ -8,8 +8,10 @@
 The workdir gets config.json, origin.json (command, commit, versions), metrics.jsonl, usage/,
 TensorBoard events and checkpoints.
 The same command again goes on from the last checkpoint. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU save
-and exit with 128 + their number. On several hosts: the same command on each (docs/guides/training.md); without
-a launcher, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. To look inside with a debugger or print: --nojit, with a small model.
+and exit with 128 + their number. To look inside with a debugger or print: --nojit, with a small model.
+
+On several hosts: the same command on each; without a launcher that JAX knows, JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who (docs/guides/training.md).
 """
 
 from typing import Any
