@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmarks.timing import Timed, Variant, ceilings, fastest, time_all
+from experiments.benchmarks.timing import Timed, Variant, ceilings, time_all
 from experiments.common import cli, path_flags
 from experiments.reporting import record
 from tree_ffn import recipe
@@ -196,20 +196,27 @@ def run_case(
 
 
 def layers_to_time(case: Case, implementations: list[str], usage: str, key) -> list[Timed]:
-    """Dense of F units and narrow of A, each in its fastest layout; then every implementation."""
-    return [
-        fastest(case, dense_variants(case, case.spec.total_units, "dense"), key),
-        fastest(case, dense_variants(case, case.spec.active_units, "narrow"), key),
-        *(Timed(case, layer_variant(case, name, usage), key) for name in implementations),
+    """Dense of F units and narrow of A, each in every layout; then every implementation."""
+    variants = [
+        *dense_variants(case, case.spec.total_units, "dense"),
+        *dense_variants(case, case.spec.active_units, "narrow"),
+        *(layer_variant(case, name, usage) for name in implementations),
     ]
+    return [Timed(case, variant, key) for variant in variants]
+
+
+def fastest(timed: list[Timed], name: str) -> Timed:
+    """The fastest layout of a dense layer."""
+    return min((t for t in timed if t.name.startswith(f"{name}[")), key=lambda t: t.median)
 
 
 def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
-    """{variant: {metric: value}} of `layers_to_time`, whose first two are the dense and the narrow layer.
+    """{variant: {metric: value}} of the fastest dense and narrow layer, and of the implementations.
 
     Ratios are how many times as fast as these; floor: seconds.
     """
-    dense, narrow = timed[0].median, timed[1].median
+    layouts = [fastest(timed, name) for name in ("dense", "narrow")]
+    dense, narrow = (t.median for t in layouts)
     return {
         t.name: {
             "time_ms": 1e3 * t.median,
@@ -218,7 +225,7 @@ def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
             "floor_share": floor / t.median,
         }
         | ({} if (memory := t.memory()) is None else {"memory_mb": memory / 2**20})
-        for t in timed
+        for t in [*layouts, *(t for t in timed if "[" not in t.name)]
     }
 
 

@@ -42,7 +42,7 @@ class Timed:
     """A chain of layers of one variant, and its times."""
 
     def __init__(self, work: Work, variant: Variant, key):
-        self.name, self.layers = variant.name, work.layers()
+        self.name, self.layers, self.eager = variant.name, work.layers(), variant.eager
         self.weights = [variant.init(k) for k in jax.random.split(key, self.layers)]
         chain = chained(variant.apply, self.layers)
         if work.direction == "train":
@@ -57,7 +57,7 @@ class Timed:
 
     def memory(self) -> int | None:
         """Bytes of arguments, results and temporaries of one layer's call; None where no compiler tells."""
-        if not hasattr(self.run, "memory_analysis"):
+        if self.eager:
             return None
         stats = self.run.memory_analysis()
         assert stats is not None, "this backend reports no memory"
@@ -66,7 +66,7 @@ class Timed:
 
     def measure(self, inputs: list) -> None:
         """Calls the chain once with each input; the mean time of a call of one layer is kept."""
-        inputs = inputs if hasattr(self.run, "memory_analysis") else list(map(np.asarray, inputs))
+        inputs = list(map(np.asarray, inputs)) if self.eager else inputs
         start = time.perf_counter()
         for x_NTE in inputs:
             out = self.run(self.weights, x_NTE)
@@ -109,6 +109,7 @@ def time_all(work: Work, timed: list[Timed], seconds: float, key, rounds: int = 
 
     No tokens are used twice: those of a token that came before would find its experts in the caches.
     """
+    timed = sorted(timed, key=lambda t: t.eager)  # OpenBLAS's threads spin for a while after their work
     repeats = {}
     for t in timed:  # the first call also warms up
         first, *second = inputs(work, key, t.layers, 2)
@@ -131,19 +132,6 @@ def inputs(work: Work, key, layers: int, n: int) -> list:
     """Tokens [layers + 1, T, E] of n calls."""
     draw = jax.jit(lambda key: jax.random.normal(key, (layers + 1, work.n_tokens, work.width), work.dtype))
     return jax.block_until_ready([draw(k) for k in jax.random.split(key, n)])
-
-
-def fastest(work: Work, variants: list[Variant], key) -> Timed:
-    """The fastest of several layouts of the same layer, by three short measurements each."""
-    best = None
-    for variant in variants:
-        timed = Timed(work, variant, key)
-        time_all(work, [timed], 0.0, key)
-        if best is None or timed.median < best.median:
-            best = timed
-    assert best is not None, "no variants"
-    best.times.clear()
-    return best
 
 
 @functools.cache

@@ -59,7 +59,6 @@ def test_a_time_is_of_one_call_of_one_layer_and_so_is_memory(benchmark):
     elapsed = time.perf_counter() - began
     assert 0.1 * elapsed < 50 * 32 * timed.times[0] <= elapsed
     assert timed.memory() == pytest.approx(4 * WIDTH * WIDTH, rel=0.2)  # its weights; tokens are few
-    assert benchmark.figures([timed] * 2, 1.0)["one"]["memory_mb"] == pytest.approx(1 / 16, rel=0.2)
 
 
 def test_no_call_gets_the_tokens_of_another(benchmark, monkeypatch):
@@ -111,26 +110,20 @@ def test_times_every_variant(benchmark, monkeypatch):
 def test_dense_layers_have_the_layers_units_and_ratios_say_how_much_faster(benchmark):
     case = case_of(benchmark, "forward", n_tokens=512, shape="leaf")  # one layer: less to compile
     timed = benchmark.layers_to_time(case, ["masked"], "uniform", jax.random.key(0))
-    assert [t.name.partition("[")[0] for t in timed] == ["dense", "narrow", "masked"]
-    assert [t.weights[0]["b_in"].size for t in timed[:2]] == [512, 16]  # F and A
-    for t, seconds in zip(timed, (0.8, 0.1, 0.2)):
+    kinds = [t.name.partition("[")[0] for t in timed]
+    assert kinds == ["dense"] * 5 + ["narrow"] * 5 + ["masked"]
+    assert [t.weights[0]["b_in"].size for t in timed[:-1]] == [512] * 5 + [16] * 5  # F and A
+    for t, kind in zip(timed, kinds):
+        seconds = {"dense": 0.8, "narrow": 0.1, "masked": 0.2}[kind]
         t.times = [seconds, 9.0, seconds]  # the median counts
-    masked = benchmark.figures(timed, floor=0.05)["masked"]
+    timed[0].times, timed[7].times = [1.4] * 3, [0.05] * 3
+    figures = benchmark.figures(timed, floor=0.05)
+    assert list(figures) == [timed[1].name, timed[7].name, "masked"]  # the fastest layouts
+    masked = figures["masked"]
     assert masked.pop("memory_mb") > 0
-    assert masked == {"time_ms": 200.0, "ratio_to_dense": 4.0, "ratio_to_narrow": 0.5, "floor_share": 0.25}
-
-
-@pytest.mark.parametrize("order", [("slow", "fast"), ("fast", "slow")])
-def test_of_layouts_the_fastest_is_kept(benchmark, order):
-    case = case_of(benchmark, "forward", n_tokens=1)
-    products = {"slow": 1000, "fast": 1}
-
-    def variant(name):
-        init = lambda key: jax.random.normal(key, (WIDTH, WIDTH))
-        apply = lambda w, x: jax.lax.fori_loop(0, products[name], lambda _, x: jax.numpy.tanh(x @ w), x)
-        return timing.Variant(name, init, apply)
-
-    assert timing.fastest(case, list(map(variant, order)), jax.random.key(0)).name == "fast"
+    assert masked == pytest.approx(
+        {"time_ms": 200.0, "ratio_to_dense": 4.0, "ratio_to_narrow": 0.25, "floor_share": 0.25}
+    )
 
 
 def test_an_implementation_that_computes_something_else_is_not_timed(benchmark, monkeypatch):
