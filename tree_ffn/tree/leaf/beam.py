@@ -18,7 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.tree import kernels, rows
+from tree_ffn.tree import chosen, kernels, rows
 from tree_ffn.tree.leaf.order import best, comparable, taken
 from tree_ffn.tree.products import float32_product
 
@@ -73,7 +73,38 @@ def of_all_rows(params: dict, x_TE: jax.Array, spec):
     """
     logits_TR = float32_product(x_TE, params["w_router"].astype(x_TE.dtype))
     logits_TR = logits_TR + params["b_router"].astype(jnp.float32)[None]
-    return _search(params, x_TE.shape[0], spec, lambda level, node_TN: _at(logits_TR, level, node_TN, spec))
+    fixed_TR = jax.lax.stop_gradient(logits_TR)
+    logit = lambda level, node_TN: _at(fixed_TR, level, node_TN, spec)
+    ids_TK, log_p_TK = _search(params, x_TE.shape[0], spec, logit)
+    return ids_TK, _of_paths(spec, log_p_TK, logits_TR, ids_TK)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _of_paths(spec, log_p_TK, logits_TR, ids_TK):
+    """What the search found, log p, to be differentiated by the logits as the sum over each leaf's path.
+
+    Differentiating the search itself would add up, level by level, at rows that are read by index.
+    """
+    return log_p_TK
+
+
+@_of_paths.defjvp
+def _of_paths_jvp(spec, primals, tangents):
+    _, logits_TR, ids_TK = primals
+
+    # Of the backward pass nothing is kept but the logits.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def tangent(logits_TR, d_TR):
+        # A node that is no number moves no leaf; whatever is below it is none itself.
+        right_TR = jax.nn.sigmoid(jnp.where(jnp.isnan(logits_TR), 0.0, logits_TR))
+        d_TN = jnp.zeros((d_TR.shape[0], spec.n_trees), d_TR.dtype)
+        for level in range(spec.depth):
+            rows = slice(_first(level, spec), _first(level + 1, spec))
+            p_TN, by_TN = right_TR[:, rows], d_TR[:, rows]
+            d_TN = _side_by_side(d_TN - p_TN * by_TN, d_TN + (1 - p_TN) * by_TN)
+        return chosen.read(d_TN, ids_TK)
+
+    return _of_paths(spec, *primals), tangent(logits_TR, tangents[1])
 
 
 def of_asked_rows(params: dict, x_TE: jax.Array, spec):
@@ -107,12 +138,12 @@ def _search(params: dict, n_tokens, spec, logit: Callable[[int, jax.Array], jax.
     for level in range(spec.depth):
         logits = [logit(level, node_TN)]
         if bias_R is not None:
-            logits.append(jax.lax.stop_gradient(logits[0]) + _at(bias_R, level, node_TN, spec))
+            logits.append(logits[0] + _at(bias_R, level, node_TN, spec))
         scores = [_of_children(score_TN, r_TN) for score_TN, r_TN in zip(scores, logits)]
         node_TN = _side_by_side(2 * node_TN + P, 2 * node_TN + P + 1)
         if node_TN.shape[1] > top_k:
             is_there_TN = _is_there(params["kept_row"], level + 1, node_TN, spec) if spec.n_kept else None
-            score_TN = comparable(jax.lax.stop_gradient(scores[-1]), is_there_TN)
+            score_TN = comparable(scores[-1], is_there_TN)
             which_TKN = best(score_TN, node_TN, top_k)
             node_TN, *scores = (taken(array_TN, which_TKN) for array_TN in (node_TN, *scores))
     return node_TN - _first(spec.depth, spec), scores[0]
