@@ -11,7 +11,7 @@ import pytest
 from tests import leaf_oracle
 from tests.tree import cases
 from tree_ffn import recipe
-from tree_ffn.tree import LeafSpec, kernels, leaf_ffn
+from tree_ffn.tree import LeafSpec, chosen, kernels, leaf_ffn, products
 from tree_ffn.tree.leaf import beam, init_params, prune
 from tree_ffn.tree.leaf.order import best, comparable, taken
 
@@ -123,3 +123,41 @@ def test_few_tokens_call_the_kernels_and_derivatives_do_not(built, monkeypatch):
         assert ("tree_ffn_dots" in jax.jit(layer).lower(shapes, x).as_text()) == calls
         assert "tree_ffn_dots" not in jax.jit(grad).lower(shapes, x).as_text()
     assert not few(1, 768, leaves(32, 16))  # asks 31 of 31
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_gradients_of_log_p_are_those_of_the_paths(name, platform, rng, monkeypatch):
+    """Of every leaf that is found, in float64; also as accelerators do it, without an index."""
+    for module in (chosen, products):
+        monkeypatch.setattr(module, "platform", lambda: platform)
+    spec = SPECS[name]
+    params, x, _, arrays = drawn(rng, spec)
+    dlog_p = rng.normal(size=(T, spec.top_k))
+
+    @jax.jit
+    def run(w, b, x):
+        of = lambda w, b, x: beam.of_all_rows(arrays | {"w_router": w, "b_router": b}, x, spec)
+        (ids, _), back = jax.vjp(of, w, b, x)
+        return ids, back((np.zeros(ids.shape, jax.dtypes.float0), jnp.asarray(dlog_p, jnp.float32)))
+
+    ids, grads = run(arrays["w_router"], arrays["b_router"], jnp.asarray(x, jnp.float32))
+    r = x @ params["w_router"].T + params["b_router"]
+    dr = np.zeros_like(r)
+    for t, k in np.ndindex(*dlog_p.shape):
+        for n, right in leaf_oracle.ancestors(spec, int(ids[t, k])):
+            dr[t, n] += dlog_p[t, k] * (leaf_oracle.s(-r[t, n]) if right else -leaf_oracle.s(r[t, n]))
+    for got, want in zip(grads, (dr.T @ x, dr.sum(axis=0), dr @ params["w_router"])):
+        cases.assert_near(got, want)
+
+
+def test_a_node_that_is_no_number_has_no_part_in_what_others_learn():
+    """The gradients of logits on no path that is found are 0, whatever they are."""
+    spec = leaves(16, 2)
+    b = jnp.zeros(15).at[0].set(jnp.inf).at[3].set(jnp.nan)  # leaves 0 to 3, left of the root
+    params = {"w_router": jnp.zeros((15, E)), "b_router": b}
+    run = lambda b: beam.of_all_rows(params | {"b_router": b}, jnp.ones((1, E)), spec)
+    (ids, log_p), back = jax.vjp(run, b)
+    assert (ids >= 8).all() and jnp.isfinite(log_p).all()
+    (grad,) = back((np.zeros(ids.shape, jax.dtypes.float0), jnp.ones((1, 2))))
+    assert jnp.isfinite(grad).all() and grad[3] == 0

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from tree_ffn.tree.meshes import platform
+
+ALIGNED = 8  # numbers of 2 bytes that an accelerator reads at once
 PRODUCT = "product"  # the results' name for checkpoint policies, which do not look into a custom_jvp
 
 
@@ -42,6 +45,37 @@ def _tangent(primals, tangents):
     # Rounded to the operands' dtype: its transpose rounds the gradient before the two backward products.
     d_TF = (product(dx_TE, w_FE) + product(x_TE, dw_FE)).astype(jnp.float32)
     return _product(x_TE, w_FE), d_TF
+
+
+def separate_product(x_TE: jax.Array, w_FE: jax.Array) -> jax.Array:
+    """`float32_product` of any number of rows beside a larger product of the same tokens.
+
+    Accelerators multiply whole blocks, and read rows of a length that is no multiple of 16 bytes number by
+    number: there zeros fill the rows up. XLA would make one product of the two, of which neither's rows are
+    aligned, and copy weights, results and gradients to join and part them: a barrier keeps them apart.
+
+    Args:
+      x_TE: tokens.
+      w_FE: of any floating dtype; products are in x's.
+
+    Returns:
+      float32 [T, F]; on accelerators [T, S], with zeros from F on.
+    """
+    w_FE = w_FE.astype(x_TE.dtype)
+    if platform() == "cpu":
+        return float32_product(x_TE, w_FE)
+    w_SE = jnp.pad(w_FE, ((0, -w_FE.shape[0] % ALIGNED), (0, 0)))
+    return float32_product(_apart(x_TE), w_SE)
+
+
+@jax.custom_jvp
+def _apart(x_TE):
+    return jax.lax.optimization_barrier(x_TE)
+
+
+@_apart.defjvp
+def _apart_jvp(primals, tangents):
+    return _apart(*primals), tangents[0]  # gradients of the same tokens are added up by a product
 
 
 def pre_activations(x_TE: jax.Array, w_PUE: jax.Array, b_PU: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from tree_ffn.tree import chosen, kernels, rows
 from tree_ffn.tree.leaf.order import best, comparable, taken
-from tree_ffn.tree.products import float32_product
+from tree_ffn.tree.products import separate_product
 
 
 def beam(params: dict, x_TE: jax.Array, spec) -> tuple[jax.Array, jax.Array]:
@@ -71,7 +71,7 @@ def of_all_rows(params: dict, x_TE: jax.Array, spec):
       x_TE: tokens.
       spec: the layer.
     """
-    logits_TR = float32_product(x_TE, params["w_router"].astype(x_TE.dtype))
+    logits_TR = separate_product(x_TE, params["w_router"])[:, : spec.router_rows]
     logits_TR = logits_TR + params["b_router"].astype(jnp.float32)[None]
     fixed_TR = jax.lax.stop_gradient(logits_TR)
     logit = lambda level, node_TN: _at(fixed_TR, level, node_TN, spec)
