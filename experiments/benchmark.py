@@ -18,7 +18,6 @@ operations over the rate of a large matrix product, both measured first.
 import dataclasses
 import functools
 import os
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -370,16 +369,10 @@ def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
 SUITES = {"layer": layer_suite, "route": route_suite}
 
 
-def main() -> None:
-    check_choice("suite", SUITE, SUITES)
-    SUITES[SUITE]()
+def main(suite: str = "layer") -> None:
+    check_choice("suite", suite, SUITES)
+    SUITES[suite]()
 
-
-# The first word names what is timed; absl would take it for a stray argument.
-SUITE = "layer"
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if arguments and not arguments[0].startswith("-"):
-        SUITE = arguments.pop(0)
-    cli.run(main, [sys.argv[0], *arguments], prints=lambda: not FLAGS.results)
+    cli.run(main, prints=lambda: not FLAGS.results)

@@ -1,4 +1,4 @@
-"""Training steps of configs, timed in turns: what experiments/benchmark_steps.py reports."""
+"""Training steps of configs, timed in turns: what experiments/benchmark_models.py reports."""
 
 import functools
 import os

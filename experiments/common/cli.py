@@ -26,12 +26,13 @@ flags.disclaim_key_flags()  # they are those of the program that calls `define_c
 
 
 def run(
-    main: Callable[[], None], argv: list[str] | None = None, *, prints: Callable[[], object] = lambda: False
+    main: Callable[..., None], argv: list[str] | None = None, *, prints: Callable[[], object] = lambda: False
 ) -> None:
     """Parses flags, runs `main()`, turns what went wrong into one sentence; exits.
 
     Args:
-      main: the program; it reads its flags from absl.
+      main: the program; it reads its flags from absl. If it takes a `suite`, that is the first word of the
+        command line where there is one before the flags.
       argv: the command line, sys.argv by default.
       prints: by the flags, whether its result is what it prints: then it ends when nobody reads it any more.
 
@@ -42,14 +43,16 @@ def run(
       >>> if __name__ == "__main__":       # doctest: +SKIP
       ...     run(main)
     """
-    parse = functools.partial(_parse, main)
+    parse, argv, suite = functools.partial(_parse, main), list(sys.argv if argv is None else argv), []
+    if "suite" in inspect.signature(main).parameters and argv[1:] and not argv[1].startswith("-"):
+        suite = [argv.pop(1)]
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as experiments/__init__ leaves it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with streams.lasting(lambda: not flags.FLAGS.is_parsed() or prints()):  # --help is read before
-        app.run(lambda rest: _main(main, rest), argv=argv, flags_parser=parse)
+        app.run(lambda rest: _main(lambda: main(*suite), rest), argv=argv, flags_parser=parse)
 
 
-def _parse(main: Callable[[], None], argv: list[str]) -> list[str]:
+def _parse(main: Callable[..., None], argv: list[str]) -> list[str]:
     """absl's parser, with one sentence instead of the whole help text on an error."""
     if "--help" in argv[1:]:
         print(_help(main, argv[0]))
@@ -129,7 +132,7 @@ def _config_file(path: str) -> str:
     return f"{file}{colon}{arguments}"
 
 
-def _help(main: Callable[[], None], program: str) -> str:
+def _help(main: Callable[..., None], program: str) -> str:
     """The head of the program's file, and its flags."""
     module = sys.modules[main.__module__]
     own = program if main.__module__ == "__main__" else main.__module__

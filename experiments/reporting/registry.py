@@ -52,8 +52,10 @@ from experiments.reporting.quality_tables import (
 from experiments.reporting.render import Table
 from experiments.reporting.speed_tables import (
     answer_speed,
+    decoded,
     scored_on,
     scoring_speed,
+    speed_decode,
     speed_layer,
     speed_route,
     speed_steps,
@@ -210,7 +212,7 @@ WITHOUT_A_TABLE = {"quality_curves"}
 # Tables that stand on rows of others.
 LENDERS = {"quality_attempts": baselines}
 # Tables of programs' speed, which share a page.
-SPEED_OF_PROGRAMS = ("speed_train", "speed_steps", "scoring_speed", "answer_speed")
+SPEED_OF_PROGRAMS = ("speed_train", "speed_steps", "speed_decode", "scoring_speed", "answer_speed")
 # Tables whose lines may have been scored on other texts too: those stand in a table below.
 SCORED_ELSEWHERE = ("t1_small", "quality_attempts", "quality_longer", "quality_transfer")
 
@@ -235,6 +237,7 @@ TABLES = {
     "speed_route": (scored_on, speed_route),
     "speed_train": (trained_on, speed_train),
     "speed_steps": (stepped, speed_steps),
+    "speed_decode": (decoded, speed_decode),
     "scoring_speed": (scored_on, scoring_speed),
     "answer_speed": (scored_on, answer_speed),
 }

@@ -221,6 +221,40 @@ def speed_steps(rows: list[dict]) -> Table:
     return block(f"Speed of whole steps, width {width}, {device}", text, head, cells, last_of(lines))
 
 
+def decoded(row: dict) -> tuple:
+    """Decoding of one run: of one commit, device, size of model and batch, with kernels or not."""
+    keys = (
+        "model.width",
+        "model.n_layers",
+        "model.dtype",
+        "decode.batch",
+        "decode.context",
+        "decode.kernels",
+    )
+    return row["device"], row["commit"], *(setting(row, key) for key in keys)
+
+
+def speed_decode(rows: list[dict]) -> Table:
+    """A line per config: time of a token."""
+    cells = []
+    lines = groups(rows, lambda row: row["row"])
+    for name, line in lines.items():
+        figures = {row["metric"]: row["value"] for row in line}
+        cells.append([
+            f"`{name}`", milliseconds(figures.get("time_ms")), f"{figures.get('tokens_per_s', 0):,.1f}",
+            f"{figures.get('ratio_to_first', 0):.2f}",
+        ])  # fmt: skip
+    device, _, width, n_layers, dtype, batch, context, kernels = decoded(rows[0])
+    text = (
+        f"Text made token by token by models of random weights: {n_layers} layers of width {width} in "
+        f"{dtype}, {batch} at once after {context} tokens, each next one drawn at random. Speed is to the "
+        f"config that was named first. {origin(rows)}"
+    )
+    where = f"{device}, {dtype}" + (", after `make kernels`" if kernels else "")
+    title = f"Speed of decoding, width {width}, {batch} at once, {where}"
+    return block(title, text, ["", "ms a token", "tokens/s", "speed"], cells, last_of(lines))
+
+
 def scored_on(row: dict) -> str:
     """Scoring on one device."""
     return row["device"]

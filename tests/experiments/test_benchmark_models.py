@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.benchmarks import decode_times
+from experiments.benchmarks.decode_times import Decoding
 from experiments.benchmarks.step_times import Steps, load_config, measure
 from experiments.reporting.record import load_results
 from tests.experiments.programs import call
+from tree_ffn.errors import InputError
 from tree_ffn.training.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -49,13 +52,35 @@ def test_figures_are_of_medians_in_turns(steps):
     )
 
 
+def test_a_token_of_every_text_is_timed():
+    config = load_config("configs/smoke.py:kind=leaf")
+    timed = Decoding(config, 257, batch=2, context=5, n_tokens=3)
+    timed.compile()
+    decode_times.measure([timed], seconds=0.0)
+    assert timed._cache.length.tolist() == [8, 8] and len(timed._times) == 3
+    timed._times = [0.1, 0.2, 9.0]
+    assert timed.figures(timed) == {"time_ms": 200.0, "tokens_per_s": 10.0, "ratio_to_first": 1.0}
+    with pytest.raises(InputError, match="do not fit the model's context of 32"):
+        Decoding(config, 257, batch=1, context=28, n_tokens=5)
+
+
+@pytest.mark.slow
+def test_decoding_as_a_program(tmp_path):
+    results = tmp_path / "rows.jsonl"
+    runs = [f"--run=configs/smoke.py:kind={kind}" for kind in ("dense", "leaf")]
+    outcome = call("benchmark_models", "decode", *runs, "--seconds=0", "--context=8", "--new=2", f"--results={results}")
+    assert outcome.code == 0, outcome.err
+    rows = {(row["row"], row["metric"]): row["value"] for row in load_results(str(results))}
+    assert rows["smoke_kinddense", "ratio_to_first"] == 1.0 and rows["smoke_kindleaf", "tokens_per_s"] > 0
+
+
 @pytest.mark.slow
 def test_the_program(tmp_path):
     results = tmp_path / "rows.jsonl"
     sweep = tmp_path / "sweep.py"
     sweep.write_text(SWEEP)
     runs = [f"--run=configs/smoke.py:kind={kind}" for kind in ("dense", "tree")] + [f"--run={sweep}#wide"]
-    outcome = call("benchmark_steps", *runs, "--seconds=0", f"--results={results}")
+    outcome = call("benchmark_models", "train", *runs, "--seconds=0", f"--results={results}")
     assert outcome.code == 0, outcome.err
     rows = {(row["row"], row["metric"]): row["value"] for row in load_results(str(results))}
     assert rows["smoke_kinddense", "ratio_to_first"] == 1.0
@@ -82,8 +107,11 @@ def test_a_row_of_a_sweep_is_a_config(tmp_path, monkeypatch):
         (["--run=configs/sweeps/t1.py#dense_15"], "use one of"),
         (["--run=configs/smoke.py:kin=dense"], "'kin=dense' is not known"),
         (["--run=configs/smoke.py", "--vocab=1"], "--vocab: 1 is not allowed"),
+        (["write", "--run=configs/smoke.py"], "suite: 'write' is not known; use one of"),
+        (["decode", "--run=configs/smoke.py", "--batch=0"], "--batch: 0 is not allowed"),
+        (["decode", "--run=configs/smoke.py", "--new=100"], "do not fit the model's context"),
     ],
 )
 def test_bad_input_is_one_sentence(given, said):
-    outcome = call("benchmark_steps", *given)
+    outcome = call("benchmark_models", *given)
     assert outcome.code == 2 and said in outcome.err and len(outcome.err.strip().splitlines()) == 1
