@@ -30,7 +30,14 @@ NVCC = "/usr/local/cuda/bin/nvcc"  # where it is if no PATH names it
 HOPPER = "9.0"
 DIRECTORY = pathlib.Path(__file__).parent
 # Of every source: what XLA calls its functions, and what they are called there.
-TARGETS: dict[str, dict[str, str]] = {}
+TARGETS: dict[str, dict[str, str]] = {
+    "experts": {
+        "tree_ffn_plan": "TreeFfnPlan",
+        "tree_ffn_units": "TreeFfnUnits",
+        "tree_ffn_slab": "TreeFfnSlab",
+        "tree_ffn_grads": "TreeFfnGrads",
+    },
+}
 
 
 def nvcc() -> str | None:

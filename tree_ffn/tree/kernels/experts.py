@@ -1,0 +1,189 @@
+"""What chosen experts add up to and its gradients, for many tokens on an NVIDIA GPU, by `experts.cu`.
+
+A pair is a token t and a chosen expert e with its gate g. Pairs p are sorted by expert, then by token:
+
+    z[p] = <x[t], w_in[e]> + b_in[e],    c[p] = g act(z[p]),    y[t] = sum over the pairs of t of c[p] w_out[e]
+
+The CUDA part multiplies; what is done to every number of z by itself is XLA's. Operands are bfloat16, sums float32.
+Units, W an expert, are filled up to U = 8, 16, 32, 64 or 128.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tree_ffn.tree.kernels import cuda
+
+# As in experts.cu.
+WARPS, ITEM, STEP, STEP_WORDS, MOST_ROWS, INNER, MOST_PAIRS = 4, 128, 16, 8, 384, 64, 2**26
+
+
+class Plan(NamedTuple):
+    """Where pairs stand, and what the blocks of a kernel do.
+
+    Attributes:
+      key_N: uint32, sorted: an expert, then one of its pairs t K + k.
+      token_N: int32, the token of every pair.
+      starts: int32 [X S + 1], the first pair of every expert and every part of the tokens, of S.
+      counts: int32, steps of every tile of tokens; then the number of items.
+      items: int32 [M, 4]: expert, first pair and number of pairs, at most ITEM.
+      steps: int32 [tiles, ..., STEP_WORDS]: of a tile, an expert and some of its pairs, at most STEP a warp.
+    """
+
+    key_N: jax.Array
+    token_N: jax.Array
+    starts: jax.Array
+    counts: jax.Array
+    items: jax.Array
+    steps: jax.Array
+
+
+class Saved(NamedTuple):
+    """What the backward pass reads of the forward pass: the plan, and z float32 [N, U]."""
+
+    plan: Plan
+    z_NU: jax.Array
+
+
+def fit(x_TE, ids_TK, units: tuple[int, ...]) -> bool:
+    """Whether the kernels compute sums of such tokens: bfloat16, of a width that they load in whole pieces.
+
+    Args:
+      x_TE: tokens.
+      ids_TK: the chosen experts.
+      units: X, W, E.
+    """
+    n_pairs, n_experts = ids_TK.size, units[0]
+    if not isinstance(n_pairs, int) or not 0 < n_pairs <= MOST_PAIRS or x_TE.dtype != jnp.bfloat16:
+        return False
+    return units[1] <= 128 and units[2] % INNER == 0 and _bits(n_pairs) + _bits(n_experts) <= 32
+
+
+def is_loaded() -> bool:
+    """Whether they are built for this machine's GPU."""
+    return cuda.is_loaded("experts")
+
+
+def _bits(n: int) -> int:
+    return max(n - 1, 1).bit_length()
+
+
+def _tiles(n_tokens: int) -> tuple[int, int]:
+    """Tiles of tokens, and the tokens of each of a tile's WARPS parts."""
+    tiles = -(-n_tokens // (WARPS * MOST_ROWS))
+    return tiles, -(-n_tokens // (WARPS * tiles))
+
+
+def _filled(width: int) -> int:
+    return next(units for units in (8, 16, 32, 64, 128) if width <= units)
+
+
+def _pair_N(plan: Plan) -> jax.Array:
+    return (plan.key_N & jnp.uint32((1 << _bits(plan.key_N.size)) - 1)).astype(jnp.int32)
+
+
+def saved_shapes(ids_TK, units: tuple[int, ...]) -> Saved:
+    """Shapes and dtypes of what `forward` saves.
+
+    Args:
+      ids_TK: the chosen experts.
+      units: X, W, E.
+    """
+    (n_tokens, top_k), n_experts, n = ids_TK.shape, units[0], ids_TK.size
+    tiles, part = _tiles(n_tokens)
+    int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    plan = Plan(
+        key_N=jax.ShapeDtypeStruct((n,), jnp.uint32),
+        token_N=int32(n),
+        starts=int32(n_experts * tiles * WARPS + 1),
+        counts=int32(tiles + 1),
+        items=int32(n // ITEM + n_experts, 4),
+        steps=int32(tiles, n_experts + WARPS * part * top_k // STEP + 1, STEP_WORDS),
+    )
+    return Saved(plan, jax.ShapeDtypeStruct((n, _filled(units[1])), jnp.float32))
+
+
+def _plan(ids_TK: jax.Array, units: tuple[int, ...]) -> Plan:
+    n, shift = ids_TK.size, _bits(ids_TK.size)
+    id_N = jnp.clip(ids_TK.reshape(-1), 0, units[0] - 1).astype(jnp.uint32)
+    key_N = jax.lax.sort((id_N << shift) | jnp.arange(n, dtype=jnp.uint32), is_stable=False)
+    numbers = {"experts": units[0], "shift": shift, "top_k": ids_TK.shape[1]}
+    numbers["sub"] = _tiles(ids_TK.shape[0])[1]
+    shapes = saved_shapes(ids_TK, units).plan[1:]
+    return Plan(key_N, *_call("plan", shapes, key_N, **numbers))
+
+
+def _units(rows_TE, w_XWE, b_XW, plan: Plan) -> jax.Array:
+    """<rows[t], w[e]> + b[e] of every pair: float32 [N, U]."""
+    shape = jax.ShapeDtypeStruct((plan.token_N.size, _filled(w_XWE.shape[1])), jnp.float32)
+    return _call("units", shape, rows_TE, w_XWE, b_XW, plan.token_N, plan.counts, plan.items)
+
+
+def _slab(c_NU, w_XWE, plan: Plan, n_tokens: int) -> jax.Array:
+    """Sum over the pairs of a token of c[p] w[e]: bfloat16 [T, E]."""
+    shape = jax.ShapeDtypeStruct((n_tokens, w_XWE.shape[2]), jnp.bfloat16)
+    part = _tiles(n_tokens)[1]
+    return _call("slab", shape, c_NU, w_XWE, plan.token_N, plan.counts, plan.steps, sub=part)
+
+
+def _grads(c_NU, rows_TE, like_XWE, plan: Plan) -> tuple[jax.Array, jax.Array]:
+    """Sums over the pairs of an expert of c[p] rows[t], in the dtype of `like`, and of c[p], float32."""
+    shapes = (jax.typeof(like_XWE), jax.ShapeDtypeStruct(like_XWE.shape[:2], jnp.float32))
+    shapes = tuple(jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in shapes)
+    return _call("grads", shapes, c_NU, rows_TE, plan.token_N, plan.starts)
+
+
+def _call(name: str, shapes, *arrays, **numbers):
+    return jax.ffi.ffi_call(f"tree_ffn_{name}", shapes)(*arrays, **{key: np.int64(n) for key, n in numbers.items()})
+
+
+def forward(x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: Callable) -> tuple[jax.Array, Saved]:
+    """y, and what `backward` reads.
+
+    Args:
+      x_TE: bfloat16.
+      w_in: [X, W, E] of any floating dtype, as b_in [X, W] and w_out [X, W, E].
+      b_in: see w_in.
+      w_out: see w_in.
+      ids_TK: int32, the chosen experts, those of a token distinct.
+      gates_TK: float32.
+      act: the activation.
+    """
+    plan = _plan(ids_TK, w_in.shape)
+    z_NU = _units(x_TE, w_in.astype(x_TE.dtype), b_in.astype(jnp.float32), plan)
+    gate_N1 = gates_TK.reshape(-1)[_pair_N(plan)][:, None]
+    c_NU = (act(z_NU) * gate_N1).astype(x_TE.dtype)
+    return _slab(c_NU, w_out.astype(x_TE.dtype), plan, x_TE.shape[0]), Saved(plan, z_NU)
+
+
+def backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved: Saved, act: Callable) -> tuple:
+    """Gradients of x, w_in, b_in, w_out and gates, in their dtypes.
+
+    Args:
+      dy_TE: of y, bfloat16.
+      x_TE: as of `forward`, and so are the next.
+      w_in: see there.
+      b_in: see there.
+      w_out: see there.
+      gates_TK: see there.
+      saved: by `forward`.
+      act: the activation.
+    """
+    (plan, z_NU), dtype = saved, x_TE.dtype
+    none_XW = jnp.zeros(b_in.shape, jnp.float32)
+    dc_NU = _units(dy_TE, w_out.astype(dtype), none_XW, plan)
+    pair_N = _pair_N(plan)
+    gate_N1 = gates_TK.reshape(-1)[pair_N][:, None]
+    h_NU, to_dz = jax.vjp(act, z_NU)
+    (dz_NU,) = to_dz(dc_NU * gate_N1)
+    d_gate_N = (h_NU * dc_NU).sum(axis=1)
+    c_NU, dz_NU = (h_NU * gate_N1).astype(dtype), dz_NU.astype(dtype)
+    dw_out, _ = _grads(c_NU, dy_TE, w_out, plan)
+    dw_in, db_in = _grads(dz_NU, x_TE, w_in, plan)
+    dx_TE = _slab(dz_NU, w_in.astype(dtype), plan, x_TE.shape[0])
+    how = {"mode": "promise_in_bounds", "unique_indices": True}
+    d_gates_TK = jnp.zeros_like(d_gate_N).at[pair_N].set(d_gate_N, **how).reshape(gates_TK.shape)
+    return dx_TE, dw_in, db_in.astype(b_in.dtype), dw_out, d_gates_TK
