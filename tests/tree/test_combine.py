@@ -14,7 +14,7 @@ from tests import oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, PrunedSpec, combine
-from tree_ffn.tree.combine import BLOCK
+from tree_ffn.tree.grouped import BLOCK
 from tree_ffn.tree.path.pruned import init_structure
 
 E, FEW = 6, 13

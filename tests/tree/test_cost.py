@@ -8,7 +8,7 @@ import pytest
 
 from tests.tree import cases
 from tree_ffn.tree import LeafSpec, combine
-from tree_ffn.tree.combine import BLOCK
+from tree_ffn.tree.grouped import BLOCK
 
 E = 64
 SPECS = {

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree import rows
+from tree_ffn.tree.grouped import flat, grouped
 from tree_ffn.tree.meshes import platform
 from tree_ffn.tree.products import weighed_units
-
-BLOCK = 64  # pairs of a token and an expert that `grouped` multiplies at a time
 
 
 def combine(
@@ -125,7 +124,7 @@ def gather(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
       gates_TK: float32, their gates.
       spec: the layer.
     """
-    w_in, b_in, w_out = _flat(params, x_TE.shape[1])
+    w_in, b_in, w_out = flat(params, x_TE.shape[1])
     s_TE = jnp.zeros(x_TE.shape, jnp.float32)
     for start_TKn, width in spec.runs(params, ids_TK):
         n = start_TKn.shape[-1]
@@ -134,70 +133,6 @@ def gather(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
         z_TKW = rows.dots(x_TE, w_in, start_TK, width) + _float32(rows.rows(b_in, start_TK, width))
         s_TE += rows.sums((spec.act(z_TKW) * gate_TK[..., None]).astype(x_TE.dtype), w_out, start_TK)
     return s_TE.astype(x_TE.dtype)
-
-
-def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
-    """Pairs of a token and an expert, sorted by expert and multiplied in blocks. For many tokens.
-
-    A block is `BLOCK` pairs of one expert, whose last block may be filled up: T K / BLOCK + X blocks at most.
-
-    Args:
-      params: the layer's arrays.
-      x_TE: tokens.
-      ids_TK: int32, the chosen experts.
-      gates_TK: float32, their gates.
-      spec: the layer.
-    """
-    n_tokens, top_k = ids_TK.shape
-    if isinstance(n_tokens, int) and not n_tokens:
-        return x_TE
-    pair_MB, slot_TK, expert_M, is_used_MB = _blocks(ids_TK, spec.n_experts)
-    w_in, b_in, w_out = _flat(params, x_TE.shape[1])
-    x_MBE = jnp.where(is_used_MB[..., None], x_TE[pair_MB // top_k], 0)
-    s_MBE = jnp.zeros(x_MBE.shape, jnp.float32)
-    for start_Mn, width in spec.runs(params, expert_M):
-        unit = lambda array, start_Mn=start_Mn, width=width: _merged(rows.rows(array, start_Mn, width))
-        w_MUE, v_MUE = (unit(array).astype(x_TE.dtype) for array in (w_in, w_out))
-        z_MBU = jnp.einsum("mbe,mue->mbu", x_MBE, w_MUE, preferred_element_type=jnp.float32)
-        h_MBU = spec.act(z_MBU + _float32(unit(b_in))[:, None]).astype(x_TE.dtype)
-        s_MBE += jnp.einsum("mbu,mue->mbe", h_MBU, v_MUE, preferred_element_type=jnp.float32)
-    s_TKE = s_MBE.reshape(-1, x_TE.shape[1]).at[slot_TK].get(mode="promise_in_bounds", unique_indices=True)
-    return jnp.einsum("tke,tk->te", s_TKE, gates_TK).astype(x_TE.dtype)
-
-
-def _blocks(ids_TK: jax.Array, n_experts: int):
-    """Where pairs stand, sorted by expert and filled up to whole blocks.
-
-    Returns:
-      pair_MB, the pair (t K + k) of every place; slot_TK, the place of every pair; expert_M, of every block;
-      is_used_MB, whether there is a pair at a place.
-    """
-    n_pairs, ids_N = ids_TK.size, ids_TK.reshape(-1)
-    n_blocks = n_pairs // BLOCK + n_experts
-    if isinstance(n_pairs, int):  # an exported batch has no number
-        n_blocks = min(n_pairs, n_blocks)
-    order_N = jnp.argsort(ids_N, stable=True).astype(jnp.int32)
-    counts_X = jnp.bincount(ids_N, length=n_experts).astype(jnp.int32)
-    ends_X, blocks_X = jnp.cumsum(counts_X), jnp.cumsum((counts_X + BLOCK - 1) // BLOCK)
-    block_M = jnp.arange(n_blocks, dtype=jnp.int32)
-    expert_M = jnp.searchsorted(blocks_X, block_M, side="right", method="compare_all").astype(jnp.int32)
-    expert_M = jnp.minimum(expert_M, n_experts - 1)
-    first_X = (blocks_X - (counts_X + BLOCK - 1) // BLOCK) * BLOCK  # place of an expert's first pair
-    rank_N = jnp.arange(n_pairs, dtype=jnp.int32) - (ends_X - counts_X)[ids_N[order_N]]
-    place_N = first_X[ids_N[order_N]] + rank_N
-    options = {"unique_indices": True, "mode": "promise_in_bounds"}
-    pair_MB = jnp.zeros(n_blocks * BLOCK, jnp.int32).at[place_N].set(order_N, **options)
-    is_used_MB = jnp.zeros(n_blocks * BLOCK, bool).at[place_N].set(True, **options)
-    slot_TK = jnp.zeros(n_pairs, jnp.int32).at[order_N].set(place_N, **options).reshape(ids_TK.shape)
-    return pair_MB.reshape(-1, BLOCK), slot_TK, expert_M, is_used_MB.reshape(-1, BLOCK)
-
-
-def _flat(params, width: int):
-    return params["w_in"].reshape(-1, width), params["b_in"].reshape(-1), params["w_out"].reshape(-1, width)
-
-
-def _merged(array_MnW: jax.Array) -> jax.Array:
-    return array_MnW.reshape(array_MnW.shape[0], -1, *array_MnW.shape[3:])
 
 
 def _float32(array: jax.Array) -> jax.Array:
