@@ -1,17 +1,25 @@
-"""The implementation for many tokens: pairs of a token and an expert, sorted by expert."""
+"""The implementation for many tokens: pairs of a token and an expert, sorted by expert.
+
+Sums of a leaf layer's experts in bfloat16 and their gradients are those of `kernels.experts` where they are
+compiled for an NVIDIA GPU, after `make kernels`; elsewhere, in exported programs and of other layers they are
+XLA's. The kernels have first derivatives in reverse mode alone.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree import rows
+from tree_ffn.tree.kernels import experts
+from tree_ffn.tree.meshes import platform
 
 BLOCK = 64  # pairs of a token and an expert that are multiplied at a time
+UNITS = ("w_in", "b_in", "w_out")
 
 
 def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
-    """Pairs of a token and an expert, sorted by expert and multiplied in blocks. For many tokens.
-
-    A block is `BLOCK` pairs of one expert, whose last block may be filled up: T K / BLOCK + X blocks at most.
+    """Pairs of a token and an expert, sorted by expert and multiplied many at a time. For many tokens.
 
     Args:
       params: the layer's arrays.
@@ -19,6 +27,32 @@ def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
       ids_TK: int32, the chosen experts.
       gates_TK: float32, their gates.
       spec: the layer.
+    """
+    if not by_kernels(params, x_TE, ids_TK, spec):
+        return _by_blocks(params, x_TE, ids_TK, gates_TK, spec)
+    return _sum(spec, x_TE, *(params[name] for name in UNITS), ids_TK, gates_TK)
+
+
+def by_kernels(params, x_TE, ids_TK, spec) -> bool:
+    """Whether a GPU's kernels compute `grouped`: built, and for tokens and layers that they are made for.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens.
+      ids_TK: the chosen experts.
+      spec: the layer.
+    """
+    if platform() != "gpu" or jax.device_count() != 1 or not experts.is_loaded():  # XLA splits no kernel
+        return False
+    shape = params["w_in"].shape
+    owns = len(shape) == 3 and shape[0] == spec.n_experts  # an expert is units of its own: [X, W, E]
+    return owns and experts.fit(x_TE, ids_TK, shape)
+
+
+def _by_blocks(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
+    """By XLA: a block is `BLOCK` pairs of one expert, whose last block may be filled up.
+
+    There are T K / BLOCK + X blocks at most.
     """
     n_tokens, top_k = ids_TK.shape
     if isinstance(n_tokens, int) and not n_tokens:
@@ -80,3 +114,59 @@ def _merged(array_MnW: jax.Array) -> jax.Array:
 
 def _float32(array: jax.Array) -> jax.Array:
     return array.astype(jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(spec, *arrays):
+    return _summed.bind(*arrays, spec=spec)[0]
+
+
+def _sum_forward(spec, *arrays):
+    y_TE, *saved = _summed_saving.bind(*arrays, spec=spec)
+    return y_TE, (arrays, saved)
+
+
+def _sum_backward(spec, kept, dy_TE):
+    arrays, saved = kept
+    *grads, d_gates_TK = _gradients.bind(dy_TE, *arrays, *saved, spec=spec)
+    return (*grads, None, d_gates_TK)
+
+
+_sum.defvjp(_sum_forward, _sum_backward)
+
+
+def _sum_by_xla(x_TE, w_in, b_in, w_out, ids_TK, gates_TK, spec):
+    return (_by_blocks({"w_in": w_in, "b_in": b_in, "w_out": w_out}, x_TE, ids_TK, gates_TK, spec),)
+
+
+def _saving_by_xla(*arrays, spec):
+    """What XLA needs no kernel's numbers for; it computes y again in the backward pass."""
+    saved = jax.tree.leaves(experts.saved_shapes(arrays[4], arrays[1].shape))
+    return _sum_by_xla(*arrays, spec=spec) + tuple(jnp.zeros(one.shape, one.dtype) for one in saved)
+
+
+def _gradients_by_xla(dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, *saved, spec):
+    y = lambda x_TE, w_in, b_in, w_out, gates_TK: _sum_by_xla(
+        x_TE, w_in, b_in, w_out, ids_TK, gates_TK, spec
+    )[0]
+    return jax.vjp(y, x_TE, w_in, b_in, w_out, gates_TK)[1](dy_TE)
+
+
+def _sum_by_kernel(*arrays, spec):
+    return (experts.forward(*arrays, act=spec.act)[0],)
+
+
+def _saving_by_kernel(*arrays, spec):
+    y_TE, saved = experts.forward(*arrays, act=spec.act)
+    return (y_TE, *jax.tree.leaves(saved))
+
+
+def _gradients_by_kernel(dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, *saved, spec):
+    shapes = experts.saved_shapes(ids_TK, w_in.shape)
+    saved = jax.tree.unflatten(jax.tree.structure(shapes), saved)
+    return experts.backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved, spec.act)
+
+
+_summed = rows.by_kernel_on("cuda", "tree_ffn_experts", _sum_by_xla, _sum_by_kernel)
+_summed_saving = rows.by_kernel_on("cuda", "tree_ffn_experts_saving", _saving_by_xla, _saving_by_kernel)
+_gradients = rows.by_kernel_on("cuda", "tree_ffn_experts_gradients", _gradients_by_xla, _gradients_by_kernel)

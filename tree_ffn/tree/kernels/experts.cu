@@ -648,9 +648,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnUnits, UnitsCall,
                               Binding().Arg<Bf16>().Arg<Bf16>().Arg<F32>().Arg<S32>().Arg<S32>().Arg<S32>().Ret<F32>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    TreeFfnSlab, SlabCall,
-    Binding().Arg<Bf16>().Arg<Bf16>().Arg<S32>().Arg<S32>().Arg<S32>().Attr<int64_t>("sub").Ret<Bf16>(),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnSlab, SlabCall,
+                              Binding().Arg<Bf16>().Arg<Bf16>().Arg<S32>().Arg<S32>().Arg<S32>().Attr<int64_t>("sub").Ret<Bf16>(),
     {ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnGrads, GradsCall,

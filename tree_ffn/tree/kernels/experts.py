@@ -2,10 +2,10 @@
 
 A pair is a token t and a chosen expert e with its gate g. Pairs p are sorted by expert, then by token:
 
-    z[p] = <x[t], w_in[e]> + b_in[e],    c[p] = g act(z[p]),    y[t] = sum over the pairs of t of c[p] w_out[e]
+    z[p] = <x[t], w_in[e]> + b_in[e],   c[p] = g act(z[p]),   y[t] = sum over the pairs of t of c[p] w_out[e]
 
-The CUDA part multiplies; what is done to every number of z by itself is XLA's. Operands are bfloat16, sums float32.
-Units, W an expert, are filled up to U = 8, 16, 32, 64 or 128.
+The CUDA part multiplies; what is done to every number of z by itself is XLA's. Operands are bfloat16, sums
+float32. An expert's W units are filled up to U = 8, 16, 32, 64 or 128.
 """
 
 from collections.abc import Callable
@@ -133,11 +133,14 @@ def _grads(c_NU, rows_TE, like_XWE, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """Sums over the pairs of an expert of c[p] rows[t], in the dtype of `like`, and of c[p], float32."""
     shapes = (jax.typeof(like_XWE), jax.ShapeDtypeStruct(like_XWE.shape[:2], jnp.float32))
     shapes = tuple(jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in shapes)
-    return _call("grads", shapes, c_NU, rows_TE, plan.token_N, plan.starts)
+    dw_XWE, db_XW = _call("grads", shapes, c_NU, rows_TE, plan.token_N, plan.starts)
+    return dw_XWE, db_XW
 
 
 def _call(name: str, shapes, *arrays, **numbers):
-    return jax.ffi.ffi_call(f"tree_ffn_{name}", shapes)(*arrays, **{key: np.int64(n) for key, n in numbers.items()})
+    return jax.ffi.ffi_call(f"tree_ffn_{name}", shapes)(
+        *arrays, **{key: np.int64(n) for key, n in numbers.items()}
+    )
 
 
 def forward(x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: Callable) -> tuple[jax.Array, Saved]:
