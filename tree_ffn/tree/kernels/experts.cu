@@ -20,13 +20,14 @@ namespace {
 using bf16 = __nv_bfloat16;
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kItem = 128;     // pairs of one expert that a block of Units multiplies
-constexpr int kInner = 64;     // columns that it loads at a time
-constexpr int kStep = 16;      // pairs of one expert that a warp of Slab multiplies at a time
-constexpr int kColumns = 32;   // that a block of Slab adds up
-constexpr int kMostRows = 384; // tokens of a warp of Slab: their sums fill its shared memory
-constexpr int kPairs = 32;     // that a block of Grads loads at a time
-constexpr int kStepWords = 8;  // of a step: the expert, then for each warp 32 first + count
+constexpr int kItem = 128;      // pairs of one expert that a block of Units multiplies
+constexpr int kInner = 64;      // columns that it loads at a time
+constexpr int kParts = 8;       // of the tokens of a tile: the warps of Slab that multiply
+constexpr int kMostRows = 192;  // tokens of a part at most: the sums of all fill the shared memory
+constexpr int kColumns = 32;    // that a block of Slab adds up
+constexpr int kStep = 56;       // pairs of one expert and tile that it multiplies at a time
+constexpr int kStepWords = 8;   // of a step: see Step
+constexpr int kPairs = 32;      // that a block of Grads loads at a time
 
 // ---- Instructions ----
 
@@ -35,6 +36,10 @@ __device__ uint32_t Address(const void* shared) { return static_cast<uint32_t>(_
 // 16 bytes from global to shared memory; zeros unless `there`.
 __device__ void Load16(void* shared, const void* global, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(Address(shared)), "l"(global), "r"(there ? 16 : 0));
+}
+
+__device__ void Load4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(Address(shared)), "l"(global));
 }
 
 __device__ void Commit() { asm volatile("cp.async.commit_group;"); }
@@ -72,66 +77,151 @@ __device__ uint32_t Packed(float low, float high) {
   return *reinterpret_cast<uint32_t*>(&both);
 }
 
-// ---- Plan: where the pairs of an expert and of a tile stand ----
+// ---- Plan: where the pairs of an expert and of a part of the tokens stand ----
 
-// starts[e * subs + s]: the first pair of expert e or later whose token is in part s of the tokens or later.
-__global__ void Bounds(const uint32_t* key_N, int n, int shift, int top_k, int sub, int subs, int experts,
-                       int* token_N, int* starts) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i > n) return;
-  auto token = [=](int j) { return static_cast<int>(key_N[j] & ((1u << shift) - 1)) / top_k; };
-  auto bucket = [=](int j) { return min(static_cast<int>(key_N[j] >> shift), experts - 1) * subs + token(j) / sub; };
-  const int last = i == n ? experts * subs : bucket(i);
-  for (int b = i ? bucket(i - 1) + 1 : 0; b <= last; ++b) starts[b] = i;
-  if (i < n) token_N[i] = token(i);
+constexpr int kSome = 512;             // experts that a block looks at together
+constexpr int kWords = kMostRows / 32;  // of 32 tokens, a part's
+
+// A part's tokens that chose expert e0 + i, bit by bit: words[.][i]. Whoever comes first, bits are the same.
+__device__ void Mark(const int* ids_TK, int T, int K, int sub, int experts, int e0, uint32_t (*words)[kSome]) {
+  const int base = blockIdx.x * sub, n = max(0, min(sub, T - base)) * K;
+  for (int i = threadIdx.x; i < kWords * kSome; i += blockDim.x) words[0][i] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    const int e = min(max(ids_TK[static_cast<int64_t>(base) * K + i], 0), experts - 1) - e0, row = i / K;
+    if (e >= 0 && e < kSome) atomicOr(&words[row / 32][e], 1u << row % 32);
+  }
+  __syncthreads();
 }
 
-// Lists what blocks do: of every tile, the steps of Slab; after these, by the last block, the items of Units.
-__global__ void Lists(const int* starts, int subs, int experts, int tiles, int most_steps, int* counts, int4* items,
-                      int* steps) {
+// starts[e subs + s]: how many tokens of part s chose expert e.
+__global__ void Count(const int* ids_TK, int T, int K, int sub, int subs, int experts, int* starts) {
+  __shared__ uint32_t words[kWords][kSome];
+  for (int e0 = 0; e0 < experts; e0 += kSome) {
+    Mark(ids_TK, T, K, sub, experts, e0, words);
+    for (int e = threadIdx.x; e < min(kSome, experts - e0); e += blockDim.x) {
+      int n = 0;
+      for (int w = 0; w < kWords; ++w) n += __popc(words[w][e]);
+      starts[static_cast<int64_t>(e0 + e) * subs + blockIdx.x] = n;
+    }
+    __syncthreads();
+  }
+}
+
+// The sum of `mine` over the threads before this one, and over all. For blocks of whole warps.
+__device__ int2 Before(int mine) {
   __shared__ int sums[32];
-  const int tile = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  int sum = mine;
+  for (int far = 1; far < 32; far *= 2) {
+    const int other = __shfl_up_sync(~0u, sum, far);
+    sum += lane >= far ? other : 0;
+  }
+  if (lane == 31) sums[warp] = sum;
+  __syncthreads();
+  int before = sum - mine, total = 0;
+  for (int w = 0; w < warps; ++w) {
+    before += w < warp ? sums[w] : 0;
+    total += sums[w];
+  }
+  __syncthreads();
+  return make_int2(before, total);
+}
+
+// From counts to the first pair of every expert and part; at the end the number of pairs. One block.
+__global__ void Sum(int4* starts, int fours) {
+  constexpr int kMine = 4;
+  int total = 0;
+  for (int first = 0; first < fours; first += kMine * blockDim.x) {
+    const int mine = first + kMine * threadIdx.x;
+    int4 v[kMine];
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      v[i] = mine + i < fours ? starts[mine + i] : int4{};
+      sum += v[i].x + v[i].y + v[i].z + v[i].w;
+    }
+    const int2 before = Before(sum);
+    int at = total + before.x;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int b = at + v[i].x, c = b + v[i].y, d = c + v[i].z;
+      if (mine + i < fours) starts[mine + i] = make_int4(at, b, c, d);
+      at = d + v[i].w;
+    }
+    total += before.y;
+  }
+  if (threadIdx.x == 0) reinterpret_cast<int*>(starts + fours)[0] = total;
+}
+
+// Where the pairs of a part of the tokens stand. A token that names an expert twice has it once.
+__device__ void Place(const int* ids_TK, int T, int K, int sub, int subs, int experts, const int* starts, int* pair_N,
+                      int* token_N, int* slot_TK) {
+  __shared__ uint32_t words[kWords][kSome];
+  const int base = blockIdx.x * sub, n = max(0, min(sub, T - base)) * K;
+  for (int e0 = 0; e0 < experts; e0 += kSome) {
+    Mark(ids_TK, T, K, sub, experts, e0, words);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+      const int pair = base * K + i, row = i / K, e = min(max(ids_TK[pair], 0), experts - 1);
+      if (e < e0 || e >= e0 + kSome) continue;
+      int at = starts[static_cast<int64_t>(e) * subs + blockIdx.x];
+      for (int w = 0; w < row / 32; ++w) at += __popc(words[w][e - e0]);
+      at += __popc(words[row / 32][e - e0] & ((1u << row % 32) - 1));
+      pair_N[at] = pair, token_N[at] = base + row, slot_TK[pair] = at;
+    }
+    __syncthreads();
+  }
+}
+
+// What a block of Slab does at a time: pairs of one expert, of each part of the tile from a place on.
+struct alignas(16) Step {
+  int expert, first, count, none;
+  uint16_t parts[kParts];  // begin + 256 count
+};
+static_assert(sizeof(Step) == kStepWords * sizeof(int));
+
+// Lists what blocks do: of every tile, the steps of Slab; after these, by the last block, the items of Units.
+__device__ void List(int tile, const int* starts, int subs, int experts, int tiles, int most_steps, int* counts,
+                     int4* items, int* steps) {
   int written = 0;
   for (int e0 = 0; e0 < experts; e0 += blockDim.x) {
-    const int e = e0 + threadIdx.x;
-    int first[kWarps] = {}, count[kWarps] = {}, n = 0;
-    if (e < experts && tile == tiles) {
-      first[0] = starts[e * subs], count[0] = starts[(e + 1) * subs] - first[0];
-      n = (count[0] + kItem - 1) / kItem;
-    } else if (e < experts) {
-      for (int w = 0; w < kWarps; ++w) {
-        const int at = e * subs + tile * kWarps + w;
-        first[w] = starts[at], count[w] = starts[at + 1] - first[w];
-        n = max(n, (count[w] + kStep - 1) / kStep);
-      }
+    const int e = e0 + threadIdx.x, at0 = tile == tiles ? 0 : tile * kParts, most = tile == tiles ? kItem : kStep;
+    int start[kParts + 1] = {}, n = 0;
+    if (e < experts) {
+#pragma unroll
+      for (int part = 0; part <= kParts; ++part) start[part] = starts[static_cast<int64_t>(e) * subs + at0 + part];
+      if (tile == tiles) start[kParts] = starts[static_cast<int64_t>(e + 1) * subs];
+      n = (start[kParts] - start[0] + most - 1) / most;
     }
-    int before = n;  // the sum of n up to this thread
-    for (int far = 1; far < 32; far *= 2) {
-      const int other = __shfl_up_sync(~0u, before, far);
-      before += lane >= far ? other : 0;
-    }
-    if (lane == 31) sums[warp] = before;
-    __syncthreads();
-    int total = 0;
-    for (int w = 0; w < warps; ++w) {
-      before += w < warp ? sums[w] : 0;
-      total += sums[w];
-    }
-    __syncthreads();
-    for (int i = 0, at = written + before - n; i < n; ++i, ++at) {
-      if (tile == tiles) {  // even shares
-        const int begin = static_cast<int64_t>(count[0]) * i / n, end = static_cast<int64_t>(count[0]) * (i + 1) / n;
-        items[at] = make_int4(e, first[0] + begin, end - begin, 0);
+    const int count = start[kParts] - start[0];
+    const int2 sum = Before(n);
+    for (int i = 0, at = written + sum.x; i < n; ++i, ++at) {
+      // Even shares.
+      const int begin = static_cast<int64_t>(count) * i / n, end = static_cast<int64_t>(count) * (i + 1) / n;
+      if (tile == tiles) {
+        items[at] = make_int4(e, start[0] + begin, end - begin, 0);
         continue;
       }
-      int* step = steps + (static_cast<int64_t>(tile) * most_steps + at) * kStepWords;
-      step[0] = e;
-      for (int w = 0; w < kWarps; ++w)
-        step[1 + w] = (first[w] + min(i * kStep, count[w])) * 32 + max(0, min(kStep, count[w] - i * kStep));
+      Step step = {e, start[0] + begin, end - begin};
+      auto place = [&](int part) { return min(max(start[part] - start[0], begin), end) - begin; };
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) step.parts[part] = place(part) + 256 * (place(part + 1) - place(part));
+      int4* to = reinterpret_cast<int4*>(steps + (static_cast<int64_t>(tile) * most_steps + at) * kStepWords);
+      to[0] = reinterpret_cast<const int4*>(&step)[0], to[1] = reinterpret_cast<const int4*>(&step)[1];
     }
-    written += total;
+    written += sum.y;
   }
   if (threadIdx.x == 0) counts[tile] = written;
+}
+
+// Its first blocks place the pairs of a part each; the next list.
+__global__ void Spread(const int* ids_TK, int T, int K, int sub, int subs, int experts, int tiles, int most_steps,
+                       const int* starts, int* pair_N, int* token_N, int* slot_TK, int* counts, int4* items,
+                       int* steps) {
+  if (blockIdx.x < subs)
+    Place(ids_TK, T, K, sub, subs, experts, starts, pair_N, token_N, slot_TK);
+  else
+    List(blockIdx.x - subs, starts, subs, experts, tiles, most_steps, counts, items, steps);
 }
 
 // ---- Units: z[p, u] = <rows[token[p]], w[expert, u]> + bias[expert, u] ----
@@ -224,155 +314,185 @@ __global__ void __launch_bounds__(kThreads) Units(const bf16* rows_TE, const bf1
 
 // ---- Slab: y[t] = sum over the pairs p of token t and over u of c[p, u] w[expert, u] ----
 
-// Steps between two barriers, so that 128 threads load at least 16 bytes each.
+// Where a chunk of 8 numbers of a row of `chunks` stands: 8 rows of one column meet all banks.
+template <int kChunks>
+__device__ int Swapped(int row, int chunk) {
+  constexpr int kShare = kChunks >= 8 ? 1 : 8 / kChunks;  // rows in 128 bytes
+  return chunk ^ (row / kShare % (kChunks < 8 ? kChunks : 8));
+}
+
+// What a block needs for some steps. Groups of steps are loaded kGroups - 1 ahead, words of steps twice as far.
 template <int U>
-constexpr int kGroup = U == 8 ? 4 : U <= 32 ? 2 : 1;
-constexpr int kSlabStages = 4;
-
-// What a thread multiplies: of pairs g and g + 8 of a step, units [t U / 4, (t + 1) U / 4), and their tokens' rows.
-template <int U>
-struct Coefficients {
-  uint32_t low[U / 8], high[U / 8];
-  int row_low, row_high;
-
-  __device__ void Read(const bf16* c_NU, const int* token_N, int place, int n_pairs, int base, int g, int t) {
-    const int first = place / 32, count = place % 32;
-    const int64_t p = min(first + g, n_pairs - 1), q = min(first + g + 8, n_pairs - 1);
-    Copy(low, c_NU + p * U + t * (U / 4));
-    Copy(high, c_NU + q * U + t * (U / 4));
-    row_low = g < count ? token_N[p] - base : -1;
-    row_high = g + 8 < count ? token_N[q] - base : -1;
-  }
-
-  __device__ static void Copy(uint32_t (&to)[U / 8], const bf16* from) {
-    if constexpr (U == 8) to[0] = __ldg(reinterpret_cast<const uint32_t*>(from));
-    if constexpr (U == 16) {
-      const uint2 v = __ldg(reinterpret_cast<const uint2*>(from));
-      to[0] = v.x, to[1] = v.y;
-    }
-    if constexpr (U >= 32) {
-#pragma unroll
-      for (int i = 0; i < U / 32; ++i) {
-        const uint4 v = __ldg(reinterpret_cast<const uint4*>(from) + i);
-        to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
-      }
-    }
-  }
+struct SlabGroup {
+  static constexpr int kSteps = U <= 16 ? 4 : U == 32 ? 2 : 1;
+  static constexpr int kGroups = U == 16 ? 3 : U == 128 ? 2 : 4;
+  static constexpr int kPitch = U == 8 ? 8 : U + 8;  // 8 rows of c, from any on, meet all banks
+  bf16 weights[kSteps][U][kColumns], c[kSteps][kStep][kPitch];
+  int token[kSteps][kStep];
 };
 
-// Adds 8 numbers of one row of sums, in which a thread owns two chunks of 4. Neighbouring rows of a warp take them
-// in opposite order: any two rows then meet different banks.
-__device__ void AddTo(float* sums, int row, int g, int t, const float (&c)[4][4], int half) {
-  if (row < 0) return;
-  float4* chunk = reinterpret_cast<float4*>(sums + row * kColumns) + 2 * t;
-  const bool odd = g & 1;
-  float v[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = c[i / 2][2 * half + i % 2];
-  float4 a = chunk[odd], b = chunk[!odd];
-  a.x += odd ? v[4] : v[0], a.y += odd ? v[5] : v[1], a.z += odd ? v[6] : v[2], a.w += odd ? v[7] : v[3];
-  b.x += odd ? v[0] : v[4], b.y += odd ? v[1] : v[5], b.z += odd ? v[2] : v[6], b.w += odd ? v[3] : v[7];
-  chunk[odd] = a, chunk[!odd] = b;
-}
-
-// c of 16 pairs times the 32 columns of U units in shared memory, rows of 4 chunks of which row r has its own order.
 template <int U>
-__device__ void Product(float (&c)[4][4], const Coefficients<U>& a, const bf16* weights, int lane) {
-  constexpr int kQuarter = U / 4;
-  const int k = lane % 8, part = lane / 8;
-  auto at = [&](int u, int chunk) { return Address(weights + u * kColumns + (chunk ^ (u / kQuarter)) * 8); };
+struct alignas(128) SlabRing {
+  SlabGroup<U> groups[SlabGroup<U>::kGroups];
+  Step steps[2 * SlabGroup<U>::kGroups][SlabGroup<U>::kSteps];
+};
+
+// c of 16 pairs times the 32 columns of U units; c and weights are addresses, this thread's own in the first rows.
+template <int U>
+__device__ void Product(float (&sum)[4][4], uint32_t c, uint32_t weights0, uint32_t weights2) {
+  constexpr int kPitch = SlabGroup<U>::kPitch * sizeof(bf16);
   if constexpr (U == 8) {
-    uint32_t b[4];
-    Transposed4(b, at(k, part));
+    uint32_t low, high, b[4];
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(low) : "r"(c));
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(high) : "r"(c + 8 * kPitch));
+    Transposed4(b, weights0);
 #pragma unroll
-    for (int n = 0; n < 4; ++n) Multiply8(c[n], a.low[0], a.high[0], b[n]);
+    for (int n = 0; n < 4; ++n) Multiply8(sum[n], low, high, b[n]);
   } else {
 #pragma unroll
-    for (int s = 0; s < U / 16; ++s) {
-      const int u = k / 2 * kQuarter + 4 * s + k % 2 + part % 2 * 2;  // the unit that thread t has there
-      const uint32_t four[4] = {a.low[2 * s], a.high[2 * s], a.low[2 * s + 1], a.high[2 * s + 1]};
-#pragma unroll
-      for (int n = 0; n < 4; n += 2) {
-        uint32_t b[4];
-        Transposed4(b, at(u, n + part / 2));
-        Multiply(c[n], four, b[0], b[1]);
-        Multiply(c[n + 1], four, b[2], b[3]);
-      }
+    for (int k = 0; k < U / 16; ++k) {
+      uint32_t a[4], b[4], d[4];
+      Matrices4(a, c + 32 * k);
+      Transposed4(b, weights0 + k * 16 * kColumns * sizeof(bf16));
+      Transposed4(d, weights2 + k * 16 * kColumns * sizeof(bf16));
+      Multiply(sum[0], a, b[0], b[1]);
+      Multiply(sum[1], a, b[2], b[3]);
+      Multiply(sum[2], a, d[0], d[1]);
+      Multiply(sum[3], a, d[2], d[3]);
     }
   }
 }
 
-template <int U>
-__global__ void __launch_bounds__(kThreads, 1) Slab(const bf16* c_NU, const bf16* w_XWE, const int* token_N,
-                                                    const int* counts, const int* steps, int most_steps, int n_pairs,
-                                                    int T, int E, int W, int sub, bf16* y_TE) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  constexpr int G = kGroup<U>, kStage = G * U * kColumns;
-  bf16* ring = reinterpret_cast<bf16*>(shared);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  float* sums = reinterpret_cast<float*>(shared + kSlabStages * kStage * sizeof(bf16)) + warp * sub * kColumns;
-  const int tile = blockIdx.x, column = blockIdx.y * kColumns, base = (tile * kWarps + warp) * sub;
-  const int n = counts[tile], groups = (n + G - 1) / G;
-  steps += static_cast<int64_t>(tile) * most_steps * kStepWords;
-  for (int i = lane; i < sub * kColumns / 4; i += 32) reinterpret_cast<float4*>(sums)[i] = float4{};
+// Adds 8 numbers of a row of sums, two chunks of 4 that a thread owns; `at` is the second's address where it is odd.
+// Threads of neighbouring rows take them in opposite order: any two rows then meet different banks.
+__device__ void AddTo(uint32_t at, bool there, bool odd, const float (&sum)[4][4], int half) {
+  float v[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = sum[i / 2][2 * half + i % 2];
+  asm volatile(
+      "{ .reg .pred p; .reg .f32 a<4>, b<4>; setp.ne.b32 p, %2, 0;"
+      "mov.f32 a0, 0f00000000; mov.f32 a1, a0; mov.f32 a2, a0; mov.f32 a3, a0;"
+      "mov.f32 b0, a0; mov.f32 b1, a0; mov.f32 b2, a0; mov.f32 b3, a0;"
+      "@p ld.shared.v4.f32 {a0, a1, a2, a3}, [%0]; @p ld.shared.v4.f32 {b0, b1, b2, b3}, [%1];"
+      "add.f32 a0, a0, %3; add.f32 a1, a1, %4; add.f32 a2, a2, %5; add.f32 a3, a3, %6;"
+      "add.f32 b0, b0, %7; add.f32 b1, b1, %8; add.f32 b2, b2, %9; add.f32 b3, b3, %10;"
+      "@p st.shared.v4.f32 [%0], {a0, a1, a2, a3}; @p st.shared.v4.f32 [%1], {b0, b1, b2, b3}; }" ::"r"(at),
+      "r"(at ^ 16), "r"(static_cast<int>(there)), "f"(odd ? v[4] : v[0]), "f"(odd ? v[5] : v[1]),
+      "f"(odd ? v[6] : v[2]), "f"(odd ? v[7] : v[3]), "f"(odd ? v[0] : v[4]), "f"(odd ? v[1] : v[5]),
+      "f"(odd ? v[2] : v[6]), "f"(odd ? v[3] : v[7]));
+}
 
-  // Read ahead: words of steps by four groups, what they name by three.
-  constexpr int kChunks = G * U * 4, kMine = (kChunks + kThreads - 1) / kThreads;
-  int expert[kSlabStages][kMine], place[kSlabStages][G];
-  Coefficients<U> coefficients[kSlabStages][G];
-  auto step_words = [&](int group, int slot) {
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      const int s = group * G + (threadIdx.x + i * kThreads) / (U * 4);
-      expert[slot][i] = s < n ? __ldg(steps + s * kStepWords) : -1;
-    }
-#pragma unroll
-    for (int j = 0; j < G; ++j) {
-      const int s = group * G + j;
-      place[slot][j] = s < n ? __ldg(steps + s * kStepWords + 1 + warp) : 0;
+// The warps of Slab that load for the others, kWarps of them.
+template <int U>
+__device__ void LoadSlab(SlabRing<U>& ring, const bf16* c_NU, const bf16* w_XWE, const int* token_N, const int* steps,
+                         int n, int E, int W) {
+  using Group = SlabGroup<U>;
+  constexpr int kSteps = Group::kSteps, kGroups = Group::kGroups, kAhead = kGroups - 1, kWordGroups = 2 * kGroups;
+  const int thread = threadIdx.x - 32 * kParts, groups = (n + kSteps - 1) / kSteps;
+  auto load_steps = [&](int group) {  // past the last, zeros: no pairs
+    if (thread < 2 * kSteps) {
+      const bool there = group * kSteps + thread / 2 < n;
+      Load16(reinterpret_cast<int4*>(ring.steps[group % kWordGroups]) + thread,
+             steps + (there ? group * kSteps * kStepWords + 4 * thread : 0), there);
     }
   };
-  auto load = [&](int group, int slot) {
+  auto load = [&](int group) {
     if (group < groups) {
+      Group& to = ring.groups[group % kGroups];
+      const auto& now = ring.steps[group % kWordGroups];
 #pragma unroll
-      for (int i = 0; i < kMine; ++i) {
-        const int at = threadIdx.x + i * kThreads, u = at / 4 % U, chunk = at % 4, e = max(expert[slot][i], 0);
-        bf16* to = ring + slot * kStage + at / 4 * kColumns + (chunk ^ (u / (U / 4))) * 8;
-        const int64_t row = static_cast<int64_t>(e) * W + (u < W ? u : 0);
-        Load16(to, w_XWE + row * E + column + chunk * 8, u < W && expert[slot][i] >= 0);
+      for (int i = 0; i < (kSteps * U * 4 + kThreads - 1) / kThreads; ++i) {
+        const int at = thread + i * kThreads, j = at / (U * 4), u = at / 4 % U, chunk = at % 4;
+        const int row = now[j].expert * W + (u < W ? u : 0);
+        Load16(&to.weights[j][u][Swapped<4>(u, chunk) * 8], w_XWE + static_cast<int64_t>(row) * E + chunk * 8, u < W);
       }
 #pragma unroll
-      for (int j = 0; j < G; ++j)
-        coefficients[slot][j].Read(c_NU, token_N, place[slot][j], n_pairs, base, g, t);
+      for (int j = 0; j < kSteps; ++j) {
+        const int first = now[j].first, count = now[j].count;
+        const bf16* from = c_NU + static_cast<int64_t>(first) * U;
+#pragma unroll
+        for (int i = 0; i < (kStep * U / 8 + kThreads - 1) / kThreads; ++i) {
+          const int at = thread + i * kThreads, pair = at / (U / 8), chunk = at % (U / 8);
+          if (pair < count) Load16(&to.c[j][pair][chunk * 8], from + at * 8, true);
+        }
+        if (thread < count) Load4(&to.token[j][thread], token_N + first + thread);
+      }
     }
     Commit();
   };
-#pragma unroll
-  for (int slot = 0; slot < kSlabStages; ++slot) step_words(slot, slot);
-#pragma unroll
-  for (int slot = 0; slot < kSlabStages - 1; ++slot) load(slot, slot);
+  for (int group = 0; group < 2 * kAhead; ++group) load_steps(group);
+  Commit();
+  Wait<0>();
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+  for (int group = 0; group < kAhead; ++group) load(group);
+  for (int group = 0; group < groups; ++group) {
+    Wait<kAhead - 1>();
+    __syncthreads();
+    load_steps(group + 2 * kAhead);
+    load(group + kAhead);
+  }
+  Wait<0>();
+}
 
-  for (int first = 0; first < groups; first += kSlabStages) {
+// Its first kParts warps multiply and add, each to the tokens of its own part.
+template <int U>
+__global__ void __launch_bounds__(32 * (kParts + kWarps), 1)
+    Slab(const bf16* c_NU, const bf16* w_XWE, const int* token_N, const int* counts, const int* steps, int most_steps,
+         int T, int E, int W, int sub, bf16* y_TE) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  using Group = SlabGroup<U>;
+  constexpr int kSteps = Group::kSteps, kGroups = Group::kGroups;
+  auto& ring = *reinterpret_cast<SlabRing<U>*>(shared);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int tile = blockIdx.x, column = blockIdx.y * kColumns, base = (tile * kParts + warp) * sub;
+  const int n = counts[tile], groups = (n + kSteps - 1) / kSteps;
+  if (warp >= kParts) {
+    steps += static_cast<int64_t>(tile) * most_steps * kStepWords;
+    return LoadSlab<U>(ring, c_NU, w_XWE + column, token_N, steps, n, E, W);
+  }
+  float* sums = reinterpret_cast<float*>(shared + sizeof(SlabRing<U>)) + warp * sub * kColumns;
+  for (int i = lane; i < sub * kColumns / 4; i += 32) reinterpret_cast<float4*>(sums)[i] = float4{};
+  // What a thread reads and where it adds, as far as it is the same for all steps.
+  constexpr int kRow = kColumns * sizeof(float), kUnit = kColumns * sizeof(bf16), kPitch = Group::kPitch * sizeof(bf16);
+  const bool odd = g % 2;
+  const uint32_t to = Address(sums) - base * kRow + (2 * t + odd) * 16;
+  const uint32_t mine = U == 8 ? g * kPitch + 4 * t : lane % 16 * kPitch + lane / 16 * 16;
+  const int unit = U == 8 ? lane % 8 : lane % 16, chunk = U == 8 ? lane / 8 : lane / 16;
+  const uint32_t weights0 = unit * kUnit + Swapped<4>(unit, chunk) * 16;
+  const uint32_t weights2 = unit * kUnit + Swapped<4>(unit, (chunk + 2) % 4) * 16;
+  for (int group = 0; group < groups; ++group) {
+    __syncthreads();
+    const Group& now = ring.groups[group % kGroups];
+    const uint32_t c = Address(now.c) + mine, weights = Address(now.weights);
+    int begin[kSteps], count[kSteps];
+    float sum[kSteps][4][4] = {};
 #pragma unroll
-    for (int slot = 0; slot < kSlabStages; ++slot) {
-      const int group = first + slot;
-      if (group >= groups) break;
-      Wait<kSlabStages - 2>();
-      __syncthreads();
-      load(group + kSlabStages - 1, (slot + kSlabStages - 1) % kSlabStages);
-      step_words(group + kSlabStages, slot);
+    for (int j = 0; j < kSteps; ++j) {
+      const int part = ring.steps[group % (2 * kGroups)][j].parts[warp];
+      begin[j] = part % 256, count[j] = part / 256;
+    }
+    auto product = [&](float (&sum)[4][4], int j, int first) {
+      const uint32_t these = weights + j * U * kUnit;
+      Product<U>(sum, c + (j * kStep + first) * kPitch, these + weights0, these + weights2);
+    };
+    auto add = [&](const float (&sum)[4][4], int j, int first, int n) {
+      const int low = now.token[j][first + g];
+      AddTo(to + low * kRow, g < n, odd, sum, 0);
+      if (n > 8) AddTo(to + now.token[j][first + g + 8] * kRow, g + 8 < n, odd, sum, 1);
+      __syncwarp();
+    };
 #pragma unroll
-      for (int j = 0; j < G; ++j) {
-        const Coefficients<U>& a = coefficients[slot][j];
-        float c[4][4] = {};
-        Product<U>(c, a, ring + slot * kStage + j * U * kColumns, lane);
-        AddTo(sums, a.row_low, g, t, c, 0);
-        AddTo(sums, a.row_high, g, t, c, 1);
-        __syncwarp();
+    for (int j = 0; j < kSteps; ++j) product(sum[j], j, begin[j]);
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      add(sum[j], j, begin[j], count[j]);
+      for (int more = 16; more < count[j]; more += 16) {
+        float rest[4][4] = {};
+        product(rest, j, begin[j] + more);
+        add(rest, j, begin[j] + more, count[j] - more);
       }
     }
   }
-  Wait<0>();
   __syncwarp();
   // A row of sums stands by thread: columns 2 t and 2 t + 1 of the four groups of 8, then those of t + 1.
   for (int row = g; row < sub && base + row < T; row += 8) {
@@ -397,10 +517,7 @@ struct GradsStage {
   static constexpr int kBlocks = U <= 32 ? 4 : 2;            // of 16 columns, a warp's
   static constexpr int kWidth = kBlocks * 16 * kWarps;       // columns of a block
   static constexpr int kChunks = U / 8;                      // of 8 units
-  static constexpr int kShare = U >= 64 ? 1 : 64 / U;        // rows of c in 128 bytes
   bf16 rows[kPairs][kWidth], c[kPairs][U];
-
-  static __device__ int Chunk(int pair, int chunk) { return chunk ^ (pair / kShare % (kChunks < 8 ? kChunks : 8)); }
 };
 
 __device__ void Write8(float* to, const float* from) {
@@ -448,7 +565,7 @@ __global__ void __launch_bounds__(kThreads) Grads(const bf16* c_NU, const bf16* 
       for (int i = threadIdx.x; i < kPairs * Stage::kChunks; i += kThreads) {
         const int row = i / Stage::kChunks, at = i % Stage::kChunks, p = begin + round * kPairs + row;
         const bf16* from = c_NU + static_cast<int64_t>(p < end ? p : begin) * U + at * 8;
-        Load16(&to.c[row][Stage::Chunk(row, at) * 8], from, p < end);
+        Load16(&to.c[row][Swapped<U / 8>(row, at) * 8], from, p < end);
       }
       tokens(round + 1);
     }
@@ -477,7 +594,7 @@ __global__ void __launch_bounds__(kThreads) Grads(const bf16* c_NU, const bf16* 
         uint32_t b[4];
         // Where U is 8, its units come twice and count once.
         const int row = k + lane / 8 % 2 * 8 + lane % 8, at = (n + lane / 16) % Stage::kChunks;
-        Transposed4(b, Address(&stage.c[row][Stage::Chunk(row, at) * 8]));
+        Transposed4(b, Address(&stage.c[row][Swapped<U / 8>(row, at) * 8]));
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
           Multiply(sum[m][n], a[m], b[0], b[1]);
@@ -547,22 +664,27 @@ using F32 = ffi::Buffer<ffi::F32>;
 
 const bf16* Data(const Bf16& buffer) { return reinterpret_cast<const bf16*>(buffer.untyped_data()); }
 
-ffi::Error Plan(cudaStream_t stream, ffi::Buffer<ffi::U32> key, int64_t experts, int64_t shift, int64_t top_k,
-                int64_t sub, ffi::ResultBuffer<ffi::S32> token, ffi::ResultBuffer<ffi::S32> starts,
-                ffi::ResultBuffer<ffi::S32> counts, ffi::ResultBuffer<ffi::S32> items,
-                ffi::ResultBuffer<ffi::S32> steps) {
-  const int n = key.element_count(), tiles = counts->element_count() - 1, subs = tiles * kWarps;
-  const int64_t tokens = top_k > 0 ? n / top_k : 0, most = steps->dimensions()[1];
-  if (top_k < 1 || experts < 1 || sub < 1 || shift < 0 || shift > 31 || (int64_t{1} << shift) < n || sub * subs < tokens)
+ffi::Error Plan(cudaStream_t stream, S32 ids, int64_t experts, int64_t sub, ffi::ResultBuffer<ffi::S32> pair,
+                ffi::ResultBuffer<ffi::S32> token, ffi::ResultBuffer<ffi::S32> slot,
+                ffi::ResultBuffer<ffi::S32> starts, ffi::ResultBuffer<ffi::S32> counts,
+                ffi::ResultBuffer<ffi::S32> items, ffi::ResultBuffer<ffi::S32> steps) {
+  const int64_t n = ids.element_count(), tiles = counts->element_count() - 1, subs = tiles * kParts;
+  const int64_t T = ids.dimensions()[0], K = ids.dimensions()[1], most = steps->dimensions()[1];
+  if (n < 1 || n > 1 << 26 || experts < 1 || sub < 1 || sub > kMostRows || sub * subs < T)
     return Bad("a plan's numbers do not fit.");
-  if (n > 1 << 26 || token->element_count() != n || starts->element_count() != experts * subs + 1)
-    return Bad("a plan's arrays do not fit.");
-  if (items->dimensions()[0] < n / kItem + experts || most < experts + kWarps * sub * top_k / kStep + 1)
+  for (auto one : {pair, token, slot})
+    if (static_cast<int64_t>(one->element_count()) != n) return Bad("a plan has each pair once.");
+  if (static_cast<int64_t>(starts->element_count()) != experts * subs + 1 || experts * subs > 1 << 30)
+    return Bad("a plan's starts do not fit.");
+  if (items->dimensions()[0] < n / kItem + experts || most < experts + kParts * sub * K / kStep)
     return Bad("a plan's lists are too short.");
-  Bounds<<<n / 256 + 1, 256, 0, stream>>>(key.typed_data(), n, shift, top_k, sub, subs, experts, token->typed_data(),
-                                          starts->typed_data());
-  Lists<<<tiles + 1, 256, 0, stream>>>(starts->typed_data(), subs, experts, tiles, most, counts->typed_data(),
-                                       reinterpret_cast<int4*>(items->typed_data()), steps->typed_data());
+  int* first = starts->typed_data();
+  Count<<<subs, 1024, 0, stream>>>(ids.typed_data(), T, K, sub, subs, experts, first);
+  Sum<<<1, 1024, 0, stream>>>(reinterpret_cast<int4*>(first), experts * subs / 4);
+  Spread<<<subs + tiles + 1, 1024, 0, stream>>>(ids.typed_data(), T, K, sub, subs, experts, tiles, most, first,
+                                               pair->typed_data(), token->typed_data(), slot->typed_data(),
+                                               counts->typed_data(), reinterpret_cast<int4*>(items->typed_data()),
+                                               steps->typed_data());
   return Launched();
 }
 
@@ -585,17 +707,18 @@ ffi::Error UnitsCall(cudaStream_t stream, Bf16 rows, Bf16 w, F32 bias, S32 token
 
 ffi::Error SlabCall(cudaStream_t stream, Bf16 c, Bf16 w, S32 token, S32 counts, S32 steps, int64_t sub,
                     ffi::ResultBuffer<ffi::BF16> y) {
-  const int T = y->dimensions()[0], E = y->dimensions()[1], W = w.dimensions()[1], n = c.dimensions()[0];
+  const int T = y->dimensions()[0], E = y->dimensions()[1], W = w.dimensions()[1];
   const int tiles = counts.element_count() - 1;
-  if (E % kColumns || w.dimensions()[2] != E || W > c.dimensions()[1] || sub > kMostRows || sub * tiles * kWarps < T)
+  if (E % kColumns || w.dimensions()[2] != E || W > c.dimensions()[1] || sub * tiles * kParts < T ||
+      c.dimensions()[0] != static_cast<int64_t>(token.element_count()))
     return Bad("coefficients and units do not fit.");
   return With(c.dimensions()[1], [&](auto units) {
     constexpr int U = units;
-    const size_t bytes = kSlabStages * kGroup<U> * U * kColumns * sizeof(bf16) + kWarps * sub * kColumns * sizeof(float);
+    const size_t bytes = sizeof(SlabRing<U>) + kParts * sub * kColumns * sizeof(float);
     if (!MayShare(Slab<U>, bytes)) return Launched();
-    Slab<U><<<dim3(tiles, E / kColumns), kThreads, bytes, stream>>>(
-        Data(c), Data(w), token.typed_data(), counts.typed_data(), steps.typed_data(), steps.dimensions()[1], n, T, E,
-        W, sub, reinterpret_cast<bf16*>(y->untyped_data()));
+    Slab<U><<<dim3(tiles, E / kColumns), 32 * (kParts + kWarps), bytes, stream>>>(
+        Data(c), Data(w), token.typed_data(), counts.typed_data(), steps.typed_data(), steps.dimensions()[1], T, E, W,
+        sub, reinterpret_cast<bf16*>(y->untyped_data()));
     return Launched();
   });
 }
@@ -632,11 +755,11 @@ auto Binding() { return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>(
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnPlan, Plan,
                               Binding()
-                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<S32>()
                                   .Attr<int64_t>("experts")
-                                  .Attr<int64_t>("shift")
-                                  .Attr<int64_t>("top_k")
                                   .Attr<int64_t>("sub")
+                                  .Ret<S32>()
+                                  .Ret<S32>()
                                   .Ret<S32>()
                                   .Ret<S32>()
                                   .Ret<S32>()

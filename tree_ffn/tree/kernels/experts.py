@@ -18,23 +18,25 @@ import numpy as np
 from tree_ffn.tree.kernels import cuda
 
 # As in experts.cu.
-WARPS, ITEM, STEP, STEP_WORDS, MOST_ROWS, INNER, MOST_PAIRS = 4, 128, 16, 8, 384, 64, 2**26
+PARTS, ITEM, STEP, STEP_WORDS, INNER, MOST_PAIRS = 8, 128, 56, 8, 64, 2**26
 
 
 class Plan(NamedTuple):
     """Where pairs stand, and what the blocks of a kernel do.
 
     Attributes:
-      key_N: uint32, sorted: an expert, then one of its pairs t K + k.
-      token_N: int32, the token of every pair.
+      pair_N: int32, t K + k of every pair.
+      token_N: int32, its t.
+      slot_TK: int32, where each pair stands.
       starts: int32 [X S + 1], the first pair of every expert and every part of the tokens, of S.
       counts: int32, steps of every tile of tokens; then the number of items.
       items: int32 [M, 4]: expert, first pair and number of pairs, at most ITEM.
-      steps: int32 [tiles, ..., STEP_WORDS]: of a tile, an expert and some of its pairs, at most STEP a warp.
+      steps: int32 [tiles, ..., STEP_WORDS]: of a tile, an expert and some of its pairs, at most STEP.
     """
 
-    key_N: jax.Array
+    pair_N: jax.Array
     token_N: jax.Array
+    slot_TK: jax.Array
     starts: jax.Array
     counts: jax.Array
     items: jax.Array
@@ -56,10 +58,10 @@ def fit(x_TE, ids_TK, units: tuple[int, ...]) -> bool:
       ids_TK: the chosen experts.
       units: X, W, E.
     """
-    n_pairs, n_experts = ids_TK.size, units[0]
+    n_pairs = ids_TK.size
     if not isinstance(n_pairs, int) or not 0 < n_pairs <= MOST_PAIRS or x_TE.dtype != jnp.bfloat16:
         return False
-    return units[1] <= 128 and units[2] % INNER == 0 and _bits(n_pairs) + _bits(n_experts) <= 32
+    return units[1] <= 128 and units[2] % INNER == 0
 
 
 def is_loaded() -> bool:
@@ -67,22 +69,14 @@ def is_loaded() -> bool:
     return cuda.is_loaded("experts")
 
 
-def _bits(n: int) -> int:
-    return max(n - 1, 1).bit_length()
-
-
-def _tiles(n_tokens: int) -> tuple[int, int]:
-    """Tiles of tokens, and the tokens of each of a tile's WARPS parts."""
-    tiles = -(-n_tokens // (WARPS * MOST_ROWS))
-    return tiles, -(-n_tokens // (WARPS * tiles))
+def _tiles(n_tokens: int, width: int) -> tuple[int, int]:
+    """Tiles of tokens, and the tokens of each of a tile's PARTS parts, for as many as shared memory holds."""
+    tiles = -(-n_tokens // (PARTS * (192 if width <= 8 else 172)))
+    return tiles, -(-n_tokens // (PARTS * tiles))
 
 
 def _filled(width: int) -> int:
     return next(units for units in (8, 16, 32, 64, 128) if width <= units)
-
-
-def _pair_N(plan: Plan) -> jax.Array:
-    return (plan.key_N & jnp.uint32((1 << _bits(plan.key_N.size)) - 1)).astype(jnp.int32)
 
 
 def saved_shapes(ids_TK, units: tuple[int, ...]) -> Saved:
@@ -93,27 +87,23 @@ def saved_shapes(ids_TK, units: tuple[int, ...]) -> Saved:
       units: X, W, E.
     """
     (n_tokens, top_k), n_experts, n = ids_TK.shape, units[0], ids_TK.size
-    tiles, part = _tiles(n_tokens)
+    tiles, part = _tiles(n_tokens, units[1])
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     plan = Plan(
-        key_N=jax.ShapeDtypeStruct((n,), jnp.uint32),
+        pair_N=int32(n),
         token_N=int32(n),
-        starts=int32(n_experts * tiles * WARPS + 1),
+        slot_TK=int32(n_tokens, top_k),
+        starts=int32(n_experts * tiles * PARTS + 1),
         counts=int32(tiles + 1),
         items=int32(n // ITEM + n_experts, 4),
-        steps=int32(tiles, n_experts + WARPS * part * top_k // STEP + 1, STEP_WORDS),
+        steps=int32(tiles, n_experts + PARTS * part * top_k // STEP, STEP_WORDS),
     )
     return Saved(plan, jax.ShapeDtypeStruct((n, _filled(units[1])), jnp.float32))
 
 
 def _plan(ids_TK: jax.Array, units: tuple[int, ...]) -> Plan:
-    n, shift = ids_TK.size, _bits(ids_TK.size)
-    id_N = jnp.clip(ids_TK.reshape(-1), 0, units[0] - 1).astype(jnp.uint32)
-    key_N = jax.lax.sort((id_N << shift) | jnp.arange(n, dtype=jnp.uint32), is_stable=False)
-    numbers = {"experts": units[0], "shift": shift, "top_k": ids_TK.shape[1]}
-    numbers["sub"] = _tiles(ids_TK.shape[0])[1]
-    shapes = saved_shapes(ids_TK, units).plan[1:]
-    return Plan(key_N, *_call("plan", shapes, key_N, **numbers))
+    numbers = {"experts": units[0], "sub": _tiles(ids_TK.shape[0], units[1])[1]}
+    return Plan(*_call("plan", saved_shapes(ids_TK, units).plan, ids_TK, **numbers))
 
 
 def _units(rows_TE, w_XWE, b_XW, plan: Plan) -> jax.Array:
@@ -125,7 +115,7 @@ def _units(rows_TE, w_XWE, b_XW, plan: Plan) -> jax.Array:
 def _slab(c_NU, w_XWE, plan: Plan, n_tokens: int) -> jax.Array:
     """Sum over the pairs of a token of c[p] w[e]: bfloat16 [T, E]."""
     shape = jax.ShapeDtypeStruct((n_tokens, w_XWE.shape[2]), jnp.bfloat16)
-    part = _tiles(n_tokens)[1]
+    part = _tiles(n_tokens, w_XWE.shape[1])[1]
     return _call("slab", shape, c_NU, w_XWE, plan.token_N, plan.counts, plan.steps, sub=part)
 
 
@@ -157,7 +147,7 @@ def forward(x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: Callable) -> tuple[j
     """
     plan = _plan(ids_TK, w_in.shape)
     z_NU = _units(x_TE, w_in.astype(x_TE.dtype), b_in.astype(jnp.float32), plan)
-    gate_N1 = gates_TK.reshape(-1)[_pair_N(plan)][:, None]
+    gate_N1 = gates_TK.reshape(-1)[plan.pair_N][:, None]
     c_NU = (act(z_NU) * gate_N1).astype(x_TE.dtype)
     return _slab(c_NU, w_out.astype(x_TE.dtype), plan, x_TE.shape[0]), Saved(plan, z_NU)
 
@@ -178,8 +168,7 @@ def backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved: Saved, act: Callab
     (plan, z_NU), dtype = saved, x_TE.dtype
     none_XW = jnp.zeros(b_in.shape, jnp.float32)
     dc_NU = _units(dy_TE, w_out.astype(dtype), none_XW, plan)
-    pair_N = _pair_N(plan)
-    gate_N1 = gates_TK.reshape(-1)[pair_N][:, None]
+    gate_N1 = gates_TK.reshape(-1)[plan.pair_N][:, None]
     h_NU, to_dz = jax.vjp(act, z_NU)
     (dz_NU,) = to_dz(dc_NU * gate_N1)
     d_gate_N = (h_NU * dc_NU).sum(axis=1)
@@ -187,6 +176,4 @@ def backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved: Saved, act: Callab
     dw_out, _ = _grads(c_NU, dy_TE, w_out, plan)
     dw_in, db_in = _grads(dz_NU, x_TE, w_in, plan)
     dx_TE = _slab(dz_NU, w_in.astype(dtype), plan, x_TE.shape[0])
-    how = {"mode": "promise_in_bounds", "unique_indices": True}
-    d_gates_TK = jnp.zeros_like(d_gate_N).at[pair_N].set(d_gate_N, **how).reshape(gates_TK.shape)
-    return dx_TE, dw_in, db_in.astype(b_in.dtype), dw_out, d_gates_TK
+    return dx_TE, dw_in, db_in.astype(b_in.dtype), dw_out, d_gate_N[plan.slot_TK]
