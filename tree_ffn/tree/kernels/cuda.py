@@ -112,7 +112,8 @@ def shared_object(name: str, capability: str) -> pathlib.Path:
       capability: such as 9.0.
     """
     made_with = [jax.__version__, importlib.metadata.version("jaxlib"), *FLAGS, *_for(capability)]
-    made_from = [_source(name).read_text(encoding="utf-8"), *made_with]
+    texts = [path.read_text(encoding="utf-8") for path in (_source(name), *sorted(DIRECTORY.glob("*.cuh")))]
+    made_from = [*texts, *made_with]
     digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
     named = local(os.environ.get("TREE_FFN_KERNELS", ""), "TREE_FFN_KERNELS")
     return pathlib.Path(named or DIRECTORY) / f"{name}-{capability}-{digest}.so"

@@ -69,13 +69,23 @@ def is_loaded() -> bool:
     return cuda.is_loaded("experts")
 
 
-def _tiles(n_tokens: int, width: int) -> tuple[int, int]:
-    """Tiles of tokens, and the tokens of each of a tile's PARTS parts, for as many as shared memory holds."""
-    tiles = -(-n_tokens // (PARTS * (192 if width <= 8 else 172)))
-    return tiles, -(-n_tokens // (PARTS * tiles))
+def tiles(n_tokens: int, width: int) -> tuple[int, int]:
+    """Tiles of tokens, and the tokens of each of a tile's PARTS parts, for as many as shared memory holds.
+
+    Args:
+      n_tokens: T.
+      width: W.
+    """
+    n = -(-n_tokens // (PARTS * (192 if width <= 8 else 172)))
+    return n, -(-n_tokens // (PARTS * n))
 
 
-def _filled(width: int) -> int:
+def filled(width: int) -> int:
+    """U of W.
+
+    Args:
+      width: W.
+    """
     return next(units for units in (8, 16, 32, 64, 128) if width <= units)
 
 
@@ -87,35 +97,35 @@ def saved_shapes(ids_TK, units: tuple[int, ...]) -> Saved:
       units: X, W, E.
     """
     (n_tokens, top_k), n_experts, n = ids_TK.shape, units[0], ids_TK.size
-    tiles, part = _tiles(n_tokens, units[1])
+    n_tiles, part = tiles(n_tokens, units[1])
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     plan = Plan(
         pair_N=int32(n),
         token_N=int32(n),
         slot_TK=int32(n_tokens, top_k),
-        starts=int32(n_experts * tiles * PARTS + 1),
-        counts=int32(tiles + 1),
+        starts=int32(n_experts * n_tiles * PARTS + 1),
+        counts=int32(n_tiles + 1),
         items=int32(n // ITEM + n_experts, 4),
-        steps=int32(tiles, n_experts + PARTS * part * top_k // STEP, STEP_WORDS),
+        steps=int32(n_tiles, n_experts + PARTS * part * top_k // STEP, STEP_WORDS),
     )
-    return Saved(plan, jax.ShapeDtypeStruct((n, _filled(units[1])), jnp.float32))
+    return Saved(plan, jax.ShapeDtypeStruct((n, filled(units[1])), jnp.float32))
 
 
 def _plan(ids_TK: jax.Array, units: tuple[int, ...]) -> Plan:
-    numbers = {"experts": units[0], "sub": _tiles(ids_TK.shape[0], units[1])[1]}
+    numbers = {"experts": units[0], "sub": tiles(ids_TK.shape[0], units[1])[1]}
     return Plan(*_call("plan", saved_shapes(ids_TK, units).plan, ids_TK, **numbers))
 
 
 def _units(rows_TE, w_XWE, b_XW, plan: Plan) -> jax.Array:
     """<rows[t], w[e]> + b[e] of every pair: float32 [N, U]."""
-    shape = jax.ShapeDtypeStruct((plan.token_N.size, _filled(w_XWE.shape[1])), jnp.float32)
+    shape = jax.ShapeDtypeStruct((plan.token_N.size, filled(w_XWE.shape[1])), jnp.float32)
     return _call("units", shape, rows_TE, w_XWE, b_XW, plan.token_N, plan.counts, plan.items)
 
 
 def _slab(c_NU, w_XWE, plan: Plan, n_tokens: int) -> jax.Array:
     """Sum over the pairs of a token of c[p] w[e]: bfloat16 [T, E]."""
     shape = jax.ShapeDtypeStruct((n_tokens, w_XWE.shape[2]), jnp.bfloat16)
-    part = _tiles(n_tokens, w_XWE.shape[1])[1]
+    part = tiles(n_tokens, w_XWE.shape[1])[1]
     return _call("slab", shape, c_NU, w_XWE, plan.token_N, plan.counts, plan.steps, sub=part)
 
 

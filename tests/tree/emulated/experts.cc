@@ -1,0 +1,63 @@
+// The kernels of experts.cu, called for host memory.
+
+#include "experts_grads.cuh"
+#include "experts_plan.cuh"
+#include "experts_slab.cuh"
+#include "experts_units.cuh"
+
+namespace {
+
+template <typename F>
+void With(int units, F f) {
+  if (units == 8) f(std::integral_constant<int, 8>());
+  if (units == 16) f(std::integral_constant<int, 16>());
+  if (units == 32) f(std::integral_constant<int, 32>());
+  if (units == 64) f(std::integral_constant<int, 64>());
+  if (units == 128) f(std::integral_constant<int, 128>());
+}
+
+}  // namespace
+
+extern "C" {
+
+void PlanOf(const int* ids, int T, int K, int experts, int sub, int tiles, int most_steps, int* pair, int* token,
+            int* slot, int* starts, int* counts, int* items, int* steps) {
+  const int subs = tiles * kParts;
+  Launch({static_cast<unsigned>(subs)}, 64, [=] { Count(ids, T, K, sub, subs, experts, starts); });
+  Launch({1}, 64, [=] { Sum(reinterpret_cast<int4*>(starts), experts * subs / 4); });
+  Launch({static_cast<unsigned>(subs + tiles + 1)}, 64, [=] {
+    Spread(ids, T, K, sub, subs, experts, tiles, most_steps, starts, pair, token, slot, counts,
+           reinterpret_cast<int4*>(items), steps);
+  });
+}
+
+void UnitsOf(int U, const bf16* rows, const bf16* w, const float* bias, const int* token, const int* count,
+             const int* items, int n_items, int E, int W, float* z) {
+  With(U, [&](auto units) {
+    Launch({static_cast<unsigned>(n_items)}, kThreads, [=] {
+      Units<decltype(units)::value>(rows, w, bias, token, count, reinterpret_cast<const int4*>(items), E, W, z);
+    });
+  });
+}
+
+void SlabOf(int U, const bf16* c, const bf16* w, const int* token, const int* counts, const int* steps, int most_steps,
+            int tiles, int T, int E, int W, int sub, bf16* y) {
+  With(U, [&](auto units) {
+    Check(sizeof(SlabRing<decltype(units)::value>) + kParts * sub * kColumns * 4 <= kMostShared, "too much shared");
+    Launch({static_cast<unsigned>(tiles), static_cast<unsigned>(E / kColumns)}, 32 * (kParts + kWarps), [=] {
+      Slab<decltype(units)::value>(c, w, token, counts, steps, most_steps, T, E, W, sub, y);
+    });
+  });
+}
+
+void GradsOf(int U, const bf16* c, const bf16* rows, const int* token, const int* starts, int subs, int X, int E,
+             int W, float* dw, float* db) {
+  With(U, [&](auto units) {
+    constexpr int kWidth = GradsStage<decltype(units)::value>::kWidth;
+    Launch({static_cast<unsigned>(X), static_cast<unsigned>((E + kWidth - 1) / kWidth)}, kThreads, [=] {
+      Grads<decltype(units)::value, float>(c, rows, token, starts, subs, E, W, dw, db);
+    });
+  });
+}
+
+}

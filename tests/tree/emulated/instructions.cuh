@@ -1,0 +1,271 @@
+// The instructions of tree_ffn/tree/kernels/instructions.cuh on a CPU: a thread of a block is a fiber of one thread.
+//
+// Blocks run one after the other, and the warps of a block in an order that changes. A barrier waits for all; what
+// is loaded to shared memory is there when a thread waits for it, and not before; shared memory is NaN at first. An
+// address out of range ends the process, and so do threads that would take turns at a bank of shared memory.
+
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct __nv_bfloat16 { uint16_t bits; };
+struct int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+struct float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
+struct dim3 { unsigned x = 1, y = 1, z = 1; };
+
+namespace {
+
+using bf16 = __nv_bfloat16;
+using std::max;
+using std::min;
+
+int2 make_int2(int x, int y) { return {x, y}; }
+int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+float2 make_float2(float x, float y) { return {x, y}; }
+uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+template <typename T>
+T __ldg(const T* at) { return *at; }
+uint32_t atomicOr(uint32_t* at, uint32_t bits) { return std::exchange(*at, *at | bits); }
+
+float FromBf16(uint32_t bits) {
+  bits <<= 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+uint32_t ToBf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return value == value ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FFF;
+}
+
+// ---- Threads ----
+
+constexpr int kMostShared = 232448;
+alignas(128) unsigned char shared[kMostShared];
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  bool there;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  std::vector<std::vector<Copy>> groups{1};
+  bool done = false;
+};
+
+struct Barrier {
+  int arrived = 0, passed = 0;
+};
+
+dim3 blockIdx, blockDim;
+struct { int x; } threadIdx;
+std::vector<Fiber> fibers;
+std::vector<Barrier> barriers;  // of the block, of its loaders, of each warp
+ucontext_t scheduler;
+std::function<void()> body;
+std::mt19937 random_order(1);
+
+void Pause() {
+  const int thread = threadIdx.x;
+  swapcontext(&fibers[thread].context, &scheduler);
+  threadIdx.x = thread;
+}
+
+void WaitAt(Barrier& barrier, int count) {
+  const int round = barrier.passed;
+  if (++barrier.arrived == count) barrier.arrived = 0, ++barrier.passed;
+  while (barrier.passed == round) Pause();
+}
+
+void Run() {
+  body();
+  fibers[threadIdx.x].done = true;
+  Pause();
+}
+
+// f() by every thread of every block.
+template <typename F>
+void Launch(dim3 grid, int threads, F f) {
+  body = f, blockDim = {static_cast<unsigned>(threads)};
+  std::vector<int> warps(threads / 32);
+  for (size_t i = 0; i < warps.size(); ++i) warps[i] = i;
+  for (unsigned block = 0; block < grid.x * grid.y; ++block) {
+    blockIdx = {block % grid.x, block / grid.x};
+    std::memset(shared, 0xFF, sizeof(shared));
+    barriers.assign(2 + threads / 32, {});
+    fibers = std::vector<Fiber>(threads);
+    for (int i = 0; i < threads; ++i) {
+      fibers[i].stack.reset(new char[1 << 16]);
+      getcontext(&fibers[i].context);
+      fibers[i].context.uc_stack.ss_sp = fibers[i].stack.get(), fibers[i].context.uc_stack.ss_size = 1 << 16;
+      fibers[i].context.uc_link = &scheduler;
+      makecontext(&fibers[i].context, Run, 0);
+    }
+    for (bool more = true; more;) {
+      more = false;
+      std::shuffle(warps.begin(), warps.end(), random_order);
+      for (int warp : warps)
+        for (int i = 32 * warp; i < 32 * warp + 32; ++i)
+          if (!fibers[i].done) {
+            threadIdx.x = i, more = true;
+            swapcontext(&scheduler, &fibers[i].context);
+          }
+    }
+  }
+}
+
+void __syncthreads() { WaitAt(barriers[0], blockDim.x); }
+void __syncwarp() { WaitAt(barriers[2 + threadIdx.x / 32], 32); }
+template <int kCount>
+void SyncLoaders() { WaitAt(barriers[1], kCount); }
+
+// What each thread of the warp gives, for all of them.
+template <typename T>
+std::array<T, 32> OfWarp(T mine) {
+  static std::vector<std::array<T, 32>> given(32);
+  auto& ours = given[threadIdx.x / 32];
+  ours[threadIdx.x % 32] = mine;
+  __syncwarp();
+  const auto all = ours;
+  __syncwarp();
+  return all;
+}
+
+int __shfl_up_sync(uint32_t, int value, int far) {
+  const int lane = threadIdx.x % 32;
+  return OfWarp(value)[lane < far ? lane : lane - far];
+}
+
+// ---- Shared memory ----
+
+unsigned char* Shared() { return shared; }
+
+void Check(bool right, const char* what) {
+  if (right) return;
+  std::fprintf(stderr, "%s\n", what);
+  std::abort();
+}
+
+uint32_t Address(const void* at) { return static_cast<uint32_t>(static_cast<const unsigned char*>(at) - shared); }
+
+unsigned char* At(uint32_t address, int bytes) {
+  Check(address % bytes == 0 && address + bytes <= kMostShared, "shared memory: no such address");
+  return shared + address;
+}
+
+void Load(void* to, const void* from, int bytes, bool there) {
+  At(Address(to), bytes);
+  Check(!there || reinterpret_cast<uintptr_t>(from) % bytes == 0, "global memory: not aligned");
+  fibers[threadIdx.x].groups.back().push_back({to, from, bytes, there});
+}
+
+void Load16(void* to, const void* from, bool there) { Load(to, from, 16, there); }
+void Load4(void* to, const void* from) { Load(to, from, 4, true); }
+void Commit() { fibers[threadIdx.x].groups.emplace_back(); }
+
+template <int kPending>
+void Wait() {
+  auto& groups = fibers[threadIdx.x].groups;
+  while (groups.size() > kPending + 1) {
+    for (const Copy& copy : groups.front())
+      copy.there ? std::memcpy(copy.to, copy.from, copy.bytes) : std::memset(copy.to, 0, copy.bytes);
+    groups.erase(groups.begin());
+  }
+}
+
+uint32_t Word(uint32_t address) {
+  uint32_t word;
+  std::memcpy(&word, At(address, 4), 4);
+  return word;
+}
+
+// Eight threads read 16 bytes each at once where these are all 128 bytes of banks; kNowhere reads nothing.
+constexpr uint32_t kNowhere = ~0u;
+
+void CheckBanks(const uint32_t* addresses) {
+  bool taken[8] = {};
+  for (int i = 0; i < 8; ++i)
+    if (addresses[i] != kNowhere) Check(!std::exchange(taken[addresses[i] / 16 % 8], true), "banks are not free");
+}
+
+void AddIf(bool there, uint32_t first, uint32_t second, const float (&v)[8]) {
+  for (uint32_t address : {first, second}) {
+    const auto all = OfWarp(there ? address : kNowhere);
+    for (int i = 0; i < 32; i += 8) CheckBanks(&all[i]);
+  }
+  for (int i = 0; i < 8 && there; ++i) {
+    float sum;
+    unsigned char* at = At(i < 4 ? first : second, 16) + i % 4 * 4;
+    std::memcpy(&sum, at, 4);
+    sum += v[i];
+    std::memcpy(at, &sum, 4);
+  }
+}
+
+// ---- Matrices ----
+
+uint16_t Number(uint32_t row, int column) {
+  uint16_t number;
+  std::memcpy(&number, At(row, 16) + 2 * column, 2);
+  return number;
+}
+
+void Matrices(uint32_t (&to)[4], uint32_t row, bool transposed) {
+  const auto rows = OfWarp(row);
+  for (int i = 0; i < 32; i += 8) CheckBanks(&rows[i]);
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t low = transposed ? Number(rows[8 * i + 2 * t], g) : Number(rows[8 * i + g], 2 * t);
+    const uint32_t high = transposed ? Number(rows[8 * i + 2 * t + 1], g) : Number(rows[8 * i + g], 2 * t + 1);
+    to[i] = low | high << 16;
+  }
+}
+
+void Matrices4(uint32_t (&to)[4], uint32_t row) { Matrices(to, row, false); }
+void Transposed4(uint32_t (&to)[4], uint32_t row) { Matrices(to, row, true); }
+
+float Half(uint32_t two, int which) { return FromBf16(two >> 16 * which & 0xFFFF); }
+
+void Multiply8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  const auto all = OfWarp(std::array<uint32_t, 3>{a0, a1, b});
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 8; ++k)
+      c[i] += Half(all[4 * g + k / 2][i / 2], k % 2) * Half(all[4 * (2 * t + i % 2) + k / 2][2], k % 2);
+}
+
+void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  Multiply8(c, a[0], a[1], b0);
+  Multiply8(c, a[2], a[3], b1);
+}
+
+uint32_t Packed(float low, float high) { return ToBf16(low) | ToBf16(high) << 16; }
+
+}  // namespace

@@ -1,0 +1,116 @@
+"""The kernels of experts.cu, thread by thread on a CPU, against float64: `emulated` has the instructions.
+
+What a GPU alone can show, that XLA calls them rightly, is in test_grouped.
+"""
+
+import ctypes
+import pathlib
+import shutil
+import subprocess
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tree_ffn.tree.kernels import compilers, cuda, experts
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The library of kernels and instructions."""
+    if not compilers.found():
+        pytest.skip("needs a C++ compiler (Debian package g++)")
+    folder = tmp_path_factory.mktemp("emulated")
+    for source in (*cuda.DIRECTORY.glob("experts_*.cuh"), *HERE.glob("emulated/*")):
+        shutil.copy(source, folder)
+    flags = ["-std=c++17", "-O2", "-w", "-fPIC", "-shared"]
+    command = [*compilers.found()[0], *flags, str(folder / "experts.cc"), "-o", str(folder / "experts.so")]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(folder / "experts.so"))
+
+
+def call(function, *arguments):
+    """Calls a C function with numbers and arrays."""
+    pointer = lambda value: ctypes.c_void_p(value.ctypes.data) if isinstance(value, np.ndarray) else value
+    function(*map(pointer, arguments))
+
+
+def written_plan(emulated, ids_TK, units):
+    """The plan that kernels make; -7 where they write nothing."""
+    shapes = experts.saved_shapes(ids_TK, units).plan
+    plan = experts.Plan(*(np.full(one.shape, -7, np.int32) for one in shapes))
+    n_tiles, part = experts.tiles(ids_TK.shape[0], units[1])
+    numbers = (*ids_TK.shape, units[0], part, n_tiles, plan.steps.shape[1])
+    lists = (plan.starts, plan.counts, plan.items, plan.steps)
+    call(emulated.PlanOf, ids_TK, *numbers, plan.pair_N, plan.token_N, plan.slot_TK, *lists)
+    return plan
+
+
+def planned(emulated, ids_TK, units):
+    """The same, checked: every pair stands where sorting puts it."""
+    plan = experts.Plan(
+        *(np.full(one.shape, -7, np.int32) for one in experts.saved_shapes(ids_TK, units).plan)
+    )
+    n_tiles, part = experts.tiles(ids_TK.shape[0], units[1])
+    numbers = (*ids_TK.shape, units[0], part, n_tiles, plan.steps.shape[1])
+    lists = (plan.starts, plan.counts, plan.items, plan.steps)
+    call(emulated.PlanOf, ids_TK, *numbers, plan.pair_N, plan.token_N, plan.slot_TK, *lists)
+    order_N = np.argsort(ids_TK.reshape(-1), kind="stable")
+    np.testing.assert_array_equal(plan.pair_N, order_N)
+    np.testing.assert_array_equal(plan.token_N, order_N // ids_TK.shape[1])
+    np.testing.assert_array_equal(plan.slot_TK.reshape(-1)[order_N], np.arange(ids_TK.size))
+    return plan
+
+
+CASES = [
+    (40, 8, 2, 6, 64), (150, 4, 4, 32, 64), (200, 16, 4, 16, 128), (60, 8, 2, 48, 64), (20, 8, 3, 128, 64),
+    (1, 8, 2, 3, 64), (1400, 8, 1, 16, 64), (30, 520, 1, 8, 64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("T, X, K, W, E", CASES)
+@pytest.mark.parametrize("few", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_kernels_compute_their_sums(T, X, K, W, E, few, emulated, rng):
+    """Of as many experts as there are, and where all tokens choose the same ones."""
+    ids = np.argsort(rng.random((T, X)) + (X if few else 0) * (np.arange(X) >= K), axis=1)[:, :K]
+    ids, U = np.ascontiguousarray(ids, np.int32), experts.filled(W)
+    bf16 = lambda *shape: rng.normal(size=shape).astype(jnp.bfloat16)
+    x, w, b = bf16(T, E), bf16(X, W, E), rng.normal(size=(X, W)).astype(np.float32)
+    plan = planned(emulated, ids, (X, W, E))
+    expert_N, token_N = ids.reshape(-1)[plan.pair_N], plan.token_N
+    float64 = lambda array: np.asarray(array, np.float64)
+    rows_NE, w_NWE = float64(x)[token_N], float64(w)[expert_N]
+
+    z = np.full((T * K, U), np.nan, np.float32)
+    lists = (token_N, plan.counts[-1:].copy(), plan.items)
+    call(emulated.UnitsOf, U, x, w, b, *lists, len(plan.items), E, W, z)
+    want = np.einsum("ne,nwe->nw", rows_NE, w_NWE) + b[expert_N]
+    np.testing.assert_allclose(z[:, :W], want, atol=1e-4)
+    np.testing.assert_array_equal(z[:, W:], 0)
+
+    c = np.full((T * K, U), 3, jnp.bfloat16)  # more units than there are add nothing
+    c[:, :W] = bf16(T * K, W)
+    y, (n_tiles, part) = np.full((T, E), np.nan, jnp.bfloat16), experts.tiles(T, W)
+    lists = (token_N, plan.counts, plan.steps, plan.steps.shape[1])
+    call(emulated.SlabOf, U, c, w, *lists, n_tiles, T, E, W, part, y)
+    want = np.zeros((T, E))
+    np.add.at(want, token_N, np.einsum("nw,nwe->ne", float64(c)[:, :W], w_NWE))
+    np.testing.assert_allclose(float64(y), want, rtol=2**-8, atol=1e-4)
+
+    dw, db = np.full((X, W, E), np.nan, np.float32), np.full((X, W), np.nan, np.float32)
+    n_parts = n_tiles * experts.PARTS
+    call(emulated.GradsOf, U, c, x, token_N, plan.starts, n_parts, X, E, W, dw, db)
+    chose_XN = (expert_N == np.arange(X)[:, None]).astype(np.float64)
+    want = np.einsum("xn,nw,ne->xwe", chose_XN, float64(c)[:, :W], rows_NE, optimize=True)
+    np.testing.assert_allclose(dw, want, atol=1e-4)
+    np.testing.assert_allclose(db, chose_XN @ float64(c)[:, :W], atol=1e-4)
+
+
+def test_ids_out_of_range_and_named_twice_stay_inside(emulated):
+    """Routers give neither; kernels write nowhere else and take the nearest expert, once."""
+    ids = np.array([[-5, 1], [1, 99], [2, 2]], np.int32)
+    plan = written_plan(emulated, ids, (4, 3, 64))
+    assert plan.slot_TK.tolist() == [[0, 1], [2, 4], [3, 3]] and plan.starts[-1] == 5
+    assert plan.token_N.tolist() == [0, 0, 1, 2, 1, -7]

@@ -1,0 +1,160 @@
+// Where the pairs of an expert and of a part of the tokens stand, and what blocks of the other kernels do.
+
+#pragma once
+
+#include "instructions.cuh"
+
+namespace {
+
+constexpr int kItem = 128;      // pairs of one expert that a block of Units multiplies
+constexpr int kParts = 8;       // of the tokens of a tile: the warps of Slab that multiply
+constexpr int kMostRows = 192;  // tokens of a part at most: the sums of all fill the shared memory
+constexpr int kStep = 56;       // pairs of one expert and tile that it multiplies at a time
+constexpr int kStepWords = 8;   // of a step: see Step
+
+constexpr int kSome = 512;             // experts that a block looks at together
+constexpr int kWords = kMostRows / 32;  // of 32 tokens, a part's
+
+// A part's tokens that chose expert e0 + i, bit by bit: words[.][i]. Whoever comes first, bits are the same.
+__device__ void Mark(const int* ids_TK, int T, int K, int sub, int experts, int e0, uint32_t (*words)[kSome]) {
+  const int base = blockIdx.x * sub, n = max(0, min(sub, T - base)) * K;
+  for (int i = threadIdx.x; i < kWords * kSome; i += blockDim.x) words[0][i] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    const int e = min(max(ids_TK[static_cast<int64_t>(base) * K + i], 0), experts - 1) - e0, row = i / K;
+    if (e >= 0 && e < kSome) atomicOr(&words[row / 32][e], 1u << row % 32);
+  }
+  __syncthreads();
+}
+
+// starts[e subs + s]: how many tokens of part s chose expert e.
+__global__ void Count(const int* ids_TK, int T, int K, int sub, int subs, int experts, int* starts) {
+  __shared__ uint32_t words[kWords][kSome];
+  for (int e0 = 0; e0 < experts; e0 += kSome) {
+    Mark(ids_TK, T, K, sub, experts, e0, words);
+    for (int e = threadIdx.x; e < min(kSome, experts - e0); e += blockDim.x) {
+      int n = 0;
+      for (int w = 0; w < kWords; ++w) n += __popc(words[w][e]);
+      starts[static_cast<int64_t>(e0 + e) * subs + blockIdx.x] = n;
+    }
+    __syncthreads();
+  }
+}
+
+// The sum of `mine` over the threads before this one, and over all. For blocks of whole warps.
+__device__ int2 Before(int mine) {
+  __shared__ int sums[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  int sum = mine;
+  for (int far = 1; far < 32; far *= 2) {
+    const int other = __shfl_up_sync(~0u, sum, far);
+    sum += lane >= far ? other : 0;
+  }
+  if (lane == 31) sums[warp] = sum;
+  __syncthreads();
+  int before = sum - mine, total = 0;
+  for (int w = 0; w < warps; ++w) {
+    before += w < warp ? sums[w] : 0;
+    total += sums[w];
+  }
+  __syncthreads();
+  return make_int2(before, total);
+}
+
+// From counts to the first pair of every expert and part; at the end the number of pairs. One block.
+__global__ void Sum(int4* starts, int fours) {
+  constexpr int kMine = 4;
+  int total = 0;
+  for (int first = 0; first < fours; first += kMine * blockDim.x) {
+    const int mine = first + kMine * threadIdx.x;
+    int4 v[kMine];
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      v[i] = mine + i < fours ? starts[mine + i] : int4{};
+      sum += v[i].x + v[i].y + v[i].z + v[i].w;
+    }
+    const int2 before = Before(sum);
+    int at = total + before.x;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int b = at + v[i].x, c = b + v[i].y, d = c + v[i].z;
+      if (mine + i < fours) starts[mine + i] = make_int4(at, b, c, d);
+      at = d + v[i].w;
+    }
+    total += before.y;
+  }
+  if (threadIdx.x == 0) reinterpret_cast<int*>(starts + fours)[0] = total;
+}
+
+// Where the pairs of a part of the tokens stand. A token that names an expert twice has it once.
+__device__ void Place(const int* ids_TK, int T, int K, int sub, int subs, int experts, const int* starts, int* pair_N,
+                      int* token_N, int* slot_TK) {
+  __shared__ uint32_t words[kWords][kSome];
+  const int base = blockIdx.x * sub, n = max(0, min(sub, T - base)) * K;
+  for (int e0 = 0; e0 < experts; e0 += kSome) {
+    Mark(ids_TK, T, K, sub, experts, e0, words);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+      const int pair = base * K + i, row = i / K, e = min(max(ids_TK[pair], 0), experts - 1);
+      if (e < e0 || e >= e0 + kSome) continue;
+      int at = starts[static_cast<int64_t>(e) * subs + blockIdx.x];
+      for (int w = 0; w < row / 32; ++w) at += __popc(words[w][e - e0]);
+      at += __popc(words[row / 32][e - e0] & ((1u << row % 32) - 1));
+      pair_N[at] = pair, token_N[at] = base + row, slot_TK[pair] = at;
+    }
+    __syncthreads();
+  }
+}
+
+// What a block of Slab does at a time: pairs of one expert, of each part of the tile from a place on.
+struct alignas(16) Step {
+  int expert, first, count, none;
+  uint16_t parts[kParts];  // begin + 256 count
+};
+static_assert(sizeof(Step) == kStepWords * sizeof(int));
+
+// Lists what blocks do: of every tile, the steps of Slab; after these, by the last block, the items of Units.
+__device__ void List(int tile, const int* starts, int subs, int experts, int tiles, int most_steps, int* counts,
+                     int4* items, int* steps) {
+  int written = 0;
+  for (int e0 = 0; e0 < experts; e0 += blockDim.x) {
+    const int e = e0 + threadIdx.x, at0 = tile == tiles ? 0 : tile * kParts, most = tile == tiles ? kItem : kStep;
+    int start[kParts + 1] = {}, n = 0;
+    if (e < experts) {
+#pragma unroll
+      for (int part = 0; part <= kParts; ++part) start[part] = starts[static_cast<int64_t>(e) * subs + at0 + part];
+      if (tile == tiles) start[kParts] = starts[static_cast<int64_t>(e + 1) * subs];
+      n = (start[kParts] - start[0] + most - 1) / most;
+    }
+    const int count = start[kParts] - start[0];
+    const int2 sum = Before(n);
+    for (int i = 0, at = written + sum.x; i < n; ++i, ++at) {
+      // Even shares.
+      const int begin = static_cast<int64_t>(count) * i / n, end = static_cast<int64_t>(count) * (i + 1) / n;
+      if (tile == tiles) {
+        items[at] = make_int4(e, start[0] + begin, end - begin, 0);
+        continue;
+      }
+      Step step = {e, start[0] + begin, end - begin};
+      auto place = [&](int part) { return min(max(start[part] - start[0], begin), end) - begin; };
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) step.parts[part] = place(part) + 256 * (place(part + 1) - place(part));
+      int4* to = reinterpret_cast<int4*>(steps + (static_cast<int64_t>(tile) * most_steps + at) * kStepWords);
+      to[0] = reinterpret_cast<const int4*>(&step)[0], to[1] = reinterpret_cast<const int4*>(&step)[1];
+    }
+    written += sum.y;
+  }
+  if (threadIdx.x == 0) counts[tile] = written;
+}
+
+// Its first blocks place the pairs of a part each; the next list.
+__global__ void Spread(const int* ids_TK, int T, int K, int sub, int subs, int experts, int tiles, int most_steps,
+                       const int* starts, int* pair_N, int* token_N, int* slot_TK, int* counts, int4* items,
+                       int* steps) {
+  if (blockIdx.x < subs)
+    Place(ids_TK, T, K, sub, subs, experts, starts, pair_N, token_N, slot_TK);
+  else
+    List(blockIdx.x - subs, starts, subs, experts, tiles, most_steps, counts, items, steps);
+}
+
+}  // namespace
