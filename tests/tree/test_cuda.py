@@ -68,6 +68,15 @@ def test_a_source_that_does_not_compile_is_named(twice, source, why):
     assert [path.name for path in twice.iterdir()] == ["twice.cu"]
 
 
+@needs_nvcc
+def test_what_is_wrong_on_the_gpu_is_removed(twice, monkeypatch):
+    """Here, what has no Python file that could probe it."""
+    monkeypatch.setattr(cuda, "_capability_at_hand", lambda: "9.0")
+    with pytest.raises(InputError, match=r"kernels: twice.cu is wrong on this GPU \(ImportError: .*twice"):
+        cuda.build()
+    assert [path.name for path in twice.iterdir()] == ["twice.cu"]
+
+
 def test_without_nvcc_a_sentence_says_so(twice, monkeypatch):
     monkeypatch.setattr(cuda, "NVCC", "no-nvcc")
     monkeypatch.setenv("PATH", "")

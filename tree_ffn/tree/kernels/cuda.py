@@ -1,4 +1,4 @@
-"""The CUDA parts: every .cu file of this directory, compiled by nvcc to a library of its own.
+"""The CUDA parts: every .cu file here, compiled by nvcc to a library of its own that its .py file calls.
 
     make kernels                     # where there is an nvcc; for the GPU at hand, else for NVIDIA's Hopper
 
@@ -16,6 +16,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 
@@ -52,14 +53,34 @@ def build(say: Callable[[str], object] = print) -> list[pathlib.Path]:
       say: takes a line on every source that is compiled.
 
     Raises:
-      InputError: there is no nvcc, it fails, or the directory cannot be written.
+      InputError: there is no nvcc, it fails, what it makes is wrong on this machine's GPU, or the directory
+        cannot be written.
     """
     compiler, capability = nvcc(), _capability_at_hand() or HOPPER
     if compiler is None:
         raise InputError("kernels: no nvcc was found; without the CUDA parts XLA does it all.")
     one = lambda name: _build_one(compiler, name, capability, say)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return list(pool.map(one, TARGETS))
+        libraries = dict(zip(TARGETS, pool.map(one, TARGETS)))
+    if _capability_at_hand():
+        for name, library in libraries.items():
+            _keep_if_right(name, library)
+    return list(libraries.values())
+
+
+def _keep_if_right(name: str, library: pathlib.Path) -> None:
+    """Removes a library that does not compute what it should on this machine's GPU, in a process of its own."""
+    program = f"from tree_ffn.tree.kernels import {name}; {name}.probe()"
+    here = pathlib.Path(__file__).parents[3]
+    paths = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", errors="replace",
+        env=os.environ | {"PYTHONPATH": paths, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+    )  # fmt: skip
+    if done.returncode:
+        library.unlink()
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise InputError(f"kernels: {name}.cu is wrong on this GPU ({why}); without it XLA does it all.")
 
 
 def _build_one(compiler: str, name: str, capability: str, say: Callable[[str], object]) -> pathlib.Path:
@@ -133,6 +154,12 @@ def _is_nvidia(capability: str) -> bool:
     return re.fullmatch(r"\d+\.\d", capability) is not None
 
 
+def device_capability() -> str:
+    """The compute capability of JAX's first device; empty: it is no GPU of NVIDIA's."""
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    return capability if _is_nvidia(capability) else ""
+
+
 @functools.cache
 def is_loaded(name: str) -> bool:
     """Whether XLA knows the functions of a source, built for this machine's GPU; the first call loads them.
@@ -143,8 +170,8 @@ def is_loaded(name: str) -> bool:
     Raises:
       InputError: it is there and cannot be loaded.
     """
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
-    if not _is_nvidia(capability) or not shared_object(name, capability).exists():
+    capability = device_capability()
+    if not capability or not shared_object(name, capability).exists():
         return False
     library = shared_object(name, capability)
     try:

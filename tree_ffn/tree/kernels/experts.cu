@@ -1,8 +1,8 @@
-// What chosen experts add up to and its gradients, in bfloat16 with float32 sums, for NVIDIA GPUs from Ampere on.
+// What chosen experts add up to and its gradients, in bfloat16 with float32 sums, for NVIDIA GPUs like Hopper.
 // experts.py says what is computed; W is an expert's units, U the same filled up to 8, 16, 32, 64 or 128.
 //
 // Pairs of a token and an expert are sorted by expert, then by token. Rows of tokens are gathered while they are
-// loaded and never copied; a tile of tokens adds up some columns in shared memory. No atomics: each sum has one order.
+// loaded and never copied; a tile of tokens adds up some columns in shared memory. Each sum has one order.
 
 #include <algorithm>
 #include <cstdint>

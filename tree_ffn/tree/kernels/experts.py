@@ -1,4 +1,4 @@
-"""What chosen experts add up to and its gradients, for many tokens on an NVIDIA GPU, by `experts.cu`.
+"""What chosen experts add up to and its gradients, for many tokens on an NVIDIA GPU like Hopper, by `experts.cu`.
 
 A pair is a token t and a chosen expert e with its gate g. Pairs p are sorted by expert, then by token:
 
@@ -19,6 +19,8 @@ from tree_ffn.tree.kernels import cuda
 
 # As in experts.cu.
 PARTS, ITEM, STEP, STEP_WORDS, INNER, MOST_PAIRS = 8, 128, 56, 8, 64, 2**26
+
+LIKE_HOPPER = ("9.", "10.")  # 227 KiB of shared memory a block
 
 
 class Plan(NamedTuple):
@@ -65,8 +67,8 @@ def fit(x_TE, ids_TK, units: tuple[int, ...]) -> bool:
 
 
 def is_loaded() -> bool:
-    """Whether they are built for this machine's GPU."""
-    return cuda.is_loaded("experts")
+    """Whether they are built for this machine's GPU, and it has the shared memory that they ask for."""
+    return cuda.device_capability().startswith(LIKE_HOPPER) and cuda.is_loaded("experts")
 
 
 def tiles(n_tokens: int, width: int) -> tuple[int, int]:
@@ -187,3 +189,26 @@ def backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved: Saved, act: Callab
     dw_in, db_in = _grads(dz_NU, x_TE, w_in, plan)
     dx_TE = _slab(dz_NU, w_in.astype(dtype), plan, x_TE.shape[0])
     return dx_TE, dw_in, db_in.astype(b_in.dtype), dw_out, d_gate_N[plan.slot_TK]
+
+
+def probe() -> None:
+    """Raises unless the kernels add up a small layer, with its gradients, as XLA does."""
+    if not cuda.device_capability().startswith(LIKE_HOPPER):
+        return
+    if not is_loaded():
+        raise ArithmeticError("it is not loaded")
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
+    x_TE, dy_TE, ids_TK = draw(0, 100, 64), draw(1, 100, 64), jnp.arange(200).reshape(100, 2) % 7
+    units, gates_TK = (draw(2, 7, 5, 64), draw(3, 7, 5), draw(4, 7, 5, 64)), jnp.abs(draw(5, 100, 2))
+
+    def plain(x_TE, w_in, b_in, w_out, gates_TK):
+        z_TKW = jnp.einsum("te,tkwe->tkw", x_TE, w_in[ids_TK]) + b_in[ids_TK]
+        return jnp.einsum("tkw,tk,tkwe->te", jax.nn.silu(z_TKW), gates_TK, w_out[ids_TK])
+
+    float32 = lambda arrays: jax.tree.map(lambda array: array.astype(jnp.float32), arrays)
+    want, back = jax.vjp(plain, *float32((x_TE, *units, gates_TK)))
+    y_TE, saved = forward(x_TE, *units, ids_TK, float32(gates_TK), jax.nn.silu)
+    grads = backward(dy_TE, x_TE, *units, float32(gates_TK), saved, jax.nn.silu)
+    for got, right in zip((y_TE, *grads), (want, *back(float32(dy_TE)))):
+        if not jnp.linalg.norm(got - right) < 2e-2 * jnp.linalg.norm(right):
+            raise ArithmeticError("its sums are not those of XLA")
