@@ -69,7 +69,7 @@ def build(say: Callable[[str], object] = print) -> list[pathlib.Path]:
 
 
 def _keep_if_right(name: str, library: pathlib.Path) -> None:
-    """Removes a library that does not compute what it should on this machine's GPU, in a process of its own."""
+    """Removes a library that computes something else on this GPU: a process of its own finds out."""
     program = f"from tree_ffn.tree.kernels import {name}; {name}.probe()"
     here = pathlib.Path(__file__).parents[3]
     paths = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,4 +1,4 @@
-"""What chosen experts add up to and its gradients, for many tokens on an NVIDIA GPU like Hopper, by `experts.cu`.
+"""What chosen experts add up to and its gradients, for many tokens on an NVIDIA GPU like Hopper.
 
 A pair is a token t and a chosen expert e with its gate g. Pairs p are sorted by expert, then by token:
 
