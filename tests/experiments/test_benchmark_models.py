@@ -68,7 +68,9 @@ def test_a_token_of_every_text_is_timed():
 def test_decoding_as_a_program(tmp_path):
     results = tmp_path / "rows.jsonl"
     runs = [f"--run=configs/smoke.py:kind={kind}" for kind in ("dense", "leaf")]
-    outcome = call("benchmark_models", "decode", *runs, "--seconds=0", "--context=8", "--new=2", f"--results={results}")
+    outcome = call(
+        "benchmark_models", "decode", *runs, "--seconds=0", "--context=8", "--new=2", f"--results={results}"
+    )
     assert outcome.code == 0, outcome.err
     rows = {(row["row"], row["metric"]): row["value"] for row in load_results(str(results))}
     assert rows["smoke_kinddense", "ratio_to_first"] == 1.0 and rows["smoke_kindleaf", "tokens_per_s"] > 0

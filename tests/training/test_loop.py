@@ -339,10 +339,6 @@ STRAIGHT = {"ffn__routing": "straight_through"}
             "ffn.implementation: 'grouped' .* 'masked' or 'auto'",
         ),
         (STRAIGHT | {"ffn__implementation": "gather"}, "ffn.implementation: 'gather' .* 'masked' or 'auto'"),
-        (
-            {"ffn__kind": "leaf", "ffn__implementation": "grouped"},
-            "ffn.implementation: 'grouped' .*ffn.dense_start.* 'masked' or 'auto'",
-        ),
         ({"model__n_heads": 3}, "model.width: 32 is not allowed"),
         ({"data__tokenizer": "words"}, "words"),
     ],

@@ -1,5 +1,6 @@
 """What runs on devices: jit with shardings around the pure functions of `step`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training import optimizer, probe, sharding, step
 from tree_ffn.training.plan import Plan
+from tree_ffn.tree.combine import fastest
 
 
 @functools.lru_cache(maxsize=32)
@@ -91,12 +93,25 @@ def _probe(plan: Plan):
     return lambda variables, batch: compiled(variables, sharding.put_batch(batch, plan.mesh))
 
 
+class Late(NamedTuple):
+    """The training step once no layer starts dense any more: of the chosen experts alone.
+
+    Attributes:
+      first: the finished steps from which it takes the place of the other.
+      train_step: the same function, executed otherwise.
+    """
+
+    first: int
+    train_step: Any
+
+
 class Programs(NamedTuple):
-    """The compiled functions of a run, and the shapes and shardings of its state; `probe` may be None."""
+    """The compiled functions of a run, its state's shapes and shardings; `late` and `probe` may be None."""
 
     abstract: step.TrainState
     init: Any
     train_step: Any
+    late: Late | None
     scorer: Scorer
     probe: Any
 
@@ -111,23 +126,65 @@ def compile_programs(plan: Plan) -> Programs:
     abstract = sharding.placed(jax.eval_shape(init, jax.random.key(plan.seed)), plan.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     everywhere, rows = NamedSharding(plan.mesh, PartitionSpec()), sharding.batch_sharding(plan.mesh)
-    train_step = bound(
-        step.train_step,
-        model=plan.model,
-        optimizer=optim,
-        schedule=optimizer.learning_rate(plan.optim),
-        accumulation=plan.train.grad_accum_steps,
-        steps=plan.train.steps,
-    )
-    return Programs(
-        abstract=abstract,
-        init=jax.jit(init, out_shardings=shardings),
-        train_step=jax.jit(
-            train_step,
+
+    def train_step(model: ModelSpec):
+        function = bound(
+            step.train_step,
+            model=model,
+            optimizer=optim,
+            schedule=optimizer.learning_rate(plan.optim),
+            accumulation=plan.train.grad_accum_steps,
+            steps=plan.train.steps,
+        )
+        return jax.jit(
+            function,
             in_shardings=(shardings, everywhere, rows),
             out_shardings=(shardings, everywhere, everywhere),
             donate_argnums=(0, 1),
-        ),
+        )
+
+    early, late = phases(plan)
+    return Programs(
+        abstract=abstract,
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=train_step(early),
+        late=late and Late(first_after_start(plan), train_step(late)),
         scorer=Scorer(plan.model, plan.mesh),
         probe=_probe(plan),
     )
+
+
+def phases(plan: Plan) -> tuple[ModelSpec, ModelSpec | None]:
+    """The model as it is trained from the first step on, and once dense starts are over.
+
+    A dense start computes every expert, so `model.implementation` is followed after it. Where that is
+    `masked` too, there is one phase: a second program would only have to be compiled.
+
+    Args:
+      plan: of the run.
+    """
+    model, over = plan.model, plan.model.after_start
+    if not any(map(step.leaks, model.ffns)):
+        return model, None
+    early = dataclasses.replace(model, implementation=None)
+    if len(over.runs) != len(model.runs):  # layers that differ in their starts alone are stored apart
+        return early, None
+    n_tokens = plan.train.microbatch * model.max_seq_len // plan.mesh.shape["data"]
+    x_TE = jax.ShapeDtypeStruct((n_tokens, model.width), model.dtype)
+    params = {"w_in": jax.ShapeDtypeStruct((), model.param_dtype)}
+    used = {
+        model.implementation or fastest(params, x_TE, ffn.after_start)
+        for ffn in model.ffns
+        if step.leaks(ffn)
+    }
+    return early, None if used == {"masked"} else over
+
+
+def first_after_start(plan: Plan) -> int:
+    """How many steps are finished when the first begins in which no layer leaks.
+
+    Args:
+      plan: of the run.
+    """
+    steps, starts = plan.train.steps, [ffn for ffn in plan.model.ffns if step.leaks(ffn)]
+    return next(n for n in range(steps + 1) if not any(ffn.leak_at(n / steps) > 0 for ffn in starts))

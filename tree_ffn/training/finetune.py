@@ -342,6 +342,7 @@ def compile_finetuning(
     )
     return plain._replace(
         train_step=lambda state, usage, batch: compiled(state, usage, batch, given),
+        late=None,
         scorer=Scorer(plan.model, plan.mesh, score_step),
         probe=plain.probe if spec.task == "lm" else None,
     )

@@ -140,7 +140,7 @@ class Run:
         with contextlib.closing(self._rows()) as rows:
             while self.step < spec.steps:
                 batch = put_rows(next(rows), self._here, spec.batch_size, self.plan.mesh)
-                self.state, usage, metrics = self._programs.train_step(self.state, usage, batch)
+                self.state, usage, metrics = self._train_step(report)(self.state, usage, batch)
                 self.step += 1
                 if waiting:  # the metrics of a step are fetched when the next one is under way
                     report.step(waiting)
@@ -168,6 +168,15 @@ class Run:
         if self.data.lost:
             report.say(self.data.lost)
         return report.summary | valid | {"step": self.step}
+
+    def _train_step(self, report: Report):
+        """The program of the next step."""
+        late = self._programs.late
+        if late is None or self.step < late.first:
+            return self._programs.train_step
+        if self.step == late.first:
+            report.say("the dense start is over: compiling a training step of the chosen experts alone ...")
+        return late.train_step
 
     def _missed_validation(self) -> bool:
         """Whether a validation was due at the step of the checkpoint, and a stop came first."""

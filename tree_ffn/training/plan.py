@@ -13,7 +13,6 @@ from tree_ffn.models.spec import ModelSpec
 from tree_ffn.plain import Namespace, flat, namespace, plain
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.optimizer import with_warmup
-from tree_ffn.training.step import leaks
 from tree_ffn.tree import PrunedSpec, TreeSpec
 from tree_ffn.upgrades import is_gone
 
@@ -157,12 +156,6 @@ def check_trainable(model: ModelSpec) -> None:
         raise InputError(
             f"ffn.implementation: {model.implementation!r} cannot train ffn.routing='straight_through'; "
             "use 'masked' or 'auto'."
-        )
-    leaking = any(leaks(ffn) for ffn in model.ffns)
-    if leaking and model.implementation not in (None, "masked"):
-        raise InputError(
-            f"ffn.implementation: {model.implementation!r} cannot train ffn.dense_start: it computes "
-            "no expert that is not chosen; use 'masked' or 'auto'."
         )
 
 
