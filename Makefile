@@ -27,7 +27,7 @@ help: ## print this list
 quickstart: $(RUN_STAMP) ## compare dense, narrow and the recommended layer on this machine (8 minutes, 2 cores)
 	$(PY) -m experiments.quickstart
 
-test: $(DEV_STAMP) ## run the test suite (under 10 minutes on 2 cores)
+test: $(DEV_STAMP) ## run the test suite (under 8 minutes on 2 cores)
 	$(PYTEST)
 
 test-full: $(DEV_STAMP) ## run the slow tests as well, and all of them compiled as users' programs are
