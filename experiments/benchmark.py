@@ -30,6 +30,7 @@ from tree_ffn import recipe
 from tree_ffn.errors import InputError, check_choice, is_whole_number
 from tree_ffn.models.ffn import apply_ffn, ffn_flops, init_ffn, products, separate_routers
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, activation
+from tree_ffn.tree.kernels import experts
 from tree_ffn.tree.leaf import beam
 from tree_ffn.tree.path.spec import ROUTINGS
 from tree_ffn.tree.rows import in_place
@@ -348,7 +349,7 @@ def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
             "new_tokens": True,  # at every call; rows without it are of one input again and again
             "spec": dataclasses.asdict(case.spec),
             "products": products(case.spec),
-            "kernels": in_place(case.dtype),
+            "kernels": in_place(case.dtype) or experts.is_loaded(),
             "cores": len(os.sched_getaffinity(0)),
             "copy_gb_per_s": bandwidth / 1e9,
             "product_gflop_per_s": rate / 1e9,
