@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tree_ffn.tree.meshes import platform
 
-ALIGNED = 8  # numbers of 2 bytes that an accelerator reads at once
+ALIGNED = 8  # numbers of 2 bytes that a GPU reads at once
 PRODUCT = "product"  # the results' name for checkpoint policies, which do not look into a custom_jvp
 
 
@@ -50,19 +50,20 @@ def _tangent(primals, tangents):
 def separate_product(x_TE: jax.Array, w_FE: jax.Array) -> jax.Array:
     """`float32_product` of any number of rows beside a larger product of the same tokens.
 
-    Accelerators multiply whole blocks, and read rows of a length that is no multiple of 16 bytes number by
-    number: there zeros fill the rows up. XLA would make one product of the two, of which neither's rows are
-    aligned, and copy weights, results and gradients to join and part them: a barrier keeps them apart.
+    GPUs multiply whole blocks, and read rows of a length that is no multiple of 16 bytes number by number:
+    there zeros fill the rows up. XLA would make one product of the two, of which neither's rows are aligned,
+    and copy weights, results and gradients to join and part them: a barrier keeps them apart. (For TPUs it
+    fails to compile the gradient of such rows over several chips, libtpu 0.0.42.)
 
     Args:
       x_TE: tokens.
       w_FE: of any floating dtype; products are in x's.
 
     Returns:
-      float32 [T, F]; on accelerators [T, S], with zeros from F on.
+      float32 [T, F]; on GPUs [T, S], with zeros from F on.
     """
     w_FE = w_FE.astype(x_TE.dtype)
-    if platform() == "cpu":
+    if platform() != "gpu":
         return float32_product(x_TE, w_FE)
     w_SE = jnp.pad(w_FE, ((0, -w_FE.shape[0] % ALIGNED), (0, 0)))
     return float32_product(_apart(x_TE), w_SE)
