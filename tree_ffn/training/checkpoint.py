@@ -9,19 +9,19 @@ state is the step: row order is a pure function of it.
 import logging
 import os
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.models.unread import check_unmoved, unread
 from tree_ffn.training import distributed
-from tree_ffn.training.sharding import path_name, placed
+from tree_ffn.training.sharding import placed
 from tree_ffn.training.step import TrainState
+from tree_ffn.training.structure import compare_leaves, leaves_of
 from tree_ffn.upgrades import readable
 
 # What a full or read-only disk says through tensorstore, which raises no OSError.
@@ -330,44 +330,3 @@ def disk_error(error: BaseException | None) -> str | None:
                 return said
         error = error.__cause__ or error.__context__
     return None
-
-
-def leaves_of(tree) -> dict[str, tuple]:
-    """{path: (shape, dtype)} of the leaves of a tree of arrays or of orbax metadata."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path_name(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in flat}
-
-
-def compare_leaves(source: str, saved, wanted, but: Container[str] = ()) -> None:
-    """Raises InputError that names the first leaf in which two trees differ.
-
-    Args:
-      source: the checkpoint that `saved` comes from.
-      saved: tree of arrays, shapes or orbax metadata.
-      wanted: the tree that the model needs.
-      but: paths that do not matter.
-
-    Example:
-      >>> f = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")
-      >>> compare_leaves("runs/a", {"w_in": f(2, 3)}, {"w_in": f(2, 4)})
-      Traceback (most recent call last):
-      ...
-      tree_ffn.errors.InputError: checkpoint: w_in of runs/a is float32[2,3]; this model needs float32[2,4].
-    """
-    saved, wanted = leaves_of(saved), leaves_of(wanted)
-    for name in sorted(name for name in saved.keys() | wanted.keys() if name not in but):
-        if name not in saved:
-            raise InputError(f"checkpoint: {source} has no {name}; this model needs {_said(wanted[name])}.")
-        if name not in wanted:
-            raise InputError(f"checkpoint: {source} has {name}, {_said(saved[name])}; this model has not.")
-        if saved[name] != wanted[name]:
-            raise InputError(
-                f"checkpoint: {name} of {source} is {_said(saved[name])}; "
-                f"this model needs {_said(wanted[name])}."
-            )
-
-
-def _said(leaf: tuple) -> str:
-    """float32[2,3]"""
-    shape, dtype = leaf
-    return f"{dtype.name}[{','.join(map(str, shape))}]"
