@@ -31,6 +31,7 @@ from experiments.reporting.aggregate import (
     trained,
 )  # fmt: skip
 from experiments.reporting.conversion_table import conversion, kind_of
+from experiments.reporting.faults_table import faults
 from experiments.reporting.oracle_table import oracle
 from experiments.reporting.prune_table import prune_small
 from experiments.reporting.quality_tables import (
@@ -240,6 +241,7 @@ TABLES = {
     "speed_decode": (decoded, speed_decode),
     "scoring_speed": (scored_on, scoring_speed),
     "answer_speed": (scored_on, answer_speed),
+    "faults": (machine, faults),
 }
 
 # In the order of the index. Their names are those that `by_topic` gives to tables.
@@ -262,4 +264,5 @@ TOPICS = {
     "speed_programs": Topic(
         "Speed of training, scoring and answers", "Whole models: training, training steps alone, questions."
     ),
+    "faults": Topic("Faults", "What follows when something fails in a run of several processes."),
 }

@@ -37,7 +37,7 @@ class Several:
         self, n: int, workdir: pathlib.Path, texts: pathlib.Path, *flags: str, devices: int = 1,
         of_one: tuple[int, list[str], dict[str, str]] = (0, [], {}),
     ):  # fmt: skip
-        self.workdir, self.processes = workdir, []
+        self.workdir, self.processes, self.began = workdir, [], time.monotonic()
         self.logs = workdir.with_name(f"{workdir.name}.logs")
         self.logs.mkdir(exist_ok=True)
         common = [

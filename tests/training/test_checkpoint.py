@@ -267,3 +267,45 @@ def test_inference_refuses_a_weight_that_is_no_finite_number(tmp_path, texts):
         checkpoints.wait()
     with pytest.raises(InputError, match=r"^checkpoint: params/embed/tokens in '.*/0' is inf at \[5, 2\]"):
         restore_for_inference(str(tmp_path))
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_what_is_replaced_is_there_until_the_other_is_whole(tmp_path, killed, monkeypatch):
+    """A run that was stopped where a validation was due saves that step again, with its loss."""
+    state, directory = make_state(2), tmp_path / "checkpoints"
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.save(state, META)
+        checkpoints.wait()
+        if killed == "before":
+            monkeypatch.setattr(checkpoints._orbax, "save_checkpointables_async", lambda *_, **__: 1 / 0)
+        else:
+            monkeypatch.setattr("shutil.rmtree", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            checkpoints.save(state, META, val_loss=1.5)
+    monkeypatch.undo()
+    assert "2.replaced" in os.listdir(directory)
+    with Checkpoints(str(tmp_path), keep=1) as checkpoints:
+        checkpoints.check_newest(print)
+        assert os.listdir(directory) == ["2"] and checkpoints.is_scored(2) == (killed == "after")
+        restored, _ = checkpoints.restore(abstract(state))
+        assert_same(restored, state)
+
+
+@pytest.mark.parametrize("damage", ["_CHECKPOINT_METADATA", "model/d", "optimizer"])
+def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, damage):
+    said = []
+    with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(make_state(step), META)
+    path = tmp_path / "checkpoints" / "2" / damage
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        checkpoints.check_newest(said.append)
+        assert_same(checkpoints.restore_newest(abstract(make_state(1)), said.append), make_state(1))
+        assert checkpoints.steps == [1]
+    (line,) = said
+    assert "checkpoints/2 cannot be read; it is now 2.damaged, and step 1 is used" in line
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "model")
+    with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        with pytest.raises(InputError, match="checkpoints/1 cannot be read, and there is no other"):
+            checkpoints.restore_newest(abstract(make_state(1)), said.append)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.training.faults import FAULTS, Place, kills_while_saving
 from tests.training.several import Several, losses
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
@@ -127,3 +128,9 @@ def test_one_process_is_left_alone(monkeypatch):
     with distributed.started(5):
         assert not jax.distributed.is_initialized() and os.path.samestat(before, os.fstat(2))
         assert distributed.texts_of_all("alone") == ["alone"] and sys.stdout.writable()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_what_follows_a_fault(fault, tmp_path):
+    fault(Place(tmp_path), **({"kills": 3, "steps": 60} if fault is kills_while_saving else {}))

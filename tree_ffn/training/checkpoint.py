@@ -8,6 +8,7 @@ state is the step: row order is a pure function of it.
 
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,9 @@ from tree_ffn.upgrades import readable
 
 # What a full or read-only disk says through tensorstore, which raises no OSError.
 DISK_ERRORS = ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded")
+
+# Ends the name of a checkpoint that another is to replace.
+_REPLACED = ".replaced"
 
 _policies = ocp.training.preservation_policies
 
@@ -146,11 +150,17 @@ class Checkpoints:
         }
         meta = {**meta, "step": step}
         metrics = None if val_loss is None else {"val_loss": float(val_loss)}
-        self._guard(
-            lambda: self._orbax.save_checkpointables_async(
-                step, items, metrics=metrics, custom_metadata=meta, force=True, overwrite=step in self.steps
-            )
+        save = lambda: self._orbax.save_checkpointables_async(
+            step, items, metrics=metrics, custom_metadata=meta, force=True
         )
+        if step not in self.steps:
+            self._guard(save)
+            return
+        # Orbax would remove the old one first.
+        self._rename(f"{step}", f"{step}{_REPLACED}")
+        self._guard(save)
+        self.wait()
+        self._tidy()
 
     def wait(self) -> None:
         """Returns when the last save has arrived on disk.
@@ -216,7 +226,11 @@ class Checkpoints:
             self._pass_over_newest(log)
 
     def check_newest(self, log: Callable[[str], object]) -> None:
-        """Sets newest ones aside that do not say what they are, as `restore_newest` does with the others."""
+        """Sets newest ones aside that do not say what they are, as `restore_newest` does with the others.
+
+        Before, what was to be replaced when the run was killed gets its place back.
+        """
+        self._tidy()
         while self.steps and "config" not in self.meta():
             self._pass_over_newest(log)
 
@@ -225,11 +239,28 @@ class Checkpoints:
         path = f"{self.directory}/{step}"
         if not others:
             raise distributed.Refused(f"checkpoint: {path} cannot be read, and there is no other.")
-        if distributed.is_first():
-            os.rename(path, f"{path}.damaged")
-        distributed.texts_of_all("")  # all wait for that
-        self._orbax.reload()
+        self._rename(f"{step}", f"{step}.damaged")
         log(f"checkpoint: {path} cannot be read; it is now {step}.damaged, and step {others[-1]} is used")
+
+    def _tidy(self) -> None:
+        """Removes checkpoints that were replaced; where nothing has taken a place yet, it is theirs again."""
+        if distributed.is_first():
+            for name in os.listdir(self.directory):
+                step, ending = os.path.splitext(name)
+                if ending == _REPLACED and int(step) in steps_on_disk(self.directory):
+                    shutil.rmtree(f"{self.directory}/{name}")
+                elif ending == _REPLACED:
+                    os.rename(f"{self.directory}/{name}", f"{self.directory}/{step}")
+        self._look_again()
+
+    def _rename(self, name: str, to: str) -> None:
+        if distributed.is_first():
+            os.rename(f"{self.directory}/{name}", f"{self.directory}/{to}")
+        self._look_again()
+
+    def _look_again(self) -> None:
+        distributed.texts_of_all("")  # all wait for the first, which has changed what is there
+        self._orbax.reload()
 
     def find(self, step: int | str) -> int:
         """The step that `best`, `latest` or a number names; a number may be in digits, as a flag gives it.

@@ -178,9 +178,8 @@ def check_same(**facts: dict) -> None:
     for process, found in enumerate(others, start=1):
         keys = sorted(key for key in first.keys() | found.keys() if first.get(key) != found.get(key))
         if keys:
-            said = ", ".join(
-                f"{key} is {found.get(key)!r}, but {first.get(key)!r} in process 0" for key in keys
-            )
+            said = [f"{key} is {found.get(key)!r}, but {first.get(key)!r} in process 0" for key in keys[:3]]
+            said = ", ".join([*said, *([f"and {len(keys) - 3} more"] if keys[3:] else [])])
             raise Refused(f"process {process}: {said}; start all with the same command, code and text.")
 
 

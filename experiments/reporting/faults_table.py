@@ -1,0 +1,23 @@
+"""The table of faults: what followed when something failed in a run of several processes."""
+
+from experiments.reporting.aggregate import block, origin
+from experiments.reporting.render import Table
+
+
+def faults(rows: list[dict]) -> Table:
+    """A line a fault: what was done, exit codes, seconds until the last process had ended, its last words."""
+    last = {row["row"]: row for row in rows}
+    cells = []
+    for name, row in last.items():
+        fault = row["config"]["fault"]
+        codes = ", ".join(map(str, fault["exit_codes"]))
+        said = next((f"`{line}`" for line in reversed(fault["said"]) if line), "")
+        cells.append([f"`{name}`", fault["what"], said, codes, f"{row['value']:.1f}"])
+    text = (
+        "Real processes on CPU devices of one machine, which shared two cores. Each line was asserted: a "
+        "fault that ends otherwise has no row. Exit codes in the order of the processes, negative ones by a "
+        "signal; seconds from the fault, or from the start where nothing is hurt, to the end of the last "
+        f"process; the heartbeat was 5 s. {origin(rows)}"
+    )
+    head = ["", "what has to follow", "last words", "exit codes", "seconds"]
+    return block("Faults", text, head, cells, rows[-1], labels=4)
