@@ -288,6 +288,11 @@ def is_newer(workdir: pathlib.Path, before: list[int]) -> bool:
     return checkpoints(workdir)[-1:] > before[-1:]
 
 
+def unfinished(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is being written, or was when all ended."""
+    return any(not name.isdecimal() for name in os.listdir(workdir / "checkpoints"))
+
+
 def kills_while_saving(place: Place, kills: int = 20, steps: int = 400) -> Outcome:
     """kill -9 of a random process of 2, or of both, while checkpoints are written, again and again.
 
@@ -303,7 +308,9 @@ def kills_while_saving(place: Place, kills: int = 20, steps: int = 400) -> Outco
         run = place.run(2, *flags, workdir=workdir)
         with contextlib.suppress(AssertionError):  # it has come to its end
             run.until(functools.partial(is_newer, workdir, before))
-            time.sleep(chance.uniform(0, 0.5))
+            if done % 2:  # at once within a save, else anywhere in a save or between two
+                run.until(functools.partial(unfinished, workdir))
+            time.sleep(chance.uniform(0, 0.1 if done % 2 else 0.5))
         victim = chance.choice((0, 1, None))
         known = checkpoints(workdir)
         for process in (0, 1) if victim is None else (victim,):
@@ -311,8 +318,7 @@ def kills_while_saving(place: Place, kills: int = 20, steps: int = 400) -> Outco
         codes = run.wait(HEARTBEAT + 5)
         finished = codes == [0, 0]
         done += not finished
-        left = [name for name in os.listdir(workdir / "checkpoints") if not name.isdecimal()]
-        half += bool(left) and not finished
+        half += unfinished(workdir) and not finished
         assert finished or -signal.SIGKILL in codes, (codes, run.said())
         assert checkpoints(workdir)[-1] >= known[-1], "a whole checkpoint was lost"
         resumed = [line for line in run.said()[0] if line.startswith("resumed at step")]
