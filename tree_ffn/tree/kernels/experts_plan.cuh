@@ -135,12 +135,16 @@ __device__ void List(int tile, const int* starts, int subs, int experts, int til
         items[at] = make_int4(e, start[0] + begin, end - begin, 0);
         continue;
       }
-      Step step = {e, start[0] + begin, end - begin};
       auto place = [&](int part) { return min(max(start[part] - start[0], begin), end) - begin; };
+      int parts[kParts / 2];  // of a Step, two in a word
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) step.parts[part] = place(part) + 256 * (place(part + 1) - place(part));
+      for (int i = 0; i < kParts / 2; ++i) {
+        const int a = place(2 * i), b = place(2 * i + 1), c = place(2 * i + 2);
+        parts[i] = a + 256 * (b - a) + 65536 * (b + 256 * (c - b));
+      }
       int4* to = reinterpret_cast<int4*>(steps + (static_cast<int64_t>(tile) * most_steps + at) * kStepWords);
-      to[0] = reinterpret_cast<const int4*>(&step)[0], to[1] = reinterpret_cast<const int4*>(&step)[1];
+      to[0] = make_int4(e, start[0] + begin, end - begin, 0);
+      to[1] = make_int4(parts[0], parts[1], parts[2], parts[3]);
     }
     written += sum.y;
   }

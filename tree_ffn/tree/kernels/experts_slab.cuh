@@ -121,6 +121,8 @@ __global__ void __launch_bounds__(32 * (kParts + kWarps), 1)
   unsigned char* shared = Shared();
   using Group = SlabGroup<U>;
   constexpr int kSteps = Group::kSteps, kGroups = Group::kGroups;
+  constexpr int kMost = U == 8 ? kMostRows : 172;  // as in experts.py
+  static_assert(sizeof(SlabRing<U>) + kParts * kMost * kColumns * sizeof(float) <= 227 * 1024);
   auto& ring = *reinterpret_cast<SlabRing<U>*>(shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int tile = blockIdx.x, column = blockIdx.y * kColumns, base = (tile * kParts + warp) * sub;
