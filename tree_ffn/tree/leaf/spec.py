@@ -146,7 +146,7 @@ class LeafSpec:
 
     def runs(self, params: dict, ids: jax.Array) -> list[tuple[jax.Array, int]]:
         """Where the units of experts stand in [F, ...]: (first rows int32 [..., 1], rows of a run)."""
-        return [((self._row(params, ids) * self.expert_width)[..., None], self.expert_width)]
+        return [((self.row(params, ids) * self.expert_width)[..., None], self.expert_width)]
 
     def unit_gates(self, params: dict, ids_TK: jax.Array, gates_TK: jax.Array) -> jax.Array:
         """Gates of all experts that there are, 0 where they are not chosen: [T, X].
@@ -156,9 +156,9 @@ class LeafSpec:
           ids_TK: int32, the chosen experts.
           gates_TK: float32, their gates.
         """
-        return chosen.put(gates_TK, self._row(params, ids_TK), self.kept_experts)
+        return chosen.put(gates_TK, self.row(params, ids_TK), self.kept_experts)
 
-    def _row(self, params: dict, ids: jax.Array) -> jax.Array:
+    def row(self, params: dict, ids: jax.Array) -> jax.Array:
         """Where experts stand in the arrays of units."""
         if not self.n_kept:
             return ids
