@@ -5,15 +5,13 @@ A loop over layers counts once, so the models have one layer. Bytes are those of
 
 import collections
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from tree_ffn.models.spec import DenseSpec, ModelSpec
-from tree_ffn.training import sharding, step
+from tree_ffn.training import hlo, sharding, step
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
 from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
 
@@ -24,7 +22,6 @@ LAYERS = {
     "mixture": LeafSpec(n_experts=64, expert_width=8, top_k=4, router="softmax"),
     "path": TreeSpec(TreeShape(n_trees=8, depth=5)),
 }
-KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 ACTIVATIONS = 4 * B * C * E  # of one layer's input, all tokens
 
 
@@ -52,15 +49,12 @@ def compiled(kind, data, model):
     return program, sum(4 * array.size for array in jax.tree.leaves(state.params) if array.ndim > 1)
 
 
-def sent(program) -> dict[str, list[int]]:
+def sent(program, data, model) -> dict[str, list[int]]:
     """Bytes of the results of every collective, by kind."""
     found = collections.defaultdict(list)
-    size = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
-    for line in program.as_text().splitlines():
-        if match := re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({KINDS})(?:-start)?\(", line):
-            arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            numbers = lambda shape: int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
-            found[match[2]].append(sum(size[dtype] * numbers(shape) for dtype, shape in arrays))
+    for one in hlo.collectives(program.as_text(), {"data": data, "model": model}):
+        assert one.times == 1 and one.axes == (("data",) if data > 1 else ("model",))
+        found[one.kind].append(one.bytes)
     return found
 
 
@@ -70,7 +64,7 @@ def test_over_data_weights_are_gathered_and_activations_stay(kind):
     program, weights = compiled(kind, 8, 1)
     state = program.memory_analysis().argument_size_in_bytes
     assert 3 * weights / 8 < state < 1.25 * 3 * weights / 8
-    found = sent(program)
+    found = sent(program, 8, 1)
     assert 0.8 * weights < sum(found["all-gather"]) < 2.5 * weights
     assert sum(found["all-reduce"]) + sum(found["reduce-scatter"]) < 1.1 * weights
     assert sum(found["all-to-all"]) + sum(found["collective-permute"]) < ACTIVATIONS
@@ -79,7 +73,7 @@ def test_over_data_weights_are_gathered_and_activations_stay(kind):
 @pytest.mark.parametrize("kind", ["recipe", "mixture", "path"])
 def test_over_model_a_layer_adds_up_outputs_as_a_dense_one_does(kind):
     """One sum of activations forward and one backward, as often as in dense; no weights are gathered."""
-    of_kind, of_dense = (sent(compiled(name, 1, 8)[0]) for name in (kind, "dense"))
+    of_kind, of_dense = (sent(compiled(name, 1, 8)[0], 1, 8) for name in (kind, "dense"))
     assert not of_kind["all-gather"] and not of_dense["all-gather"]
     whole = lambda found: sum(size // ACTIVATIONS for size in found["all-reduce"])
     assert whole(of_kind) == whole(of_dense) >= 4  # attention and the layer, forward and backward
