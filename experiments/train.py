@@ -20,7 +20,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.benchmarks import dry_compile
+from experiments.planning import compiled_step
 from experiments.common import cli, path_flags, provenance
 from experiments.reporting import record, texts
 from tree_ffn.data.tokenizers import load_tokenizer
@@ -94,11 +94,11 @@ def train_and_record(config) -> None:
 
 def compile_only(config) -> None:
     """What the compiler says about the training step."""
-    devices = dry_compile.devices_of(_TOPOLOGY.value) if _TOPOLOGY.value else None
-    figures = dry_compile.compile_step(config, devices)
-    print(dry_compile.page(figures))
+    devices = compiled_step.devices_of(_TOPOLOGY.value) if _TOPOLOGY.value else None
+    figures = compiled_step.compile_step(config, devices)
+    print(compiled_step.page(figures))
     if _RESULTS.value:
-        dry_compile.record_step(_RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config)
+        compiled_step.record_step(_RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config)
 
 
 if __name__ == "__main__":

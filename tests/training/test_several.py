@@ -62,7 +62,7 @@ def test_rows_that_are_read_are_those_that_are_held(data, model):
 def test_rows_of_every_host_of_a_slice(name, data, model):
     """Orders of devices that are real: hosts hold squares of a slice, not lines."""
     pytest.importorskip("libtpu")
-    from experiments.benchmarks.dry_compile import devices_of
+    from experiments.planning.compiled_step import devices_of
 
     mesh = make_mesh(data, model, devices_of(name))
     held = distributed_rows(mesh, 64)
