@@ -7,7 +7,7 @@
         --config.data.tokenizer=... --workdir=runs/tree --results=results/t1.jsonl --table=t1_small \\
         --row=tree_hard_P12_W1                                                          # one row
     python -m experiments.train --config=configs/t1.py --describe
-    python -m experiments.train --config=configs/t1.py --compile                        # memory of its step
+    python -m experiments.plan --config=configs/t1.py                                   # memory of its step
 
 The paper compares dense models of OPT-125M's size with trees of less than 5 % active units, three seeds.
 Not known of its setting: the text, the budget, optimizer, learning rates and batches, the trees' number

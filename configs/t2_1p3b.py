@@ -1,7 +1,7 @@
 """The paper's second table: 1.3B parameters from scratch. A plan: what it needs is printed, not trained.
 
     python -m experiments.train --config=configs/t2_1p3b.py:row=tree_hard_P32_W1 --describe
-    python -m experiments.train --config=configs/t2_1p3b.py:row=dense --config.mesh.model=8 --compile
+    python -m experiments.plan --config=configs/t2_1p3b.py:row=dense --topology=v5e-8
     python -m experiments.train --config=configs/t2_1p3b.py:row=tree_hard_P32_W1 --config.data.files=... \\
         --config.data.tokenizer=... --config.mesh.model=8 --workdir=runs/t2                # the run itself
 
@@ -15,9 +15,8 @@ with F = 8,160 and A = 256 (3.1 %): 32 of single units, or one of 32 a node. Bat
 2205.01068, table 1), not tuned.
 
 Not run: 6 x parameters x tokens is 2e20 operations for dense, some 140 hours of one H100 at 40 % of its
-bfloat16 rate. Needed memory: --describe counts weights and optimizer, --compile the whole step; what it
-said is in docs/reproduction.md. To compile for 8 devices on a machine that has none:
-JAX_NUM_CPU_DEVICES=8 and JAX_PLATFORMS=cpu in the environment.
+bfloat16 rate. Needed memory: --describe counts weights and optimizer, experiments.plan the whole step;
+what it said is in docs/reproduction.md.
 """
 
 from configs import common

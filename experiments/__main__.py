@@ -16,7 +16,8 @@ PROGRAMS = {
     "Data": ("prepare_data", "train_tokenizer", "join_words"),
     "Trees": ("convert", "convert_demo", "prune", "oracle"),
     "Measurements": (
-        "quickstart", "ablate", "tables", "report", "benchmark", "benchmark_models", "benchmark_scoring",
+        "plan", "quickstart", "ablate", "tables", "report",
+        "benchmark", "benchmark_models", "benchmark_scoring",
     ),
 }  # fmt: skip
 NAMES = tuple(name for names in PROGRAMS.values() for name in names)

@@ -3,7 +3,6 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/tree
     python -m experiments.train --config=configs/quickstart.py --config.optim.lr=1e-3 --workdir=runs/slow
     python -m experiments.train --config=configs/default.py --config.model.preset=opt_125m --describe
-    python -m experiments.train --config=configs/t2_1p3b.py --compile --topology=v5e:2x4
 
 The workdir gets config.json, origin.json (command, commit, versions), metrics.jsonl, usage/,
 TensorBoard events and checkpoints.
@@ -20,7 +19,6 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.planning import compiled_step
 from experiments.common import cli, path_flags, provenance
 from experiments.reporting import record, texts
 from tree_ffn.data.tokenizers import load_tokenizer
@@ -39,10 +37,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = path_flags.define("workdir", None, "Directory of the run; a run that is there goes on.")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes and FLOPs of the model; train nothing.")
-_COMPILE = flags.DEFINE_bool("compile", False, "Compile the step and print its memory; allocate nothing.")
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "Compile for the TPUs of this slice, which need not be here: v5e:2x4; with --compile."
-)
 _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
 _RESULTS = path_flags.define_written(
     "results", None, "Append the final metrics to this results file (JSONL)."
@@ -63,12 +57,7 @@ def main() -> None:
         model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
         print(describe(model)[0])
         return
-    if _TOPOLOGY.value and not _COMPILE.value:
-        raise InputError(f"--topology: {_TOPOLOGY.value!r} cannot be used without --compile.")
     record.check_row_flag(_RESULTS.value, _ROW.value, _TABLE.value)
-    if _COMPILE.value:
-        compile_only(config)
-        return
     if _WORKDIR.value is None:
         raise InputError("--workdir is missing; name the directory of the run, e.g. --workdir=runs/first.")
     if _NOJIT.value:
@@ -92,14 +81,5 @@ def train_and_record(config) -> None:
         record.append_figures(results, figures, config=config, data_meta=meta, **names)
 
 
-def compile_only(config) -> None:
-    """What the compiler says about the training step."""
-    devices = compiled_step.devices_of(_TOPOLOGY.value) if _TOPOLOGY.value else None
-    figures = compiled_step.compile_step(config, devices)
-    print(compiled_step.page(figures))
-    if _RESULTS.value:
-        compiled_step.record_step(_RESULTS.value, figures, table=_TABLE.value, row=_ROW.value, config=config)
-
-
 if __name__ == "__main__":
-    cli.run(main, prints=lambda: (_DESCRIBE.value or _COMPILE.value) and not _RESULTS.value)
+    cli.run(main, prints=lambda: _DESCRIBE.value)

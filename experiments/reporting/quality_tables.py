@@ -275,7 +275,7 @@ def t2_plan(rows: list[dict]) -> Table:
         cells.append([f"`{name}`", str(devices), *figures, f"{values.get('step_tflop', 0.0):,.0f}"])
     get = lambda key: setting(rows[0], key)
     text = (
-        f"`train --compile` of {get('model.preset')}, context {get('model.max_seq_len')}, "
+        f"`plan` of {get('model.preset')}, context {get('model.max_seq_len')}, "
         f"{get('train.batch_size')} sequences a step in {get('train.grad_accum_steps')} parts: memory of one "
         "device by XLA's own account, operations of a step by arithmetic (active units, three times "
         f"forward). {origin(rows)}"

@@ -87,8 +87,8 @@ def needs(runs: list[Run]) -> str:
     return (
         f"{flops / 1e15:,.1f} PFLOP with every unit computed: {flops / RATE / 3600:.1f} hours of an H200 at "
         f"{RATE / 1e12:.0f} TFLOP/s; weights, gradients and moments take "
-        f"{most / 1e9:.1f} GB at most, activations apart (experiments.train "
-        "--compile measures them)"
+        f"{most / 1e9:.1f} GB at most, activations apart (experiments.plan "
+        "has them)"
     )
 
 

@@ -1,6 +1,5 @@
 """The program: what it refuses and how, what it prints, how it stops."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -77,10 +76,6 @@ def options(texts, monkeypatch):
             "data.valid_files: 'a' needs data.corpus='files'; data.corpus is 'python_stdlib'.",
         ),
         (["--config=configs/smoke.py", "--workdir=x", "--config.train.batch_size=0"], "train.batch_size: 0"),
-        (
-            ["--config=configs/smoke.py", "--workdir=x", "--topology=v5e:2x4"],
-            "--topology: 'v5e:2x4' cannot be used without --compile.",
-        ),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, arguments, said):
@@ -197,38 +192,6 @@ def test_describe(monkeypatch):
     monkeypatch.chdir(ROOT)
     outcome = call("train", "--config=configs/default.py:preset=opt_6.7b", "--describe")
     assert outcome.code == 0 and "active" in outcome.out and outcome.err == ""
-
-
-def test_compile_prints_memory_and_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    results = tmp_path / "plan.jsonl"
-    command = ["--config=configs/smoke.py", "--config.mesh.data=2", "--compile"]
-    assert "--row is missing" in call("train", *command, f"--results={results}").err
-    outcome = call("train", *command, f"--results={results}", "--table=t2_plan", "--row=tiny")
-    assert outcome.code == 0 and "compiled for 2 x cpu" in outcome.out, outcome.err
-    rows = {row["metric"]: row for row in load_results(str(results))}
-    assert rows.keys() == {"argument_gb", "temporary_gb", "xla_tflop", "step_tflop", "compile_s"}
-    assert rows["argument_gb"]["value"] > 0 and rows["argument_gb"]["config"]["devices"] == 2
-    assert call("train", *command, "--config.mesh.data=3").code == 2
-
-
-def test_compile_for_tpus_that_are_not_here(monkeypatch, tmp_path):
-    """By libtpu; where it is missing, the command that installs it is said."""
-    monkeypatch.chdir(ROOT)
-    command = ["--config=configs/smoke.py", "--config.mesh.data=8", "--compile"]
-    if importlib.util.find_spec("libtpu") is None:
-        outcome = call("train", *command, "--topology=v5e:2x4")
-        assert outcome.code == 2 and "is missing; pip install 'tree_ffn[tpu]'" in outcome.err
-        pytest.skip("the rest needs libtpu")
-    results = tmp_path / "plan.jsonl"
-    recorded = [f"--results={results}", "--table=t2_plan", "--row=tiny"]
-    outcome = call("train", *command, "--topology=v5e:2x4", *recorded)
-    assert outcome.code == 0 and "compiled for 8 x TPU v5 lite" in outcome.out, outcome.err
-    assert {row["device"] for row in load_results(str(results))} == {"tpu_v5_lite"}
-    outcome = call("train", *command, "--topology=v5e:2x4", "--config.train.batch_size=8388608")
-    assert outcome.code == 2 and "--compile: the step does not fit its devices" in outcome.err, outcome.err
-    outcome = call("train", *command, "--topology=v5e:3x5")
-    assert outcome.code == 2 and "--topology: 'v5e:3x5' is not known to libtpu" in outcome.err
 
 
 def test_help_teaches(monkeypatch):

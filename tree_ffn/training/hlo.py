@@ -54,8 +54,9 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
       text: of a compiled program.
       mesh: size of every axis, in order; the program's devices are the mesh's, row by row.
     """
-    times, found = executions(text), {}
-    for name, lines in computations(text).items():
+    bodies, times, found = computations(text), executions(text), {}
+    fused = set(re.findall(r"\bcalls=%?([\w.-]+)", text))
+    for name, lines in bodies.items():
         for line in lines:
             match = _INSTRUCTION.match(line)
             kind = match and match[3].removesuffix("-start")
@@ -64,8 +65,8 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
             group = _first_group(line, int(np.prod(list(mesh.values()))))
             axes = _axes(group, mesh)
             one = Collective(kind, _size(match[2], match[3]), times[name], axes, len(group))
-            # An overlapped one stands in every piece of work beside it, each time with its channel.
-            channel = re.search(r"channel_id=(\d+)", line)
+            # One that libtpu overlaps stands in every piece of work beside it, each time with its channel.
+            channel = re.search(r"channel_id=(\d+)", line) if name in fused else None
             key = channel[1] if channel else match[1]
             found[key] = max(found.get(key, one), one, key=lambda c: (c.times, c.bytes))
     return list(found.values())
