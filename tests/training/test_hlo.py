@@ -20,7 +20,7 @@ def text_of(function) -> str:
     run = jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     shape = jax.ShapeDtypeStruct((8 * 16, 128), jnp.float32)
     with jax.set_mesh(mesh):
-        return jax.jit(run).lower(shape).compile().as_text()
+        return jax.jit(run).lower(shape).compile().as_text() or ""
 
 
 def looped(function, n: int):

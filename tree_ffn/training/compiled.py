@@ -172,11 +172,12 @@ def phases(plan: Plan) -> tuple[ModelSpec, ModelSpec | None]:
     n_tokens = plan.train.microbatch * model.max_seq_len // plan.mesh.shape["data"]
     x_TE = jax.ShapeDtypeStruct((n_tokens, model.width), model.dtype)
     params = {"w_in": jax.ShapeDtypeStruct((), model.param_dtype)}
-    used = {
-        model.implementation or fastest(params, x_TE, ffn.after_start)
-        for ffn in model.ffns
-        if step.leaks(ffn)
-    }
+    with jax.sharding.use_abstract_mesh(plan.mesh.abstract_mesh):  # whose devices need not be here
+        used = {
+            model.implementation or fastest(params, x_TE, ffn.after_start)
+            for ffn in model.ffns
+            if step.leaks(ffn)
+        }
     return early, None if used == {"masked"} else over
 
 

@@ -17,6 +17,11 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def units_are_split() -> bool:
+    """Whether the current mesh has an axis `model` of several devices, over which units are divided."""
+    return jax.sharding.get_abstract_mesh().shape.get("model", 1) > 1
+
+
 def partitioned(layer: Callable, x_TE: jax.Array) -> Callable:
     """`layer`, a function of arrays to (y_TE, Info), as it can be traced under the current mesh.
 
