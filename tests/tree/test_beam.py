@@ -12,6 +12,7 @@ from tests import leaf_oracle
 from tests.tree import cases
 from tree_ffn import recipe
 from tree_ffn.tree import LeafSpec, chosen, kernels, leaf_ffn, products
+from tree_ffn.tree.kernels import search
 from tree_ffn.tree.leaf import beam, init_params, prune
 from tree_ffn.tree.leaf.order import best, comparable, taken
 
@@ -161,3 +162,53 @@ def test_a_node_that_is_no_number_has_no_part_in_what_others_learn():
     assert (ids >= 8).all() and jnp.isfinite(log_p).all()
     (grad,) = back((np.zeros(ids.shape, jax.dtypes.float0), jnp.ones((1, 2))))
     assert jnp.isfinite(grad).all() and grad[3] == 0
+
+
+def test_where_a_gpus_kernels_are_in_use_every_derivative_is_the_same(rng, monkeypatch):
+    """In both modes, of first and second order, of a batch: kernels are primitives with their own rules."""
+    spec = leaves(48, 7, P=3, balance_rate=0.1)
+    _, x, _, arrays = drawn(rng, spec)
+    x, dx, dlog_p = (jnp.asarray(array, jnp.float32) for array in (x, np.sin(x), rng.normal(size=(T, 7))))
+
+    def run(arrays, x):
+        log_p = lambda x: beam.of_all_rows(arrays, x, spec)[1]
+        loss = lambda arrays, x: jnp.vdot(dlog_p, jnp.exp(beam.of_all_rows(arrays, x, spec)[1]))
+        grad = jax.grad(lambda w, b, x: loss(arrays | {"w_router": w, "b_router": b}, x), (0, 1, 2))
+        inputs = arrays["w_router"], arrays["b_router"], x
+        second = jax.jvp(lambda x: grad(*inputs[:2], x), (x,), (dx,))[1]
+        reverse = jax.grad(lambda x: jnp.vdot(grad(*inputs[:2], x)[2], dx))(x)
+        rows = jax.vmap(jax.grad(lambda row: log_p(row[None]).sum()))(x)
+        return jax.jvp(log_p, (x,), (dx,)), grad(*inputs), second, reverse, rows
+
+    wanted = jax.jit(run)(arrays, x)
+    monkeypatch.setattr(search, "in_use", lambda n_tokens, spec: True)
+    kernels_too = lambda arrays, x: run(arrays, x)
+    assert "tree_ffn_search_gradient" in str(jax.make_jaxpr(kernels_too)(arrays, x))
+    for got, want in zip(*map(jax.tree.leaves, (jax.jit(kernels_too)(arrays, x), wanted))):
+        cases.assert_near(got, want)
+
+
+needs_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", [name for name in SPECS if "pruned" not in name])
+def test_on_a_gpu_the_kernels_find_what_xla_finds(name, rng):
+    """Leaves, log p and gradients of the layer's parameters."""
+    spec = SPECS[name]
+    if not search.in_use(T, spec):
+        pytest.skip("needs make kernels, and one GPU")
+    _, x, _, arrays = drawn(rng, spec)
+    x = jnp.asarray(x, jnp.float32)
+
+    def run(arrays, x):
+        of = lambda b, x: beam.of_all_rows(arrays | {"b_router": b}, x, spec)
+        (ids, log_p), back = jax.vjp(of, arrays["b_router"], x)
+        return ids, log_p, back((np.zeros(ids.shape, jax.dtypes.float0), jnp.ones_like(log_p)))
+
+    found = jax.jit(run)(arrays, x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "in_use", lambda n_tokens, spec: False)
+        wanted = jax.jit(lambda *args: run(*args))(arrays, x)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    jax.tree.map(cases.assert_near, found[1:], wanted[1:])

@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
 
 from tree_ffn.tree import kernels
+from tree_ffn.tree.kernels.primitives import by_kernel_on
 from tree_ffn.tree.meshes import platform
 
 
@@ -91,43 +90,6 @@ def in_place(*dtypes) -> bool:
     """Whether rows and numbers of these dtypes are read where they lie: on a CPU, after `make kernels`."""
     on_cpu = platform() == "cpu" and kernels.is_loaded()
     return on_cpu and all(jnp.dtype(dtype) == jnp.float32 for dtype in dtypes)
-
-
-def by_kernel_on(platform: str, name: str, by_xla: Callable, by_kernel: Callable) -> Primitive:
-    """What is `by_xla` to every transformation, and compiled for a platform of this machine is `by_kernel`.
-
-    Whether a program is compiled or exported shows when it is lowered, which is where a primitive may choose.
-    An exported one may run on a machine without the kernel, so it never calls it.
-
-    Args:
-      platform: `cpu` or `cuda`.
-      name: of the primitive.
-      by_xla: a function of arrays and of hashable values given by name, to a tuple of arrays.
-      by_kernel: another of the same.
-    """
-    primitive = Primitive(name)
-    primitive.multiple_results = True
-    # One object for equal values: by it jax.jit knows what it has compiled.
-    compiled = functools.cache(lambda **static: jax.jit(functools.partial(primitive.bind, **static)))
-    primitive.def_impl(lambda *args, **static: compiled(**static)(*args))
-    # With all that types say: symbolic sizes, shardings, axes of a shard_map.
-    result = lambda *args, **static: jax.make_jaxpr(functools.partial(by_xla, **static))(*args).out_avals
-    primitive.def_abstract_eval(result)
-
-    def batched(args, axes, **static):
-        results = jax.vmap(functools.partial(by_xla, **static), axes)(*args)
-        return results, (0,) * len(results)
-
-    batching.primitive_batchers[primitive] = batched
-    fallback, call = (mlir.lower_fun(f, multiple_results=True) for f in (by_xla, by_kernel))
-
-    def on_platform(context, *args, **static):
-        exported = context.module_context.lowering_parameters.for_export
-        return (fallback if exported else call)(context, *args, **static)
-
-    mlir.register_lowering(primitive, fallback)
-    mlir.register_lowering(primitive, on_platform, platform=platform)
-    return primitive
 
 
 def _alone(f: Callable) -> Callable:

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #define __device__
+#define __host__
 #define __global__
 #define __shared__ static
 #define __launch_bounds__(...)
@@ -36,6 +38,7 @@ struct dim3 { unsigned x = 1, y = 1, z = 1; };
 namespace {
 
 using bf16 = __nv_bfloat16;
+using std::isnan;
 using std::max;
 using std::min;
 
@@ -46,6 +49,13 @@ uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y,
 int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 template <typename T>
 T __ldg(const T* at) { return *at; }
+template <typename T>
+T __ldcs(const T* at) { return *at; }
+uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
 uint32_t atomicOr(uint32_t* at, uint32_t bits) { return std::exchange(*at, *at | bits); }
 
 float FromBf16(uint32_t bits) {
@@ -84,7 +94,7 @@ struct Barrier {
   int arrived = 0, passed = 0;
 };
 
-dim3 blockIdx, blockDim;
+dim3 blockIdx, blockDim, gridDim;
 struct { int x; } threadIdx;
 std::vector<Fiber> fibers;
 std::vector<Barrier> barriers;  // of the block, of its loaders, of each warp
@@ -113,7 +123,7 @@ void Run() {
 // f() by every thread of every block.
 template <typename F>
 void Launch(dim3 grid, int threads, F f) {
-  body = f, blockDim = {static_cast<unsigned>(threads)};
+  body = f, blockDim = {static_cast<unsigned>(threads)}, gridDim = grid;
   std::vector<int> warps(threads / 32);
   for (size_t i = 0; i < warps.size(); ++i) warps[i] = i;
   for (unsigned block = 0; block < grid.x * grid.y; ++block) {
@@ -157,6 +167,12 @@ std::array<T, 32> OfWarp(T mine) {
   __syncwarp();
   return all;
 }
+
+template <typename T>
+T __shfl_sync(uint32_t, T value, int lane) { return OfWarp(value)[lane]; }
+
+template <typename T>
+T __shfl_xor_sync(uint32_t, T value, int mask) { return OfWarp(value)[threadIdx.x % 32 ^ mask]; }
 
 int __shfl_up_sync(uint32_t, int value, int far) {
   const int lane = threadIdx.x % 32;
@@ -265,6 +281,13 @@ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Multiply8(c, a[0], a[1], b0);
   Multiply8(c, a[2], a[3], b1);
 }
+
+template <typename T>
+T Rounded(float value);
+template <>
+float Rounded<float>(float value) { return value; }
+template <>
+bf16 Rounded<bf16>(float value) { return {static_cast<uint16_t>(ToBf16(value))}; }
 
 uint32_t Packed(float low, float high) { return ToBf16(low) | ToBf16(high) << 16; }
 

@@ -38,6 +38,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "tree_ffn_slab": "TreeFfnSlab",
         "tree_ffn_grads": "TreeFfnGrads",
     },
+    "search": {"tree_ffn_search": "TreeFfnSearch", "tree_ffn_search_gradient": "TreeFfnSearchGradient"},
 }
 
 

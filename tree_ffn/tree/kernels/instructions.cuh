@@ -91,6 +91,12 @@ __device__ void AddIf(bool there, uint32_t first, uint32_t second, const float (
       "f"(v[6]), "f"(v[7]));
 }
 
+// The nearest number of a type.
+template <typename T>
+__device__ T Rounded(float value) {
+  return T(value);
+}
+
 // A barrier of some warps of a block, kCount threads.
 template <int kCount>
 __device__ void SyncLoaders() {

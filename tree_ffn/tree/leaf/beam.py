@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree import chosen, kernels, rows
+from tree_ffn.tree.kernels import search
+from tree_ffn.tree.kernels.primitives import by_kernel_on, linear
 from tree_ffn.tree.leaf.order import best, comparable, taken
 from tree_ffn.tree.products import separate_product
 
@@ -71,40 +73,68 @@ def of_all_rows(params: dict, x_TE: jax.Array, spec):
       x_TE: tokens.
       spec: the layer.
     """
-    logits_TR = separate_product(x_TE, params["w_router"])[:, : spec.router_rows]
-    logits_TR = logits_TR + params["b_router"].astype(jnp.float32)[None]
-    fixed_TR = jax.lax.stop_gradient(logits_TR)
-    logit = lambda level, node_TN: _at(fixed_TR, level, node_TN, spec)
-    ids_TK, log_p_TK = _search(params, x_TE.shape[0], spec, logit)
-    return ids_TK, _of_paths(spec, log_p_TK, logits_TR, ids_TK)
+    r_TS, b_R = separate_product(x_TE, params["w_router"]), params["b_router"].astype(jnp.float32)
+    fixed = jax.lax.stop_gradient((r_TS, b_R))
+    if search.in_use(x_TE.shape[0], spec):
+        bias_R = params.get("selection_bias", jnp.zeros(0)).astype(jnp.float32)
+        ids_TK, log_p_TK = _on_gpu.bind(*fixed, bias_R, spec=spec)
+        return ids_TK, _of_paths((spec, x_TE.dtype), log_p_TK, r_TS, b_R, ids_TK)
+    ids_TK, log_p_TK = of_logits(params, *fixed, spec)
+    return ids_TK, _of_paths((spec, None), log_p_TK, r_TS, b_R, ids_TK)
+
+
+def of_logits(params: dict, r_TS: jax.Array, b_R: jax.Array, spec):
+    """`beam` of logits, by XLA.
+
+    Args:
+      params: the layer's, of which selection_bias and kept_row are read.
+      r_TS: float32 logits without biases, filled up to S.
+      b_R: float32 biases.
+      spec: the layer.
+    """
+    logits_TS = r_TS + jnp.pad(b_R, (0, r_TS.shape[1] - b_R.size))[None]
+    return _search(params, r_TS.shape[0], spec, lambda level, node_TN: _at(logits_TS, level, node_TN, spec))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _of_paths(spec, log_p_TK, logits_TR, ids_TK):
+def _of_paths(how: tuple, log_p_TK, r_TS, b_R, ids_TK):
     """What the search found, log p, to be differentiated by the logits as the sum over each leaf's path.
 
     Differentiating the search itself would add up, level by level, at rows that are read by index.
+
+    Args:
+      how: the layer, and the dtype of the gradient that a kernel computes; None: XLA does.
+      log_p_TK: of the leaves.
+      r_TS: logits without biases.
+      b_R: biases.
+      ids_TK: the leaves.
     """
     return log_p_TK
 
 
 @_of_paths.defjvp
-def _of_paths_jvp(spec, primals, tangents):
-    _, logits_TR, ids_TK = primals
+def _of_paths_jvp(how, primals, tangents):
+    (spec, dtype), (_, r_TS, b_R, ids_TK), (_, dr_TS, db_R, _) = how, primals, tangents
+    if dtype is None:
+        # Of the backward pass nothing is kept but the logits.
+        moved = jax.checkpoint(functools.partial(_moved, spec=spec), prevent_cse=False)
+        (d_TK,) = moved(r_TS, b_R, ids_TK, dr_TS, db_R)
+    else:
+        (d_TK,) = _moved_on_gpu.bind(r_TS, b_R, ids_TK, dr_TS, db_R, spec=spec, dtype=dtype)
+    return _of_paths(how, *primals), d_TK
 
-    # Of the backward pass nothing is kept but the logits.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def tangent(logits_TR, d_TR):
-        # A node that is no number moves no leaf; whatever is below it is none itself.
-        right_TR = jax.nn.sigmoid(jnp.where(jnp.isnan(logits_TR), 0.0, logits_TR))
-        d_TN = jnp.zeros((d_TR.shape[0], spec.n_trees), d_TR.dtype)
-        for level in range(spec.depth):
-            rows = slice(_first(level, spec), _first(level + 1, spec))
-            p_TN, by_TN = right_TR[:, rows], d_TR[:, rows]
-            d_TN = _side_by_side(d_TN - p_TN * by_TN, d_TN + (1 - p_TN) * by_TN)
-        return chosen.read(d_TN, ids_TK)
 
-    return _of_paths(spec, *primals), tangent(logits_TR, tangents[1])
+def _moved(r_TS, b_R, ids_TK, dr_TS, db_R, spec, dtype=None):
+    """How log p of leaves moves with logits and biases."""
+    r_TR, d_TR = r_TS[:, : b_R.size] + b_R[None], dr_TS[:, : b_R.size] + db_R[None]
+    # A node that is no number moves no leaf; whatever is below it is none itself.
+    right_TR = jax.nn.sigmoid(jnp.where(jnp.isnan(r_TR), 0.0, r_TR))
+    d_TN = jnp.zeros((r_TS.shape[0], spec.n_trees), d_TR.dtype)
+    for level in range(spec.depth):
+        rows = slice(_first(level, spec), _first(level + 1, spec))
+        p_TN, by_TN = right_TR[:, rows], d_TR[:, rows]
+        d_TN = _side_by_side(d_TN - p_TN * by_TN, d_TN + (1 - p_TN) * by_TN)
+    return (chosen.read(d_TN, ids_TK),)
 
 
 def of_asked_rows(params: dict, x_TE: jax.Array, spec):
@@ -191,4 +221,33 @@ def _named(run: Callable) -> Callable:
     return lambda x_TE, *values, names, spec: run(dict(zip(names, values)), x_TE, spec)
 
 
-_in_place = rows.by_kernel_on("cpu", "tree_ffn_beam", _named(of_all_rows), _named(of_asked_rows))
+_in_place = by_kernel_on("cpu", "tree_ffn_beam", _named(of_all_rows), _named(of_asked_rows))
+
+
+def _on_gpu_by_xla(r_TS, b_R, bias_R, spec):
+    return of_logits({"selection_bias": bias_R} if bias_R.size else {}, r_TS, b_R, spec)
+
+
+def gradient(r_TS, b_R, ids_TK, d_TK, spec, dtype=None):
+    """Cotangents of logits and biases from those of log p of leaves, by XLA; in float32.
+
+    Args:
+      r_TS: logits without biases, filled up to S.
+      b_R: biases.
+      ids_TK: the leaves.
+      d_TK: of log p.
+      spec: the layer.
+      dtype: of what a kernel gives in its place.
+    """
+    moved = lambda dr_TS, db_R: _moved(r_TS, b_R, ids_TK, dr_TS, db_R, spec)
+    return tuple(jax.linear_transpose(moved, r_TS, b_R)((d_TK,)))
+
+
+def _gradient_by_kernel(r_TS, b_R, ids_TK, d_TK, spec, dtype):
+    d_TS, d_R = search.gradient(r_TS, b_R, ids_TK, d_TK, spec, dtype)
+    return d_TS.astype(jnp.float32), d_R  # which the product's own derivative rounds to that dtype anyway
+
+
+_on_gpu = by_kernel_on("cuda", "tree_ffn_search", _on_gpu_by_xla, search.beam)
+_gradient_on_gpu = by_kernel_on("cuda", "tree_ffn_search_gradient", gradient, _gradient_by_kernel)
+_moved_on_gpu = linear("tree_ffn_search_moved", _moved, 3, _gradient_on_gpu)
