@@ -3,38 +3,17 @@
 What a GPU alone can show, that XLA calls them rightly, is in test_grouped.
 """
 
-import ctypes
-import pathlib
-import shutil
-import subprocess
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tree_ffn.tree.kernels import compilers, cuda, experts
-
-HERE = pathlib.Path(__file__).parent
+from tests.tree.emulated import call, compiled
+from tree_ffn.tree.kernels import experts
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
-    """The library of kernels and instructions."""
-    if not compilers.found():
-        pytest.skip("needs a C++ compiler (Debian package g++)")
-    folder = tmp_path_factory.mktemp("emulated")
-    for source in (*cuda.DIRECTORY.glob("experts_*.cuh"), *HERE.glob("emulated/*")):
-        shutil.copy(source, folder)
-    flags = ["-std=c++17", "-O2", "-w", "-fPIC", "-shared"]
-    command = [*compilers.found()[0], *flags, str(folder / "experts.cc"), "-o", str(folder / "experts.so")]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "experts.so"))
-
-
-def call(function, *arguments):
-    """Calls a C function with numbers and arrays."""
-    pointer = lambda value: ctypes.c_void_p(value.ctypes.data) if isinstance(value, np.ndarray) else value
-    function(*map(pointer, arguments))
+    return compiled("experts", tmp_path_factory.mktemp("emulated"))
 
 
 def written_plan(emulated, ids_TK, units):

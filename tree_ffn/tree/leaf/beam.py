@@ -7,9 +7,9 @@ the children of what is kept above are kept, and their rows asked: min(P 2^level
 the rows of the router are: level by level from the roots, in each level tree by tree. The children of n are
 2 n + P and 2 n + P + 1, and expert j is node X - P + j.
 
-This one function is executed in two ways: by one product with all rows, of which the search reads some; or,
-for few tokens on a CPU after `make kernels`, by reading the rows that are asked, level after level.
-Derivatives are always those of the first.
+This one function is executed in two ways: by one product with all rows, of which the search reads some, on a
+GPU after `make kernels` as one kernel; or, for few tokens on a CPU after `make kernels`, by reading the rows
+that are asked, level after level. Derivatives are always those of the first.
 """
 
 import functools
