@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from experiments.common import cli, path_flags, provenance
 from experiments.reporting import record, texts
 from tree_ffn.data.tokenizers import load_tokenizer
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.models.cost import describe
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.training import distributed
@@ -63,6 +63,7 @@ def main() -> None:
     if _NOJIT.value:
         jax.config.update("jax_disable_jit", True)
 
+    check_positive_int("--heartbeat", _HEARTBEAT.value)
     with distributed.started(_HEARTBEAT.value):
         train_and_record(config)
 

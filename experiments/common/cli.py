@@ -1,8 +1,8 @@
 """What all programs share: how they start, and how they say that something is wrong.
 
 Exit codes: 0 done, 1 the run failed, 2 the input is wrong (one sentence on stderr says what), 128 + n stopped
-by signal n, what there was saved (130 by Ctrl-C, 143 by SIGTERM), 141 nobody reads what it prints (see
-tree_ffn/streams.py).
+by signal n, what there was saved (130 by Ctrl-C, 143 by SIGTERM), 134 another process of the run was lost,
+141 nobody reads what it prints (see tree_ffn/streams.py).
 """
 
 import functools

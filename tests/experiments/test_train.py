@@ -54,6 +54,7 @@ def options(texts, monkeypatch):
             ["--config=configs/smoke.py", "--workdir=x", "--config.train.steps=many"],
             "--config.train.steps: 'many' is not allowed; use a number.",
         ),
+        (["--config=configs/smoke.py", "--workdir=x", "--heartbeat=0"], "--heartbeat: 0 is not allowed"),
         (["--config=configs/smoke.py", "--workdir=x", "--describe=perhaps"], "describe"),
         (["--config=configs/smoke.py", "--workdir=x", "more"], "argument: 'more' is not known"),
         (["--config=configs/smoke.py", "--workdir=x", "--results=y"], "--row is missing"),

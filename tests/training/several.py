@@ -1,8 +1,10 @@
 """Real processes that train one run together, on CPU devices of this machine."""
 
+import contextlib
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -12,13 +14,29 @@ from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 HEARTBEAT = 5
+SLURM_PORTS = 2**16 - 2**12  # from which JAX chooses by the number of the job
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def free_port(lowest: int = 0) -> int:
+    """A port that is free, of those from `lowest`; any by default."""
+    for port in range(lowest, 2**16):
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("", port))
+            return found.getsockname()[1]
+    raise RuntimeError(f"no port from {lowest} on is free")
+
+
+def announced(n: int, process: int, port: int, slurm: bool) -> dict[str, str]:
+    """The variables by which a process learns of the others: our own, or those that srun sets for a step."""
+    if slurm:
+        job = {"JOB_ID": port - SLURM_PORTS, "STEP_NODELIST": "localhost", "NTASKS": n}
+        variables = job | {"PROCID": process, "LOCALID": process}
+        return {f"SLURM_{name}": str(value) for name, value in variables.items()}
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(n),
+        "JAX_PROCESS_ID": str(process),
+    }  # fmt: skip
 
 
 class Several:
@@ -31,11 +49,12 @@ class Several:
       *flags: of all processes; a run is configs/smoke.py.
       devices: of each process.
       of_one: (process, its more flags, its more environment).
+      slurm: the environment is that of `srun`, and not the one that our guide says.
     """
 
     def __init__(
         self, n: int, workdir: pathlib.Path, texts: pathlib.Path, *flags: str, devices: int = 1,
-        of_one: tuple[int, list[str], dict[str, str]] = (0, [], {}),
+        of_one: tuple[int, list[str], dict[str, str]] = (0, [], {}), slurm: bool = False,
     ):  # fmt: skip
         self.workdir, self.processes, self.began = workdir, [], time.monotonic()
         self.logs = workdir.with_name(f"{workdir.name}.logs")
@@ -46,9 +65,7 @@ class Several:
             f"--workdir={workdir}",
         ]  # fmt: skip
         environment = os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
-        if n > 1:
-            address = f"127.0.0.1:{free_port()}"
-            environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(n)}
+        port = free_port(SLURM_PORTS + random.randrange(2**11) if slurm else 0)
         for process in range(n):
             more, variables = of_one[1:] if process == of_one[0] else ([], {})
             with open(self.logs / str(process), "w") as log:
@@ -56,7 +73,7 @@ class Several:
                     subprocess.Popen(
                         [sys.executable, "-m", "experiments.train", *common, *flags, *more],
                         cwd=ROOT,
-                        env=environment | {"JAX_PROCESS_ID": str(process)} | variables,
+                        env=environment | announced(n, process, port, slurm) | variables,
                         stdout=log,
                         stderr=log,
                     )  # fmt: skip

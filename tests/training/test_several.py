@@ -32,7 +32,7 @@ def test_two_processes_compute_what_one_computes(texts, tmp_path):
 
 
 def test_a_signal_to_one_stops_both_at_the_same_step(texts, tmp_path):
-    run = Several(2, tmp_path / "run", texts, "--config.train.steps=100000")
+    run = Several(2, tmp_path / "run", texts, "--config.train.steps=100000", slurm=True)
     run.until(lambda: run.steps() >= 4)
     told = run.send(1, signal.SIGTERM)
     assert run.wait(30) == [143, 143], (told, run.said())

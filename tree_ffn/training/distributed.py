@@ -33,7 +33,7 @@ from tree_ffn.training.signals import STOPS, Diverged, Interrupted, StopSignals
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Variables by which launchers say how many processes there are, and signs that jax.distributed may find more.
 _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-_SIGNS = (ADDRESS, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_SERVICE_HOST")
+_SIGNS = (ADDRESS, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX")
 _TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 # What says that it is not this process that failed: the words of gloo, of NCCL, and of JAX's service.
 _OF_OTHERS = ("gloo", "nccl", "connection", "socket", "unavailable", "barrier", "coordination", "heartbeat")
@@ -95,7 +95,7 @@ def _connect(heartbeat: int) -> bool:
     forget_slices()
     last_words.start()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a pod without what detection in pods needs: it is alone
+        warnings.simplefilter("ignore")  # a pod without the package that detection in pods needs: it is alone
         try:
             jax.distributed.initialize(
                 num_processes=count, process_id=index, heartbeat_timeout_seconds=heartbeat
@@ -109,6 +109,8 @@ def _connect(heartbeat: int) -> bool:
             if isinstance(error, RuntimeError):
                 raise
             return False
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which JAX has taken for its preemption service
     return jax.process_count() > 1
 
 
