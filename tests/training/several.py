@@ -94,7 +94,10 @@ class Several:
         deadline = time.monotonic() + seconds
         while not happens():
             ended = [process.poll() for process in self.processes]
-            assert ended == [None] * len(ended) and time.monotonic() < deadline, (ended, [lines[-5:] for lines in self.said()])
+            assert ended == [None] * len(ended) and time.monotonic() < deadline, (
+                ended,
+                [lines[-5:] for lines in self.said()],
+            )
             time.sleep(0.01)
 
     def send(self, process: int, signum: int = signal.SIGKILL) -> float:
