@@ -19,10 +19,10 @@ DOCS_STAMP := $(VENV)/.docs-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
 FAST_TESTS ?= tests/tree tests/models tests/inference tests/huggingface
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full test-fast lint docs kernels requirements clean venv venv-dev
+.PHONY: help quickstart convert-demo test test-full test-fast lint docs kernels requirements clean venv venv-dev
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(RUN_STAMP) ## compare dense, narrow and the recommended layer on this machine (8 minutes, 2 cores)
 	$(PY) -m experiments.quickstart
@@ -41,6 +41,35 @@ lint: $(DEV_STAMP) ## ruff, pyright, and whether requirements.txt is what pyproj
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) .ci/requirements.py --check
+
+# DEMO_CONFIG and what follows are words of the programs' command lines: docs/guides/converting.md.
+DEMO ?= runs/convert_demo
+DEMO_SEEDS ?= 1
+DEMO_CONFIG ?= --config=configs/quickstart.py:kind=dense
+DEMO_TREES ?= --n_trees=3
+DEMO_STEPS ?= 300
+DEMO_METHODS := cluster_leaf cluster cluster_spent random_leaf
+DEMO_STARTS = $(foreach seed,$(shell seq 0 $$(($(DEMO_SEEDS) - 1))),$(DEMO_METHODS:%=$(DEMO)/seed$(seed)/%/config.json))
+CONVERT = rm -rf $(@D) && $(PY) -m experiments.convert --workdir=$(DEMO)/seed$*/dense --seed=$* \
+	--results=$(DEMO)/conversion.jsonl --to=$(@D)
+
+convert-demo: $(RUN_STAMP) $(DEMO_STARTS) ## train a dense model, convert it by several methods, fine-tune each
+	$(PY) -m experiments.ablate --sweep=configs/sweeps/conversion.py:runs=$(DEMO),steps=$(DEMO_STEPS),seeds=$(DEMO_SEEDS) \
+		--tune --workdir=$(DEMO)/tuned --results=$(DEMO)/conversion.jsonl $(DEMO_SWEEP)
+	$(PY) -m experiments.tables --results='$(DEMO)/*.jsonl'
+
+.SECONDARY: # what make would remove after it is used
+$(DEMO)/seed%/dense/done: | $(RUN_STAMP)
+	$(PY) -m experiments.train $(DEMO_CONFIG) --config.seed=$* --workdir=$(@D)
+	touch $@
+$(DEMO)/seed%/cluster_leaf/config.json: $(DEMO)/seed%/dense/done
+	$(CONVERT) --method=cluster $(DEMO_LEAVES)
+$(DEMO)/seed%/random_leaf/config.json: $(DEMO)/seed%/dense/done
+	$(CONVERT) --method=random $(DEMO_LEAVES)
+$(DEMO)/seed%/cluster/config.json: $(DEMO)/seed%/dense/done
+	$(CONVERT) --kind=tree --method=cluster $(DEMO_TREES)
+$(DEMO)/seed%/cluster_spent/config.json: $(DEMO)/seed%/dense/done
+	$(CONVERT) --kind=tree --method=cluster --router=spent --drop $(DEMO_TREES)
 
 docs: $(DOCS_STAMP) ## make the site, build/docs/index.html
 	rm -rf docs/modules

@@ -1,10 +1,12 @@
 r"""The dense model of the demonstration of conversion: about 30 M parameters, good enough to be asked.
 
-    python -m experiments.convert_demo --config=configs/demo_30m.py --n_trees=3 --node_width=2 --depth=7 \
+    python -m experiments.train --config=configs/demo_30m.py \
         --config.data.files='TEXT/wikipedia2015/train_0[0-3].txt.xz,TEXT/novels/train_00.txt.xz' \
         --config.data.valid_files=TEXT/wikipedia2015/valid.txt.xz \
         --config.data.tokenizer=TEXT/tokenizers/gpt2/encoder.json.xz,TEXT/tokenizers/gpt2/vocab.bpe.xz \
-        --workdir=runs/demo --results=results/conversion.jsonl --jobs=4
+        --workdir=runs/demo/seed0/dense
+
+`make convert-demo` converts it and trains the conversions further (docs/conversion.md has its values).
 
 6 layers of width 384, context 512, GPT-2's BPE, F = 1,530: 30.2 M parameters, 19.5 M of them embeddings. The
 text is that of configs/t1_small.py (44 M tokens), seen 2.2 times in 3,000 steps of 32,768 tokens.

@@ -14,7 +14,7 @@ import sys
 PROGRAMS = {
     "A model": ("train", "evaluate", "generate", "serve", "export", "import_model", "finetune"),
     "Data": ("prepare_data", "train_tokenizer", "join_words"),
-    "Trees": ("convert", "convert_demo", "prune", "oracle"),
+    "Trees": ("convert", "prune", "oracle"),
     "Measurements": (
         "plan", "quickstart", "ablate", "tables", "report",
         "benchmark", "benchmark_models", "benchmark_scoring",

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from experiments.common import cli, path_flags
 from experiments.conversion.finetuning import finetune, table
+from experiments.reporting import record, texts
 from tree_ffn.errors import InputError
 from tree_ffn.locks import only_writer
 
@@ -25,13 +26,18 @@ _CONFIG = config_flags.DEFINE_config_file(
 )  # fmt: skip
 _WORKDIR = path_flags.define("workdir", None, "Directory of the run; a run that is there goes on.")
 _RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
+_TABLE = flags.DEFINE_string("table", "conversion", "Table of the results rows: ours, or one of your own.")
+_TEXTS = flags.DEFINE_list("texts", [], texts.HELP)
 _ROW = flags.DEFINE_string("row", None, "Name of the results rows, e.g. cluster_distilled.")
 
 
 def main() -> None:
     check_flags(_CONFIG.value)
     with only_writer(_WORKDIR.value, "--workdir"):
-        before, after = finetune(_CONFIG.value, _WORKDIR.value, results=_RESULTS.value, row=_ROW.value)
+        before, after = finetune(
+            _CONFIG.value, _WORKDIR.value, other=texts.parse(_TEXTS.value), results=_RESULTS.value,
+            table=_TABLE.value, row=_ROW.value or "",
+        )  # fmt: skip
     print(table(before, after))
 
 
@@ -41,8 +47,8 @@ def check_flags(config) -> None:
         raise InputError("--config is missing; name a file, e.g. --config=configs/finetune.py.")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the directory of the run, e.g. --workdir=runs/tuned.")
-    if _RESULTS.value and not _ROW.value:
-        raise InputError("--row is missing; --results needs a name for the rows.")
+    record.check_row_flag(_RESULTS.value, _ROW.value, _TABLE.value)
+    texts.parse(_TEXTS.value)
 
 
 if __name__ == "__main__":

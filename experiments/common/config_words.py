@@ -17,11 +17,18 @@ from tree_ffn.upgrades import REMOVED
 
 
 def check_config(config) -> None:
-    """Raises InputError unless a run of `config` could start; reads no text and looks at no device."""
-    model = model_spec_from_config(config, _vocab_size(config.data.tokenizer))
+    """Raises InputError unless a run of `config` could start; reads no text and looks at no device.
+
+    Model and text of fine-tuning are not looked at where they are those of its start.
+    """
+    model = None
+    if config.data.corpus != "start":
+        model = model_spec_from_config(config, _vocab_size(config.data.tokenizer))
     train_spec(config)
-    check_trainable(model)
     optim_spec(config)
+    if model is None:
+        return
+    check_trainable(model)
     corpus_spec_from_config(config)
 
 

@@ -15,8 +15,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def public_command(argv: list[str] | None = None) -> str:
-    """The command line as anybody may type it: absolute directories become PATH, and nothing says which
-    part of it a process makes for the one that was typed (--part).
+    """The command line as anybody may type it: absolute directories become PATH.
 
     Example:
       >>> public_command(["/x/repo/experiments/train.py", "--workdir=/tmp/a", "--config=configs/smoke.py"])
@@ -26,7 +25,6 @@ def public_command(argv: list[str] | None = None) -> str:
     """
     program, *rest = sys.argv if argv is None else argv
     name = os.path.splitext(os.path.basename(program))[0]
-    rest = [word for word in rest if not word.startswith("--part=")]
     start = r"(?:~[^,\s/=]*|file:(?://[^,\s/]*)?)?/"  # what `tree_ffn.paths.local` makes absolute is so too
     rest = [re.sub(rf"(^|[=,:]){start}(?:[^,\s/]+/)*", r"\1PATH/", word) for word in rest]
     return " ".join([f"python -m experiments.{name}", *rest])

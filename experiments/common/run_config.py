@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 from tree_ffn.models import spec_to_dict
+from tree_ffn.plain import namespace
 from tree_ffn.training.plan import resolved
 
 
@@ -23,5 +24,11 @@ def finetuned_config(config, start) -> SimpleNamespace:
 
 
 def config_of(run):
-    """The config of a run; of a fine-tuned one, with the model that it has."""
-    return finetuned_config(run.config, run) if "finetune" in resolved(run.config) else run.config
+    """The config of a run; of a fine-tuned one, with the model that it has; of a conversion, with how."""
+    values, made = resolved(run.config), run.meta.get("converted")
+    if "finetune" in values:
+        return finetuned_config(run.config, run)
+    if not made or run.meta["step"]:
+        return run.config
+    made = {name: value for name, value in made.items() if name != "step"}  # as `convert_all` records it
+    return namespace({**values, "seed": made["seed"], "convert": made})

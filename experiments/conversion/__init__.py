@@ -1,1 +1,1 @@
-"""Dense models to sparse ones: what the programs convert, finetune and convert_demo are made of."""
+"""Dense models to sparse ones: what the programs convert and finetune are made of."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from experiments.common import provenance, run_config, starts
 from experiments.common.config_words import check_config
-from experiments.reporting import record
+from experiments.reporting import record, texts
 from tree_ffn.data import PreparedCorpus, corpus_spec_from_config, load_tokenizer, valid_batches
 from tree_ffn.data.qa_rows import prepare_questions
 from tree_ffn.errors import InputError, is_whole_number
@@ -23,7 +23,7 @@ from tree_ffn.training.compiled import Scorer
 from tree_ffn.training.finetune import FinetuneSpec, check_teacher, compile_finetuning, score_step
 from tree_ffn.training.loop import train
 from tree_ffn.training.metrics import loss_metrics
-from tree_ffn.training.plan import TrainSpec, check_trainable, prepare_data, resolved, train_spec
+from tree_ffn.training.plan import TrainSpec, check_trainable, prepare_data, resolved, settled, train_spec
 from tree_ffn.training.restore import Restored
 from tree_ffn.training.workdir import begin_run
 
@@ -34,14 +34,16 @@ NEAR = 1.02
 
 
 def finetune(
-    config, workdir: str, *, results: str | None = None, row: str | None = None, command: str | None = None
-) -> tuple[dict, dict]:
+    config, workdir: str, *, other: dict[str, str] | None = None, results: str | None = None,
+    table: str = "conversion", row: str = "", command: str | None = None,
+) -> tuple[dict, dict]:  # fmt: skip
     """Trains `finetune.start` further, or goes on with the run that `workdir` holds.
 
     Args:
       config: of configs/finetune.py.
       workdir: of the run; before.json in it has the figures of the start and of the teacher.
-      results, row: file to append the figures to, and the name of the rows; None appends nothing.
+      other: texts to score at the end, as `texts.parse` returns them.
+      results, table, row: file to append the figures to, and names of the rows; None appends nothing.
       command: of the rows; by default this process's own.
 
     Returns:
@@ -51,7 +53,7 @@ def finetune(
       InputError: the config cannot be used.
     """
     spec = finetune_spec(config)
-    start = load_start(config)
+    start = load_start(config.finetune.start, config.finetune.step)
     config = on_text_of(start, config)
     check_config(config)
     teacher = load_teacher(config, start, spec)
@@ -70,11 +72,14 @@ def finetune(
         figures |= until_near(
             workdir, before["teacher"]["loss"], config.train.batch_size * start.model.max_seq_len
         )
-    if results:
+    names = {"results": results, "table": table, "row": row, "command": command}
+    if other:
+        texts.score_at_end(workdir, config, other, **names)
+    if results:  # last: a run whose validation loss is recorded counts as done for a sweep
         losses = {f"loss_{name}": found["loss"] for name, found in before.items()}
         record.append_figures(
-            results, {**figures, **losses}, table="conversion", row=row or "",
-            config=run_config.finetuned_config(config, start), data_meta=data.meta, command=command,
+            results, {**figures, **losses}, table=table, row=row, command=command,
+            config=run_config.finetuned_config(config, start), data_meta=data.meta,
         )  # fmt: skip
     return before, figures
 
@@ -93,7 +98,7 @@ def until_near(workdir: str, dense_loss: float, tokens_per_step: int) -> dict[st
 
 def finetune_spec(config) -> FinetuneSpec:
     """The checked `config.finetune`."""
-    if "finetune" not in config:
+    if "finetune" not in resolved(config):
         raise InputError("--config: it has no section finetune; use configs/finetune.py.")
     values = config.finetune
     names = ("task", "weights", "ce", "kl", "ffn", "gradual", "gradual_steps")
@@ -113,11 +118,10 @@ def finetune_spec(config) -> FinetuneSpec:
     return spec
 
 
-def load_start(config) -> Restored:
-    """The model that `finetune.start` names, which can be trained."""
-    values = config.finetune
-    step = int(values.step) if is_whole_number(values.step) else values.step
-    start = trainable(starts.load(values.start, step, field="finetune.start"))
+def load_start(place: str, step: str) -> Restored:
+    """The model that `finetune.start` and `finetune.step` name, which can be trained."""
+    number = int(step) if is_whole_number(step) else step
+    start = trainable(starts.load(place, number, field="finetune.start"))
     check_trainable(start.model)
     return start
 
@@ -145,7 +149,7 @@ def on_text_of(start: Restored, config):
     Raises:
       InputError: the start names no text, or none of this task.
     """
-    config, theirs = config.copy_and_resolve_references(), start.config.data
+    config, theirs = settled(config), start.config.data
     if config.data.corpus == "start" and any(
         config.data[name] for name in ("files", "tfds_dir", "tfds_name")
     ):
@@ -159,9 +163,9 @@ def on_text_of(start: Restored, config):
                 "to train on: name files of it."
             )
         for name in TEXT_FIELDS:
-            config.data[name] = theirs[name]
+            setattr(config.data, name, theirs[name])
     for name in ("tokenizer", "cache_dir"):
-        config.data[name] = config.data[name] or theirs[name]
+        setattr(config.data, name, getattr(config.data, name) or theirs[name])
     return config
 
 

@@ -1,4 +1,4 @@
-"""Two ways to make the runs of a sweep: one by one in this process, or as processes of experiments.train."""
+"""Two ways to make the runs of a sweep: one by one in this process, or as processes of their program."""
 
 import functools
 import os
@@ -6,13 +6,15 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from experiments.common.processes import Job, Processes, why
 from experiments.common.provenance import origin, public_command
+from experiments.conversion.finetuning import finetune
 from experiments.reporting import record, texts
-from experiments.sweeps.sweep_runs import Known, Run, facts
+from experiments.sweeps.sweep_runs import Known, Run
 from tree_ffn.errors import InputError, reason
 from tree_ffn.training.loop import train
 from tree_ffn.training.signals import Diverged, Interrupted
@@ -58,17 +60,7 @@ class Runner:
 
     def _one(self, run: Run) -> str | None:
         try:
-            names = {"table": run.table, "row": run.name}
-            command = public_command(["train", *run.arguments()])
-            figures = train(run.config, run.workdir, origin=functools.partial(origin, command))
-            if other := texts.parse(run.texts):
-                texts.score_at_end(
-                    run.workdir, run.config, other, results=run.results, command=command, **names
-                )
-            # Last: a run whose validation loss is recorded counts as done.
-            record.append_figures(
-                run.results, figures, config=run.config, data_meta=facts(run.config), command=command, **names
-            )
+            _make(run)
         except Interrupted:
             raise
         except (InputError, Diverged) as error:
@@ -87,6 +79,20 @@ class Runner:
         clock.ended(f"{run.label}: {f'FAILED: {error}' if error else 'done'}", seconds)
 
 
+def _make(run: Run) -> None:
+    """Trains, scores, and records last: a run whose validation loss is recorded counts as done."""
+    command = public_command([run.program, *run.arguments()])
+    names: dict[str, Any] = {"table": run.table, "row": run.name, "results": run.results, "command": command}
+    other = texts.parse(run.texts)
+    if run.start:
+        finetune(run.config, run.workdir, other=other, **names)
+        return
+    figures = train(run.config, run.workdir, origin=functools.partial(origin, command))
+    if other:
+        texts.score_at_end(run.workdir, run.config, other, **names)
+    record.append_figures(names.pop("results"), figures, config=run.config, data_meta=run.facts(), **names)
+
+
 class _Clock:
     """Says how many runs are done, and about how long the others will take."""
 
@@ -102,7 +108,7 @@ class _Clock:
 
 
 class ProcessRunner(Runner):
-    """Makes runs as processes of experiments.train, several at a time; each writes log.txt in its workdir.
+    """Makes runs as processes of their program, several at a time; each writes log.txt in its workdir.
 
     Args:
       keep_runs: as in `Runner`.
@@ -123,7 +129,7 @@ class ProcessRunner(Runner):
             run = waiting.pop(0)
             log = os.path.join(run.workdir, LOG)
             by_log[log] = run
-            return Job(run.label, ["experiments.train", *run.arguments()], log)
+            return Job(run.label, [f"experiments.{run.program}", *run.arguments()], log)
 
         def ended(job: Job, code: int, seconds: float) -> None:
             run = by_log[job.log]

@@ -12,7 +12,8 @@ A sweep file (configs/sweeps/*.py) has `get_sweep(arg=None)`. It returns a dict 
     tuning   {key, values, set, seeds, extensions}: the learning rates that each kind of row tries first
 
 A key with a dot is one of the config (`optim.lr`); a key without a dot is an argument of the config file
-(`length`). Rows of one `kind` (by default each row is its own) share what is tuned.
+(`length`). `{seed}` in a text is the row's seed: of fine-tuning (configs/finetune.py), say, which begins with
+a model of that seed. Rows of one `kind` (by default each row is its own) share what is tuned.
 """
 
 import difflib

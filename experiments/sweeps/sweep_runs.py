@@ -8,7 +8,9 @@ import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from experiments.common import run_config
 from experiments.common.config_words import config_of, words_of
+from experiments.conversion.finetuning import finetune_spec, load_start, on_text_of, prepare_rows
 from experiments.reporting import record
 from experiments.reporting.aggregate import NO_MATTER, telling_differences
 from experiments.sweeps import tuning
@@ -17,19 +19,22 @@ from tree_ffn.data import corpus_spec_from_config, prepare
 from tree_ffn.data.tokenizers import load_tokenizer
 from tree_ffn.models import cost
 from tree_ffn.models.from_config import model_spec_from_config
+from tree_ffn.models.spec import ModelSpec
 from tree_ffn.training.plan import many_passes, settled, train_spec
+from tree_ffn.training.restore import Restored
 from tree_ffn.upgrades import stamped
 
 
 class Run(NamedTuple):
-    """One training run.
+    """One run of training or fine-tuning.
 
     Attributes:
       table, name, seed: of its results rows.
-      config: as experiments.train reads it from `words`.
+      config: as its program reads it from `words`.
       words: the part of the command line that says the config.
       workdir, results: where it goes.
       texts: other texts to score at its end, the words of --texts.
+      start: what fine-tuning begins with, without its weights; None: it is training.
     """
 
     table: str
@@ -40,14 +45,20 @@ class Run(NamedTuple):
     workdir: str
     results: str
     texts: tuple[str, ...] = ()
+    start: Restored | None = None
 
     @property
     def label(self) -> str:
         """What people call it: `dense_seed0`, or `dense_lr0.002_seed0` of a grid."""
         return os.path.basename(self.workdir)
 
+    @property
+    def program(self) -> str:
+        """Which of experiments/ makes it."""
+        return "finetune" if self.start else "train"
+
     def arguments(self) -> list[str]:
-        """All words after `python -m experiments.train`."""
+        """All words after `python -m experiments.PROGRAM`."""
         names = {"workdir": self.workdir, "results": self.results, "table": self.table, "row": self.name}
         if self.texts:
             names["texts"] = ",".join(self.texts)
@@ -55,16 +66,32 @@ class Run(NamedTuple):
 
     def command(self) -> str:
         """The line for a shell that makes this run."""
-        return shlex.join(["python", "-m", "experiments.train", *self.arguments()])
+        return shlex.join(["python", "-m", f"experiments.{self.program}", *self.arguments()])
 
     def tokens(self) -> int:
         """How many tokens it trains on."""
-        train, model = self.config.train, self.config.model
-        return train.steps * train.batch_size * model.max_seq_len
+        return self.config.train.steps * self.config.train.batch_size * self.model().max_seq_len
+
+    def model(self) -> ModelSpec:
+        """What it trains."""
+        if self.start:
+            return self.start.model
+        return model_spec_from_config(self.config, vocabulary(self.config.data.tokenizer))
+
+    def facts(self) -> dict:
+        """What is known of its text, which is prepared if it is not yet."""
+        if self.start and self.config.finetune.task == "qa":
+            return prepare_rows(self.config, self.start.model, spec=finetune_spec(self.config)).meta
+        return _facts(corpus_spec_from_config(self.config), self.model().max_seq_len + 1)
+
+    def recorded(self) -> dict:
+        """The config that its results rows have."""
+        config = run_config.finetuned_config(self.config, self.start) if self.start else self.config
+        return record.public_config(config, self.facts())
 
     def passes(self) -> float:
         """How often it reads its training text, which is prepared if it is not yet."""
-        return train_spec(self.config).passes(facts(self.config)["splits"]["train"]["rows"])
+        return train_spec(self.config).passes(self.facts()["splits"]["train"]["rows"])
 
 
 RATE = 2.5e14  # FLOPs a second: T1-small's steps on an H200 reach 210 (sparse) to 320 (dense) TFLOP/s
@@ -78,7 +105,7 @@ def vocabulary(tokenizer: str) -> int:
 
 def needs(runs: list[Run]) -> str:
     """Arithmetic, hours and memory of runs, one after the other, as text."""
-    models = [model_spec_from_config(run.config, vocabulary(run.config.data.tokenizer)) for run in runs]
+    models = [run.model() for run in runs]
     # Forward and twice as much backward; `masked` computes what a dense layer of all units does.
     flops = sum(
         3 * cost.model_flops(cost.dense_counterpart(model)) * run.tokens() for run, model in zip(runs, models)
@@ -107,7 +134,7 @@ class Known:
         rows = self._rows.get((run.table, run.name, run.seed), [])
         if not rows:  # before any text is looked at
             return None
-        wanted = record.public_config(run.config, facts(run.config))
+        wanted = run.recorded()
         return next((row["value"] for row in reversed(rows) if same_run(row["config"], wanted)), None)
 
 
@@ -120,14 +147,24 @@ def same_run(recorded: dict, wanted: dict) -> bool:
     return all(re.match(NO_MATTER, key) for key in telling_differences(recorded, stamped(wanted)))
 
 
-def facts(config) -> dict:
-    """What is known of the prepared text of a config; it is prepared if it is not yet."""
-    return _facts(corpus_spec_from_config(config), config.model.max_seq_len + 1)
-
-
 @functools.cache
 def _facts(spec, row_tokens: int) -> dict:
     return prepare(spec, row_tokens).meta
+
+
+def begun_with(config) -> Restored:
+    """What a config of fine-tuning begins with, without its weights.
+
+    Raises:
+      InputError: it is not there, or cannot be trained so.
+    """
+    finetune_spec(config)
+    return _begun_with(config.finetune.start, config.finetune.step)
+
+
+@functools.cache
+def _begun_with(start: str, step: str) -> Restored:
+    return load_start(start, step)._replace(variables={})
 
 
 def tuning_path(results: str) -> str:
@@ -178,9 +215,16 @@ class Ablation:
         return self._run(kind, seed, values, place, tuning_path(self.results))
 
     def _run(self, name: str, seed: int, values: dict, place: str, results: str) -> Run:
+        values = {
+            key: value.replace("{seed}", str(seed)) if isinstance(value, str) else value
+            for key, value in values.items()
+        }
         words = [*words_of(self.sweep.config_file, values), f"--config.seed={seed}"]
-        workdir = os.path.join(self._workdir, f"{place}_seed{seed}")
-        return Run(self.sweep.table, name, seed, settled(config_of(words)), words, workdir, results)
+        workdir, config, start = os.path.join(self._workdir, f"{place}_seed{seed}"), config_of(words), None
+        if "finetune" in config:
+            start = begun_with(config)
+            config = on_text_of(start, config)
+        return Run(self.sweep.table, name, seed, settled(config), words, workdir, results, start=start)
 
     def losses(self, kind: str, known: Known) -> tuple[dict[float, float], list[Run]]:
         """({value: mean loss over the seeds} of the values tried so far, the runs that come next)."""

@@ -14,7 +14,6 @@ WRITERS = [
     ("finetune", "--workdir={}", "--config=configs/finetune.py"),
     ("quickstart", "--workdir={}", "--config=smoke"),
     ("ablate", "--workdir={}", "--sweep=configs/sweeps/t4_cpu.py", "--results={}/r.jsonl"),
-    ("convert_demo", "--workdir={}"),
     ("convert", "--to={}", "--workdir=none", "--method=cluster"),
     ("prune", "--to={}", "--workdir=none", "--threshold=0"),
     ("import_model", "--to={}", "--from=none"),

@@ -31,6 +31,7 @@ N_ROWS = {
     "t4_cpu": 12,
     "t4_small": 22,
     "quickstart": 18,
+    "conversion": 12,
     "fairness": 14,
     "leaves": 34,
     "longer": 5,
