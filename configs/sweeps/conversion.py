@@ -17,13 +17,15 @@ ways. All methods take them; `faded` and other weights take that of `distilled`,
 is the dense run's; batches are those of configs/finetune.py unless --set=train.batch_size=64 says others.
 """
 
+from typing import Any
+
 from configs import common
 
 METHODS = ("cluster_leaf", "cluster", "cluster_spent", "random_leaf")
 WEIGHTS = (0.3, 3.0)
 
 
-def get_sweep(arg=None):
+def get_sweep(arg: Any = None):
     """The sweep as plain data. Arguments: runs, steps, weight, seeds, the first of them."""
     arg = common.parse_arg(arg, runs="runs/convert_demo", steps=300, weight=1.0, seeds=1, first=0)
     place = f"{arg.runs}/seed{{seed}}"
