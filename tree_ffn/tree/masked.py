@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tree_ffn.tree import chosen
 from tree_ffn.tree.activations import activation
-from tree_ffn.tree.products import pre_activations
+from tree_ffn.tree.products import float32_product
 
 
 def masked(
@@ -32,25 +32,52 @@ def masked(
     row_TK, leak = spec.row(params, ids_TK), jnp.float32(0) if leak is None else leak
     gates_TK = (1 - leak) * gates_TK
     gate_TX = leak + chosen.put(gates_TK, row_TK, spec.kept_experts)
-    shape = (spec.kept_experts, spec.expert_width)
-    z_TXW = pre_activations(x_TE, params["w_in"].reshape(*shape, -1), params["b_in"].reshape(shape))
-    h_TF = _hidden((spec.activation, x_TE.dtype), z_TXW, gate_TX, gates_TK, leak, row_TK)
-    return jnp.einsum("tf,fe->te", h_TF, params["w_out"].astype(x_TE.dtype).reshape(h_TF.shape[1], -1))
+    w_in, w_out = (params[name].astype(x_TE.dtype).reshape(-1, x_TE.shape[1]) for name in ("w_in", "w_out"))
+    how = spec.activation, x_TE.dtype
+    h_TF = _hidden(
+        how, float32_product(x_TE, w_in), params["b_in"].reshape(-1), gate_TX, gates_TK, leak, row_TK
+    )
+    return jnp.einsum("tf,fe->te", h_TF, w_out)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _hidden(how: tuple, z_TXW, gate_TX, gates_TK, leak, row_TK):
+def _hidden(how: tuple, product_TF, b_F, gate_TX, gates_TK, leak, row_TK):
     """g act(z): [T, F]. The sums that are the gradients of gates are made of the chosen experts alone.
 
     Args:
       how: the activation's name, the result's dtype.
-      z_TXW: float32.
+      product_TF: float32, z without biases.
+      b_F: biases.
       gate_TX: of all experts: the leak, and the gates put where they belong. Its derivative is theirs.
       gates_TK: (1 - leak) g of the chosen.
       leak: float32 scalar.
       row_TK: int32, where they stand.
     """
-    return _flat(_added(how[0], z_TXW, gate_TX), how[1])
+    return _flat(_added(how[0], _z(product_TF, b_F, gate_TX, how[1]), gate_TX), how[1])
+
+
+def _z(product_TF, b_F, gate_TX, dtype):
+    return _biased(product_TF, b_F, dtype).reshape(*gate_TX.shape, b_F.size // gate_TX.shape[1])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _biased(product_TF, b_F, dtype):
+    """A product and its bias, float32. Both gradients are made of one array, rounded to `dtype`.
+
+    So the product's, which is rounded anyway, need not be written twice.
+
+    Args:
+      product_TF: float32.
+      b_F: of any floating dtype.
+      dtype: of the product's operands.
+    """
+    return product_TF + b_F.astype(jnp.float32)[None]
+
+
+@_biased.defjvp
+def _biased_jvp(dtype, primals, tangents):
+    d_TF = tangents[0] + tangents[1].astype(jnp.float32)[None]
+    return _biased(*primals, dtype), d_TF.astype(dtype).astype(jnp.float32)
 
 
 def _added(act: str, z_TXW, gate_TX):
@@ -66,23 +93,28 @@ def _flat(h_TXW, dtype):
 
 @functools.partial(_hidden.defjvp, symbolic_zeros=True)
 def _hidden_jvp(how, primals, tangents):
-    (act, dtype), (z_TXW, gate_TX, _, _, row_TK), (dz, _, dgates, dleak, _) = how, primals, tangents
-    moving = [None if isinstance(d, jax.custom_derivatives.SymbolicZero) else d for d in (dz, dgates, dleak)]
+    (act, dtype), (product_TF, b_F, gate_TX, _, _, row_TK) = how, primals
+    is_still = lambda d: isinstance(d, jax.custom_derivatives.SymbolicZero)
+    d_product, d_b, _, *d_gates, _ = (None if is_still(d) else d for d in tangents)
 
     # Recomputed in the backward pass: to store what a derivative needs costs more than to compute it again.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def moved(z_TXW, gate_TX, row_TK, dz_TXW, dgates_TK, dleak):
+    @jax.checkpoint
+    def moved(product_TF, b_F, gate_TX, row_TK, d_product_TF, d_b_F, d_gates_TK, d_leak):
+        z_TXW = _z(product_TF, b_F, gate_TX, dtype)
         dh_TXW = jnp.zeros_like(z_TXW)
-        if dz_TXW is not None:
-            dh_TXW += jax.jvp(lambda z: _added(act, z, gate_TX), (z_TXW,), (dz_TXW,))[1]
-        if dleak is not None:
-            dh_TXW += jax.jvp(lambda leak: _added(act, z_TXW, gate_TX + leak), (0.0,), (dleak,))[1]
-        if dgates_TK is not None:
+        if d_product_TF is not None or d_b_F is not None:
+            d_product_TF = jnp.zeros_like(product_TF) if d_product_TF is None else d_product_TF
+            d_b_F = jnp.zeros_like(b_F) if d_b_F is None else d_b_F
+            of_all = lambda product_TF, b_F: _added(act, _z(product_TF, b_F, gate_TX, dtype), gate_TX)
+            dh_TXW += jax.jvp(of_all, (product_TF, b_F), (d_product_TF, d_b_F))[1]
+        if d_leak is not None:
+            dh_TXW += jax.jvp(lambda leak: _added(act, z_TXW, gate_TX + leak), (0.0,), (d_leak,))[1]
+        if d_gates_TK is not None:
             z_TKW = jnp.take_along_axis(z_TXW, row_TK[..., None], axis=1, mode="promise_in_bounds")
             gate_TK = jnp.take_along_axis(gate_TX, row_TK, axis=1, mode="promise_in_bounds")
-            dh_TKW = jax.jvp(lambda gate: _added(act, z_TKW, gate), (gate_TK,), (dgates_TK,))[1]
+            dh_TKW = jax.jvp(lambda gate: _added(act, z_TKW, gate), (gate_TK,), (d_gates_TK,))[1]
             none_XW, how = jnp.zeros(z_TXW.shape[1:]), {"mode": "promise_in_bounds", "unique_indices": True}
             dh_TXW += jax.vmap(lambda d_KW, row_K: none_XW.at[row_K].set(d_KW, **how))(dh_TKW, row_TK)
         return _flat(dh_TXW, dtype)
 
-    return _hidden(how, *primals), moved(z_TXW, gate_TX, row_TK, *moving)
+    return _hidden(how, *primals), moved(product_TF, b_F, gate_TX, row_TK, d_product, d_b, *d_gates)
