@@ -227,3 +227,27 @@ def test_few_tokens_are_gathered_and_a_leak_needs_all_experts(rng):
         combine(params, x, ids, gates, spec, "gather", jnp.float32(1.0))
     with pytest.raises(InputError, match="implementation: 'fast' is not known; use one of: masked, gather"):
         combine(params, x, ids, gates, spec, "fast")
+
+
+@pytest.mark.parametrize("name", ["leaves", "all_leaves", "leaves_of_one_unit"])
+def test_all_experts_leak_and_everything_learns(name, rng):
+    """A dense start is the sum over all experts with the gates that it says; so are its gradients."""
+    spec = SHAPES[name]
+    ids = np.argsort(rng.random((FEW, spec.n_experts)), axis=1)[:, : spec.top_k].astype(np.int32)
+    shape = (spec.n_experts, spec.expert_width)
+    sizes = {"w_in": (*shape, E), "b_in": shape, "w_out": (*shape, E)}
+    units = {name: rng.normal(size=size) for name, size in sizes.items()}
+    inputs = (units, rng.normal(size=(FEW, E)), rng.random((FEW, spec.top_k)), 0.3)
+    inputs = jax.tree.map(jnp.float32, inputs)
+    dy = jnp.asarray(rng.normal(size=(FEW, E)), jnp.float32)
+
+    def wanted(units, x, gates, leak):
+        chosen = jnp.asarray(ids)[:, :, None] == jnp.arange(spec.n_experts)[None, None]
+        gate_TX = leak + (1 - leak) * jnp.where(chosen, gates[:, :, None], 0.0).sum(axis=1)
+        z_TXW = jnp.einsum("te,xwe->txw", x, units["w_in"]) + units["b_in"][None]
+        return jnp.einsum("txw,tx,xwe->te", spec.act(z_TXW), gate_TX, units["w_out"])
+
+    layer = lambda units, x, gates, leak: combine(units, x, jnp.asarray(ids), gates, spec, leak=leak)
+    (found, back), (want, back_too) = (jax.vjp(jax.jit(run), *inputs) for run in (layer, wanted))
+    cases.assert_near(found, want)
+    jax.tree.map(cases.assert_near, back(dy), back_too(dy))

@@ -108,13 +108,20 @@ def _hidden_jvp(how, primals, tangents):
             of_all = lambda product_TF, b_F: _added(act, _z(product_TF, b_F, gate_TX, dtype), gate_TX)
             dh_TXW += jax.jvp(of_all, (product_TF, b_F), (d_product_TF, d_b_F))[1]
         if d_leak is not None:
-            dh_TXW += jax.jvp(lambda leak: _added(act, z_TXW, gate_TX + leak), (0.0,), (d_leak,))[1]
+            of_leak = lambda more: _added(act, z_TXW, gate_TX + more)
+            dh_TXW += jax.jvp(of_leak, (jnp.zeros_like(d_leak),), (d_leak,))[1]
         if d_gates_TK is not None:
-            z_TKW = jnp.take_along_axis(z_TXW, row_TK[..., None], axis=1, mode="promise_in_bounds")
-            gate_TK = jnp.take_along_axis(gate_TX, row_TK, axis=1, mode="promise_in_bounds")
-            dh_TKW = jax.jvp(lambda gate: _added(act, z_TKW, gate), (gate_TK,), (d_gates_TK,))[1]
-            none_XW, how = jnp.zeros(z_TXW.shape[1:]), {"mode": "promise_in_bounds", "unique_indices": True}
-            dh_TXW += jax.vmap(lambda d_KW, row_K: none_XW.at[row_K].set(d_KW, **how))(dh_TKW, row_TK)
+            dh_TXW += _of_chosen(act, z_TXW, gate_TX, row_TK, d_gates_TK)
         return _flat(dh_TXW, dtype)
 
     return _hidden(how, *primals), moved(product_TF, b_F, gate_TX, row_TK, d_product, d_b, *d_gates)
+
+
+def _of_chosen(act: str, z_TXW, gate_TX, row_TK, d_gates_TK):
+    """How g act(z) moves with the gates of the chosen: the transpose reads their rows and no others."""
+    z_TKW = jnp.take_along_axis(z_TXW, row_TK[..., None], axis=1, mode="promise_in_bounds")
+    gate_TK = jnp.take_along_axis(gate_TX, row_TK, axis=1, mode="promise_in_bounds")
+    d_TKW = jax.jvp(lambda gate_TK: _added(act, z_TKW, gate_TK), (gate_TK,), (d_gates_TK,))[1]
+    none_XW = jnp.zeros(z_TXW.shape[1:], z_TXW.dtype)
+    how = {"mode": "promise_in_bounds", "unique_indices": True}
+    return jax.vmap(lambda d_KW, row_K: none_XW.at[row_K].set(d_KW, **how))(d_TKW, row_TK)
