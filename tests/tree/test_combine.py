@@ -13,7 +13,7 @@ import pytest
 from tests import oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
-from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, PrunedSpec, combine
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, PrunedSpec, chosen, combine, masked
 from tree_ffn.tree.grouped import BLOCK
 from tree_ffn.tree.path.pruned import init_structure
 
@@ -229,9 +229,12 @@ def test_few_tokens_are_gathered_and_a_leak_needs_all_experts(rng):
         combine(params, x, ids, gates, spec, "fast")
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("name", ["leaves", "all_leaves", "leaves_of_one_unit"])
-def test_all_experts_leak_and_everything_learns(name, rng):
+def test_all_experts_leak_and_everything_learns(name, platform, rng, monkeypatch):
     """A dense start is the sum over all experts with the gates that it says; so are its gradients."""
+    for module in (masked, chosen):
+        monkeypatch.setattr(module, "platform", lambda: platform)
     spec = SHAPES[name]
     ids = np.argsort(rng.random((FEW, spec.n_experts)), axis=1)[:, : spec.top_k].astype(np.int32)
     shape = (spec.n_experts, spec.expert_width)
@@ -242,8 +245,8 @@ def test_all_experts_leak_and_everything_learns(name, rng):
     dy = jnp.asarray(rng.normal(size=(FEW, E)), jnp.float32)
 
     def wanted(units, x, gates, leak):
-        chosen = jnp.asarray(ids)[:, :, None] == jnp.arange(spec.n_experts)[None, None]
-        gate_TX = leak + (1 - leak) * jnp.where(chosen, gates[:, :, None], 0.0).sum(axis=1)
+        is_chosen = jnp.asarray(ids)[:, :, None] == jnp.arange(spec.n_experts)[None, None]
+        gate_TX = leak + (1 - leak) * jnp.where(is_chosen, gates[:, :, None], 0.0).sum(axis=1)
         z_TXW = jnp.einsum("te,xwe->txw", x, units["w_in"]) + units["b_in"][None]
         return jnp.einsum("txw,tx,xwe->te", spec.act(z_TXW), gate_TX, units["w_out"])
 
