@@ -36,21 +36,29 @@ import contextlib
 from absl import flags
 
 from experiments.common import cli, path_flags, starts
-from experiments.conversion import layer_flags
 from experiments.conversion.converting import Sizes, convert_all
-from tree_ffn.conversion.convert import ROUTERS, Recipe, check_convertible, tokens_needed
+from tree_ffn.conversion.convert import ROUTERS, Recipe, check_convertible, path_layer, tokens_needed
 from tree_ffn.conversion.placement import METHODS
 from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.locks import new_directory
 from tree_ffn.models import DenseSpec
-from tree_ffn.tree import LeafSpec, TreeSpec
+from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
+from tree_ffn.tree.leaf.routers import GATE_NORMS
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run of dense layers.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
 _EXPORT = path_flags.define("export", None, "Instead of a run: directory of an exported model.")
 _KIND = flags.DEFINE_enum("kind", "leaf", ["leaf", "tree"], "What dense layers become.")
-_LAYER = layer_flags.define(n_trees=1)
+_N_TREES = flags.DEFINE_integer("n_trees", 1, "P, trees of a layer.")
+_N_EXPERTS = flags.DEFINE_integer("n_experts", 512, "X, experts of a leaf layer: the leaves of its trees.")
+_EXPERT_WIDTH = flags.DEFINE_integer("expert_width", 0, "W, units of an expert; 0: as few as have room.")
+_TOP_K = flags.DEFINE_integer("top_k", 16, "K, experts that a token uses.")
+_GATE_NORM = flags.DEFINE_enum(
+    "gate_norm", "rms", list(GATE_NORMS), "What of a token's gates is 1 (LeafSpec)."
+)
+_DEPTH = flags.DEFINE_integer("depth", 7, "D, decisions of a path.")
+_NODE_WIDTH = flags.DEFINE_list("node_width", ["1"], "W, units of a path's node: one number, or one a level.")
 _MAX_SHARE = flags.DEFINE_float(
     "max_share", 1.0, "Refuse a layer of which more than this share, A / F, works for a token, e.g. 0.05."
 )
@@ -119,11 +127,32 @@ def _checked_flags() -> tuple[list[str], int]:
 
 def _layer(n_units: int) -> LeafSpec | TreeSpec:
     """What dense layers of so many units, at most, become."""
-    if _KIND.value == "leaf":
-        layer_flags.refuse("leaf", [_ROUTER, _LAYER.depth, _LAYER.node_width])
-        return _LAYER.leaves(n_units, _LAYER.n_trees.value)
-    layer_flags.refuse("tree", [_LAYER.n_experts, _LAYER.expert_width, _LAYER.top_k, _LAYER.gate_norm])
-    return _LAYER.paths(_ROUTER.value)
+    of_leaves, of_paths = [_N_EXPERTS, _EXPERT_WIDTH, _TOP_K, _GATE_NORM], [_ROUTER, _DEPTH, _NODE_WIDTH]
+    for flag in of_paths if _KIND.value == "leaf" else of_leaves:
+        if flag.present:
+            raise InputError(f"--{flag.name}: is not allowed with --kind={_KIND.value}; leave it out.")
+    return _leaves(n_units) if _KIND.value == "leaf" else _paths()
+
+
+def _leaves(n_units: int) -> LeafSpec:
+    check_positive_int("--expert_width", _EXPERT_WIDTH.value, least=0)
+    check_positive_int("--n_experts", _N_EXPERTS.value)
+    return LeafSpec(
+        n_experts=_N_EXPERTS.value,
+        expert_width=_EXPERT_WIDTH.value or -(-n_units // _N_EXPERTS.value),
+        top_k=_TOP_K.value,
+        n_trees=_N_TREES.value,
+        gate_norm=_GATE_NORM.value,
+    )
+
+
+def _paths() -> TreeSpec:
+    words = _NODE_WIDTH.value
+    if not words or not all(is_whole_number(word.strip()) for word in words):
+        raise InputError(f"--node_width: {','.join(words)!r} is not allowed; use whole numbers, e.g. 1,1,32.")
+    widths = tuple(map(int, words))
+    shape = TreeShape(_N_TREES.value, _DEPTH.value, widths[0] if len(widths) == 1 else widths)
+    return path_layer(shape, _ROUTER.value)
 
 
 def _checked_tokens(layer: LeafSpec | TreeSpec) -> int:

@@ -49,23 +49,16 @@ def program_of(command):
 
 
 def known_flags(module):
-    """Names that a program's source gives to absl or argparse flags, and those of absl.app.
-
-    Of a module whose `define` it calls without a name, all that the module defines.
-    """
+    """Names that a program's source gives to absl or argparse flags, and those of absl.app."""
     tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-    names, modules = {"help", "helpfull"}, {}
+    names = {"help", "helpfull"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            modules |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
         if not isinstance(node, ast.Call):
             continue
         called = getattr(node.func, "attr", getattr(node.func, "id", ""))
         if node.args and isinstance(node.args[0], ast.Constant):
             if called.startswith(("DEFINE_", "define", "add_argument")):
                 names.add(str(node.args[0].value).lstrip("-"))
-        elif called == "define":
-            names |= known_flags(modules[node.func.value.id])
     return names
 
 

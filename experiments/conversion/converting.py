@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
 
 def convert_all(
     run: Restored, text: PreparedCorpus, recipes: Sequence[Recipe], sizes: Sizes, *,
-    to: Mapping[Recipe, str] | None = None, results: str | None = None, command: str | None = None,
+    to: Mapping[Recipe, str] | None = None, results: str | None = None,
 ) -> None:  # fmt: skip
     """Converts a dense model by each recipe, all into the same layer, and prints the table.
 
@@ -46,7 +46,6 @@ def convert_all(
       sizes: how much text is read.
       to: {recipe: new directory} of the conversions that are written, as runs at step 0.
       results: file to append the figures to; None appends nothing.
-      command: of the rows; by default this process's own.
     """
     inputs = calibration.ffn_inputs(run, [text.train], sizes.tokens, sizes.batch_size)
     held_out = calibration.ffn_inputs(run, [text.valid], sizes.held_out, sizes.batch_size)
@@ -60,22 +59,19 @@ def convert_all(
     )
     print(head(len(run.model.ffns)), flush=True)
     found: list[Kept] = []
-    several = len({recipe.refits for recipe in recipes}) > 1
     for recipe in recipes:
         model, variables, found = convert_model(run.model, run.variables, inputs, held_out, recipe)
         variables = jax.device_put(variables, shardings_for(variables, run.mesh))
         figures = score(run._replace(model=model, variables=variables))
         figures = figures_of(found, figures, dense) | {"flops_share": arithmetic(run, recipe)}
-        name = f"{recipe.method}_{recipe.refits}" if several else recipe.method
-        print(line(name, [share.layer for share in found], figures), flush=True)
-        print(line(f"{name}/experts", [share.experts for share in found]), flush=True)
+        print(line(recipe.method, [share.layer for share in found], figures), flush=True)
+        print(line(f"{recipe.method}/experts", [share.experts for share in found]), flush=True)
         facts = {**facts_of(recipe), "tokens": sizes.tokens}
         if results:
             config = {**resolved(run.config), "seed": recipe.seed, "convert": facts}
             record.append_figures(
-                results, figures, table="conversion", row=row_of(recipe), config=config, data_meta=text.meta,
-                command=command,
-            )  # fmt: skip
+                results, figures, table="conversion", row=row_of(recipe), config=config, data_meta=text.meta
+            )
         if to and recipe in to:
             facts |= {"step": run.meta["step"]}
             begin_run(to[recipe], run, model, variables, figures["loss"], converted=facts)
@@ -83,12 +79,12 @@ def convert_all(
         print(line(name, [getattr(share, name) for share in found]), flush=True)
 
 
-def name_of(recipe: Recipe) -> str:
-    """The beginning of the names of rows of a recipe: how units were placed, and in what.
+def row_of(recipe: Recipe) -> str:
+    """The name of a conversion's rows: how units were placed, and in what.
 
     Example:
-      >>> name_of(Recipe(LeafSpec(n_experts=8, expert_width=2, top_k=3), "cluster"))
-      'cluster_leaf_X8_W2_K3'
+      >>> row_of(Recipe(LeafSpec(n_experts=8, expert_width=2, top_k=3), "cluster", refits=3))
+      'cluster_leaf_X8_W2_K3_refits3'
     """
     facts = facts_of(recipe)
     letters = {
@@ -104,12 +100,8 @@ def name_of(recipe: Recipe) -> str:
         sizes["W"] = "-".join(map(str, sizes["W"] if len(set(sizes["W"])) > 1 else sizes["W"][:1]))
     if sizes.get("P") == 1 and "X" in sizes:
         del sizes["P"]
-    return "_".join([recipe.method, facts["router"], *(f"{letter}{size}" for letter, size in sizes.items())])
-
-
-def row_of(recipe: Recipe) -> str:
-    """The name of a conversion's rows, e.g. `cluster_separate_P3_D7_W1_refits3`."""
-    return f"{name_of(recipe)}_refits{recipe.refits}"
+    shown = [f"{letter}{size}" for letter, size in sizes.items()]
+    return "_".join([recipe.method, facts["router"], *shown, f"refits{recipe.refits}"])
 
 
 def arithmetic(run: Restored, recipe: Recipe) -> float:

@@ -59,7 +59,7 @@ def score_at_end(workdir: str, config, texts: dict[str, str], **names) -> None:
 def score(
     run: Restored, texts: dict[str, str], *, batch_size: int = 16, tokenizer: str | None = None,
     text_field: str = "text", results: str | None = None, table: str = "", row: str = "",
-    command: str | None = None, config=None,
+    command: str | None = None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Scores a model on texts, prints a line for each, and appends them to a results file.
 
@@ -72,12 +72,11 @@ def score(
       results: file to append to; None appends nothing.
       table, row: names of the rows.
       command: of the rows; by default this process's own.
-      config: what the rows say of the run; by default `run_config.config_of`.
 
     Returns:
       {name: figures} as `evaluate_whole` returns them.
     """
-    encoder, found, config = tokenizer_of(run, tokenizer), {}, config or run_config.config_of(run)
+    encoder, found, config = tokenizer_of(run, tokenizer), {}, run_config.config_of(run)
     for name, files in texts.items():
         say_if_trained_on(run, files, name)
         text = whole_text(files, encoder, text_field)
