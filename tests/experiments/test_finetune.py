@@ -84,7 +84,12 @@ def test_resuming_changes_no_bit(texts, runs, tuned):
     """Six steps at once, and three, then the others by the same command."""
     to = runs / "resumed"
     mix = {"finetune__gradual": "mix", "finetune__gradual_steps": 4}
-    flat = {"optim__schedule": "constant", "optim__warmup": 0, "train__log_every": 1, "train__eval_every": 3}
+    flat = {
+        "optim__schedule": "constant",
+        "optim__warmup_steps": 0,
+        "train__log_every": 1,
+        "train__eval_every": 3,
+    }
     whole = runs / "whole"
     assert call(*asked(texts, runs, whole, **mix, **flat)).code == 0
     halves = [call(*asked(texts, runs, to, steps, **(mix | flat | {"finetune__gradual_steps": 4})))

@@ -148,6 +148,8 @@ def same_past(known: dict, wanted: dict, step: int) -> bool:
 
 def _leaked(config: dict, made: np.ndarray) -> np.ndarray:
     """What leaked in each of the steps made, of the layers that leak: [layers, steps]."""
+    if "finetune" in config:  # its model is not the config's, and dense starts are over
+        return np.zeros((0, len(made)))
     model = model_spec_from_config(namespace(config), vocab_size=2)  # of any vocabulary
     done = np.minimum(made / np.float32(config["train"]["steps"]), 1)  # it may have been meant to end before
     return np.array([ffn.leak_at(done) for ffn in model.ffns if leaks(ffn)])
