@@ -36,7 +36,7 @@ from tree_ffn.tree.path.spec import ROUTINGS
 from tree_ffn.tree.rows import in_place
 
 SHAPES = ("wide", "narrow", "leaf", "mixture")
-PASSES = ("forward", "train")
+PASSES = ("forward", "train", "start")
 USAGES = ("uniform", "skewed", "one_leaf")
 # Of routers' biases, by which the experts are used as after a training: entropy .84, 7.6 % of them never
 # (docs/results/quality_attempts.md).
@@ -46,7 +46,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("widths", ["768"], "Model widths E.")
 flags.DEFINE_list("tokens", ["1", "16", "256"], "Token counts T.")
 flags.DEFINE_list("shapes", ["leaf"], f"Layers with A = E / 8: {', '.join(SHAPES)}.")
-flags.DEFINE_list("passes", ["forward"], "forward, train (forward and backward), or both.")
+flags.DEFINE_list(
+    "passes",
+    ["forward"],
+    "Of forward, train (forward and backward) and start (train in a leaf layer's dense start).",
+)
 flags.DEFINE_list("implementations", list(IMPLEMENTATIONS), "Which implementations to time.")
 flags.DEFINE_integer("depth", 7, "Depth D of the trees of shapes wide and narrow.")
 flags.DEFINE_string("routing", "hard", f"Routing of these trees: {' or '.join(ROUTINGS)}.")
@@ -117,8 +121,10 @@ def layer_variant(case: Case, implementation: str, usage: str) -> Variant:
             params["threshold"] += {"skewed": 0.84, "one_leaf": 1e9}[usage]
         return params
 
-    spec = case.spec.after_start if isinstance(case.spec, LeafSpec) else case.spec
-    return Variant(implementation, init, lambda p, x: apply_ffn(p, x, spec, implementation)[0])
+    spec, leak = case.spec.after_start if isinstance(case.spec, LeafSpec) else case.spec, None
+    if case.direction == "start":
+        leak = jnp.float32(0.5)
+    return Variant(implementation, init, lambda p, x: apply_ffn(p, x, spec, implementation, leak=leak)[0])
 
 
 def dense_variants(case: Case, units: int, name: str) -> list[Variant]:
@@ -175,6 +181,8 @@ def floor_seconds(case: Case) -> float:
     routers = min(stored, case.n_tokens * separate_routers(spec))
     forward_bytes = item * case.width * (2 * units + routers + 2 * case.n_tokens)
     forward_ops = case.n_tokens * ffn_flops(spec, case.width)
+    if case.direction == "start":
+        forward_ops += 4 * case.n_tokens * case.width * (spec.total_units - spec.active_units)
     if case.direction == "forward":
         return max(forward_bytes / bandwidth, forward_ops / rate)
     # Backward: reads weights and both cotangents again, writes all weight gradients.
@@ -187,6 +195,8 @@ def run_case(
 ) -> dict[str, dict]:
     """Times of dense, narrow and every implementation: {variant: {metric: value}}."""
     key = jax.random.key(seed)
+    if case.direction == "start":
+        implementations = ["masked"]  # the others compute no expert that is not chosen
     if case.n_tokens > FLAGS.gather_limit:
         implementations = [name for name in implementations if name != "gather"]
     check_outputs(case, implementations, usage, key)
@@ -323,6 +333,10 @@ def cases_of_flags() -> list[Case]:
         if isinstance(case.spec, LeafSpec):
             allowed = ("uniform", "skewed") if "b_router" in case.spec.router_params else ("uniform",)
         check_choice(f"--usage (of {case.name})", FLAGS.usage, allowed)
+        if case.direction == "start" and not isinstance(case.spec, LeafSpec):
+            raise InputError(
+                f"--passes: start is not allowed with {case.name}; leaf layers alone start dense."
+            )
     return cases
 
 

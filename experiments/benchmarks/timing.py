@@ -45,7 +45,7 @@ class Timed:
         self.name, self.layers, self.eager = variant.name, work.layers(), variant.eager
         self.weights = [variant.init(k) for k in jax.random.split(key, self.layers)]
         chain = chained(variant.apply, self.layers)
-        if work.direction == "train":
+        if work.direction != "forward":
             chain = with_gradients(chain)
         self.run: Any
         if variant.eager:

@@ -150,6 +150,8 @@ def test_the_recommended_layer_is_timed_as_it_is_used(benchmark, monkeypatch, n_
     assert benchmark.floor_seconds(case) == forward
     train = case_of(benchmark, "train", n_tokens, "leaf")
     assert benchmark.floor_seconds(train) == pytest.approx(3 * forward)
+    start = benchmark.floor_seconds(case_of(benchmark, "start", n_tokens, "leaf"))
+    assert start == pytest.approx(3 * n_tokens * 2 * WIDTH * (2 * 512 + 95) / 1e10)
     benchmark.print_case(case, {})
     name, said = (
         f"d128_T{n_tokens}_X512_W1_K16_tree_forward",
@@ -167,13 +169,14 @@ def test_every_shape_has_its_products(benchmark, shape, products):
 
 
 def test_bad_input():
-    for flag, said in {
+    for flags, said in {
         "--widths=64": "--widths: 64 is not allowed; use a multiple of 128",
+        "--passes=start --shapes=wide": "--passes: start is not allowed with d768_T1_P1_W12_start",
         "--shapes=recipe": "--shapes: 'recipe' is not known",
         "--implementations=loop": "--implementations: 'loop' is not known",
         "--usage=one_leaf": "--usage (of d768_T1_X512_W6_K16_tree_forward): 'one_leaf' is not known",
     }.items():
-        done = call("benchmark", flag)
+        done = call("benchmark", *flags.split())
         assert done.code == 2 and said in done.err and "Traceback" not in done.err
 
 

@@ -527,7 +527,9 @@ def test_the_plan_of_a_large_model(tmp_path):
     path = tmp_path / "t2_plan.jsonl"
     for devices, memory in ((1, 15.75), (8, 2.0)):
         figures = {"argument_gb": memory, "temporary_gb": 38.9, "step_tflop": 3970.0}
+        figures |= {"sent_gb": 15.28, "compiler_s": 0.380} if devices == 8 else {}
         add(path, "dense", None, "t2_plan", figures=figures, of={**config(), "devices": devices})
     assert cells(render(str(path)), "`dense`") == [
-        ["`dense`", "1", "15.8", "38.9", "3,970"], ["`dense`", "8", "2.0", "38.9", "3,970"],
+        ["`dense`", "1", "15.8", "38.9", "3,970", "", ""],  # before a plan said what devices send
+        ["`dense`", "8", "2.0", "38.9", "3,970", "15.3", "0.38"],
     ]  # fmt: skip
