@@ -3,6 +3,9 @@
 from experiments.reporting.aggregate import block, origin
 from experiments.reporting.render import Table
 
+# How lines begin that say why a run ended or what it passed over.
+ENDINGS = ("train.py:", "stopped by", "checkpoint:")
+
 
 def faults(rows: list[dict]) -> Table:
     """A line a fault: what was done, exit codes, seconds until the last process had ended, its last words."""
@@ -11,8 +14,8 @@ def faults(rows: list[dict]) -> Table:
     for name, row in last.items():
         fault = row["config"]["fault"]
         codes = ", ".join(map(str, fault["exit_codes"]))
-        said = next((f"`{line}`" for line in reversed(fault["said"]) if line), "")
-        cells.append([f"`{name}`", fault["what"], said, codes, f"{row['value']:.1f}"])
+        said = sorted(filter(None, fault["said"]), key=lambda line: line.startswith(ENDINGS))[-1]
+        cells.append([f"`{name}`", fault["what"], f"`{said}`", codes, f"{row['value']:.1f}"])
     text = (
         "Real processes on CPU devices of one machine, which shared two cores. Each line was asserted: a "
         "fault that ends otherwise has no row. Exit codes in the order of the processes, negative ones by a "

@@ -82,7 +82,7 @@ class Checkpoints:
         if keep is None and not os.path.isdir(self.directory):
             raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
         logging.getLogger("absl").addFilter(_is_news)
-        warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler._background_load'", RuntimeWarning)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         best = _policies.BestN(
             get_metric_fn=_val_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
