@@ -62,7 +62,7 @@ def fastest(params: dict, x_TE: jax.Array, spec) -> str:
         forward, 1 token            gather .16 .12 .26, after `make kernels` .08 .03 .04
         forward, 16 tokens          gather .62 .51 1.2, after `make kernels` .37 .15 .26
         forward, 256 tokens         gather 2.8 1.9 2.5, after `make kernels` .32 .17 .68, in training 2.2 2.5
-        training, 4,096 tokens      grouped .51 .22; forward 1.2 .58 2.4
+        training, 4,096 tokens      grouped .87 .22; forward 1.2 .58 2.4
 
     Rows are read by XLA where derivatives are taken. A GPU has masked from 17 tokens on.
 
