@@ -85,7 +85,7 @@ def test_dense_by_numpy_has_the_same_products(benchmark):
 
 
 def test_experts_are_used_as_unevenly_as_after_a_training(benchmark):
-    case = case_of(benchmark, "forward", n_tokens=4096, shape="leaf")
+    case = case_of(benchmark, "forward", n_tokens=512, shape="leaf")
     init, spec = benchmark.layer_variant(case, "masked", "skewed").init, case.spec.after_start
 
     def entropy(seed):

@@ -126,6 +126,7 @@ def test_an_export_is_a_start(runs, texts, tmp_path):
     assert outcome.code == 0 and "teacher" not in outcome.out, outcome.err
 
 
+@pytest.mark.slow
 def test_the_text_is_the_starts_unless_another_is_named(runs, texts, tmp_path):
     """Text, splits, tokenizer and cache of the dense run that was converted; an export says none."""
     plain = {"finetune__teacher": "", "finetune__kl": 0.0, "finetune__ffn": 0.0}

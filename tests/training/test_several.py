@@ -31,6 +31,7 @@ def test_two_processes_compute_what_one_computes(texts, tmp_path):
     assert steps_on_disk(str(tmp_path / "two" / "checkpoints")) == [18, 20]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_at_the_same_step(texts, tmp_path):
     run = Several(2, tmp_path / "run", texts, "--config.train.steps=100000", slurm=True)
     run.until(lambda: run.steps() >= 4)

@@ -69,6 +69,7 @@ def test_a_source_that_does_not_compile_is_named(twice, source, why):
 
 
 @needs_nvcc
+@pytest.mark.slow
 def test_what_is_wrong_on_the_gpu_is_removed(twice, monkeypatch):
     """Here, what has no Python file that could probe it."""
     monkeypatch.setattr(cuda, "_capability_at_hand", lambda: "9.0")

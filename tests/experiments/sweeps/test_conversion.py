@@ -38,6 +38,7 @@ def commands(repository, texts, tmp_path, monkeypatch):
     return left
 
 
+@pytest.mark.slow
 def test_a_dense_model_is_trained_converted_and_trained_further(commands, tmp_path):
     """The files that stand for what is done are looked at by make, the rows of results by ablate."""
     demo, results = tmp_path / "demo", f"{tmp_path}/demo/conversion.jsonl"
