@@ -52,7 +52,7 @@ def compiled(kind, data, model):
 def sent(program, data, model) -> dict[str, list[int]]:
     """Bytes of the results of every collective, by kind."""
     found = collections.defaultdict(list)
-    for one in hlo.collectives(program.as_text(), {"data": data, "model": model}):
+    for one in hlo.collectives(hlo.read(program.as_text()), {"data": data, "model": model}):
         assert one.times == 1 and one.axes == (("data",) if data > 1 else ("model",))
         found[one.kind].append(one.bytes)
     return found

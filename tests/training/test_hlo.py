@@ -23,6 +23,10 @@ def text_of(function) -> str:
         return jax.jit(run).lower(shape).compile().as_text() or ""
 
 
+def sent_by(text: str, mesh: dict) -> list[hlo.Collective]:
+    return hlo.collectives(hlo.read(text), mesh)
+
+
 def looped(function, n: int):
     return lambda x: jax.lax.fori_loop(0, n, lambda _, x: function(x), x)
 
@@ -33,7 +37,7 @@ def added(axes):
 
 @pytest.mark.parametrize("axes, group", [(("data",), 4), (("model",), 2), (("data", "model"), 8)])
 def test_an_axis_and_its_devices(axes, group):
-    [found] = hlo.collectives(text_of(added(axes)), MESH)
+    [found] = sent_by(text_of(added(axes)), MESH)
     assert found == hlo.Collective("all-reduce", SIZE, 1, axes, group)
     assert found.sent == 2 * SIZE * (group - 1) // group
 
@@ -41,7 +45,7 @@ def test_an_axis_and_its_devices(axes, group):
 def test_what_a_loop_sends_counts_as_often_as_it_runs():
     inner = looped(added("data"), 3)
     outer = looped(lambda x: added("model")(inner(x)), 5)
-    found = {one.axes: (one.times, one.bytes) for one in hlo.collectives(text_of(outer), MESH)}
+    found = {one.axes: (one.times, one.bytes) for one in sent_by(text_of(outer), MESH)}
     assert found == {("data",): (15, SIZE), ("model",): (5, SIZE)}
 
 
@@ -64,7 +68,7 @@ def test_what_a_loop_sends_counts_as_often_as_it_runs():
     ],
 )  # fmt: skip
 def test_every_kind(send, kind, size, sent):
-    found = [one for one in hlo.collectives(text_of(send), MESH) if one.kind == kind]
+    found = [one for one in sent_by(text_of(send), MESH) if one.kind == kind]
     assert [(one.bytes, one.axes, one.sent) for one in found] == [(size, ("data",), sent)]
 
 
@@ -115,9 +119,9 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 def test_what_libtpu_writes():
-    found = {one.kind: one for one in hlo.collectives(tpu_text(), MESH)}
+    found = {one.kind: one for one in sent_by(tpu_text(), MESH)}
     assert found == {
         "all-gather": hlo.Collective("all-gather", 2 * 4 * 256, 6, ("data",), 4),
         "collective-permute": hlo.Collective("collective-permute", 24, 1, ("model",), 2),
     }
-    assert hlo.cycles(tpu_text()) == 611
+    assert hlo.cycles(hlo.read(tpu_text())) == 611

@@ -47,15 +47,43 @@ class Collective(NamedTuple):
         return int(self.bytes * self.times * share)
 
 
-def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
-    """Everything that devices send each other in a program.
+class Program(NamedTuple):
+    """A compiled program.
+
+    Attributes:
+      lines: of every computation by name; the entry's name is ENTRY.
+      times: how often each computation runs in one run of the program.
+    """
+
+    lines: dict[str, list[str]]
+    times: dict[str, int]
+
+
+def read(text: str) -> Program:
+    """A program by its text.
 
     Args:
       text: of a compiled program.
+    """
+    lines = _computations(text)
+    return Program(lines, _executions(lines))
+
+
+def collectives(program: Program, mesh: dict[str, int]) -> list[Collective]:
+    """Everything that devices send each other in a program.
+
+    Args:
+      program: as `read`.
       mesh: size of every axis, in order; the program's devices are the mesh's, row by row.
     """
-    bodies, times, found = computations(text), executions(text), {}
-    fused = set(re.findall(r"\bcalls=%?([\w.-]+)", text))
+    (bodies, times), found = program, {}
+    fused = {
+        callee
+        for lines in bodies.values()
+        for line in lines
+        for how, callee in _CALLED.findall(line)
+        if how == "calls"
+    }
     for name, lines in bodies.items():
         for line in lines:
             match = _INSTRUCTION.match(line)
@@ -72,22 +100,17 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
     return list(found.values())
 
 
-def cycles(text: str) -> float:
+def cycles(program: Program) -> float:
     """The TPU compiler's estimate of all fused work in cycles; collectives and Pallas kernels have none."""
-    times, total = executions(text), 0.0
-    for name, lines in computations(text).items():
+    total = 0.0
+    for name, lines in program.lines.items():
         for line in lines:
             if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
-                total += times[name] * int(estimate[1])
+                total += program.times[name] * int(estimate[1])
     return total
 
 
-def computations(text: str) -> dict[str, list[str]]:
-    """Lines of every computation by name; the entry's name is ENTRY.
-
-    Args:
-      text: of a compiled program.
-    """
+def _computations(text: str) -> dict[str, list[str]]:
     found, lines = {}, None
     for line in text.splitlines():
         if lines is None and line.endswith("{") and (head := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)):
@@ -99,13 +122,8 @@ def computations(text: str) -> dict[str, list[str]]:
     return found
 
 
-def executions(text: str) -> dict[str, int]:
-    """How often each computation runs in one run of the program.
-
-    Args:
-      text: of a compiled program.
-    """
-    bodies, callers = computations(text), collections.defaultdict(list)
+def _executions(bodies: dict[str, list[str]]) -> dict[str, int]:
+    callers = collections.defaultdict(list)
     for name, lines in bodies.items():
         for line in lines:
             called = dict(_CALLED.findall(line))
