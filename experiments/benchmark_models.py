@@ -18,9 +18,9 @@ import os
 import jax
 from absl import flags
 
-from experiments.benchmarks import decode_times, step_times
 from experiments.benchmarks.decode_times import Decoding
 from experiments.benchmarks.step_times import Steps, load_config
+from experiments.benchmarks.timing import take_turns
 from experiments.common import cli, path_flags
 from experiments.reporting import record
 from tree_ffn.errors import InputError, check_choice, check_positive_int
@@ -74,7 +74,7 @@ def time_steps(configs: dict) -> dict[str, Steps]:
         timed = {name: Steps(config, _VOCAB.value, mesh) for name, config in configs.items()}
         for one in timed.values():
             one.compile()
-        step_times.measure(list(timed.values()), _SECONDS.value)
+        take_turns(list(timed.values()), _SECONDS.value)
     return timed
 
 
@@ -84,7 +84,7 @@ def time_decoding(configs: dict) -> dict[str, Decoding]:
     timed = {name: Decoding(config, *sizes) for name, config in configs.items()}
     for one in timed.values():
         one.compile()
-    decode_times.measure(list(timed.values()), _SECONDS.value)
+    take_turns(list(timed.values()), _SECONDS.value)
     return timed
 
 

@@ -49,8 +49,8 @@ class Decoding:
         )
         jax.block_until_ready((self._token_B, scores_BV))
 
-    def run(self) -> None:
-        """One turn: the texts grow by `n_tokens`, each drawn at random; the time of a token is kept."""
+    def turn(self, _: int) -> None:
+        """The texts grow by `n_tokens`, each drawn at random; the time of a token is kept."""
         self._cache = self._cache._replace(length=jnp.full(self._shape[0], self._shape[1]))
         start = time.perf_counter()
         for _ in range(self.n_tokens):
@@ -68,12 +68,3 @@ class Decoding:
             "tokens_per_s": self._shape[0] / self.seconds(),
             "ratio_to_first": first.seconds() / self.seconds(),
         }
-
-
-def measure(timed: list[Decoding], seconds: float) -> None:
-    """Lets the models take turns until each has had its time, three turns at least."""
-    start, turns = time.perf_counter(), 0
-    while turns < 3 or time.perf_counter() - start < seconds * len(timed):
-        for one in timed:
-            one.run()
-        turns += 1

@@ -86,6 +86,12 @@ class Steps:
         jax.block_until_ready((self._state, metrics))
         self._times[counted].append(time.perf_counter() - start)
 
+    def turn(self, n: int) -> None:
+        """A step with visits counted and one without. Which goes first changes: neither always meets the
+        other's caches."""
+        for counted in (n % 2 == 0, n % 2 == 1):
+            self.run(counted)
+
     def seconds(self) -> float:
         """Median of a step as in training."""
         return statistics.median(self._times[True])
@@ -102,15 +108,3 @@ class Steps:
             pairs = zip(self._times[True], self._times[False])
             values["counting"] = statistics.median((a - b) / a for a, b in pairs)
         return values
-
-
-def measure(timed: list[Steps], seconds: float) -> None:
-    """Lets the configs take turns until each has had its time, three turns at least."""
-    start = time.perf_counter()
-    turns = 0
-    while turns < 3 or time.perf_counter() - start < seconds * len(timed):
-        for steps in timed:
-            # Which of the two goes first changes: neither always meets the other's caches.
-            for counted in (turns % 2 == 0, turns % 2 == 1):
-                steps.run(counted)
-        turns += 1

@@ -128,10 +128,22 @@ def time_all(work: Work, timed: list[Timed], seconds: float, key, rounds: int = 
                 spent[t.name] += t.times[-1] * t.layers * repeats[t.name]
 
 
+_draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
+
+
 def inputs(work: Work, key, layers: int, n: int) -> list:
     """Tokens [layers + 1, T, E] of n calls."""
-    draw = jax.jit(lambda key: jax.random.normal(key, (layers + 1, work.n_tokens, work.width), work.dtype))
-    return jax.block_until_ready([draw(k) for k in jax.random.split(key, n)])
+    shape = (layers + 1, work.n_tokens, work.width)
+    return jax.block_until_ready([_draw(k, shape, work.dtype) for k in jax.random.split(key, n)])
+
+
+def take_turns(timed: list, seconds: float) -> None:
+    """Calls `turn(n)` of each, n = 0, 1, ..., until all have had their time, three times at least."""
+    start, n = time.perf_counter(), 0
+    while n < 3 or time.perf_counter() - start < seconds * len(timed):
+        for one in timed:
+            one.turn(n)
+        n += 1
 
 
 @functools.cache

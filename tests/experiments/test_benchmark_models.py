@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import decode_times
 from experiments.benchmarks.decode_times import Decoding
-from experiments.benchmarks.step_times import Steps, load_config, measure
+from experiments.benchmarks.step_times import Steps, load_config
+from experiments.benchmarks.timing import take_turns
 from experiments.reporting.record import load_results
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
@@ -44,7 +44,7 @@ def test_only_one_of_the_two_programs_counts(steps):
 
 def test_figures_are_of_medians_in_turns(steps):
     steps._times = {True: [], False: []}
-    measure([steps], seconds=0.0)
+    take_turns([steps], seconds=0.0)
     assert [len(times) for times in steps._times.values()] == [3, 3]
     steps._times = {True: [0.2, 0.1, 0.4], False: [0.19, 0.08, 0.4]}
     assert steps.figures(steps) == pytest.approx(
@@ -56,7 +56,7 @@ def test_a_token_of_every_text_is_timed():
     config = load_config("configs/smoke.py:kind=leaf")
     timed = Decoding(config, 257, batch=2, context=5, n_tokens=3)
     timed.compile()
-    decode_times.measure([timed], seconds=0.0)
+    take_turns([timed], seconds=0.0)
     assert timed._cache.length.tolist() == [8, 8] and len(timed._times) == 3
     timed._times = [0.1, 0.2, 9.0]
     assert timed.figures(timed) == {"time_ms": 200.0, "tokens_per_s": 10.0, "ratio_to_first": 1.0}
