@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -187,5 +188,4 @@ def first_after_start(plan: Plan) -> int:
     Args:
       plan: of the run.
     """
-    steps, starts = plan.train.steps, [ffn for ffn in plan.model.ffns if step.leaks(ffn)]
-    return next(n for n in range(steps + 1) if not any(ffn.leak_at(n / steps) > 0 for ffn in starts))
+    return math.ceil(max(ffn.dense_start for ffn in plan.model.ffns if step.leaks(ffn)) * plan.train.steps)
