@@ -13,7 +13,7 @@ from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree import rows
 from tree_ffn.tree.grouped import flat, grouped
 from tree_ffn.tree.masked import masked as by_rows
-from tree_ffn.tree.meshes import platform, units_are_split
+from tree_ffn.tree.meshes import platform
 from tree_ffn.tree.products import weighed_units
 
 
@@ -95,8 +95,7 @@ def masked(params, x_TE, ids_TK, gates_TK, spec, leak=None) -> jax.Array:
       spec: the layer.
       leak: float32 scalar, what experts that are not chosen add in a dense start; None: nothing.
     """
-    # Experts with units of their own; of divided ones the chosen would be sent from device to device.
-    if hasattr(spec, "row") and not units_are_split():
+    if hasattr(spec, "row"):  # experts with units of their own
         return by_rows(params, x_TE, ids_TK, gates_TK, spec, leak)
     gate_TX = spec.unit_gates(params, ids_TK, gates_TK)
     if leak is not None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tree_ffn.tree import chosen
 from tree_ffn.tree.activations import activation
-from tree_ffn.tree.meshes import platform
+from tree_ffn.tree.meshes import platform, units_are_split
 from tree_ffn.tree.products import float32_product
 
 
@@ -121,9 +121,9 @@ def _hidden_jvp(how, primals, tangents):
 def _of_chosen(act: str, z_TXW, gate_TX, row_TK, d_gates_TK):
     """How g act(z) moves with the gates of the chosen: the transpose reads their rows and no others.
 
-    A TPU, which is slow to read by index, sums over all.
+    A TPU, which is slow to read by index, sums over all; so do divided experts, which would be sent.
     """
-    if platform() == "tpu":
+    if platform() == "tpu" or units_are_split():
         d_TX = chosen.put(d_gates_TK, row_TK, gate_TX.shape[1])
         return jax.jvp(lambda gate_TX: _added(act, z_TXW, gate_TX), (gate_TX,), (d_TX,))[1]
     z_TKW = jnp.take_along_axis(z_TXW, row_TK[..., None], axis=1, mode="promise_in_bounds")
