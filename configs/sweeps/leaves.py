@@ -82,10 +82,15 @@ ROWS = DONE | NEXT
 
 def get_sweep(arg=None):
     """The sweep as plain data. Arguments: seeds, the first of them, length (of configs/t1_small.py)."""
-    arg = common.parse_arg(arg, seeds=1, first=0, length="full")
+    return sweep_of(ROWS, "quality_attempts", arg)
+
+
+def sweep_of(rows, table, arg, length="full"):
+    """A sweep of rows of configs/t1_small.py, each at its own rate."""
+    arg = common.parse_arg(arg, seeds=1, first=0, length=length)
     return {
         "config": "configs/t1_small.py",
-        "table": "quality_attempts",
+        "table": table,
         "seeds": list(range(arg.first, arg.seeds)),
-        "rows": {name: {"set": {"length": arg.length, **row}} for name, row in ROWS.items()},
+        "rows": {name: {"set": {"length": arg.length, **row}} for name, row in rows.items()},
     }

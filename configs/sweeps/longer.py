@@ -10,7 +10,6 @@ Protocol, written before the runs: every layer keeps the rate and the b2 that we
 tokens (docs/quality.md). The share of the gap is compared with that of 60 M tokens: seed 0 against seed 0.
 """
 
-from configs import common
 from configs.sweeps import fairness, leaves
 
 ROWS = {
@@ -24,10 +23,4 @@ ROWS = {
 
 def get_sweep(arg=None):
     """The sweep as plain data. Arguments: seeds, the first of them, length (of configs/t1_small.py)."""
-    arg = common.parse_arg(arg, seeds=1, first=0, length="double")
-    return {
-        "config": "configs/t1_small.py",
-        "table": "quality_longer",
-        "seeds": list(range(arg.first, arg.seeds)),
-        "rows": {name: {"set": {"length": arg.length, **row}} for name, row in ROWS.items()},
-    }
+    return leaves.sweep_of(ROWS, "quality_longer", arg, length="double")
