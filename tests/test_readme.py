@@ -70,7 +70,9 @@ def test_python_blocks_run(page, text):
             stack.enter_context(mock.patch.dict(table))
         stack.enter_context(jax.numpy_rank_promotion("allow"))  # as users have it, and optax needs it
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        exec(compile(text, page, "exec"), {"__name__": "example"})  # any error fails the test
+        names = {"__name__": "example"}
+        exec(compile(text, page, "exec"), names)  # any error fails the test
+    assert names.keys() > {"__name__", "__builtins__"}  # what the block defines
 
 
 @pytest.mark.parametrize("command", commands())

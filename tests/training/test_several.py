@@ -134,4 +134,5 @@ def test_one_process_is_left_alone(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_what_follows_a_fault(fault, tmp_path):
-    fault(Place(tmp_path), **({"kills": 3, "steps": 60} if fault is kills_while_saving else {}))
+    found = fault(Place(tmp_path), **({"kills": 3, "steps": 60} if fault is kills_while_saving else {}))
+    assert found.codes and found.seconds > 0  # each fault asserts what has to follow it
