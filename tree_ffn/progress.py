@@ -86,7 +86,7 @@ class RunProgress:
         note = f", {values['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in values else ""
         self._note = note = note + (_usage(values) if usage else "")
         if self._bar is None:
-            left = "" if seconds_left is None else f", {_duration(seconds_left)} left"
+            left = "" if seconds_left is None else f", {duration(seconds_left)} left"
             self._log(f"step {step}/{self._steps}: loss {values['loss']:.4f}{note}{left}")
 
     def say(self, text: str) -> None:
@@ -115,7 +115,7 @@ def _usage(values: dict[str, float]) -> str:
     return "".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`1:02:03` or `2:03`."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -10,7 +10,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.paths import replacing
 from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
-from tree_ffn.training.plan import differing_keys, resolved
+from tree_ffn.training.plan import TrainSpec, differing_keys, resolved
 
 
 def check(texts, step, known=(), **changes):
@@ -132,13 +132,13 @@ def begun_before(texts, tmp_path, **changes):
 
 def test_a_run_begun_before_a_key_was_added_goes_on_with_what_was_computed(texts, tmp_path):
     workdir = begun_before(texts, tmp_path)
-    workdirs.open_workdir(workdir, tiny_config(texts, "tree"), 1).close()
+    workdirs.open_workdir(workdir, tiny_config(texts, "tree"), TrainSpec(keep=1)).close()
     with pytest.raises(InputError, match=r"keys differ: ffn.balance_rate \(0.0 there, 0.5 here\)"):
-        workdirs.open_workdir(workdir, tiny_config(texts, "tree", ffn__balance_rate=0.5), 1)
+        workdirs.open_workdir(workdir, tiny_config(texts, "tree", ffn__balance_rate=0.5), TrainSpec(keep=1))
 
 
 @pytest.mark.parametrize("name, value", [("balance_floor", 0.2), ("routing", "continuous"), ("leak", 1.0)])
 def test_a_run_that_used_an_option_that_is_gone_is_refused(texts, tmp_path, name, value):
     workdir = begun_before(texts, tmp_path, **{name: value})
     with pytest.raises(InputError, match=f"workdir: .*: ffn.{name} = {value!r} is no option any more"):
-        workdirs.open_workdir(workdir, tiny_config(texts), 1)
+        workdirs.open_workdir(workdir, tiny_config(texts), TrainSpec(keep=1))

@@ -67,6 +67,7 @@ class Checkpoints:
       workdir: directory of the run; they lie in `checkpoints/`.
       keep: keeps this many of the latest, and the best by validation loss;
         None only reads, beside a run that may be writing.
+      keep_every: and those of every so many steps; 0: no others.
 
     Raises:
       InputError: the directory cannot be written, or, to read, has no checkpoint.
@@ -77,7 +78,7 @@ class Checkpoints:
       ...     state, meta = checkpoints.restore(abstract_state)
     """
 
-    def __init__(self, workdir: str, keep: int | None = None):
+    def __init__(self, workdir: str, keep: int | None = None, keep_every: int = 0):
         self.directory = checkpoint_directory(workdir)
         if keep is None and not os.path.isdir(self.directory):
             raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
@@ -86,10 +87,12 @@ class Checkpoints:
         best = _policies.BestN(
             get_metric_fn=_val_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
+        kept = [_policies.LatestN(keep), best]
+        kept += [_policies.EveryNSteps(keep_every)] if keep_every else []
         try:
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
-                preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
+                preservation_policy=_policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=keep is not None,
             )
         except OSError as error:

@@ -148,6 +148,11 @@ def texts_of_all(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes)]
 
 
+def as_first_says(flag: bool) -> bool:
+    """The flag of process 0, known to all; every process calls it."""
+    return texts_of_all(str(flag))[0] == str(True)
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """What one process refuses within, all refuse, and say which one it was.

@@ -161,10 +161,6 @@ class Report:
                     f"{tokens:,} validation tokens; {remedy} may help"
                 )
 
-    def interrupted(self, step: int) -> None:
-        """Writes what has been summed up since the last validation."""
-        self.usage.flush(step)
-
     def say(self, text: str) -> None:
         """One line for people."""
         self._progress.say(text)

@@ -13,6 +13,7 @@ from tree_ffn.paths import local
 from tree_ffn.training import distributed
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.clock import Clock
 from tree_ffn.training.compiled import Programs, compile_programs
 from tree_ffn.training.logger import Done, Report
 from tree_ffn.training.plan import many_passes, plan_run, prepare_data, resolved
@@ -56,10 +57,13 @@ def train(
       >>> train(config, "runs/tree")["bits_per_byte"]        # doctest: +SKIP
       2.41
     """
+    clock = Clock()
     with contextlib.ExitStack() as stack:
         with distributed.together():
             workdir, plan = local(workdir, "workdir"), plan_run(config)
             known, began = stamped(resolved(config)), origin() if origin else {}
+        if plan.train.compile_cache:
+            jax.config.update("jax_compilation_cache_dir", plan.train.compile_cache)
         distributed.check_same(**workdirs.compared(known, began))
         distributed.check_mesh(plan.mesh)
         first = distributed.is_first()
@@ -69,14 +73,14 @@ def train(
                 stack.enter_context(workdirs.unmade_if_empty(workdir))
         distributed.check_shared(workdir)
         with distributed.together():
-            checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train.keep, log))
+            checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train, log))
             plan = workdirs.with_own_model(plan, checkpoints)
             data = prepare(config, plan.model, log)
         distributed.check_same(data=data.meta)
         stack.enter_context(jax.set_mesh(plan.mesh))
         stop = stack.enter_context(distributed.stop_signals())
         with distributed.together():
-            run = Run(plan, data, known, workdir, checkpoints, compile(plan), log)
+            run = Run(plan, data, known, workdir, checkpoints, compile(plan), log, clock)
         if first:
             workdirs.write_json(workdir, "config.json", known)
             workdirs.write_json(workdir, "data.json", data.meta)
@@ -106,6 +110,7 @@ class Run:
       checkpoints: of the workdir; the latest is restored if there is one.
       programs: what runs on devices.
       log: takes lines of text.
+      clock: began with the run.
 
     Attributes:
       step: finished steps.
@@ -113,19 +118,21 @@ class Run:
     """
 
     def __init__(
-        self, plan, data, config: dict, workdir: str, checkpoints: Checkpoints, programs: Programs, log
+        self, plan, data, config: dict, workdir: str, checkpoints: Checkpoints, programs: Programs, log,
+        clock: Clock,
     ):  # fmt: skip
         self.plan, self.data, size = plan, data, plan.train.batch_size
         self._here = rows_here(plan.mesh, size)
         self.batches = Batches(data.train, size, plan.seed, plan.corpus.workers, self._here)
         self.workdir, self.checkpoints = workdir, checkpoints
         self._meta = {"config": config, "data": data.meta, **workdirs.kept_meta(checkpoints)}
-        self._programs = programs
+        self._programs, self._clock = programs, clock
         if checkpoints.latest is None:
             self.state = self._programs.init(jax.random.key(plan.seed))
         else:
             workdirs.check_same_data(workdir, checkpoints.meta()["data"], data.meta)
             self.state = checkpoints.restore_newest(self._programs.abstract, log)
+            clock.goes_on(checkpoints.meta().get("spent"))
         self.step = int(self.state.step)
 
     def train(self, report: Report, stop: StopSignals) -> dict[str, float]:
@@ -134,7 +141,7 @@ class Run:
         if report.usage.forgot and self.step < spec.steps:
             report.usage.remember(self._score(1))
         if self._missed_validation():
-            self.checkpoints.save(self.state, self._meta, val_loss=self.validate(report)["loss"])
+            self._save(self.validate(report)["loss"])
         if self.step < spec.steps:
             report.say("compiling the training step ...")
         with contextlib.closing(self._rows()) as rows:
@@ -142,29 +149,34 @@ class Run:
                 batch = put_rows(next(rows), self._here, spec.batch_size, self.plan.mesh)
                 self.state, usage, metrics = self._train_step(report)(self.state, usage, batch)
                 self.step += 1
+                self._clock.to("steps")  # it has compiled
                 if waiting:  # the metrics of a step are fetched when the next one is under way
                     report.step(waiting)
                 waiting = Done(self.step, metrics, None)
                 if self._due(spec.log_every):
                     waiting = waiting._replace(usage=usage)
                     usage = self._programs.scorer.empty_usage()
-                save, told = self._due(spec.checkpoint_every), stop.at(self.step)
-                if save or told or self._due(spec.eval_every):
+                save, why = self._due(spec.checkpoint_every), self._stops(stop)
+                scores = save or self._due(spec.eval_every)
+                saves_by_time = self._by_time(lambda: self._clock.saves(spec.checkpoint_minutes))
+                if scores or why or saves_by_time:
                     report.step(waiting)  # nothing is saved before its loss is known to be a number
                     waiting = None
-                    if told:
-                        report.interrupted(self.step)
-                        self._interrupt(told)
-                    valid = self.validate(report)
-                if save:
-                    self.checkpoints.save(self.state, self._meta, val_loss=valid["loss"])
-        self.checkpoints.wait()
+                    if why or not scores:
+                        report.usage.flush(self.step)
+                    if why:
+                        self._interrupt(*why)
+                    valid = self.validate(report) if scores else {}
+                if save or saves_by_time:
+                    self._save(valid.get("loss"))
+        self._wait()
         if not valid:  # nothing was left to do, but for what a stop in the last step left out
             scored = self.checkpoints.is_scored(self.step)
             valid = self.validate(report, write=not scored)
             if not scored:
-                self.checkpoints.save(self.state, self._meta, val_loss=valid["loss"])
-                self.checkpoints.wait()
+                self._save(valid["loss"])
+                self._wait()
+        report.say(f"{self._clock}")
         if self.data.lost:
             report.say(self.data.lost)
         return report.summary | valid | {"step": self.step}
@@ -187,6 +199,30 @@ class Run:
         """Batches from here on; a generator, so that closing it stops threads that read ahead."""
         yield from self.batches.iterate(self.step)
 
+    def _save(self, val_loss: float | None = None) -> None:
+        with self._clock.during("saving"):
+            self.checkpoints.save(self.state, self._meta | {"spent": self._clock.spent()}, val_loss)
+
+    def _wait(self) -> None:
+        with self._clock.during("saving"):
+            self.checkpoints.wait()
+
+    def _by_time(self, asked: Callable[[], bool]) -> bool:
+        """What the clock of process 0 says; it is asked every `log_every` steps, but for the last."""
+        spec = self.plan.train
+        if not (spec.max_hours or spec.checkpoint_minutes) or self.step % spec.log_every:
+            return False
+        return self.step < spec.steps and distributed.as_first_says(asked())
+
+    def _stops(self, stop: StopSignals) -> tuple[str, int] | None:
+        """Why the run stops after this step, and the signal that its exit code tells of."""
+        if signum := stop.at(self.step):
+            return signal.Signals(signum).name, signum
+        hours = self.plan.train.max_hours
+        if self._by_time(lambda: self._clock.is_over(hours)):
+            return f"train.max_hours = {hours:g}", signal.SIGTERM
+        return None
+
     def _due(self, every: int) -> bool:
         """Whether something done every so many steps is due now; everything is at the end."""
         return self.step == self.plan.train.steps or (every > 0 and self.step % every == 0)
@@ -194,11 +230,12 @@ class Run:
     def validate(self, report: Report, write: bool = True) -> dict[str, float]:
         """Loss and usage over the fixed validation batches, reported and returned."""
         spec, probed = self.plan.train, None
-        if self._programs.probe:
-            first = next(valid_batches(self.data.valid, spec.microbatch, 1))
-            microbatch = np.resize(first, (spec.microbatch, first.shape[1]))
-            probed = self._programs.probe(self.state.variables, microbatch)
-        return report.valid(self.step, self._score(spec.eval_batches), probed, write)
+        with self._clock.during("validation"):
+            if self._programs.probe:
+                first = next(valid_batches(self.data.valid, spec.microbatch, 1))
+                microbatch = np.resize(first, (spec.microbatch, first.shape[1]))
+                probed = self._programs.probe(self.state.variables, microbatch)
+            return report.valid(self.step, self._score(spec.eval_batches), probed, write)
 
     def _score(self, n_batches: int):
         """Of as many rows as so many batches have, a microbatch at a time: there is no room for more."""
@@ -206,12 +243,12 @@ class Run:
         batches = valid_batches(self.data.valid, spec.microbatch, n_batches * spec.grad_accum_steps)
         return self._programs.scorer(self.state.variables, batches)
 
-    def _interrupt(self, signum: int):
+    def _interrupt(self, why: str, signum: int):
         """Saves, waits, and leaves with a line that says how to resume."""
-        self.checkpoints.save(self.state, self._meta)
-        self.checkpoints.wait()
+        self._save()
+        self._wait()
         raise Interrupted(
-            f"stopped by {signal.Signals(signum).name} after step {self.step} of {self.plan.train.steps}; "
+            f"stopped by {why} after step {self.step} of {self.plan.train.steps}; "
             f"the state is saved in {self.workdir}: run the same command again to resume.",
             signum,
         )

@@ -7,9 +7,10 @@ from jax.sharding import Mesh
 
 from tree_ffn.data import CorpusSpec, PreparedCorpus, corpus_spec_from_config, load_tokenizer, prepare
 from tree_ffn.data.spec import with_corpus
-from tree_ffn.errors import InputError, check_positive_int
+from tree_ffn.errors import InputError, check_number, check_positive_int
 from tree_ffn.models.from_config import keys_in_force, model_spec_from_config, with_sizes
 from tree_ffn.models.spec import ModelSpec
+from tree_ffn.paths import local
 from tree_ffn.plain import Namespace, flat, namespace, plain
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.optimizer import with_warmup
@@ -33,8 +34,16 @@ class TrainSpec:
       eval_batches: batches of a validation; 0: the whole split.
       checkpoint_every: steps between checkpoints, each with a validation, so that `best` is known; 0: at
         the end only.
+      checkpoint_minutes: after so many minutes without a checkpoint one more is saved, without a validation;
+        0: by steps alone.
       probe: at validations of trees also measure gradients by node and units that work.
       keep: latest checkpoints kept, beside the best.
+      keep_every: checkpoints of every so many steps are kept for good, too; a multiple of
+        `checkpoint_every`. 0: none.
+      max_hours: after so many hours the run saves and stops, unfinished, as SIGTERM stops it: less than a
+        queue's limit. 0: it goes on to its end.
+      compile_cache: directory where compiled programs are kept for the next start; none: as
+        JAX_COMPILATION_CACHE_DIR says.
     """
 
     batch_size: int = 32
@@ -44,14 +53,26 @@ class TrainSpec:
     eval_every: int = 200
     eval_batches: int = 20
     checkpoint_every: int = 200
+    checkpoint_minutes: float = 0.0
     probe: bool = True
     keep: int = 2
+    keep_every: int = 0
+    max_hours: float = 0.0
+    compile_cache: str = ""
 
     def __post_init__(self):
         for field in ("batch_size", "steps", "grad_accum_steps", "log_every", "keep"):
             check_positive_int(f"train.{field}", getattr(self, field))
-        for field in ("eval_every", "eval_batches", "checkpoint_every"):
+        for field in ("eval_every", "eval_batches", "checkpoint_every", "keep_every"):
             check_positive_int(f"train.{field}", getattr(self, field), least=0)
+        for field in ("checkpoint_minutes", "max_hours"):
+            check_number(f"train.{field}", getattr(self, field), least=0)
+        if self.keep_every and self.keep_every % (self.checkpoint_every or self.keep_every + 1):
+            raise InputError(
+                f"train.keep_every: {self.keep_every} is not allowed; "
+                f"use a multiple of train.checkpoint_every = {self.checkpoint_every}, or 0."
+            )
+        object.__setattr__(self, "compile_cache", local(self.compile_cache, "train.compile_cache"))
         if self.batch_size % self.grad_accum_steps:
             raise InputError(
                 f"train.batch_size: {self.batch_size} is not allowed; "

@@ -25,7 +25,7 @@ from tree_ffn.paths import replacing, writing
 from tree_ffn.plain import flat, namespace
 from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory, steps_on_disk
 from tree_ffn.training.optimizer import learning_rate, make_optimizer
-from tree_ffn.training.plan import Plan, check_trainable, differing_keys, optim_spec, resolved
+from tree_ffn.training.plan import Plan, TrainSpec, check_trainable, differing_keys, optim_spec, resolved
 from tree_ffn.training.restore import Restored, own_model
 from tree_ffn.training.step import TrainState, leaks
 from tree_ffn.upgrades import readable, stamped
@@ -36,7 +36,8 @@ PLACES_OF_DATA = r"^data\.(files|valid_files|tfds_dir|cache_dir|workers)$"
 # Keys that may change when a run is resumed: they say how and where it runs,
 # not what it computes.
 MAY_DIFFER = (
-    r"^train\.(grad_accum_steps|log_every|eval_every|eval_batches|checkpoint_every|probe|keep)$",
+    r"^train\.(grad_accum_steps|log_every|eval_every|eval_batches|probe)$",
+    r"^train\.(checkpoint_every|checkpoint_minutes|keep|keep_every|max_hours|compile_cache)$",
     r"^mesh\.",
     r"^model\.(remat|unroll)$",
     r"^ffn\.implementation$",
@@ -63,13 +64,13 @@ def compared(config: dict, origin: dict) -> dict[str, dict]:
     return {"config": keys, "code": {name: origin.get(name) for name in ("commit", "versions")}}
 
 
-def open_workdir(workdir: str, config, keep: int, log=print) -> Checkpoints:
+def open_workdir(workdir: str, config, train: TrainSpec, log=print) -> Checkpoints:
     """Checkpoints of a workdir that a run may begin or go on in; nothing else is written yet.
 
     Args:
       workdir: directory of the run; made if it is not there.
       config: of the run to start.
-      keep: latest checkpoints to keep.
+      train: says which checkpoints are kept.
       log: takes lines on checkpoints that are damaged.
 
     Raises:
@@ -84,7 +85,7 @@ def open_workdir(workdir: str, config, keep: int, log=print) -> Checkpoints:
             known = checkpoints.meta(steps[-1]).get("config")
     if known is not None:
         check_same_config(workdir, known, stamped(resolved(config)), steps[-1] if steps else 0)
-    checkpoints = Checkpoints(workdir, keep)
+    checkpoints = Checkpoints(workdir, train.keep, train.keep_every)
     checkpoints.check_newest(log)
     return checkpoints
 
@@ -289,7 +290,7 @@ def with_own_model(plan: Plan, checkpoints: Checkpoints) -> Plan:
 def kept_meta(checkpoints: Checkpoints) -> dict:
     """What later checkpoints of such a run have to say again: its model, and what it was made from."""
     meta = checkpoints.meta() if checkpoints.latest is not None else {}
-    return {name: value for name, value in meta.items() if name not in ("config", "data", "step")}
+    return {name: value for name, value in meta.items() if name not in ("config", "data", "step", "spent")}
 
 
 def _arrays(tree):
