@@ -21,6 +21,7 @@ from tree_ffn.models.attention import Attention, KeyValue
 from tree_ffn.models.ffn import FFN, update_routing
 from tree_ffn.models.sharded import by_rows
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
+from tree_ffn.tree.meshes import platform
 from tree_ffn.tree.products import PRODUCT, float32_product
 
 __all__ = [
@@ -112,7 +113,7 @@ class LayerNorm(nn.Module):
             y = x * scale_E.astype(jnp.float32)[None, None] + bias_E.astype(jnp.float32)[None, None]
             return y.astype(x_BCE.dtype)
 
-        return jax.checkpoint(normed, prevent_cse=self.model.unroll > 1)(x_BCE, scale_E, bias_E)
+        return jax.checkpoint(normed, prevent_cse=layers_a_turn(self.model) > 1)(x_BCE, scale_E, bias_E)
 
 
 class Embed(nn.Module):
@@ -191,7 +192,7 @@ class Transformer(nn.Module):
         layer_class = Layer
         if spec.remat != "none":
             # Only a loop's border keeps a compiler from merging what is recomputed with what was first.
-            layer_class = nn.remat(Layer, prevent_cse=spec.unroll > 1, policy=SAVED[spec.remat])
+            layer_class = nn.remat(Layer, prevent_cse=layers_a_turn(spec) > 1, policy=SAVED[spec.remat])
         infos, new_runs = [], []
         for i, (ffn, length) in enumerate(spec.runs):
             run = nn.scan(
@@ -200,7 +201,7 @@ class Transformer(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),
                 length=length,
-                unroll=min(spec.unroll, length),
+                unroll=min(layers_a_turn(spec), length),
             )(spec, ffn, name=f"run_{i}")
             x_BCE, (info, new) = run(x_BCE, None if cache is None else cache.runs[i], start, tokens_BC)
             infos.append(info)
@@ -216,6 +217,11 @@ class Transformer(nn.Module):
         if cache is None:
             return found, tuple(infos)
         return found, tuple(infos), Cache(tuple(new_runs), start + tokens_BC.shape[1])
+
+
+def layers_a_turn(spec: ModelSpec) -> int:
+    """Layers that one turn of the loop over layers holds, on the platform of the current mesh."""
+    return spec.unroll or (1 if platform() == "tpu" else 12)
 
 
 def logits_of(spec: ModelSpec, params: dict, x_BCE: jax.Array) -> jax.Array:
