@@ -1,7 +1,7 @@
 """The paper's second table: 1.3B parameters from scratch. A plan: what it needs is printed, not trained.
 
     python -m experiments.train --config=configs/t2_1p3b.py:row=tree_hard_P32_W1 --describe
-    python -m experiments.plan --config=configs/t2_1p3b.py:row=dense --topology=v5e-8
+    python -m experiments.plan --config=configs/t2_1p3b.py:row=dense --topology=v5e-8 --search
     python -m experiments.train --config=configs/t2_1p3b.py:row=tree_hard_P32_W1 --config.data.files=... \\
         --config.data.tokenizer=... --config.mesh.model=8 --workdir=runs/t2                # the run itself
 

@@ -263,29 +263,3 @@ def t4_small(rows: list[dict]) -> Table:
     head = ["", "val loss", *(["gap closed"] if with_gap else []), *(title for _, title, _ in shown)]
     title = f"Dynamics (T4), {machine(rows[0])}, {setting(rows[0], 'train.steps')} steps"
     return block(title, text, [*head, "lr", "seeds"], cells, last_of(lines), lines=lines)
-
-
-def t2_plan(rows: list[dict]) -> Table:
-    """What compiling the step of a large model says; nothing of it was run."""
-    lines = groups(rows, lambda row: (row["row"], row["config"]["devices"]))
-    cells = []
-    for (name, devices), line in lines.items():
-        values = {row["metric"]: row["value"] for row in line}
-        figures = [f"{values[m]:,.1f}" if m in values else "" for m in ("argument_gb", "temporary_gb")]
-        sent, estimate = (
-            f"{values[m]:,.{n}f}" if m in values else "" for m, n in (("sent_gb", 1), ("compiler_s", 2))
-        )
-        cells.append(
-            [f"`{name}`", str(devices), *figures, f"{values.get('step_tflop', 0.0):,.0f}", sent, estimate]
-        )
-    get = lambda key: setting(rows[0], key)
-    text = (
-        f"`plan` of {get('model.preset')}, context {get('model.max_seq_len')}, "
-        f"{get('train.batch_size')} sequences a step in {get('train.grad_accum_steps')} parts: memory of one "
-        "device by XLA's own account, operations of a step by arithmetic (active units, three times "
-        "forward); GB that a device sends, and the compiler's estimate in seconds of what it fused, without "
-        f"collectives and flash attention. {origin(rows)}"
-    )
-    head = ["", "devices", "state, GB", "temporaries, GB", "TFLOP a step", "sent, GB", "compiler, s"]
-    last = list(lines.values())[-1][-1]
-    return block(f"Plan of 1.3B (T2), compiled for {machine(rows[0])}", text, head, cells, last, lines=lines)

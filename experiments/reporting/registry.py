@@ -33,6 +33,7 @@ from experiments.reporting.aggregate import (
 from experiments.reporting.conversion_table import conversion, kind_of
 from experiments.reporting.faults_table import faults
 from experiments.reporting.oracle_table import oracle
+from experiments.reporting.plan_table import plan, planned
 from experiments.reporting.prune_table import prune_small
 from experiments.reporting.quality_tables import (
     BITS,
@@ -46,7 +47,6 @@ from experiments.reporting.quality_tables import (
     quality_transfer,
     sized_text,
     t1_small,
-    t2_plan,
     t3_small,
     t4_small,
 )
@@ -229,7 +229,7 @@ TABLES = {
     "quality_longer": (sized_text, quality_longer),
     "quality_transfer": (sized_text, quality_transfer),
     "oracle": (sized_text, oracle),
-    "t2_plan": (trained, t2_plan),
+    "plan": (planned, plan),
     "t3_small": (asked, t3_small),
     "t4_small": (trained, t4_small),
     "prune_small": (trained, prune_small),
@@ -254,7 +254,7 @@ TOPICS = {
     "quality_transfer": Topic("Other widths and texts", "The older recipe in other models than T1's."),
     "learning_rates": Topic("Learning rates", "The runs that learning rates were chosen by."),
     "oracle": Topic("Oracle routing", "How much lower the loss could be on better paths."),
-    "t2_plan": Topic("Plan of 1.3B (T2)", "Memory and arithmetic of a model that was compiled, not trained."),
+    "plan": Topic("Plans", "Memory, bytes sent and days of large models, compiled but not run."),
     "t3_small": Topic("Questions (T3)", "Accuracies on the tasks of lm-eval's harness."),
     "t4_small": Topic("Dynamics (T4)", "How paths are used during training, by activation and balancing."),
     "prune_small": Topic("Pruning", "What trained layers lose when rarely visited parts are removed."),

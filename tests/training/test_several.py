@@ -59,13 +59,14 @@ def test_rows_that_are_read_are_those_that_are_held(data, model):
     np.testing.assert_array_equal(array, batch)
 
 
-@pytest.mark.parametrize("name,data,model", [("v5e:4x4", 16, 1), ("v5e:4x4", 4, 4), ("v5:4x4x4", 64, 1)])
+@pytest.mark.parametrize("name,data,model", [("v5e-16", 16, 1), ("v5e-16", 4, 4), ("v5p-128", 64, 1)])
 def test_rows_of_every_host_of_a_slice(name, data, model):
     """Orders of devices that are real: hosts hold squares of a slice, not lines."""
     pytest.importorskip("libtpu")
-    from experiments.planning.compiled_step import devices_of
+    from experiments.planning.chips import slice_of
+    from experiments.planning.devices import devices_of
 
-    mesh = make_mesh(data, model, devices_of(name))
+    mesh = make_mesh(data, model, devices_of(slice_of(name)))
     held = distributed_rows(mesh, 64)
     for process in {device.process_index for device in mesh.devices.flat}:
         assert rows_here(mesh, 64, process).tolist() == sorted(held[process])
