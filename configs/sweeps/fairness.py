@@ -27,11 +27,11 @@ LAYERS = {
     "narrow_A96": {"row": "narrow_A96"},
     MOE: {"row": "moe_top4_X128", "ffn.gate_norm": "l2", "ffn.dense_start": 0.2, **experts(512, 16, 6)},
 }
-LOUDER = {  # a row: whose rate it has, its first output weights
-    "dense_w_out1131_b99": ("dense_w_out565_b99", 0.5654),
-    "dense_w_out2262_b99": ("dense_w_out565_b99", 1.1308),
-    f"{MOE}_b95_out2": (f"{MOE}_b95", 0.1),
-    f"{MOE}_b95_out4": (f"{MOE}_b95", 0.2),
+LOUDER = {  # a row: what else it is like, its first output weights, its rate
+    "dense_w_out1131_b99": ("dense_w_out565_b99", 0.5654, 1.5e-3),
+    "dense_w_out2262_b99": ("dense_w_out565_b99", 1.1308, 1.5e-3),
+    f"{MOE}_b95_out2": (f"{MOE}_b95", 0.1, 2.12e-3),
+    f"{MOE}_b95_out4": (f"{MOE}_b95", 0.2, 2.12e-3),
 }
 RATES = [7.5e-4, 1.06e-3, 1.5e-3, 2.12e-3]
 
@@ -47,8 +47,9 @@ def get_sweep(arg=None):
     for balance in (1e-4, 1e-2):
         values = {**rows[f"{MOE}_b99"]["set"], "ffn.balance_rate": balance}
         rows[f"{MOE}_b99_balance{balance:g}"] = {"set": values, "kind": f"{MOE}_b99"}
-    for name, (kind, w_out) in LOUDER.items():
-        rows[name] = {"set": {**rows[kind]["set"], "model.init.w_out": w_out}, "kind": kind}
+    for name, (kind, w_out, rate) in LOUDER.items():
+        values = {**rows[kind]["set"], "model.init.w_out": w_out, "optim.lr": rate}
+        rows[name] = {"set": values, "kind": kind}
     return {
         "config": "configs/t1_small.py",
         "table": "quality_attempts",
