@@ -5,13 +5,15 @@
         --topology=v5p-128 --search --tokens=100e9 --html=plan.html
     python -m experiments.plan --config=configs/t1_small.py:row=dense     # for the devices at hand
 
-The training step is compiled for the slice, which need not be here (`pip install 'tree_ffn[tpu]'` brings the
-compiler), and nothing is allocated. Memory is the compiler's own account, and so is whether the step fits.
-What devices send each other is read off the program. Times are arithmetic: half of the peak of the chip's
-products and links is reached, and what is sent overlaps with computing. What a plan cannot know it says.
+The training step is compiled for the slice, which need not be here, and nothing is allocated: the compiler for
+TPUs comes with `pip install 'tree_ffn[tpu]'`, that for GPUs with `tree_ffn[cuda]`. Memory is the compiler's own
+account, and so is whether the step fits. What devices send each other is read off the program. Times are
+arithmetic: half of the peak of the chip's products and links is reached, and what is sent overlaps with
+computing. What a plan cannot know it says.
 
---search tries, until one fits: model.remat none, dots and full, each with the config's microbatches and then
-one sequence a device, and mesh.data over all chips; then mesh.model of 8. The first that fits computes least.
+--search tries, until one fits: model.remat none, dots and full with the config's microbatches, then with one
+sequence a device at a time, mesh.data over all chips; then mesh.model of 8. The first that fits is recommended
+and planned.
 
 Many plans, of which those that the file has are left out:
 

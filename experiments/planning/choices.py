@@ -30,19 +30,19 @@ class Choice(NamedTuple):
 
 
 def choices(config, n_devices: int) -> Iterator[Choice]:
-    """What is tried, by how much is computed: the first that fits computes least.
+    """What is tried, in turn: the first that fits is recommended.
 
-    Every policy of recomputing is tried with the config's microbatches, and then with as many as leave each
-    device one sequence; at last weights are split over `MOST_PARTS` devices.
+    Recomputing costs up to a third more, and microbatches gather the weights anew, each time. So every policy
+    is tried with the config's microbatches, and then with as many as leave each device one sequence; at last
+    weights are split over `MOST_PARTS` devices.
     """
     given, rows = config.train.grad_accum_steps, config.train.batch_size
-    most = rows // n_devices if rows % n_devices == 0 else given
-    for remat in ("none", "dots", "full"):
-        yield Choice(remat, given, 1)
-        if most > given:
-            yield Choice(remat, most, 1)
+    most = max(given, rows // n_devices) if rows % n_devices == 0 else given
+    for microbatches in dict.fromkeys((given, most)):
+        for remat in ("none", "dots", "full"):
+            yield Choice(remat, microbatches, 1)
     if n_devices % MOST_PARTS == 0:
-        yield Choice("full", max(given, most), MOST_PARTS)
+        yield Choice("full", most, MOST_PARTS)
 
 
 def searched(config, devices: list | None, say=print) -> list[Choice]:

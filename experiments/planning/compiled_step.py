@@ -20,6 +20,8 @@ from tree_ffn.training.plan import Plan, check_trainable, optim_spec, train_spec
 REACHED = 0.5  # of a chip's peak by its products, and of its links: an assumption
 PASSES = {"none": 3, "dots": 3, "full": 4}  # forward passes' worth of a step's products, by model.remat
 
+INSTEAD = "use more of them, more train.grad_accum_steps, or model.remat."
+
 
 class DoesNotFit(InputError):
     """The step needs more memory than its devices have."""
@@ -41,7 +43,7 @@ def compile_step(config, devices: list | None = None) -> dict[str, Any]:
       a processor. Where the chip is known (`chips`) the times of `reckoned` too.
 
     Raises:
-      DoesNotFit: by the compiler's own word.
+      DoesNotFit: by the compiler's own word; of a GPU, by its size.
       InputError: a value of the config, or the mesh, is not allowed.
 
     Example:
@@ -88,6 +90,7 @@ def compile_step(config, devices: list | None = None) -> dict[str, Any]:
         "executed_tflop": PASSES[model.remat] * model_flops(dense_counterpart(padded)) * tokens / 1e12,
         "compile_s": time.process_time() - began,
     }
+    _check_memory(figures, mesh)
     return figures | reckoned(figures)
 
 
@@ -135,10 +138,16 @@ def _fitting(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+        raise DoesNotFit(f"the step does not fit its devices ({said}); {INSTEAD}") from error
+
+
+def _check_memory(figures: dict, mesh) -> None:
+    """Compilers for GPUs do not ask how much memory there is."""
+    chip, needed = chip_of(figures["device"]), figures["argument_gb"] + figures["temporary_gb"]
+    if chip and mesh.devices.flat[0].platform == "gpu" and needed > chip.memory_gb:
         raise DoesNotFit(
-            f"the step does not fit its devices ({said}); use more of them, more train.grad_accum_steps, or "
-            "model.remat."
-        ) from error
+            f"the step does not fit its devices ({needed:.2f}G of {chip.memory_gb:g}G); {INSTEAD}"
+        )
 
 
 def by_kind(sent: list[hlo.Collective]) -> dict[tuple, tuple[int, int]]:

@@ -1,5 +1,6 @@
 """A plan as tables, which the terminal and the HTML page show alike."""
 
+import re
 from typing import Any
 
 from experiments.planning.chips import chip_of
@@ -57,14 +58,12 @@ def memory(figures: dict) -> Table:
 
 
 def verdict(figures: dict) -> str:
-    """Whether a step fits, and who says so."""
-    chip, used = chip_of(figures["device"]), figures["argument_gb"] + figures["temporary_gb"]
+    """That a step fits, and who says so."""
+    chip = chip_of(figures["device"])
     if chip is None:
         return "How much such a device has is not known here."
-    if figures["device"].startswith("TPU"):
-        return f"It fits, by the compiler's own word: of {chip.memory_gb:g} GB."
-    word = "It fits" if used <= chip.memory_gb else "It does not fit"
-    return f"{word}: the device has {chip.memory_gb:g} GB, which its compiler does not ask."
+    who = "by the compiler's own word" if figures["device"].startswith("TPU") else "by its size"
+    return f"It fits, {who}: the device has {chip.memory_gb:g} GB."
 
 
 def sent(figures: dict) -> Table:
@@ -117,21 +116,20 @@ def choices(tried: list[Choice], tokens: float) -> Table:
     """What a search has tried, the recommended last."""
     cells = []
     for one in tried:
-        way = [f"remat {one.remat}", str(one.microbatches), str(one.parts)]
+        way = [one.remat, str(one.microbatches), str(one.parts)]
         if one.figures is None:
-            cells.append([*way, _needed(one.said), "", ""])
+            cells.append([*way, f"{_needed(one.said)}does not fit", "", ""])
             continue
-        days = run_of(one.figures, tokens).get("days")
         all_gb = one.figures["argument_gb"] + one.figures["temporary_gb"]
-        step, days = one.figures.get("step_s"), "" if days is None else f"{days:.1f}"
-        cells.append([*(f"**{word}**" for word in way), f"{all_gb:.1f} GB, fits",
-                      "" if step is None else f"{step:.3f}", days])  # fmt: skip
-    text = (
-        "In the order of how much is computed; the first that fits is recommended (bold), and none after it "
-        "was compiled."
+        step = f"{one.figures['step_s']:.3f}" if "step_s" in one.figures else ""
+        days = "".join(
+            f"{days:.1f}" for days in [run_of(one.figures, tokens).get("days")] if days is not None
+        )
+        cells.append([*way, f"{all_gb:.2f} GB: recommended", step, days])
+    text = "In turn, until one fits: what recomputes less first, and the fewest microbatches."
+    return _table(
+        "What was tried", text, ["remat", "microbatches", "mesh.model", "memory", "s a step", "days"], cells
     )
-    head = ["", "microbatches", "mesh.model", "memory", "s a step", "days"]
-    return _table("What was tried", text, head, cells)
 
 
 def assumptions(figures: dict) -> Table:
@@ -150,8 +148,9 @@ def assumptions(figures: dict) -> Table:
 
 
 def _needed(said: str) -> str:
-    inside = said.partition("(")[2].rpartition(")")[0]
-    return f"does not fit: {inside}" if inside else said
+    """The GiB that a compiler asked for, and those that there are, where it says both."""
+    found = re.findall(r"([\d.]+)G", said)
+    return f"{found[0]} of {found[1]} GiB: " if len(found) == 2 else ""
 
 
 def _table(name: str, text: str, head: list[str], cells: list[list[str]], labels: int = 1) -> Table:

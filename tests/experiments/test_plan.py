@@ -49,7 +49,7 @@ def test_a_plan_for_the_devices_at_hand(tmp_path):
         ([], "--config is missing"),
         (["--config=configs/smoke.py", "--config.mesh.data=3"], "train.batch_size: 8 is not allowed"),
         (["--config=configs/smoke.py", "--topology=v5e-12"], "'v5e-12' is not known; use one of v5e-4, "),
-        (["--config=configs/smoke.py", "--topology=h200-8"], "8 x h200 are planned where they are"),
+        (["--config=configs/smoke.py", "--topology=h200-8"], "the compiler for GPUs is missing; pip"),
         (["--config=configs/smoke.py", "--tokens=-1"], "--tokens=-1"),
     ],
 )
@@ -81,15 +81,15 @@ def test_what_fits_first_is_recommended(monkeypatch):
     def small_devices(config, devices):
         tried.append((config.model.remat, config.train.grad_accum_steps, config.mesh.model))
         if len(tried) < 4:
-            raise compiled_step.DoesNotFit("the step does not fit its devices (17 GB of 16 GB).")
+            raise compiled_step.DoesNotFit("the step does not fit its devices (17G of 16G).")
         return compile_step(config, devices)
 
     monkeypatch.setattr(choices, "compile_step", small_devices)
     outcome = call("plan", *SMOKE, "--search", "--config.train.batch_size=16")
     assert outcome.code == 0, outcome.err
-    assert tried == [("none", 1, 1), ("none", 2, 1), ("dots", 1, 1), ("dots", 2, 1)]
+    assert tried == [("none", 1, 1), ("dots", 1, 1), ("full", 1, 1), ("none", 2, 1)]
     assert "remat dots, 1 microbatches, model 1: the step does not fit" in outcome.out
-    assert "remat dots" in outcome.out and "does not fit: 17 GB of 16 GB" in outcome.out
+    assert "17 of 16 GiB: does not fit" in outcome.out and "GB: recommended" in outcome.out
 
 
 def test_times_are_arithmetic():
