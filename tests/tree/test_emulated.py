@@ -20,22 +20,18 @@ def written_plan(emulated, ids_TK, units):
     """The plan that kernels make; -7 where they write nothing."""
     shapes = experts.saved_shapes(ids_TK, units).plan
     plan = experts.Plan(*(np.full(one.shape, -7, np.int32) for one in shapes))
-    n_tiles, part = experts.tiles(ids_TK.shape[0], units[1])
-    numbers = (*ids_TK.shape, units[0], part, n_tiles, plan.steps.shape[1])
-    lists = (plan.starts, plan.counts, plan.items, plan.steps)
-    call(emulated.PlanOf, ids_TK, *numbers, plan.pair_N, plan.token_N, plan.slot_TK, *lists)
+    n_parts, part = experts.parts(ids_TK.shape[0])
+    call(emulated.PlanOf, ids_TK, *ids_TK.shape, units[0], part, n_parts, *plan_lists(plan))
     return plan
+
+
+def plan_lists(plan):
+    return plan.pair_N, plan.token_N, plan.slot_TK, plan.starts, plan.count, plan.items
 
 
 def planned(emulated, ids_TK, units):
     """The same, checked: every pair stands where sorting puts it."""
-    plan = experts.Plan(
-        *(np.full(one.shape, -7, np.int32) for one in experts.saved_shapes(ids_TK, units).plan)
-    )
-    n_tiles, part = experts.tiles(ids_TK.shape[0], units[1])
-    numbers = (*ids_TK.shape, units[0], part, n_tiles, plan.steps.shape[1])
-    lists = (plan.starts, plan.counts, plan.items, plan.steps)
-    call(emulated.PlanOf, ids_TK, *numbers, plan.pair_N, plan.token_N, plan.slot_TK, *lists)
+    plan = written_plan(emulated, ids_TK, units)
     order_N = np.argsort(ids_TK.reshape(-1), kind="stable")
     np.testing.assert_array_equal(plan.pair_N, order_N)
     np.testing.assert_array_equal(plan.token_N, order_N // ids_TK.shape[1])
@@ -63,23 +59,24 @@ def test_kernels_compute_their_sums(T, X, K, W, E, few, emulated, rng):
     rows_NE, w_NWE = float64(x)[token_N], float64(w)[expert_N]
 
     z = np.full((T * K, U), np.nan, np.float32)
-    lists = (token_N, plan.counts[-1:].copy(), plan.items)
-    call(emulated.UnitsOf, U, x, w, b, *lists, len(plan.items), E, W, z)
+    items = (plan.count, plan.items, len(plan.items))
+    call(emulated.UnitsOf, U, x, w, b, token_N, *items, E, W, z)
     want = np.einsum("ne,nwe->nw", rows_NE, w_NWE) + b[expert_N]
     np.testing.assert_allclose(z[:, :W], want, atol=1e-4)
     np.testing.assert_array_equal(z[:, W:], 0)
 
     c = np.full((T * K, U), 3, jnp.bfloat16)  # more units than there are add nothing
     c[:, :W] = bf16(T * K, W)
-    y, (n_tiles, part) = np.full((T, E), np.nan, jnp.bfloat16), experts.tiles(T, W)
-    lists = (token_N, plan.counts, plan.steps, plan.steps.shape[1])
-    call(emulated.SlabOf, U, c, w, *lists, n_tiles, T, E, W, part, y)
-    want = np.zeros((T, E))
-    np.add.at(want, token_N, np.einsum("nw,nwe->ne", float64(c)[:, :W], w_NWE))
-    np.testing.assert_allclose(float64(y), want, rtol=2**-8, atol=1e-4)
+    y, turn = np.full((T, E), np.nan, jnp.bfloat16), np.full((T * K, 64), np.nan, jnp.bfloat16)
+    call(emulated.SumsOf, U, c, w, plan.slot_TK, *items, T, K, E, W, turn.shape[1], turn, y)
+    added, want = np.einsum("nw,nwe->ne", float64(c)[:, :W], w_NWE), np.zeros((T, E))
+    np.add.at(want, token_N, added)
+    sizes = np.zeros((T, E))
+    np.add.at(sizes, token_N, abs(added))  # each is rounded, and so is their sum
+    assert (abs(float64(y) - want) <= 2**-8.99 * (sizes + abs(want)) + 1e-4).all()
 
     dw, db = np.full((X, W, E), np.nan, np.float32), np.full((X, W), np.nan, np.float32)
-    n_parts = n_tiles * experts.PARTS
+    n_parts, _ = experts.parts(T)
     call(emulated.GradsOf, U, c, x, token_N, plan.starts, n_parts, X, E, W, dw, db)
     chose_XN = (expert_N == np.arange(X)[:, None]).astype(np.float64)
     want = np.einsum("xn,nw,ne->xwe", chose_XN, float64(c)[:, :W], rows_NE, optimize=True)

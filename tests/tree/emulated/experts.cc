@@ -2,7 +2,7 @@
 
 #include "experts_grads.cuh"
 #include "experts_plan.cuh"
-#include "experts_slab.cuh"
+#include "experts_sums.cuh"
 #include "experts_units.cuh"
 
 namespace {
@@ -20,14 +20,12 @@ void With(int units, F f) {
 
 extern "C" {
 
-void PlanOf(const int* ids, int T, int K, int experts, int sub, int tiles, int most_steps, int* pair, int* token,
-            int* slot, int* starts, int* counts, int* items, int* steps) {
-  const int subs = tiles * kParts;
+void PlanOf(const int* ids, int T, int K, int experts, int sub, int subs, int* pair, int* token, int* slot,
+            int* starts, int* count, int* items) {
   Launch({static_cast<unsigned>(subs)}, 64, [=] { Count(ids, T, K, sub, subs, experts, starts); });
   Launch({1}, 64, [=] { Sum(reinterpret_cast<int4*>(starts), experts * subs / 4); });
-  Launch({static_cast<unsigned>(subs + tiles + 1)}, 64, [=] {
-    Spread(ids, T, K, sub, subs, experts, tiles, most_steps, starts, pair, token, slot, counts,
-           reinterpret_cast<int4*>(items), steps);
+  Launch({static_cast<unsigned>(subs + 1)}, 64, [=] {
+    Spread(ids, T, K, sub, subs, experts, starts, pair, token, slot, count, reinterpret_cast<int4*>(items));
   });
 }
 
@@ -40,13 +38,17 @@ void UnitsOf(int U, const bf16* rows, const bf16* w, const float* bias, const in
   });
 }
 
-void SlabOf(int U, const bf16* c, const bf16* w, const int* token, const int* counts, const int* steps, int most_steps,
-            int tiles, int T, int E, int W, int sub, bf16* y) {
+void SumsOf(int U, const bf16* c, const bf16* w, const int* slot, const int* count, const int* items, int n_items,
+            int T, int K, int E, int W, int most, bf16* s, bf16* y) {
   With(U, [&](auto units) {
-    Check(sizeof(SlabRing<decltype(units)::value>) + kParts * sub * kColumns * 4 <= kMostShared, "too much shared");
-    Launch({static_cast<unsigned>(tiles), static_cast<unsigned>(E / kColumns)}, 32 * (kParts + kWarps), [=] {
-      Slab<decltype(units)::value>(c, w, token, counts, steps, most_steps, T, E, W, sub, y);
-    });
+    for (int column = 0; column < E; column += most) {
+      const int columns = min(most, E - column), across = kWarps * kBlock;
+      Launch({static_cast<unsigned>(n_items), static_cast<unsigned>((columns + across - 1) / across)}, kThreads, [=] {
+        Products<decltype(units)::value>(c, w, count, reinterpret_cast<const int4*>(items), E, W, column, columns, s);
+      });
+      Launch({static_cast<unsigned>((T * columns / 8 + kSumThreads - 1) / kSumThreads)}, kSumThreads,
+             [=] { Sums(s, slot, T, K, E, column, columns, y); });
+    }
   });
 }
 

@@ -51,6 +51,13 @@ template <typename T>
 T __ldg(const T* at) { return *at; }
 template <typename T>
 T __ldcs(const T* at) { return *at; }
+// Four of the eight bytes of two words, as four digits name them.
+uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t which) {
+  const uint64_t both = low | static_cast<uint64_t>(high) << 32;
+  uint32_t to = 0;
+  for (int i = 0; i < 4; ++i) to |= (both >> 8 * (which >> 4 * i & 7) & 0xFF) << 8 * i;
+  return to;
+}
 uint32_t __float_as_uint(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
@@ -97,7 +104,7 @@ struct Barrier {
 dim3 blockIdx, blockDim, gridDim;
 struct { int x; } threadIdx;
 std::vector<Fiber> fibers;
-std::vector<Barrier> barriers;  // of the block, of its loaders, of each warp
+std::vector<Barrier> barriers;  // of the block, of each warp
 ucontext_t scheduler;
 std::function<void()> body;
 std::mt19937 random_order(1);
@@ -129,7 +136,7 @@ void Launch(dim3 grid, int threads, F f) {
   for (unsigned block = 0; block < grid.x * grid.y; ++block) {
     blockIdx = {block % grid.x, block / grid.x};
     std::memset(shared, 0xFF, sizeof(shared));
-    barriers.assign(2 + threads / 32, {});
+    barriers.assign(1 + threads / 32, {});
     fibers = std::vector<Fiber>(threads);
     for (int i = 0; i < threads; ++i) {
       fibers[i].stack.reset(new char[1 << 16]);
@@ -152,9 +159,7 @@ void Launch(dim3 grid, int threads, F f) {
 }
 
 void __syncthreads() { WaitAt(barriers[0], blockDim.x); }
-void __syncwarp() { WaitAt(barriers[2 + threadIdx.x / 32], 32); }
-template <int kCount>
-void SyncLoaders() { WaitAt(barriers[1], kCount); }
+void __syncwarp() { WaitAt(barriers[1 + threadIdx.x / 32], 32); }
 
 // What each thread of the warp gives, for all of them.
 template <typename T>
@@ -203,7 +208,6 @@ void Load(void* to, const void* from, int bytes, bool there) {
 }
 
 void Load16(void* to, const void* from, bool there) { Load(to, from, 16, there); }
-void Load4(void* to, const void* from) { Load(to, from, 4, true); }
 void Commit() { fibers[threadIdx.x].groups.emplace_back(); }
 
 template <int kPending>
@@ -216,38 +220,16 @@ void Wait() {
   }
 }
 
-uint32_t Word(uint32_t address) {
-  uint32_t word;
-  std::memcpy(&word, At(address, 4), 4);
-  return word;
-}
-
-// Eight threads read 16 bytes each at once where these are all 128 bytes of banks; kNowhere reads nothing.
-constexpr uint32_t kNowhere = ~0u;
-
+// Eight threads read 16 bytes each at once where these are all 128 bytes of banks.
 void CheckBanks(const uint32_t* addresses) {
   bool taken[8] = {};
   for (int i = 0; i < 8; ++i)
-    if (addresses[i] != kNowhere) Check(!std::exchange(taken[addresses[i] / 16 % 8], true), "banks are not free");
-}
-
-void AddIf(bool there, uint32_t first, uint32_t second, const float (&v)[8]) {
-  for (uint32_t address : {first, second}) {
-    const auto all = OfWarp(there ? address : kNowhere);
-    for (int i = 0; i < 32; i += 8) CheckBanks(&all[i]);
-  }
-  for (int i = 0; i < 8 && there; ++i) {
-    float sum;
-    unsigned char* at = At(i < 4 ? first : second, 16) + i % 4 * 4;
-    std::memcpy(&sum, at, 4);
-    sum += v[i];
-    std::memcpy(at, &sum, 4);
-  }
+    Check(!std::exchange(taken[addresses[i] / 16 % 8], true), "banks are not free");
 }
 
 // ---- Matrices ----
 
-uint16_t Number(uint32_t row, int column) {
+uint16_t Entry(uint32_t row, int column) {
   uint16_t number;
   std::memcpy(&number, At(row, 16) + 2 * column, 2);
   return number;
@@ -258,8 +240,8 @@ void Matrices(uint32_t (&to)[4], uint32_t row, bool transposed) {
   for (int i = 0; i < 32; i += 8) CheckBanks(&rows[i]);
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   for (int i = 0; i < 4; ++i) {
-    const uint32_t low = transposed ? Number(rows[8 * i + 2 * t], g) : Number(rows[8 * i + g], 2 * t);
-    const uint32_t high = transposed ? Number(rows[8 * i + 2 * t + 1], g) : Number(rows[8 * i + g], 2 * t + 1);
+    const uint32_t low = transposed ? Entry(rows[8 * i + 2 * t], g) : Entry(rows[8 * i + g], 2 * t);
+    const uint32_t high = transposed ? Entry(rows[8 * i + 2 * t + 1], g) : Entry(rows[8 * i + g], 2 * t + 1);
     to[i] = low | high << 16;
   }
 }
@@ -267,14 +249,14 @@ void Matrices(uint32_t (&to)[4], uint32_t row, bool transposed) {
 void Matrices4(uint32_t (&to)[4], uint32_t row) { Matrices(to, row, false); }
 void Transposed4(uint32_t (&to)[4], uint32_t row) { Matrices(to, row, true); }
 
-float Half(uint32_t two, int which) { return FromBf16(two >> 16 * which & 0xFFFF); }
+float Number(uint32_t two, int which) { return FromBf16(two >> 16 * which & 0xFFFF); }
 
 void Multiply8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
   const auto all = OfWarp(std::array<uint32_t, 3>{a0, a1, b});
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   for (int i = 0; i < 4; ++i)
     for (int k = 0; k < 8; ++k)
-      c[i] += Half(all[4 * g + k / 2][i / 2], k % 2) * Half(all[4 * (2 * t + i % 2) + k / 2][2], k % 2);
+      c[i] += Number(all[4 * g + k / 2][i / 2], k % 2) * Number(all[4 * (2 * t + i % 2) + k / 2][2], k % 2);
 }
 
 void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

@@ -35,7 +35,7 @@ TARGETS: dict[str, dict[str, str]] = {
     "experts": {
         "tree_ffn_plan": "TreeFfnPlan",
         "tree_ffn_units": "TreeFfnUnits",
-        "tree_ffn_slab": "TreeFfnSlab",
+        "tree_ffn_sums": "TreeFfnSums",
         "tree_ffn_grads": "TreeFfnGrads",
     },
     "search": {"tree_ffn_search": "TreeFfnSearch", "tree_ffn_search_gradient": "TreeFfnSearchGradient"},

@@ -2,7 +2,8 @@
 // experts.py says what is computed; W is an expert's units, U the same filled up to 8, 16, 32, 64 or 128.
 //
 // Pairs of a token and an expert are sorted by expert, then by token. Rows of tokens are gathered while they are
-// loaded and never copied; a tile of tokens adds up some columns in shared memory. Each sum has one order.
+// loaded and never copied. What a pair adds to its token is written, some columns of all pairs at a time, and read
+// again by the token. Each sum has one order.
 
 #include <algorithm>
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 #include "experts_grads.cuh"
 #include "experts_plan.cuh"
-#include "experts_slab.cuh"
+#include "experts_sums.cuh"
 #include "experts_units.cuh"
 #include "xla/ffi/api/ffi.h"
 
@@ -52,31 +53,30 @@ const bf16* Data(const Bf16& buffer) { return reinterpret_cast<const bf16*>(buff
 
 ffi::Error Plan(cudaStream_t stream, S32 ids, int64_t experts, int64_t sub, ffi::ResultBuffer<ffi::S32> pair,
                 ffi::ResultBuffer<ffi::S32> token, ffi::ResultBuffer<ffi::S32> slot,
-                ffi::ResultBuffer<ffi::S32> starts, ffi::ResultBuffer<ffi::S32> counts,
-                ffi::ResultBuffer<ffi::S32> items, ffi::ResultBuffer<ffi::S32> steps) {
-  const int64_t n = ids.element_count(), tiles = counts->element_count() - 1, subs = tiles * kParts;
-  const int64_t T = ids.dimensions()[0], K = ids.dimensions()[1], most = steps->dimensions()[1];
-  if (n < 1 || n > 1 << 26 || experts < 1 || sub < 1 || sub > kMostRows || sub * subs < T)
+                ffi::ResultBuffer<ffi::S32> starts, ffi::ResultBuffer<ffi::S32> count,
+                ffi::ResultBuffer<ffi::S32> items) {
+  const int64_t n = ids.element_count(), T = ids.dimensions()[0], K = ids.dimensions()[1];
+  const int64_t subs = experts < 1 ? 0 : (starts->element_count() - 1) / experts;
+  if (n < 1 || n > 1 << 26 || subs < 1 || sub < 1 || sub > kMostRows || sub * subs < T)
     return Bad("a plan's numbers do not fit.");
   for (auto one : {pair, token, slot})
     if (static_cast<int64_t>(one->element_count()) != n) return Bad("a plan has each pair once.");
-  if (static_cast<int64_t>(starts->element_count()) != experts * subs + 1 || experts * subs > 1 << 30)
+  if (static_cast<int64_t>(starts->element_count()) != experts * subs + 1 || experts * subs % 4 ||
+      experts * subs > 1 << 30)
     return Bad("a plan's starts do not fit.");
-  if (items->dimensions()[0] < n / kItem + experts || most < experts + kParts * sub * K / kStep)
-    return Bad("a plan's lists are too short.");
+  if (items->dimensions()[0] < n / kItem + experts) return Bad("a plan's list is too short.");
   int* first = starts->typed_data();
   Count<<<subs, 1024, 0, stream>>>(ids.typed_data(), T, K, sub, subs, experts, first);
   Sum<<<1, 1024, 0, stream>>>(reinterpret_cast<int4*>(first), experts * subs / 4);
-  Spread<<<subs + tiles + 1, 1024, 0, stream>>>(ids.typed_data(), T, K, sub, subs, experts, tiles, most, first,
-                                               pair->typed_data(), token->typed_data(), slot->typed_data(),
-                                               counts->typed_data(), reinterpret_cast<int4*>(items->typed_data()),
-                                               steps->typed_data());
+  Spread<<<subs + 1, 1024, 0, stream>>>(ids.typed_data(), T, K, sub, subs, experts, first, pair->typed_data(),
+                                       token->typed_data(), slot->typed_data(), count->typed_data(),
+                                       reinterpret_cast<int4*>(items->typed_data()));
   return Launched();
 }
 
-ffi::Error UnitsCall(cudaStream_t stream, Bf16 rows, Bf16 w, F32 bias, S32 token, S32 counts, S32 items,
+ffi::Error UnitsCall(cudaStream_t stream, Bf16 rows, Bf16 w, F32 bias, S32 token, S32 count, S32 items,
                      ffi::ResultBuffer<ffi::F32> z) {
-  const int E = rows.dimensions()[1], W = w.dimensions()[1], last = counts.element_count() - 1;
+  const int E = rows.dimensions()[1], W = w.dimensions()[1];
   if (E % kInner || w.dimensions()[2] != E || W > z->dimensions()[1] || bias.element_count() != w.dimensions()[0] * W)
     return Bad("rows and units do not fit.");
   if (z->dimensions()[0] != static_cast<int64_t>(token.element_count())) return Bad("there is one token a pair.");
@@ -85,26 +85,32 @@ ffi::Error UnitsCall(cudaStream_t stream, Bf16 rows, Bf16 w, F32 bias, S32 token
     const size_t bytes = kUnitsStages * sizeof(UnitsStage<U>);
     if (!MayShare(Units<U>, bytes)) return Launched();
     Units<U><<<items.dimensions()[0], kThreads, bytes, stream>>>(
-        Data(rows), Data(w), bias.typed_data(), token.typed_data(), counts.typed_data() + last,
+        Data(rows), Data(w), bias.typed_data(), token.typed_data(), count.typed_data(),
         reinterpret_cast<const int4*>(items.typed_data()), E, W, z->typed_data());
     return Launched();
   });
 }
 
-ffi::Error SlabCall(cudaStream_t stream, Bf16 c, Bf16 w, S32 token, S32 counts, S32 steps, int64_t sub,
-                    ffi::ResultBuffer<ffi::BF16> y) {
-  const int T = y->dimensions()[0], E = y->dimensions()[1], W = w.dimensions()[1];
-  const int tiles = counts.element_count() - 1;
-  if (E % kColumns || w.dimensions()[2] != E || W > c.dimensions()[1] || sub * tiles * kParts < T ||
-      c.dimensions()[0] != static_cast<int64_t>(token.element_count()))
+// s holds what pairs add to as many columns as it has; then come the next.
+ffi::Error SumsCall(cudaStream_t stream, Bf16 c, Bf16 w, S32 slot, S32 count, S32 items,
+                    ffi::ResultBuffer<ffi::BF16> y, ffi::ResultBuffer<ffi::BF16> s) {
+  const int T = y->dimensions()[0], E = y->dimensions()[1], W = w.dimensions()[1], most = s->dimensions()[1];
+  const int64_t n = slot.element_count();
+  if (E % kBlock || most < kBlock || most % kBlock || w.dimensions()[2] != E || W > c.dimensions()[1] ||
+      slot.dimensions()[0] != T || c.dimensions()[0] != n || s->dimensions()[0] != n)
     return Bad("coefficients and units do not fit.");
+  auto* pairs = reinterpret_cast<bf16*>(s->untyped_data());
+  auto* sums = reinterpret_cast<bf16*>(y->untyped_data());
   return With(c.dimensions()[1], [&](auto units) {
-    constexpr int U = units;
-    const size_t bytes = sizeof(SlabRing<U>) + kParts * sub * kColumns * sizeof(float);
-    if (!MayShare(Slab<U>, bytes)) return Launched();
-    Slab<U><<<dim3(tiles, E / kColumns), 32 * (kParts + kWarps), bytes, stream>>>(
-        Data(c), Data(w), token.typed_data(), counts.typed_data(), steps.typed_data(), steps.dimensions()[1], T, E, W,
-        sub, reinterpret_cast<bf16*>(y->untyped_data()));
+    for (int column = 0; column < E; column += most) {
+      const int columns = std::min(most, E - column), across = kWarps * kBlock;
+      Products<decltype(units)::value>
+          <<<dim3(items.dimensions()[0], (columns + across - 1) / across), kThreads, 0, stream>>>(
+              Data(c), Data(w), count.typed_data(), reinterpret_cast<const int4*>(items.typed_data()), E, W, column,
+              columns, pairs);
+      const int64_t blocks = (static_cast<int64_t>(T) * columns / 8 + kSumThreads - 1) / kSumThreads;
+      Sums<<<blocks, kSumThreads, 0, stream>>>(pairs, slot.typed_data(), T, n / T, E, column, columns, sums);
+    }
     return Launched();
   });
 }
@@ -149,7 +155,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnPlan, Plan,
                                   .Ret<S32>()
                                   .Ret<S32>()
                                   .Ret<S32>()
-                                  .Ret<S32>()
                                   .Ret<S32>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
@@ -157,15 +162,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnUnits, UnitsCall,
                               Binding().Arg<Bf16>().Arg<Bf16>().Arg<F32>().Arg<S32>().Arg<S32>().Arg<S32>().Ret<F32>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnSlab, SlabCall,
-                              Binding()
-                                  .Arg<Bf16>()
-                                  .Arg<Bf16>()
-                                  .Arg<S32>()
-                                  .Arg<S32>()
-                                  .Arg<S32>()
-                                  .Attr<int64_t>("sub")
-                                  .Ret<Bf16>(),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    TreeFfnSums, SumsCall,
+    Binding().Arg<Bf16>().Arg<Bf16>().Arg<S32>().Arg<S32>().Arg<S32>().Ret<Bf16>().Ret<Bf16>(),
     {ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnGrads, GradsCall,

@@ -18,7 +18,8 @@ import numpy as np
 from tree_ffn.tree.kernels import cuda
 
 # As in experts.cu.
-PARTS, ITEM, STEP, STEP_WORDS, INNER, MOST_PAIRS = 8, 128, 56, 8, 64, 2**26
+MOST_ROWS, ITEM, INNER, MOST_PAIRS = 192, 128, 64, 2**26
+MOST_BYTES = 2**28  # of what pairs add to their tokens, in memory at a time
 
 LIKE_HOPPER = ("9.", "10.")  # 227 KiB of shared memory a block
 
@@ -31,18 +32,16 @@ class Plan(NamedTuple):
       token_N: int32, its t.
       slot_TK: int32, where each pair stands.
       starts: int32 [X S + 1], the first pair of every expert and every part of the tokens, of S.
-      counts: int32, steps of every tile of tokens; then the number of items.
+      count: int32, the number of items.
       items: int32 [M, 4]: expert, first pair and number of pairs, at most ITEM.
-      steps: int32 [tiles, ..., STEP_WORDS]: of a tile, an expert and some of its pairs, at most STEP.
     """
 
     pair_N: jax.Array
     token_N: jax.Array
     slot_TK: jax.Array
     starts: jax.Array
-    counts: jax.Array
+    count: jax.Array
     items: jax.Array
-    steps: jax.Array
 
 
 class Saved(NamedTuple):
@@ -71,15 +70,25 @@ def is_loaded() -> bool:
     return cuda.device_capability().startswith(LIKE_HOPPER) and cuda.is_loaded("experts")
 
 
-def tiles(n_tokens: int, width: int) -> tuple[int, int]:
-    """Tiles of tokens, and the tokens of each of a tile's PARTS parts, for as many as shared memory holds.
+def parts(n_tokens: int) -> tuple[int, int]:
+    """Parts of the tokens that are counted by themselves, and the tokens of each.
 
     Args:
       n_tokens: T.
-      width: W.
     """
-    n = -(-n_tokens // (PARTS * (192 if width <= 8 else 172)))
-    return n, -(-n_tokens // (PARTS * n))
+    n = 4 * -(-n_tokens // (4 * MOST_ROWS))
+    return n, -(-n_tokens // n)
+
+
+def columns(n_pairs: int, width: int) -> int:
+    """Columns of what pairs add to their tokens that are in memory together.
+
+    Args:
+      n_pairs: T K.
+      width: E.
+    """
+    turns = -(-2 * n_pairs * width // MOST_BYTES)
+    return INNER * -(-width // (INNER * turns))
 
 
 def filled(width: int) -> int:
@@ -99,36 +108,35 @@ def saved_shapes(ids_TK, units: tuple[int, ...]) -> Saved:
       units: X, W, E.
     """
     (n_tokens, top_k), n_experts, n = ids_TK.shape, units[0], ids_TK.size
-    n_tiles, part = tiles(n_tokens, units[1])
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     plan = Plan(
         pair_N=int32(n),
         token_N=int32(n),
         slot_TK=int32(n_tokens, top_k),
-        starts=int32(n_experts * n_tiles * PARTS + 1),
-        counts=int32(n_tiles + 1),
+        starts=int32(n_experts * parts(n_tokens)[0] + 1),
+        count=int32(1),
         items=int32(n // ITEM + n_experts, 4),
-        steps=int32(n_tiles, n_experts + PARTS * part * top_k // STEP, STEP_WORDS),
     )
     return Saved(plan, jax.ShapeDtypeStruct((n, filled(units[1])), jnp.float32))
 
 
 def _plan(ids_TK: jax.Array, units: tuple[int, ...]) -> Plan:
-    numbers = {"experts": units[0], "sub": tiles(ids_TK.shape[0], units[1])[1]}
+    numbers = {"experts": units[0], "sub": parts(ids_TK.shape[0])[1]}
     return Plan(*_call("plan", saved_shapes(ids_TK, units).plan, ids_TK, **numbers))
 
 
 def _units(rows_TE, w_XWE, b_XW, plan: Plan) -> jax.Array:
     """<rows[t], w[e]> + b[e] of every pair: float32 [N, U]."""
     shape = jax.ShapeDtypeStruct((plan.token_N.size, filled(w_XWE.shape[1])), jnp.float32)
-    return _call("units", shape, rows_TE, w_XWE, b_XW, plan.token_N, plan.counts, plan.items)
+    return _call("units", shape, rows_TE, w_XWE, b_XW, plan.token_N, plan.count, plan.items)
 
 
-def _slab(c_NU, w_XWE, plan: Plan, n_tokens: int) -> jax.Array:
+def _sums(c_NU, w_XWE, plan: Plan) -> jax.Array:
     """Sum over the pairs of a token of c[p] w[e]: bfloat16 [T, E]."""
-    shape = jax.ShapeDtypeStruct((n_tokens, w_XWE.shape[2]), jnp.bfloat16)
-    part = tiles(n_tokens, w_XWE.shape[1])[1]
-    return _call("slab", shape, c_NU, w_XWE, plan.token_N, plan.counts, plan.steps, sub=part)
+    n_tokens, n_pairs, width = plan.slot_TK.shape[0], plan.slot_TK.size, w_XWE.shape[2]
+    shapes = (n_tokens, width), (n_pairs, columns(n_pairs, width))
+    shapes = tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+    return _call("sums", shapes, c_NU, w_XWE, plan.slot_TK, plan.count, plan.items)[0]
 
 
 def _grads(c_NU, rows_TE, like_XWE, plan: Plan) -> tuple[jax.Array, jax.Array]:
@@ -161,7 +169,7 @@ def forward(x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: Callable) -> tuple[j
     z_NU = _units(x_TE, w_in.astype(x_TE.dtype), b_in.astype(jnp.float32), plan)
     gate_N1 = gates_TK.reshape(-1)[plan.pair_N][:, None]
     c_NU = (act(z_NU) * gate_N1).astype(x_TE.dtype)
-    return _slab(c_NU, w_out.astype(x_TE.dtype), plan, x_TE.shape[0]), Saved(plan, z_NU)
+    return _sums(c_NU, w_out.astype(x_TE.dtype), plan), Saved(plan, z_NU)
 
 
 def backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved: Saved, act: Callable) -> tuple:
@@ -187,7 +195,7 @@ def backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved: Saved, act: Callab
     c_NU, dz_NU = (h_NU * gate_N1).astype(dtype), dz_NU.astype(dtype)
     dw_out, _ = _grads(c_NU, dy_TE, w_out, plan)
     dw_in, db_in = _grads(dz_NU, x_TE, w_in, plan)
-    dx_TE = _slab(dz_NU, w_in.astype(dtype), plan, x_TE.shape[0])
+    dx_TE = _sums(dz_NU, w_in.astype(dtype), plan)
     return dx_TE, dw_in, db_in.astype(b_in.dtype), dw_out, d_gate_N[plan.slot_TK]
 
 

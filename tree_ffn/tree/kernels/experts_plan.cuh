@@ -6,13 +6,10 @@
 
 namespace {
 
-constexpr int kItem = 128;      // pairs of one expert that a block of Units multiplies
-constexpr int kParts = 8;       // of the tokens of a tile: the warps of Slab that multiply
-constexpr int kMostRows = 192;  // tokens of a part at most: the sums of all fill the shared memory
-constexpr int kStep = 56;       // pairs of one expert and tile that it multiplies at a time
-constexpr int kStepWords = 8;   // of a step: see Step
+constexpr int kItem = 128;      // pairs of one expert that a block of Units or Products multiplies
+constexpr int kMostRows = 192;  // tokens of a part at most
 
-constexpr int kSome = 512;             // experts that a block looks at together
+constexpr int kSome = 512;              // experts that a block looks at together
 constexpr int kWords = kMostRows / 32;  // of 32 tokens, a part's
 
 // A part's tokens that chose expert e0 + i, bit by bit: words[.][i]. Whoever comes first, bits are the same.
@@ -106,59 +103,34 @@ __device__ void Place(const int* ids_TK, int T, int K, int sub, int subs, int ex
   }
 }
 
-// What a block of Slab does at a time: pairs of one expert, of each part of the tile from a place on.
-struct alignas(16) Step {
-  int expert, first, count, none;
-  uint16_t parts[kParts];  // begin + 256 count
-};
-static_assert(sizeof(Step) == kStepWords * sizeof(int));
-
-// Lists what blocks do: of every tile, the steps of Slab; after these, by the last block, the items of Units.
-__device__ void List(int tile, const int* starts, int subs, int experts, int tiles, int most_steps, int* counts,
-                     int4* items, int* steps) {
+// Lists what a block of Units or Products does: pairs of one expert, in even shares. One block.
+__device__ void List(const int* starts, int subs, int experts, int* count, int4* items) {
   int written = 0;
   for (int e0 = 0; e0 < experts; e0 += blockDim.x) {
-    const int e = e0 + threadIdx.x, at0 = tile == tiles ? 0 : tile * kParts, most = tile == tiles ? kItem : kStep;
-    int start[kParts + 1] = {}, n = 0;
+    const int e = e0 + threadIdx.x;
+    int start = 0, pairs = 0;
     if (e < experts) {
-#pragma unroll
-      for (int part = 0; part <= kParts; ++part) start[part] = starts[static_cast<int64_t>(e) * subs + at0 + part];
-      if (tile == tiles) start[kParts] = starts[static_cast<int64_t>(e + 1) * subs];
-      n = (start[kParts] - start[0] + most - 1) / most;
+      start = starts[static_cast<int64_t>(e) * subs];
+      pairs = starts[static_cast<int64_t>(e + 1) * subs] - start;
     }
-    const int count = start[kParts] - start[0];
+    const int n = (pairs + kItem - 1) / kItem;
     const int2 sum = Before(n);
-    for (int i = 0, at = written + sum.x; i < n; ++i, ++at) {
-      // Even shares.
-      const int begin = static_cast<int64_t>(count) * i / n, end = static_cast<int64_t>(count) * (i + 1) / n;
-      if (tile == tiles) {
-        items[at] = make_int4(e, start[0] + begin, end - begin, 0);
-        continue;
-      }
-      auto place = [&](int part) { return min(max(start[part] - start[0], begin), end) - begin; };
-      int parts[kParts / 2];  // of a Step, two in a word
-#pragma unroll
-      for (int i = 0; i < kParts / 2; ++i) {
-        const int a = place(2 * i), b = place(2 * i + 1), c = place(2 * i + 2);
-        parts[i] = a + 256 * (b - a) + 65536 * (b + 256 * (c - b));
-      }
-      int4* to = reinterpret_cast<int4*>(steps + (static_cast<int64_t>(tile) * most_steps + at) * kStepWords);
-      to[0] = make_int4(e, start[0] + begin, end - begin, 0);
-      to[1] = make_int4(parts[0], parts[1], parts[2], parts[3]);
+    for (int i = 0; i < n; ++i) {
+      const int begin = static_cast<int64_t>(pairs) * i / n, end = static_cast<int64_t>(pairs) * (i + 1) / n;
+      items[written + sum.x + i] = make_int4(e, start + begin, end - begin, 0);
     }
     written += sum.y;
   }
-  if (threadIdx.x == 0) counts[tile] = written;
+  if (threadIdx.x == 0) *count = written;
 }
 
-// Its first blocks place the pairs of a part each; the next list.
-__global__ void Spread(const int* ids_TK, int T, int K, int sub, int subs, int experts, int tiles, int most_steps,
-                       const int* starts, int* pair_N, int* token_N, int* slot_TK, int* counts, int4* items,
-                       int* steps) {
+// Its first blocks place the pairs of a part each; the last one lists.
+__global__ void Spread(const int* ids_TK, int T, int K, int sub, int subs, int experts, const int* starts, int* pair_N,
+                       int* token_N, int* slot_TK, int* count, int4* items) {
   if (blockIdx.x < subs)
     Place(ids_TK, T, K, sub, subs, experts, starts, pair_N, token_N, slot_TK);
   else
-    List(blockIdx.x - subs, starts, subs, experts, tiles, most_steps, counts, items, steps);
+    List(starts, subs, experts, count, items);
 }
 
 }  // namespace

@@ -25,11 +25,6 @@ __device__ void Load16(void* shared, const void* global, bool there) {
                "r"(there ? 16 : 0));
 }
 
-// The same of 4 bytes.
-__device__ void Load4(void* shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(Address(shared)), "l"(global));
-}
-
 // Closes a group of loads.
 __device__ void Commit() { asm volatile("cp.async.commit_group;"); }
 
@@ -71,36 +66,13 @@ __device__ uint32_t Packed(float low, float high) {
   return *reinterpret_cast<uint32_t*>(&both);
 }
 
-__device__ uint32_t Word(uint32_t shared) {
-  uint32_t word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(shared));
-  return word;
-}
-
-// Adds v to two chunks of 4 floats in shared memory, where they are `there`.
-__device__ void AddIf(bool there, uint32_t first, uint32_t second, const float (&v)[8]) {
-  asm volatile(
-      "{ .reg .pred p; .reg .f32 a<4>, b<4>; setp.ne.b32 p, %2, 0;"
-      "mov.f32 a0, 0f00000000; mov.f32 a1, a0; mov.f32 a2, a0; mov.f32 a3, a0;"
-      "mov.f32 b0, a0; mov.f32 b1, a0; mov.f32 b2, a0; mov.f32 b3, a0;"
-      "@p ld.shared.v4.f32 {a0, a1, a2, a3}, [%0]; @p ld.shared.v4.f32 {b0, b1, b2, b3}, [%1];"
-      "add.f32 a0, a0, %3; add.f32 a1, a1, %4; add.f32 a2, a2, %5; add.f32 a3, a3, %6;"
-      "add.f32 b0, b0, %7; add.f32 b1, b1, %8; add.f32 b2, b2, %9; add.f32 b3, b3, %10;"
-      "@p st.shared.v4.f32 [%0], {a0, a1, a2, a3}; @p st.shared.v4.f32 [%1], {b0, b1, b2, b3}; }" ::"r"(first),
-      "r"(second), "r"(static_cast<int>(there)), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "f"(v[4]), "f"(v[5]),
-      "f"(v[6]), "f"(v[7]));
-}
+// One of the two numbers of a word.
+__device__ float Number(uint32_t two, int which) { return __uint_as_float(which ? two & 0xFFFF0000 : two << 16); }
 
 // The nearest number of a type.
 template <typename T>
 __device__ T Rounded(float value) {
   return T(value);
-}
-
-// A barrier of some warps of a block, kCount threads.
-template <int kCount>
-__device__ void SyncLoaders() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kCount) : "memory");
 }
 
 }  // namespace

@@ -1,0 +1,91 @@
+// s[p] = sum over u of c[p, u] w[expert, u], rounded; then y[t] = sum over the pairs p of token t of s[p]
+
+#pragma once
+
+#include "experts_units.cuh"
+
+namespace {
+
+constexpr int kBlock = 64;      // columns that a warp multiplies at a time
+constexpr int kSumThreads = 256;
+
+// Eight numbers of two rows, side by side: column j of both in to[j].
+__device__ void Paired(uint32_t (&to)[8], uint4 upper, uint4 lower) {
+  const uint32_t a[4] = {upper.x, upper.y, upper.z, upper.w}, b[4] = {lower.x, lower.y, lower.z, lower.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = __byte_perm(a[i], b[i], 0x5410);
+    to[2 * i + 1] = __byte_perm(a[i], b[i], 0x7632);
+  }
+}
+
+// The products of an item's pairs with some columns, from `column` on; s has `columns` of them. A matrix of 8
+// columns takes every eighth of 64, so that a thread loads 16 bytes of a row and writes 16 numbers in a row.
+template <int U>
+__global__ void __launch_bounds__(kThreads) Products(const bf16* c_NU, const bf16* w_XWE, const int* counts,
+                                                     const int4* items, int E, int W, int column, int columns,
+                                                     bf16* s_NC) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int mine = (blockIdx.y * kWarps + warp) * kBlock;
+  if (blockIdx.x >= *counts || mine >= columns) return;
+  const int4 item = items[blockIdx.x];
+  const int64_t first = item.y;
+  constexpr int kSteps = (U + 15) / 16;
+  uint32_t low[kSteps][8], high[kSteps][8];
+  const bf16* weights = w_XWE + static_cast<int64_t>(item.x) * W * E + column + mine + 8 * g;
+  auto row = [&](int u) {
+    return u < W ? __ldg(reinterpret_cast<const uint4*>(weights + static_cast<int64_t>(u) * E)) : uint4{};
+  };
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    Paired(low[k], row(16 * k + 2 * t), row(16 * k + 2 * t + 1));
+    if constexpr (U > 8) Paired(high[k], row(16 * k + 8 + 2 * t), row(16 * k + 9 + 2 * t));
+  }
+  for (int m = 0; m < item.z; m += 16) {
+    const bool there[2] = {m + g < item.z, m + g + 8 < item.z};
+    const auto* c = reinterpret_cast<const uint32_t*>(c_NU + (first + m + g) * U) + t;
+    float sum[8][4] = {};
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const uint32_t a0 = there[0] ? c[8 * k] : 0, a1 = there[1] ? c[4 * U + 8 * k] : 0;
+      if constexpr (U == 8) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) Multiply8(sum[j], a0, a1, low[k][j]);
+      } else {
+        const uint32_t a[4] = {a0, a1, there[0] ? c[8 * k + 4] : 0, there[1] ? c[4 * U + 8 * k + 4] : 0};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) Multiply(sum[j], a, low[k][j], high[k][j]);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      auto* to = reinterpret_cast<uint4*>(s_NC + (first + m + g + 8 * half) * columns + mine + 16 * t);
+      if (!there[half]) continue;
+#pragma unroll
+      for (int i = 2 * half; i < 2 * half + 2; ++i)
+        *to++ = make_uint4(Packed(sum[0][i], sum[1][i]), Packed(sum[2][i], sum[3][i]), Packed(sum[4][i], sum[5][i]),
+                           Packed(sum[6][i], sum[7][i]));
+    }
+  }
+}
+
+// `columns` of y, from `column` on. A thread adds up 8 of a token.
+__global__ void __launch_bounds__(kSumThreads) Sums(const bf16* s_NC, const int* slot_TK, int T, int K, int E,
+                                                    int column, int columns, bf16* y_TE) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x;
+  const int chunks = columns / 8, token = i / chunks, chunk = i % chunks;
+  if (token >= T) return;
+  const int* slots = slot_TK + static_cast<int64_t>(token) * K;
+  float sum[8] = {};
+#pragma unroll 8
+  for (int k = 0; k < K; ++k) {
+    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(s_NC + static_cast<int64_t>(slots[k]) * columns) + chunk);
+    const uint32_t two[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum[j] += Number(two[j / 2], j % 2);
+  }
+  *reinterpret_cast<uint4*>(y_TE + static_cast<int64_t>(token) * E + column + chunk * 8) = make_uint4(
+      Packed(sum[0], sum[1]), Packed(sum[2], sum[3]), Packed(sum[4], sum[5]), Packed(sum[6], sum[7]));
+}
+
+}  // namespace
