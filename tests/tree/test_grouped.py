@@ -15,8 +15,10 @@ from tree_ffn.tree.kernels import experts
 
 
 def spec_of(X, W, K, activation="gelu"):
+    """Leaves of a tree, where there can be one: some of them are multiplied together."""
+    router = "softmax" if X & (X - 1) else "tree"
     return LeafSpec(
-        n_experts=X, expert_width=W, top_k=K, router="softmax", gate_norm="none", activation=activation
+        n_experts=X, expert_width=W, top_k=K, router=router, gate_norm="none", activation=activation
     )
 
 
@@ -109,6 +111,11 @@ needs_kernels = pytest.mark.skipif(
     jax.default_backend() != "gpu" or not experts.is_loaded(), reason="needs an NVIDIA GPU and make kernels"
 )
 ids_of_all = lambda T, K: np.tile(np.arange(K), (T, 1))
+
+
+def test_leaves_of_trees_have_siblings():
+    siblings = [experts.siblings(spec_of(X, W, 2)) for X, W in [(64, 6), (64, 16), (64, 32), (2, 1), (40, 6)]]
+    assert siblings == [4, 2, 1, 2, 1]
 
 
 @needs_kernels

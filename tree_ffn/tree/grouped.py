@@ -141,7 +141,7 @@ def _sum_by_xla(x_TE, w_in, b_in, w_out, ids_TK, gates_TK, spec):
 
 def _saving_by_xla(*arrays, spec):
     """What XLA needs no kernel's numbers for; it computes y again in the backward pass."""
-    saved = jax.tree.leaves(experts.saved_shapes(arrays[4], arrays[1].shape))
+    saved = jax.tree.leaves(experts.saved_shapes(arrays[4], arrays[1].shape, experts.siblings(spec)))
     return _sum_by_xla(*arrays, spec=spec) + tuple(jnp.zeros(one.shape, one.dtype) for one in saved)
 
 
@@ -153,18 +153,20 @@ def _gradients_by_xla(dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, *saved, 
 
 
 def _sum_by_kernel(*arrays, spec):
-    return (experts.forward(*arrays, act=spec.act)[0],)
+    return (experts.forward(*arrays, spec.act, experts.siblings(spec))[0],)
 
 
 def _saving_by_kernel(*arrays, spec):
-    y_TE, saved = experts.forward(*arrays, act=spec.act)
+    y_TE, saved = experts.forward(*arrays, spec.act, experts.siblings(spec))
     return (y_TE, *jax.tree.leaves(saved))
 
 
 def _gradients_by_kernel(dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, *saved, spec):
-    shapes = experts.saved_shapes(ids_TK, w_in.shape)
+    n_siblings = experts.siblings(spec)
+    shapes = experts.saved_shapes(ids_TK, w_in.shape, n_siblings)
     saved = jax.tree.unflatten(jax.tree.structure(shapes), saved)
-    return experts.backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved, spec.act)
+    arrays = (dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK)
+    return experts.backward(*arrays, saved, spec.act, n_siblings)
 
 
 _summed = rows.by_kernel_on("cuda", "tree_ffn_experts", _sum_by_xla, _sum_by_kernel)

@@ -20,12 +20,13 @@ void With(int units, F f) {
 
 extern "C" {
 
-void PlanOf(const int* ids, int T, int K, int experts, int sub, int subs, int* pair, int* token, int* slot,
+void PlanOf(const int* ids, int T, int K, int siblings, int experts, int sub, int subs, int* token, int* slot,
             int* starts, int* count, int* items) {
-  Launch({static_cast<unsigned>(subs)}, 64, [=] { Count(ids, T, K, sub, subs, experts, starts); });
+  const Choices chosen{ids, T, K, siblings, experts};
+  Launch({static_cast<unsigned>(subs)}, 64, [=] { Count(chosen, sub, subs, starts); });
   Launch({1}, 64, [=] { Sum(reinterpret_cast<int4*>(starts), experts * subs / 4); });
   Launch({static_cast<unsigned>(subs + 1)}, 64, [=] {
-    Spread(ids, T, K, sub, subs, experts, starts, pair, token, slot, count, reinterpret_cast<int4*>(items));
+    Spread(chosen, sub, subs, starts, token, slot, count, reinterpret_cast<int4*>(items));
   });
 }
 

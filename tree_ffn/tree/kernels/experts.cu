@@ -51,26 +51,27 @@ using F32 = ffi::Buffer<ffi::F32>;
 
 const bf16* Data(const Bf16& buffer) { return reinterpret_cast<const bf16*>(buffer.untyped_data()); }
 
-ffi::Error Plan(cudaStream_t stream, S32 ids, int64_t experts, int64_t sub, ffi::ResultBuffer<ffi::S32> pair,
+ffi::Error Plan(cudaStream_t stream, S32 ids, int64_t experts, int64_t siblings, int64_t sub,
                 ffi::ResultBuffer<ffi::S32> token, ffi::ResultBuffer<ffi::S32> slot,
                 ffi::ResultBuffer<ffi::S32> starts, ffi::ResultBuffer<ffi::S32> count,
                 ffi::ResultBuffer<ffi::S32> items) {
   const int64_t n = ids.element_count(), T = ids.dimensions()[0], K = ids.dimensions()[1];
   const int64_t subs = experts < 1 ? 0 : (starts->element_count() - 1) / experts;
-  if (n < 1 || n > 1 << 26 || subs < 1 || sub < 1 || sub > kMostRows || sub * subs < T)
+  if (n < 1 || n > 1 << 26 || siblings < 1 || subs < 1 || sub < 1 || sub > kMostRows || sub * subs < T)
     return Bad("a plan's numbers do not fit.");
-  for (auto one : {pair, token, slot})
+  for (auto one : {token, slot})
     if (static_cast<int64_t>(one->element_count()) != n) return Bad("a plan has each pair once.");
   if (static_cast<int64_t>(starts->element_count()) != experts * subs + 1 || experts * subs % 4 ||
       experts * subs > 1 << 30)
     return Bad("a plan's starts do not fit.");
   if (items->dimensions()[0] < n / kItem + experts) return Bad("a plan's list is too short.");
   int* first = starts->typed_data();
-  Count<<<subs, 1024, 0, stream>>>(ids.typed_data(), T, K, sub, subs, experts, first);
+  const Choices chosen{ids.typed_data(), static_cast<int>(T), static_cast<int>(K), static_cast<int>(siblings),
+                       static_cast<int>(experts)};
+  Count<<<subs, 1024, 0, stream>>>(chosen, sub, subs, first);
   Sum<<<1, 1024, 0, stream>>>(reinterpret_cast<int4*>(first), experts * subs / 4);
-  Spread<<<subs + 1, 1024, 0, stream>>>(ids.typed_data(), T, K, sub, subs, experts, first, pair->typed_data(),
-                                       token->typed_data(), slot->typed_data(), count->typed_data(),
-                                       reinterpret_cast<int4*>(items->typed_data()));
+  Spread<<<subs + 1, 1024, 0, stream>>>(chosen, sub, subs, first, token->typed_data(), slot->typed_data(),
+                                       count->typed_data(), reinterpret_cast<int4*>(items->typed_data()));
   return Launched();
 }
 
@@ -149,8 +150,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnPlan, Plan,
                               Binding()
                                   .Arg<S32>()
                                   .Attr<int64_t>("experts")
+                                  .Attr<int64_t>("siblings")
                                   .Attr<int64_t>("sub")
-                                  .Ret<S32>()
                                   .Ret<S32>()
                                   .Ret<S32>()
                                   .Ret<S32>()

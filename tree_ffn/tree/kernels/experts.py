@@ -1,11 +1,14 @@
 """What chosen experts add up to and its gradients, for many tokens on an NVIDIA GPU like Hopper.
 
-A pair is a token t and a chosen expert e with its gate g. Pairs p are sorted by expert, then by token:
+Of a tree's leaves a token chooses neighbours more often than others, so that the G leaves below a node,
+siblings, are multiplied together. A pair is a token t and siblings e, of which it chose one at least; those
+that it did not choose have gate 0. Pairs p are sorted by e, then by token:
 
-    z[p] = <x[t], w_in[e]> + b_in[e],   c[p] = g act(z[p]),   y[t] = sum over the pairs of t of c[p] w_out[e]
+    z[p] = <x[t], w_in[e]> + b_in[e],   c[p] = g[p] act(z[p]),   y[t] = sum over t's pairs of c[p] w_out[e]
 
 The CUDA part multiplies; what is done to every number of z by itself is XLA's. Operands are bfloat16, sums
-float32. An expert's W units are filled up to U = 8, 16, 32, 64 or 128.
+float32, and what a pair adds is rounded before a token adds it up. The G W units of siblings are filled up to
+U = 8, 16, 32, 64 or 128.
 """
 
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from tree_ffn.tree.kernels import cuda
 # As in experts.cu.
 MOST_ROWS, ITEM, INNER, MOST_PAIRS = 192, 128, 64, 2**26
 MOST_BYTES = 2**28  # of what pairs add to their tokens, in memory at a time
+MOST_SIBLINGS, SIBLINGS_UNITS = 4, 32  # what was fastest: results/speed_layer.jsonl
 
 LIKE_HOPPER = ("9.", "10.")  # 227 KiB of shared memory a block
 
@@ -27,16 +31,16 @@ LIKE_HOPPER = ("9.", "10.")  # 227 KiB of shared memory a block
 class Plan(NamedTuple):
     """Where pairs stand, and what the blocks of a kernel do.
 
+    There are N = T K places. Where tokens chose siblings the last are empty.
+
     Attributes:
-      pair_N: int32, t K + k of every pair.
-      token_N: int32, its t.
-      slot_TK: int32, where each pair stands.
-      starts: int32 [X S + 1], the first pair of every expert and every part of the tokens, of S.
+      token_N: int32, t of every pair.
+      slot_TK: int32, where the pair of a choice stands; ~slot if an earlier choice of the token does, too.
+      starts: int32 [X / G S + 1], the first pair of all siblings and every part of the tokens, of S.
       count: int32, the number of items.
-      items: int32 [M, 4]: expert, first pair and number of pairs, at most ITEM.
+      items: int32 [M, 4]: siblings, first pair and number of pairs, at most ITEM.
     """
 
-    pair_N: jax.Array
     token_N: jax.Array
     slot_TK: jax.Array
     starts: jax.Array
@@ -70,6 +74,16 @@ def is_loaded() -> bool:
     return cuda.device_capability().startswith(LIKE_HOPPER) and cuda.is_loaded("experts")
 
 
+def siblings(spec) -> int:
+    """G: how many leaves in a row are multiplied together.
+
+    Args:
+      spec: a LeafSpec.
+    """
+    most = min(MOST_SIBLINGS, 2**spec.depth, SIBLINGS_UNITS // spec.expert_width)
+    return 2 ** (most.bit_length() - 1) if spec.router == "tree" and most else 1
+
+
 def parts(n_tokens: int) -> tuple[int, int]:
     """Parts of the tokens that are counted by themselves, and the tokens of each.
 
@@ -100,29 +114,49 @@ def filled(width: int) -> int:
     return next(units for units in (8, 16, 32, 64, 128) if width <= units)
 
 
-def saved_shapes(ids_TK, units: tuple[int, ...]) -> Saved:
+def saved_shapes(ids_TK, units: tuple[int, ...], n_siblings: int) -> Saved:
     """Shapes and dtypes of what `forward` saves.
 
     Args:
       ids_TK: the chosen experts.
       units: X, W, E.
+      n_siblings: G.
     """
-    (n_tokens, top_k), n_experts, n = ids_TK.shape, units[0], ids_TK.size
+    n, n_sums = ids_TK.size, units[0] // n_siblings
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     plan = Plan(
-        pair_N=int32(n),
         token_N=int32(n),
-        slot_TK=int32(n_tokens, top_k),
-        starts=int32(n_experts * parts(n_tokens)[0] + 1),
+        slot_TK=int32(*ids_TK.shape),
+        starts=int32(n_sums * parts(ids_TK.shape[0])[0] + 1),
         count=int32(1),
-        items=int32(n // ITEM + n_experts, 4),
+        items=int32(n // ITEM + n_sums, 4),
     )
-    return Saved(plan, jax.ShapeDtypeStruct((n, filled(units[1])), jnp.float32))
+    return Saved(plan, jax.ShapeDtypeStruct((n, filled(n_siblings * units[1])), jnp.float32))
 
 
-def _plan(ids_TK: jax.Array, units: tuple[int, ...]) -> Plan:
-    numbers = {"experts": units[0], "sub": parts(ids_TK.shape[0])[1]}
-    return Plan(*_call("plan", saved_shapes(ids_TK, units).plan, ids_TK, **numbers))
+def _plan(ids_TK: jax.Array, units: tuple[int, ...], n_siblings: int) -> Plan:
+    numbers = {"siblings": n_siblings, "experts": units[0] // n_siblings, "sub": parts(ids_TK.shape[0])[1]}
+    return Plan(*_call("plan", saved_shapes(ids_TK, units, n_siblings).plan, ids_TK, **numbers))
+
+
+def _together(array_XW: jax.Array, n_siblings: int) -> jax.Array:
+    """Units of siblings in a row: [X / G, G W, ...]."""
+    return array_XW.reshape(array_XW.shape[0] // n_siblings, -1, *array_XW.shape[2:])
+
+
+def _places(plan: Plan, ids_TK: jax.Array, n_siblings: int) -> tuple[jax.Array, jax.Array]:
+    """Of every choice, its place and which of the siblings it is."""
+    return jnp.maximum(plan.slot_TK, ~plan.slot_TK), ids_TK % n_siblings
+
+
+def _gates(gates_TK, plan: Plan, ids_TK, n_siblings: int, units: tuple[int, ...]) -> jax.Array:
+    """Of every unit of every pair: [N, U]."""
+    n, width, n_units = gates_TK.size, units[1], filled(n_siblings * units[1])
+    options = {"mode": "promise_in_bounds", "unique_indices": True}
+    gate_NG = jnp.zeros((n, n_siblings), jnp.float32)
+    gate_NG = gate_NG.at[_places(plan, ids_TK, n_siblings)].set(gates_TK, **options)
+    gate_NU = jnp.broadcast_to(gate_NG[..., None], (n, n_siblings, width)).reshape(n, n_siblings * width)
+    return jnp.pad(gate_NU, ((0, 0), (0, n_units - gate_NU.shape[1])))
 
 
 def _units(rows_TE, w_XWE, b_XW, plan: Plan) -> jax.Array:
@@ -153,7 +187,9 @@ def _call(name: str, shapes, *arrays, **numbers):
     )
 
 
-def forward(x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: Callable) -> tuple[jax.Array, Saved]:
+def forward(
+    x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: Callable, n_siblings: int
+) -> tuple[jax.Array, Saved]:
     """y, and what `backward` reads.
 
     Args:
@@ -164,15 +200,18 @@ def forward(x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: Callable) -> tuple[j
       ids_TK: int32, the chosen experts, those of a token distinct.
       gates_TK: float32.
       act: the activation.
+      n_siblings: G.
     """
-    plan = _plan(ids_TK, w_in.shape)
-    z_NU = _units(x_TE, w_in.astype(x_TE.dtype), b_in.astype(jnp.float32), plan)
-    gate_N1 = gates_TK.reshape(-1)[plan.pair_N][:, None]
-    c_NU = (act(z_NU) * gate_N1).astype(x_TE.dtype)
-    return _sums(c_NU, w_out.astype(x_TE.dtype), plan), Saved(plan, z_NU)
+    plan, together = _plan(ids_TK, w_in.shape, n_siblings), lambda array: _together(array, n_siblings)
+    z_NU = _units(x_TE, together(w_in.astype(x_TE.dtype)), together(b_in.astype(jnp.float32)), plan)
+    gate_NU = _gates(gates_TK, plan, ids_TK, n_siblings, w_in.shape)
+    c_NU = jnp.where(gate_NU == 0, 0.0, act(z_NU) * gate_NU).astype(x_TE.dtype)
+    return _sums(c_NU, together(w_out.astype(x_TE.dtype)), plan), Saved(plan, z_NU)
 
 
-def backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved: Saved, act: Callable) -> tuple:
+def backward(
+    dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, saved: Saved, act: Callable, n_siblings: int
+) -> tuple:
     """Gradients of x, w_in, b_in, w_out and gates, in their dtypes.
 
     Args:
@@ -181,22 +220,28 @@ def backward(dy_TE, x_TE, w_in, b_in, w_out, gates_TK, saved: Saved, act: Callab
       w_in: see there.
       b_in: see there.
       w_out: see there.
+      ids_TK: see there.
       gates_TK: see there.
       saved: by `forward`.
       act: the activation.
+      n_siblings: G.
     """
     (plan, z_NU), dtype = saved, x_TE.dtype
-    none_XW = jnp.zeros(b_in.shape, jnp.float32)
-    dc_NU = _units(dy_TE, w_out.astype(dtype), none_XW, plan)
-    gate_N1 = gates_TK.reshape(-1)[plan.pair_N][:, None]
+    together = lambda array: _together(array, n_siblings)
+    v_in, v_out = together(w_in), together(w_out)
+    dc_NU = _units(dy_TE, v_out.astype(dtype), jnp.zeros(v_in.shape[:2], jnp.float32), plan)
+    gate_NU = _gates(gates_TK, plan, ids_TK, n_siblings, w_in.shape)
     h_NU, to_dz = jax.vjp(act, z_NU)
-    (dz_NU,) = to_dz(dc_NU * gate_N1)
-    d_gate_N = (h_NU * dc_NU).sum(axis=1)
-    c_NU, dz_NU = (h_NU * gate_N1).astype(dtype), dz_NU.astype(dtype)
-    dw_out, _ = _grads(c_NU, dy_TE, w_out, plan)
-    dw_in, db_in = _grads(dz_NU, x_TE, w_in, plan)
-    dx_TE = _sums(dz_NU, w_in.astype(dtype), plan)
-    return dx_TE, dw_in, db_in.astype(b_in.dtype), dw_out, d_gate_N[plan.slot_TK]
+    (dz_NU,) = to_dz(dc_NU * gate_NU)
+    chosen = lambda array_NU: jnp.where(gate_NU == 0, 0.0, array_NU).astype(dtype)
+    dw_out, _ = _grads(chosen(h_NU * gate_NU), dy_TE, v_out, plan)
+    dz_NU = chosen(dz_NU)
+    dw_in, db_in = _grads(dz_NU, x_TE, v_in, plan)
+    dx_TE = _sums(dz_NU, v_in.astype(dtype), plan)
+    d_gate_NG = (h_NU * dc_NU)[:, : v_in.shape[1]].reshape(-1, n_siblings, w_in.shape[1]).sum(axis=2)
+    d_gates_TK = d_gate_NG.at[_places(plan, ids_TK, n_siblings)].get(mode="promise_in_bounds")
+    like = lambda grads, array: grads.reshape(array.shape).astype(array.dtype)
+    return dx_TE, like(dw_in, w_in), like(db_in, b_in), like(dw_out, w_out), d_gates_TK
 
 
 def probe() -> None:
@@ -206,8 +251,8 @@ def probe() -> None:
     if not is_loaded():
         raise ArithmeticError("it is not loaded")
     draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
-    x_TE, dy_TE, ids_TK = draw(0, 100, 64), draw(1, 100, 64), jnp.arange(200).reshape(100, 2) % 7
-    units, gates_TK = (draw(2, 7, 5, 64), draw(3, 7, 5), draw(4, 7, 5, 64)), jnp.abs(draw(5, 100, 2))
+    x_TE, dy_TE, ids_TK = draw(0, 100, 64), draw(1, 100, 64), (jnp.arange(100)[:, None] + jnp.arange(2)) % 8
+    units, gates_TK = (draw(2, 8, 5, 64), draw(3, 8, 5), draw(4, 8, 5, 64)), jnp.abs(draw(5, 100, 2))
 
     def plain(x_TE, w_in, b_in, w_out, gates_TK):
         z_TKW = jnp.einsum("te,tkwe->tkw", x_TE, w_in[ids_TK]) + b_in[ids_TK]
@@ -215,8 +260,9 @@ def probe() -> None:
 
     float32 = lambda arrays: jax.tree.map(lambda array: array.astype(jnp.float32), arrays)
     want, back = jax.vjp(plain, *float32((x_TE, *units, gates_TK)))
-    y_TE, saved = forward(x_TE, *units, ids_TK, float32(gates_TK), jax.nn.silu)
-    grads = backward(dy_TE, x_TE, *units, float32(gates_TK), saved, jax.nn.silu)
+    chosen = ids_TK, float32(gates_TK)
+    y_TE, saved = forward(x_TE, *units, *chosen, jax.nn.silu, n_siblings=2)
+    grads = backward(dy_TE, x_TE, *units, *chosen, saved, jax.nn.silu, n_siblings=2)
     for got, right in zip((y_TE, *grads), (want, *back(float32(dy_TE)))):
         if not jnp.linalg.norm(got.astype(jnp.float32) - right) < 2e-2 * jnp.linalg.norm(right):
             raise ArithmeticError("its sums are not those of XLA")

@@ -12,24 +12,32 @@ constexpr int kMostRows = 192;  // tokens of a part at most
 constexpr int kSome = 512;              // experts that a block looks at together
 constexpr int kWords = kMostRows / 32;  // of 32 tokens, a part's
 
+// What tokens chose: ids [T, K] of experts, of which `siblings` in a row count as one; there are `experts` of these.
+struct Choices {
+  const int* ids_TK;
+  int T, K, siblings, experts;
+
+  __device__ int operator[](int64_t pair) const { return min(max(ids_TK[pair] / siblings, 0), experts - 1); }
+};
+
 // A part's tokens that chose expert e0 + i, bit by bit: words[.][i]. Whoever comes first, bits are the same.
-__device__ void Mark(const int* ids_TK, int T, int K, int sub, int experts, int e0, uint32_t (*words)[kSome]) {
-  const int base = blockIdx.x * sub, n = max(0, min(sub, T - base)) * K;
+__device__ void Mark(Choices chosen, int sub, int e0, uint32_t (*words)[kSome]) {
+  const int base = blockIdx.x * sub, n = max(0, min(sub, chosen.T - base)) * chosen.K;
   for (int i = threadIdx.x; i < kWords * kSome; i += blockDim.x) words[0][i] = 0;
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
-    const int e = min(max(ids_TK[static_cast<int64_t>(base) * K + i], 0), experts - 1) - e0, row = i / K;
+    const int e = chosen[static_cast<int64_t>(base) * chosen.K + i] - e0, row = i / chosen.K;
     if (e >= 0 && e < kSome) atomicOr(&words[row / 32][e], 1u << row % 32);
   }
   __syncthreads();
 }
 
 // starts[e subs + s]: how many tokens of part s chose expert e.
-__global__ void Count(const int* ids_TK, int T, int K, int sub, int subs, int experts, int* starts) {
+__global__ void Count(Choices chosen, int sub, int subs, int* starts) {
   __shared__ uint32_t words[kWords][kSome];
-  for (int e0 = 0; e0 < experts; e0 += kSome) {
-    Mark(ids_TK, T, K, sub, experts, e0, words);
-    for (int e = threadIdx.x; e < min(kSome, experts - e0); e += blockDim.x) {
+  for (int e0 = 0; e0 < chosen.experts; e0 += kSome) {
+    Mark(chosen, sub, e0, words);
+    for (int e = threadIdx.x; e < min(kSome, chosen.experts - e0); e += blockDim.x) {
       int n = 0;
       for (int w = 0; w < kWords; ++w) n += __popc(words[w][e]);
       starts[static_cast<int64_t>(e0 + e) * subs + blockIdx.x] = n;
@@ -84,20 +92,23 @@ __global__ void Sum(int4* starts, int fours) {
   if (threadIdx.x == 0) reinterpret_cast<int*>(starts + fours)[0] = total;
 }
 
-// Where the pairs of a part of the tokens stand. A token that names an expert twice has it once.
-__device__ void Place(const int* ids_TK, int T, int K, int sub, int subs, int experts, const int* starts, int* pair_N,
-                      int* token_N, int* slot_TK) {
+// Where the pairs of a part of the tokens stand. What a token chose before stands there already: its place is
+// given as ~place.
+__device__ void Place(Choices chosen, int sub, int subs, const int* starts, int* token_N, int* slot_TK) {
   __shared__ uint32_t words[kWords][kSome];
-  const int base = blockIdx.x * sub, n = max(0, min(sub, T - base)) * K;
-  for (int e0 = 0; e0 < experts; e0 += kSome) {
-    Mark(ids_TK, T, K, sub, experts, e0, words);
+  const int K = chosen.K, base = blockIdx.x * sub, n = max(0, min(sub, chosen.T - base)) * K;
+  for (int e0 = 0; e0 < chosen.experts; e0 += kSome) {
+    Mark(chosen, sub, e0, words);
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
-      const int pair = base * K + i, row = i / K, e = min(max(ids_TK[pair], 0), experts - 1);
+      const int64_t pair = static_cast<int64_t>(base) * K + i;
+      const int row = i / K, e = chosen[pair];
       if (e < e0 || e >= e0 + kSome) continue;
       int at = starts[static_cast<int64_t>(e) * subs + blockIdx.x];
       for (int w = 0; w < row / 32; ++w) at += __popc(words[w][e - e0]);
       at += __popc(words[row / 32][e - e0] & ((1u << row % 32) - 1));
-      pair_N[at] = pair, token_N[at] = base + row, slot_TK[pair] = at;
+      bool again = false;
+      for (int before = 1; before <= i % K; ++before) again |= chosen[pair - before] == e;
+      token_N[at] = base + row, slot_TK[pair] = again ? ~at : at;
     }
     __syncthreads();
   }
@@ -125,12 +136,12 @@ __device__ void List(const int* starts, int subs, int experts, int* count, int4*
 }
 
 // Its first blocks place the pairs of a part each; the last one lists.
-__global__ void Spread(const int* ids_TK, int T, int K, int sub, int subs, int experts, const int* starts, int* pair_N,
-                       int* token_N, int* slot_TK, int* count, int4* items) {
+__global__ void Spread(Choices chosen, int sub, int subs, const int* starts, int* token_N, int* slot_TK, int* count,
+                       int4* items) {
   if (blockIdx.x < subs)
-    Place(ids_TK, T, K, sub, subs, experts, starts, pair_N, token_N, slot_TK);
+    Place(chosen, sub, subs, starts, token_N, slot_TK);
   else
-    List(starts, subs, experts, count, items);
+    List(starts, subs, chosen.experts, count, items);
 }
 
 }  // namespace

@@ -79,7 +79,9 @@ __global__ void __launch_bounds__(kSumThreads) Sums(const bf16* s_NC, const int*
   float sum[8] = {};
 #pragma unroll 8
   for (int k = 0; k < K; ++k) {
-    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(s_NC + static_cast<int64_t>(slots[k]) * columns) + chunk);
+    const int slot = slots[k];  // negative: it came before
+    const auto* from = reinterpret_cast<const uint4*>(s_NC + static_cast<int64_t>(slot) * columns) + chunk;
+    const uint4 v = slot < 0 ? uint4{} : __ldcs(from);
     const uint32_t two[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum[j] += Number(two[j / 2], j % 2);
