@@ -11,9 +11,17 @@ from tests.tree.emulated import call, compiled
 from tree_ffn.tree.kernels import experts
 
 
+@pytest.fixture(autouse=True)
+def few_pairs_a_job(monkeypatch):
+    monkeypatch.setattr(experts, "job", lambda width: JOB)
+
+
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory):
     return compiled("experts", tmp_path_factory.mktemp("emulated"))
+
+
+JOB = 40  # fewer pairs than in use, so that a few hundred have parts
 
 
 def written_plan(emulated, ids_TK, units, n_siblings=1):
@@ -21,7 +29,8 @@ def written_plan(emulated, ids_TK, units, n_siblings=1):
     shapes = experts.saved_shapes(ids_TK, units, n_siblings).plan
     plan = experts.Plan(*(np.full(one.shape, -7, np.int32) for one in shapes))
     n_parts, part = experts.parts(ids_TK.shape[0])
-    call(emulated.PlanOf, ids_TK, *ids_TK.shape, n_siblings, units[0] // n_siblings, part, n_parts, *plan)
+    numbers = (*ids_TK.shape, n_siblings, units[0] // n_siblings, part, n_parts, JOB)
+    call(emulated.PlanOf, ids_TK, *numbers, *plan)
     return plan
 
 
@@ -54,7 +63,7 @@ def test_kernels_compute_their_sums(T, X, K, W, E, few, emulated, rng):
     rows_NE, w_NWE = float64(x)[token_N], float64(w)[expert_N]
 
     z = np.full((T * K, U), np.nan, np.float32)
-    items = (plan.count, plan.items, len(plan.items))
+    items = (plan.counts, plan.items, len(plan.items))
     call(emulated.UnitsOf, U, x, w, b, token_N, *items, E, W, z)
     want = np.einsum("ne,nwe->nw", rows_NE, w_NWE) + b[expert_N]
     np.testing.assert_allclose(z[:, :W], want, atol=1e-4)
@@ -71,8 +80,9 @@ def test_kernels_compute_their_sums(T, X, K, W, E, few, emulated, rng):
     assert (abs(float64(y) - want) <= 2**-8 * (sizes + abs(want)) + 1e-4).all()
 
     dw, db = np.full((X, W, E), np.nan, np.float32), np.full((X, W), np.nan, np.float32)
-    n_parts, _ = experts.parts(T)
-    call(emulated.GradsOf, U, c, x, token_N, plan.starts, n_parts, X, E, W, dw, db)
+    parts = [np.full((2 * T * K // JOB, *one.shape[1:]), np.nan, np.float32) for one in (dw, db)]
+    jobs = (plan.counts, plan.jobs, len(plan.jobs), plan.ranges)
+    call(emulated.GradsOf, U, c, x, token_N, *jobs, X, E, W, *parts, dw, db)
     chose_XN = (expert_N == np.arange(X)[:, None]).astype(np.float64)
     want = np.einsum("xn,nw,ne->xwe", chose_XN, float64(c)[:, :W], rows_NE, optimize=True)
     np.testing.assert_allclose(dw, want, atol=1e-4)

@@ -153,11 +153,11 @@ def _gradients_by_xla(dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, *saved, 
 
 
 def _sum_by_kernel(*arrays, spec):
-    return (experts.forward(*arrays, spec.act, experts.siblings(spec))[0],)
+    return (experts.forward(*arrays, act=spec.act, n_siblings=experts.siblings(spec))[0],)
 
 
 def _saving_by_kernel(*arrays, spec):
-    y_TE, saved = experts.forward(*arrays, spec.act, experts.siblings(spec))
+    y_TE, saved = experts.forward(*arrays, act=spec.act, n_siblings=experts.siblings(spec))
     return (y_TE, *jax.tree.leaves(saved))
 
 

@@ -20,14 +20,15 @@ void With(int units, F f) {
 
 extern "C" {
 
-void PlanOf(const int* ids, int T, int K, int siblings, int experts, int sub, int subs, int* token, int* slot,
-            int* starts, int* count, int* items) {
+void PlanOf(const int* ids, int T, int K, int siblings, int experts, int sub, int subs, int job, int* token, int* slot,
+            int* starts, int* counts, int* items, int* jobs, int* ranges) {
   const Choices chosen{ids, T, K, siblings, experts};
+  const Lists lists{counts, reinterpret_cast<int4*>(items), reinterpret_cast<int4*>(jobs),
+                    reinterpret_cast<int2*>(ranges)};
   Launch({static_cast<unsigned>(subs)}, 64, [=] { Count(chosen, sub, subs, starts); });
   Launch({1}, 64, [=] { Sum(reinterpret_cast<int4*>(starts), experts * subs / 4); });
-  Launch({static_cast<unsigned>(subs + 1)}, 64, [=] {
-    Spread(chosen, sub, subs, starts, token, slot, count, reinterpret_cast<int4*>(items));
-  });
+  Launch({static_cast<unsigned>(subs + 2)}, 64,
+         [=] { Spread(chosen, sub, subs, job, starts, token, slot, lists); });
 }
 
 void UnitsOf(int U, const bf16* rows, const bf16* w, const float* bias, const int* token, const int* count,
@@ -53,13 +54,17 @@ void SumsOf(int U, const bf16* c, const bf16* w, const int* slot, const int* cou
   });
 }
 
-void GradsOf(int U, const bf16* c, const bf16* rows, const int* token, const int* starts, int subs, int X, int E,
-             int W, float* dw, float* db) {
+void GradsOf(int U, const bf16* c, const bf16* rows, const int* token, const int* counts, const int* jobs, int n_jobs,
+             const int* ranges, int X, int E, int W, float* part_dw, float* part_db, float* dw, float* db) {
   With(U, [&](auto units) {
     constexpr int kWidth = GradsStage<decltype(units)::value>::kWidth;
-    Launch({static_cast<unsigned>(X), static_cast<unsigned>((E + kWidth - 1) / kWidth)}, kThreads, [=] {
-      Grads<decltype(units)::value, float>(c, rows, token, starts, subs, E, W, dw, db);
+    const Gradients<float> parts{part_dw, part_db}, whole{dw, db};
+    Launch({static_cast<unsigned>(n_jobs), static_cast<unsigned>((E + kWidth - 1) / kWidth)}, kThreads, [=] {
+      Grads<decltype(units)::value, float>(c, rows, token, counts, reinterpret_cast<const int4*>(jobs), E, W, parts,
+                                           whole);
     });
+    Launch({static_cast<unsigned>(X), static_cast<unsigned>((W * E + 8 * kAddThreads - 1) / (8 * kAddThreads))},
+           kAddThreads, [=] { Add<float>(reinterpret_cast<const int2*>(ranges), E, W, parts, whole); });
   });
 }
 

@@ -51,31 +51,35 @@ using F32 = ffi::Buffer<ffi::F32>;
 
 const bf16* Data(const Bf16& buffer) { return reinterpret_cast<const bf16*>(buffer.untyped_data()); }
 
-ffi::Error Plan(cudaStream_t stream, S32 ids, int64_t experts, int64_t siblings, int64_t sub,
+ffi::Error Plan(cudaStream_t stream, S32 ids, int64_t experts, int64_t siblings, int64_t sub, int64_t job,
                 ffi::ResultBuffer<ffi::S32> token, ffi::ResultBuffer<ffi::S32> slot,
-                ffi::ResultBuffer<ffi::S32> starts, ffi::ResultBuffer<ffi::S32> count,
-                ffi::ResultBuffer<ffi::S32> items) {
+                ffi::ResultBuffer<ffi::S32> starts, ffi::ResultBuffer<ffi::S32> counts,
+                ffi::ResultBuffer<ffi::S32> items, ffi::ResultBuffer<ffi::S32> jobs,
+                ffi::ResultBuffer<ffi::S32> ranges) {
   const int64_t n = ids.element_count(), T = ids.dimensions()[0], K = ids.dimensions()[1];
   const int64_t subs = experts < 1 ? 0 : (starts->element_count() - 1) / experts;
-  if (n < 1 || n > 1 << 26 || siblings < 1 || subs < 1 || sub < 1 || sub > kMostRows || sub * subs < T)
+  if (n < 1 || n > 1 << 26 || siblings < 1 || job < 1 || subs < 1 || sub < 1 || sub > kMostRows || sub * subs < T)
     return Bad("a plan's numbers do not fit.");
   for (auto one : {token, slot})
     if (static_cast<int64_t>(one->element_count()) != n) return Bad("a plan has each pair once.");
   if (static_cast<int64_t>(starts->element_count()) != experts * subs + 1 || experts * subs % 4 ||
       experts * subs > 1 << 30)
     return Bad("a plan's starts do not fit.");
-  if (items->dimensions()[0] < n / kItem + experts) return Bad("a plan's list is too short.");
+  if (items->dimensions()[0] < n / kItem + experts || jobs->dimensions()[0] < n / job + experts ||
+      ranges->dimensions()[0] < experts || counts->element_count() != 2)
+    return Bad("a plan's lists are too short.");
   int* first = starts->typed_data();
   const Choices chosen{ids.typed_data(), static_cast<int>(T), static_cast<int>(K), static_cast<int>(siblings),
                        static_cast<int>(experts)};
   Count<<<subs, 1024, 0, stream>>>(chosen, sub, subs, first);
   Sum<<<1, 1024, 0, stream>>>(reinterpret_cast<int4*>(first), experts * subs / 4);
-  Spread<<<subs + 1, 1024, 0, stream>>>(chosen, sub, subs, first, token->typed_data(), slot->typed_data(),
-                                       count->typed_data(), reinterpret_cast<int4*>(items->typed_data()));
+  const Lists lists{counts->typed_data(), reinterpret_cast<int4*>(items->typed_data()),
+                    reinterpret_cast<int4*>(jobs->typed_data()), reinterpret_cast<int2*>(ranges->typed_data())};
+  Spread<<<subs + 2, 1024, 0, stream>>>(chosen, sub, subs, job, first, token->typed_data(), slot->typed_data(), lists);
   return Launched();
 }
 
-ffi::Error UnitsCall(cudaStream_t stream, Bf16 rows, Bf16 w, F32 bias, S32 token, S32 count, S32 items,
+ffi::Error UnitsCall(cudaStream_t stream, Bf16 rows, Bf16 w, F32 bias, S32 token, S32 counts, S32 items,
                      ffi::ResultBuffer<ffi::F32> z) {
   const int E = rows.dimensions()[1], W = w.dimensions()[1];
   if (E % kInner || w.dimensions()[2] != E || W > z->dimensions()[1] || bias.element_count() != w.dimensions()[0] * W)
@@ -86,14 +90,14 @@ ffi::Error UnitsCall(cudaStream_t stream, Bf16 rows, Bf16 w, F32 bias, S32 token
     const size_t bytes = kUnitsStages * sizeof(UnitsStage<U>);
     if (!MayShare(Units<U>, bytes)) return Launched();
     Units<U><<<items.dimensions()[0], kThreads, bytes, stream>>>(
-        Data(rows), Data(w), bias.typed_data(), token.typed_data(), count.typed_data(),
+        Data(rows), Data(w), bias.typed_data(), token.typed_data(), counts.typed_data(),
         reinterpret_cast<const int4*>(items.typed_data()), E, W, z->typed_data());
     return Launched();
   });
 }
 
 // s holds what pairs add to as many columns as it has; then come the next.
-ffi::Error SumsCall(cudaStream_t stream, Bf16 c, Bf16 w, S32 slot, S32 count, S32 items,
+ffi::Error SumsCall(cudaStream_t stream, Bf16 c, Bf16 w, S32 slot, S32 counts, S32 items,
                     ffi::ResultBuffer<ffi::BF16> y, ffi::ResultBuffer<ffi::BF16> s) {
   const int T = y->dimensions()[0], E = y->dimensions()[1], W = w.dimensions()[1], most = s->dimensions()[1];
   const int64_t n = slot.element_count();
@@ -107,7 +111,7 @@ ffi::Error SumsCall(cudaStream_t stream, Bf16 c, Bf16 w, S32 slot, S32 count, S3
       const int columns = std::min(most, E - column), across = kWarps * kBlock;
       Products<decltype(units)::value>
           <<<dim3(items.dimensions()[0], (columns + across - 1) / across), kThreads, 0, stream>>>(
-              Data(c), Data(w), count.typed_data(), reinterpret_cast<const int4*>(items.typed_data()), E, W, column,
+              Data(c), Data(w), counts.typed_data(), reinterpret_cast<const int4*>(items.typed_data()), E, W, column,
               columns, pairs);
       const int64_t blocks = (static_cast<int64_t>(T) * columns / 8 + kSumThreads - 1) / kSumThreads;
       Sums<<<blocks, kSumThreads, 0, stream>>>(pairs, slot.typed_data(), T, n / T, E, column, columns, sums);
@@ -117,28 +121,39 @@ ffi::Error SumsCall(cudaStream_t stream, Bf16 c, Bf16 w, S32 slot, S32 count, S3
 }
 
 template <typename Out>
-ffi::Error GradsOf(cudaStream_t stream, Bf16 c, Bf16 rows, S32 token, S32 starts, ffi::Result<ffi::AnyBuffer> dw,
-                   ffi::ResultBuffer<ffi::F32> db) {
-  const int X = dw->dimensions()[0], W = dw->dimensions()[1], E = dw->dimensions()[2];
-  const int subs = (starts.element_count() - 1) / X;
+ffi::Error GradsOf(cudaStream_t stream, Bf16 c, Bf16 rows, S32 token, S32 counts, S32 jobs, S32 ranges,
+                   Gradients<Out> whole, Gradients<float> parts, int64_t W) {
+  const int X = ranges.dimensions()[0], E = rows.dimensions()[1];
   return With(c.dimensions()[1], [&](auto units) {
     constexpr int U = units, kWidth = GradsStage<U>::kWidth;
     const size_t bytes = std::max(kGradsStages * sizeof(GradsStage<U>), U * (kWidth + 4) * sizeof(float));
     if (!MayShare(Grads<U, Out>, bytes)) return Launched();
-    Grads<U, Out><<<dim3(X, (E + kWidth - 1) / kWidth), kThreads, bytes, stream>>>(
-        Data(c), Data(rows), token.typed_data(), starts.typed_data(), subs, E, W,
-        reinterpret_cast<Out*>(dw->untyped_data()), db->typed_data());
+    Grads<U, Out><<<dim3(jobs.dimensions()[0], (E + kWidth - 1) / kWidth), kThreads, bytes, stream>>>(
+        Data(c), Data(rows), token.typed_data(), counts.typed_data(),
+        reinterpret_cast<const int4*>(jobs.typed_data()), E, W, parts, whole);
+    const int64_t across = 8 * kAddThreads;
+    Add<Out><<<dim3(X, (W * E + across - 1) / across), kAddThreads, 0, stream>>>(
+        reinterpret_cast<const int2*>(ranges.typed_data()), E, W, parts, whole);
     return Launched();
   });
 }
 
-ffi::Error GradsCall(cudaStream_t stream, Bf16 c, Bf16 rows, S32 token, S32 starts, ffi::Result<ffi::AnyBuffer> dw,
-                     ffi::ResultBuffer<ffi::F32> db) {
+ffi::Error GradsCall(cudaStream_t stream, Bf16 c, Bf16 rows, S32 token, S32 counts, S32 jobs, S32 ranges,
+                     ffi::Result<ffi::AnyBuffer> dw, ffi::ResultBuffer<ffi::F32> db,
+                     ffi::ResultBuffer<ffi::F32> part_dw, ffi::ResultBuffer<ffi::F32> part_db) {
   if (dw->dimensions().size() != 3 || dw->dimensions()[1] > c.dimensions()[1] || dw->dimensions()[2] % 8 ||
-      dw->dimensions()[2] != rows.dimensions()[1] || token.element_count() != static_cast<size_t>(c.dimensions()[0]))
+      dw->dimensions()[2] != rows.dimensions()[1] || token.element_count() != static_cast<size_t>(c.dimensions()[0]) ||
+      ranges.dimensions()[0] != dw->dimensions()[0])
     return Bad("coefficients and rows do not fit.");
-  if (dw->element_type() == ffi::BF16) return GradsOf<bf16>(stream, c, rows, token, starts, dw, db);
-  if (dw->element_type() == ffi::F32) return GradsOf<float>(stream, c, rows, token, starts, dw, db);
+  const int64_t W = dw->dimensions()[1];
+  const Gradients<float> parts{part_dw->typed_data(), part_db->typed_data()};
+  const auto of = [&](auto* first) {
+    using Out = std::remove_pointer_t<decltype(first)>;
+    const Gradients<Out> whole{reinterpret_cast<Out*>(dw->untyped_data()), db->typed_data()};
+    return GradsOf<Out>(stream, c, rows, token, counts, jobs, ranges, whole, parts, W);
+  };
+  if (dw->element_type() == ffi::BF16) return of(static_cast<bf16*>(nullptr));
+  if (dw->element_type() == ffi::F32) return of(static_cast<float*>(nullptr));
   return Bad("gradients are bfloat16 or float32.");
 }
 
@@ -152,6 +167,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnPlan, Plan,
                                   .Attr<int64_t>("experts")
                                   .Attr<int64_t>("siblings")
                                   .Attr<int64_t>("sub")
+                                  .Attr<int64_t>("job")
+                                  .Ret<S32>()
+                                  .Ret<S32>()
                                   .Ret<S32>()
                                   .Ret<S32>()
                                   .Ret<S32>()
@@ -169,5 +187,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     {ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnGrads, GradsCall,
-                              Binding().Arg<Bf16>().Arg<Bf16>().Arg<S32>().Arg<S32>().Ret<ffi::AnyBuffer>().Ret<F32>(),
+                              Binding()
+                                  .Arg<Bf16>()
+                                  .Arg<Bf16>()
+                                  .Arg<S32>()
+                                  .Arg<S32>()
+                                  .Arg<S32>()
+                                  .Arg<S32>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<F32>()
+                                  .Ret<F32>()
+                                  .Ret<F32>(),
                               {ffi::Traits::kCmdBufferCompatible});

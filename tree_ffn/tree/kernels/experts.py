@@ -37,15 +37,19 @@ class Plan(NamedTuple):
       token_N: int32, t of every pair.
       slot_TK: int32, where the pair of a choice stands; ~slot if an earlier choice of the token does, too.
       starts: int32 [X / G S + 1], the first pair of all siblings and every part of the tokens, of S.
-      count: int32, the number of items.
+      counts: int32, the numbers of items and of jobs.
       items: int32 [M, 4]: siblings, first pair and number of pairs, at most ITEM.
+      jobs: int32 [J, 4]: the same for gradients, and which part of its siblings' it is; -1: all.
+      ranges: int32 [X / G, 2]: the first of the parts of siblings, and their number.
     """
 
     token_N: jax.Array
     slot_TK: jax.Array
     starts: jax.Array
-    count: jax.Array
+    counts: jax.Array
     items: jax.Array
+    jobs: jax.Array
+    ranges: jax.Array
 
 
 class Saved(NamedTuple):
@@ -72,6 +76,15 @@ def fit(x_TE, ids_TK, units: tuple[int, ...]) -> bool:
 def is_loaded() -> bool:
     """Whether they are built for this machine's GPU, and it has the shared memory that they ask for."""
     return cuda.device_capability().startswith(LIKE_HOPPER) and cuda.is_loaded("experts")
+
+
+def job(width: int) -> int:
+    """Most pairs of which a block adds up the gradients: fewer where there are fewer columns to divide.
+
+    Args:
+      width: E.
+    """
+    return max(512, 2 ** ((width // 2).bit_length() - 1))
 
 
 def siblings(spec) -> int:
@@ -122,20 +135,23 @@ def saved_shapes(ids_TK, units: tuple[int, ...], n_siblings: int) -> Saved:
       units: X, W, E.
       n_siblings: G.
     """
-    n, n_sums = ids_TK.size, units[0] // n_siblings
+    n, n_sums, most = ids_TK.size, units[0] // n_siblings, job(units[2])
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
     plan = Plan(
         token_N=int32(n),
         slot_TK=int32(*ids_TK.shape),
         starts=int32(n_sums * parts(ids_TK.shape[0])[0] + 1),
-        count=int32(1),
+        counts=int32(2),
         items=int32(n // ITEM + n_sums, 4),
+        jobs=int32(n // most + n_sums, 4),
+        ranges=int32(n_sums, 2),
     )
     return Saved(plan, jax.ShapeDtypeStruct((n, filled(n_siblings * units[1])), jnp.float32))
 
 
 def _plan(ids_TK: jax.Array, units: tuple[int, ...], n_siblings: int) -> Plan:
-    numbers = {"siblings": n_siblings, "experts": units[0] // n_siblings, "sub": parts(ids_TK.shape[0])[1]}
+    numbers = {"siblings": n_siblings, "experts": units[0] // n_siblings}
+    numbers |= {"sub": parts(ids_TK.shape[0])[1], "job": job(units[2])}
     return Plan(*_call("plan", saved_shapes(ids_TK, units, n_siblings).plan, ids_TK, **numbers))
 
 
@@ -162,7 +178,7 @@ def _gates(gates_TK, plan: Plan, ids_TK, n_siblings: int, units: tuple[int, ...]
 def _units(rows_TE, w_XWE, b_XW, plan: Plan) -> jax.Array:
     """<rows[t], w[e]> + b[e] of every pair: float32 [N, U]."""
     shape = jax.ShapeDtypeStruct((plan.token_N.size, filled(w_XWE.shape[1])), jnp.float32)
-    return _call("units", shape, rows_TE, w_XWE, b_XW, plan.token_N, plan.count, plan.items)
+    return _call("units", shape, rows_TE, w_XWE, b_XW, plan.token_N, plan.counts, plan.items)
 
 
 def _sums(c_NU, w_XWE, plan: Plan) -> jax.Array:
@@ -170,15 +186,17 @@ def _sums(c_NU, w_XWE, plan: Plan) -> jax.Array:
     n_tokens, n_pairs, width = plan.slot_TK.shape[0], plan.slot_TK.size, w_XWE.shape[2]
     shapes = (n_tokens, width), (n_pairs, columns(n_pairs, width))
     shapes = tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
-    return _call("sums", shapes, c_NU, w_XWE, plan.slot_TK, plan.count, plan.items)[0]
+    return _call("sums", shapes, c_NU, w_XWE, plan.slot_TK, plan.counts, plan.items)[0]
 
 
 def _grads(c_NU, rows_TE, like_XWE, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """Sums over the pairs of an expert of c[p] rows[t], in the dtype of `like`, and of c[p], float32."""
-    shapes = (jax.typeof(like_XWE), jax.ShapeDtypeStruct(like_XWE.shape[:2], jnp.float32))
-    shapes = tuple(jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in shapes)
-    dw_XWE, db_XW = _call("grads", shapes, c_NU, rows_TE, plan.token_N, plan.starts)
-    return dw_XWE, db_XW
+    shape, n_parts = like_XWE.shape, max(1, 2 * c_NU.shape[0] // job(like_XWE.shape[2]))
+    wholes, parts = (shape, like_XWE.dtype), ((n_parts, *shape[1:]), jnp.float32)
+    biases = [(one[:2], jnp.float32) for one, _ in (wholes, parts)]
+    shapes = tuple(jax.ShapeDtypeStruct(*one) for one in (wholes, biases[0], parts, biases[1]))
+    lists = (plan.token_N, plan.counts, plan.jobs, plan.ranges)
+    return tuple(_call("grads", shapes, c_NU, rows_TE, *lists)[:2])
 
 
 def _call(name: str, shapes, *arrays, **numbers):

@@ -1,4 +1,6 @@
 // dw[e, u] = sum over the pairs p of expert e of c[p, u] rows[token[p]], db[e, u] = sum of c[p, u]
+//
+// A block adds up some pairs. Experts of more pairs have parts, float32, which are added in their order.
 
 #pragma once
 
@@ -28,16 +30,23 @@ __device__ void Write8(bf16* to, const float* from) {
                                              Packed(from[4], from[5]), Packed(from[6], from[7]));
 }
 
+template <typename Out>
+struct Gradients {  // of weights and of biases, [X, W, E] and [X, W]
+  Out* dw;
+  float* db;
+};
+
 template <int U, typename Out>
 __global__ void __launch_bounds__(kThreads) Grads(const bf16* c_NU, const bf16* rows_TE, const int* token_N,
-                                                  const int* starts, int subs, int E, int W, Out* dw_XWE,
-                                                  float* db_XW) {
+                                                  const int* counts, const int4* jobs, int E, int W,
+                                                  Gradients<float> parts, Gradients<Out> whole) {
   unsigned char* shared = Shared();
+  if (blockIdx.x >= counts[1]) return;
   using Stage = GradsStage<U>;
   constexpr int kWidth = Stage::kWidth, kBlocks = Stage::kBlocks;
   auto* stages = reinterpret_cast<Stage*>(shared);
-  const int expert = blockIdx.x, column = blockIdx.y * kWidth;
-  const int begin = starts[expert * subs], end = starts[(expert + 1) * subs];
+  const int4 job = jobs[blockIdx.x];
+  const int column = blockIdx.y * kWidth, begin = job.y, end = job.y + job.z;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int rounds = (end - begin + kPairs - 1) / kPairs;
   constexpr int kRowChunks = kWidth / 8, kLines = kThreads / kRowChunks, kMine = kPairs / kLines;
@@ -118,15 +127,42 @@ __global__ void __launch_bounds__(kThreads) Grads(const bf16* c_NU, const bf16* 
       for (int i = 0; i < 4; ++i)
         out[(n * 8 + 2 * t + i % 2) * kPitch + (warp * kBlocks + m) * 16 + i / 2 * 8 + g] = sum[m][n][i];
   __syncthreads();
-  for (int u = line; u < W; u += kLines)
-    if (inside)
-      Write8(dw_XWE + (static_cast<int64_t>(expert) * W + u) * E + column + chunk * 8, out + u * kPitch + chunk * 8);
+  const bool is_part = job.w >= 0;
+  const int64_t unit = static_cast<int64_t>(is_part ? job.w : job.x) * W;
+  for (int u = line; u < W && inside; u += kLines) {
+    const int64_t at = (unit + u) * E + column + chunk * 8;
+    const float* from = out + u * kPitch + chunk * 8;
+    is_part ? Write8(parts.dw + at, from) : Write8(whole.dw + at, from);
+  }
   if (!sums_biases || g) return;
 #pragma unroll
   for (int n = 0; n < U / 8; ++n)
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      if (const int u = n * 8 + 2 * t + i; u < W) db_XW[expert * W + u] = bias[n][i];
+      if (const int u = n * 8 + 2 * t + i; u < W) (is_part ? parts.db : whole.db)[unit + u] = bias[n][i];
+}
+
+constexpr int kAddThreads = 256;
+
+// Adds up the parts of experts that have some: ranges [X] are of their first part and their number.
+template <typename Out>
+__global__ void __launch_bounds__(kAddThreads) Add(const int2* ranges, int64_t E, int W, Gradients<float> parts,
+                                                   Gradients<Out> whole) {
+  const int expert = blockIdx.x, first = ranges[expert].x, end = first + ranges[expert].y;
+  if (first == end) return;
+  const int64_t mine = (static_cast<int64_t>(blockIdx.y) * kAddThreads + threadIdx.x) * 8;
+  if (mine < W * E) {
+    float sum[8] = {};
+    for (int part = first; part < end; ++part)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum[i] += parts.dw[part * W * E + mine + i];
+    Write8(whole.dw + expert * W * E + mine, sum);
+  }
+  if (blockIdx.y == 0 && threadIdx.x < W) {
+    float sum = 0;
+    for (int part = first; part < end; ++part) sum += parts.db[part * W + threadIdx.x];
+    whole.db[expert * W + threadIdx.x] = sum;
+  }
 }
 
 }  // namespace

@@ -114,34 +114,45 @@ __device__ void Place(Choices chosen, int sub, int subs, const int* starts, int*
   }
 }
 
-// Lists what a block of Units or Products does: pairs of one expert, in even shares. One block.
-__device__ void List(const int* starts, int subs, int experts, int* count, int4* items) {
-  int written = 0;
+// Lists what blocks do: at most `most` pairs of one expert each, in even shares. One block. Where there are ranges,
+// experts without pairs are listed, too, and those that come more than once have parts from ranges[e].x on.
+__device__ void List(const int* starts, int subs, int experts, int most, int* count, int4* list, int2* ranges) {
+  int written = 0, parts = 0;
   for (int e0 = 0; e0 < experts; e0 += blockDim.x) {
     const int e = e0 + threadIdx.x;
-    int start = 0, pairs = 0;
+    int start = 0, pairs = 0, n = 0;
     if (e < experts) {
       start = starts[static_cast<int64_t>(e) * subs];
       pairs = starts[static_cast<int64_t>(e + 1) * subs] - start;
+      n = max((pairs + most - 1) / most, ranges ? 1 : 0);
     }
-    const int n = (pairs + kItem - 1) / kItem;
-    const int2 sum = Before(n);
+    const int2 listed = Before(n), parted = Before(n > 1 ? n : 0);
+    const int at = written + listed.x, part = parts + parted.x;
     for (int i = 0; i < n; ++i) {
       const int begin = static_cast<int64_t>(pairs) * i / n, end = static_cast<int64_t>(pairs) * (i + 1) / n;
-      items[written + sum.x + i] = make_int4(e, start + begin, end - begin, 0);
+      list[at + i] = make_int4(e, start + begin, end - begin, n > 1 ? part + i : -1);
     }
-    written += sum.y;
+    if (ranges && e < experts) ranges[e] = make_int2(part, n > 1 ? n : 0);
+    written += listed.y, parts += parted.y;
   }
   if (threadIdx.x == 0) *count = written;
 }
 
-// Its first blocks place the pairs of a part each; the last one lists.
-__global__ void Spread(Choices chosen, int sub, int subs, const int* starts, int* token_N, int* slot_TK, int* count,
-                       int4* items) {
+struct Lists {
+  int* counts;  // of items, of jobs
+  int4 *items, *jobs;
+  int2* ranges;
+};
+
+// Its first blocks place the pairs of a part each; the last two list.
+__global__ void Spread(Choices chosen, int sub, int subs, int most, const int* starts, int* token_N, int* slot_TK,
+                       Lists lists) {
   if (blockIdx.x < subs)
     Place(chosen, sub, subs, starts, token_N, slot_TK);
+  else if (blockIdx.x == subs)
+    List(starts, subs, chosen.experts, kItem, lists.counts, lists.items, nullptr);
   else
-    List(starts, subs, chosen.experts, count, items);
+    List(starts, subs, chosen.experts, most, lists.counts + 1, lists.jobs, lists.ranges);
 }
 
 }  // namespace

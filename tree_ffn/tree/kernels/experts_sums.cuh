@@ -20,7 +20,7 @@ __device__ void Paired(uint32_t (&to)[8], uint4 upper, uint4 lower) {
 }
 
 // The products of an item's pairs with some columns, from `column` on; s has `columns` of them. A matrix of 8
-// columns takes every eighth of 64, so that a thread loads 16 bytes of a row and writes 16 numbers in a row.
+// columns takes every eighth of 64, so that a thread loads 16 bytes of a row and four write 64 bytes in a row.
 template <int U>
 __global__ void __launch_bounds__(kThreads) Products(const bf16* c_NU, const bf16* w_XWE, const int* counts,
                                                      const int4* items, int E, int W, int column, int columns,
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads) Products(const bf16* c_NU, const bf1
   const int64_t first = item.y;
   constexpr int kSteps = (U + 15) / 16;
   uint32_t low[kSteps][8], high[kSteps][8];
-  const bf16* weights = w_XWE + static_cast<int64_t>(item.x) * W * E + column + mine + 8 * g;
+  const bf16* weights = w_XWE + static_cast<int64_t>(item.x) * W * E + column + mine + 8 * (g / 2 + g % 2 * 4);
   auto row = [&](int u) {
     return u < W ? __ldg(reinterpret_cast<const uint4*>(weights + static_cast<int64_t>(u) * E)) : uint4{};
   };
@@ -41,30 +41,39 @@ __global__ void __launch_bounds__(kThreads) Products(const bf16* c_NU, const bf1
     Paired(low[k], row(16 * k + 2 * t), row(16 * k + 2 * t + 1));
     if constexpr (U > 8) Paired(high[k], row(16 * k + 8 + 2 * t), row(16 * k + 9 + 2 * t));
   }
-  for (int m = 0; m < item.z; m += 16) {
-    const bool there[2] = {m + g < item.z, m + g + 8 < item.z};
+  uint32_t a[kSteps][4];  // of the next 16 pairs
+  auto load = [&](int m) {
+    const bool upper = m + g < item.z, lower = m + g + 8 < item.z;
     const auto* c = reinterpret_cast<const uint32_t*>(c_NU + (first + m + g) * U) + t;
-    float sum[8][4] = {};
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      const uint32_t a0 = there[0] ? c[8 * k] : 0, a1 = there[1] ? c[4 * U + 8 * k] : 0;
-      if constexpr (U == 8) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) Multiply8(sum[j], a0, a1, low[k][j]);
-      } else {
-        const uint32_t a[4] = {a0, a1, there[0] ? c[8 * k + 4] : 0, there[1] ? c[4 * U + 8 * k + 4] : 0};
-#pragma unroll
-        for (int j = 0; j < 8; ++j) Multiply(sum[j], a, low[k][j], high[k][j]);
-      }
+      a[k][0] = upper ? c[8 * k] : 0, a[k][1] = lower ? c[4 * U + 8 * k] : 0;
+      if constexpr (U > 8) a[k][2] = upper ? c[8 * k + 4] : 0, a[k][3] = lower ? c[4 * U + 8 * k + 4] : 0;
     }
+  };
+  load(0);
+  for (int m = 0; m < item.z; m += 16) {
+    float sum[8][4] = {};
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        if constexpr (U == 8)
+          Multiply8(sum[j], a[k][0], a[k][1], low[k][j]);
+        else
+          Multiply(sum[j], a[k], low[k][j], high[k][j]);
+      }
+    load(m + 16);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      auto* to = reinterpret_cast<uint4*>(s_NC + (first + m + g + 8 * half) * columns + mine + 16 * t);
-      if (!there[half]) continue;
+      auto* to = reinterpret_cast<uint4*>(s_NC + (first + m + g + 8 * half) * columns + mine + 8 * t);
+      if (m + g + 8 * half >= item.z) continue;
 #pragma unroll
-      for (int i = 2 * half; i < 2 * half + 2; ++i)
-        *to++ = make_uint4(Packed(sum[0][i], sum[1][i]), Packed(sum[2][i], sum[3][i]), Packed(sum[4][i], sum[5][i]),
-                           Packed(sum[6][i], sum[7][i]));
+      for (int i = 0; i < 2; ++i) {
+        const int n = 2 * half + i;
+        to[4 * i] = make_uint4(Packed(sum[0][n], sum[1][n]), Packed(sum[2][n], sum[3][n]),
+                               Packed(sum[4][n], sum[5][n]), Packed(sum[6][n], sum[7][n]));
+      }
     }
   }
 }
