@@ -181,10 +181,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnUnits, UnitsCall,
                               Binding().Arg<Bf16>().Arg<Bf16>().Arg<F32>().Arg<S32>().Arg<S32>().Arg<S32>().Ret<F32>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    TreeFfnSums, SumsCall,
-    Binding().Arg<Bf16>().Arg<Bf16>().Arg<S32>().Arg<S32>().Arg<S32>().Ret<Bf16>().Ret<Bf16>(),
-    {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnSums, SumsCall,
+                              Binding()
+                                  .Arg<Bf16>()
+                                  .Arg<Bf16>()
+                                  .Arg<S32>()
+                                  .Arg<S32>()
+                                  .Arg<S32>()
+                                  .Ret<Bf16>()
+                                  .Ret<Bf16>(),
+                              {ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnGrads, GradsCall,
                               Binding()
