@@ -12,7 +12,7 @@ import sys
 
 # In the order in which they are met.
 PROGRAMS = {
-    "A model": ("train", "evaluate", "generate", "serve", "export", "import_model", "finetune"),
+    "A model": ("train", "launch", "evaluate", "generate", "serve", "export", "import_model", "finetune"),
     "Data": ("prepare_data", "train_tokenizer", "join_words"),
     "Trees": ("convert", "prune", "oracle"),
     "Measurements": (

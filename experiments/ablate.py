@@ -5,6 +5,7 @@
         --workdir=runs/t1 --set=data.files='TEXT/*.txt.xz' --tune --gpus=0,1,2,3
     python -m experiments.ablate ... --dry       # what would run
     python -m experiments.ablate ... --print     # one command a run, for a cluster
+    python -m experiments.ablate ... --launch='slurm --topology=1x8'     # a job a run (experiments.launch)
 
 What is in --results already, with the same config, text and seed, is not run again; an interrupted run
 goes on from its checkpoint: the same command goes on with a sweep. A run that fails is reported at the
@@ -22,6 +23,7 @@ from absl import flags
 
 from experiments.common import cli, path_flags
 from experiments.common.processes import stopped
+from experiments.launching import options
 from experiments.reporting import texts
 from experiments.sweeps.runners import SWEEP, ProcessRunner, Runner
 from experiments.sweeps.sweep import Sweep, load_sweep
@@ -41,6 +43,9 @@ _ROWS = flags.DEFINE_string("rows", "", "Only rows whose name this regular expre
 _TUNE = flags.DEFINE_bool("tune", False, "Run the sweep's grid of learning rates before the rows.")
 _DRY = flags.DEFINE_bool("dry", False, "Say what would run; train nothing.")
 _PRINT = flags.DEFINE_bool("print", False, "Print a command for each run; train nothing.")
+_LAUNCH = flags.DEFINE_string(
+    "launch", "", "Start each run as a job: the words after `launch`, without config and workdir."
+)
 _JOBS = flags.DEFINE_integer(
     "jobs", 0, "Runs as processes, so many at a time; 0: one by one in this process."
 )
@@ -59,8 +64,8 @@ def main() -> None:
     if _DRY.value:
         print(ablation.outlook(_TUNE.value))
         return
-    if _PRINT.value:
-        print_commands(ablation)
+    if _PRINT.value or _LAUNCH.value:
+        hand_over(ablation)
         return
     try:
         with only_writer(_WORKDIR.value, "--workdir"):
@@ -158,13 +163,19 @@ def prepare(runs: list[Run]) -> None:
         print(said, flush=True)
 
 
-def print_commands(ablation: Ablation) -> None:
-    """One command a run; with --tune those of the grid first, and the rows when their rate is known."""
+def hand_over(ablation: Ablation) -> None:
+    """Prints a command a run, or starts jobs; those of the grid first, rows when their rate is known."""
     todo = ablation.tuning_left() if _TUNE.value else []
-    for run in todo or ablation.left(ablation.row_runs()[0]):
-        print(run.command())
+    runs = todo or ablation.left(ablation.row_runs()[0])
+    if _LAUNCH.value:
+        place, own = options.parse(_LAUNCH.value)
+        jobs = [options.make_job(place, own, run.program, run.arguments(), run.config) for run in runs]
+        options.start(place, jobs, dry_run=own.dry_run or _PRINT.value)
+    else:
+        for run in runs:
+            print(run.command())
     if todo:
-        print("# These choose learning rates; when they are done, the same command prints what is next.")
+        print("# These choose learning rates; when they are done, the same command goes on with the next.")
 
 
 if __name__ == "__main__":

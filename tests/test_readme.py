@@ -50,7 +50,10 @@ def program_of(command):
 
 def known_flags(module):
     """Names that a program's source gives to absl or argparse flags, and those of absl.app."""
-    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+    if "options.define(" in source:
+        source += (ROOT / "experiments/launching/options.py").read_text()
+    tree = ast.parse(source)
     names = {"help", "helpfull"}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):

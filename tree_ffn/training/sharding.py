@@ -88,19 +88,38 @@ def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
       (('data', 1), ('model', 1))
     """
     devices = jax.devices() if devices is None else devices
+    data, model = mesh_shape(data, model, len(devices))
+    used = devices[: data * model]
+    return jax.make_mesh((data, model), BOTH, axis_types=(AxisType.Auto,) * 2, devices=used)
+
+
+def mesh_shape(data: int, model: int, n_devices: int) -> tuple[int, int]:
+    """The numbers of `make_mesh`, none of them -1.
+
+    Args:
+      data: as in `make_mesh`.
+      model: as in `make_mesh`.
+      n_devices: to choose from.
+
+    Raises:
+      InputError: the devices do not suffice, or do not divide.
+
+    Example:
+      >>> mesh_shape(-1, 2, 8)
+      (4, 2)
+    """
     for name, size in (("data", data), ("model", model)):
         if size != -1:
             check_positive_int(f"mesh.{name}", size)
-    said = f"mesh: data={data}, model={model} does not fit {len(devices)} devices"
+    said = f"mesh: data={data}, model={model} does not fit {n_devices} devices"
     if data == model == -1:
         raise InputError(f"{said}; only one of the two may be -1.")
-    if -1 in (data, model) and len(devices) % max(data, model):
+    if -1 in (data, model) and n_devices % max(data, model):
         raise InputError(f"{said}; their number must be a multiple of {max(data, model)}.")
-    if data * model > len(devices):
-        raise InputError(f"{said}; use at most {len(devices)} in all, or -1 for what is left.")
-    data, model = (len(devices) // -(data * model) if size == -1 else size for size in (data, model))
-    used = devices[: data * model]
-    return jax.make_mesh((data, model), BOTH, axis_types=(AxisType.Auto,) * 2, devices=used)
+    if data * model > n_devices:
+        raise InputError(f"{said}; use at most {n_devices} in all, or -1 for what is left.")
+    left = n_devices // -(data * model)
+    return (left if data == -1 else data), (left if model == -1 else model)
 
 
 def path_name(path) -> str:
