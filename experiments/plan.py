@@ -5,15 +5,13 @@
         --topology=v5p-128 --search --tokens=100e9 --html=plan.html
     python -m experiments.plan --config=configs/t1_small.py:row=dense     # for the devices at hand
 
-The training step is compiled for the slice, which need not be here, and nothing is allocated: the compiler for
-TPUs comes with `pip install 'tree_ffn[tpu]'`, that for GPUs with `tree_ffn[cuda]`. Memory is the compiler's own
-account, and so is whether the step fits. What devices send each other is read off the program. Times are
-arithmetic: half of the peak of the chip's products and links is reached, and what is sent overlaps with
-computing. What a plan cannot know it says.
+The training step is compiled for the slice, which need not be here, and nothing is allocated: `pip install
+'tree_ffn[tpu]'` brings the compiler for TPUs, tree_ffn[cuda] that for GPUs. Memory is the compiler's account,
+and so is whether the step fits. What devices send each other is read off the program. Times are arithmetic:
+half of the peak of the chip's products and links is reached, and what is sent overlaps with computing.
 
 --search tries, until one fits: model.remat none, dots and full with the config's microbatches, then with one
-sequence a device at a time, mesh.data over all chips; then mesh.model of 8. The first that fits is recommended
-and planned.
+sequence a device at a time, mesh.data over all chips; then mesh.model of 8. The first that fits is planned.
 
 Many plans, of which those that the file has are left out:
 
@@ -30,7 +28,7 @@ from experiments.planning.chips import SLICES, slice_of
 from experiments.planning.choices import chosen, searched
 from experiments.planning.compiled_step import compile_step, run_of
 from experiments.planning.devices import devices_of
-from experiments.reporting import record
+from experiments.reporting import html_page, record
 from tree_ffn.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -51,6 +49,8 @@ def main() -> None:
     if config is None:
         raise InputError("--config is missing; name a file, e.g. --config=configs/recipe.py.")
     record.check_row_flag(_RESULTS.value, _ROW.value, _TABLE.value)
+    if _HTML.value:
+        html_page.check_target(_HTML.value, "--html")
     where = slice_of(name) if name else None
     if _RESULTS.value and rows.is_recorded(_RESULTS.value, _ROW.value, name):
         print(f"{_RESULTS.value} has {_ROW.value} for {name or 'the devices at hand'}")
@@ -63,8 +63,10 @@ def main() -> None:
     if figures is None:
         raise InputError("--search: nothing fits; use a larger --topology, or fewer rows a step.")
     tokens = _TOKENS.value or config.train.steps * figures["tokens"]
-    print(page.title(figures))
-    print("\n\n".join(map(page.as_text, page.tables(figures, tokens, tried))))
+    found = page.page(figures, tokens, tried)
+    print(found.text())
+    if _HTML.value:
+        html_page.write(_HTML.value, found.html(), "--html")
     if _RESULTS.value:
         rows.write(
             _RESULTS.value, figures | run_of(figures, tokens), table=_TABLE.value, row=_ROW.value,

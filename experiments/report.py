@@ -14,8 +14,10 @@ import os
 from absl import flags
 
 from experiments.common import cli, path_flags
+from experiments.reporting import html_page
 from experiments.reporting.aggregate import groups, mixed, not_comparable
-from experiments.reporting.drawing import STYLE, check_installed
+from experiments.reporting.drawing import check_installed
+from experiments.reporting.html_page import rich, table_html
 from experiments.reporting.registry import read_rows, tables_in, tables_of
 from experiments.reporting.render import Table
 from experiments.reporting.report_figures import (
@@ -43,10 +45,8 @@ _MIXED = flags.DEFINE_bool(
     "mixed", False, "Let runs and rows of different text, length or size stand together; the page says so."
 )
 
-MARK = "<!-- a report of tree_ffn -->"
 # Tables of models made from others: the configs of their rows say what they were made from.
 DERIVED = ("prune_small", "conversion", "oracle")
-CSS = os.path.join(os.path.dirname(__file__), "reporting", "report.css")
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     if not _TO.value:
         raise InputError("--to is missing; name the page to write, e.g. --to=report.html.")
     check_positive_int("--details", _DETAILS.value, least=0)
-    check_target(_TO.value)
+    html_page.check_target(_TO.value, "--to")
     check_installed("report")
     runs = [load_run(path) for path in directories(_WORKDIR.value)]
     if not _MIXED.value:
@@ -67,11 +67,7 @@ def main() -> None:
     names = [run.name for run in runs] + ([os.path.basename(_RESULTS.value)] if _RESULTS.value else [])
     title = _TITLE.value or ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     page = render(title, runs, rows, tables)
-    try:
-        with open(_TO.value, "w", encoding="utf-8") as file:
-            file.write(page)
-    except OSError as error:
-        raise InputError(f"--to: {_TO.value} cannot be written ({error.strerror}).") from error
+    html_page.write(_TO.value, page, "--to")
     size, figures = len(page.encode()) / 1e3, page.count("<figure")
     print(f"{_TO.value}: {size:,.0f} kB, {figures} figures, {len(tables)} tables")
 
@@ -91,19 +87,6 @@ def directories(patterns: list[str]) -> list[str]:
         runs = [path for path in paths if os.path.exists(os.path.join(path, "metrics.jsonl"))]
         found |= dict.fromkeys(runs or paths)
     return list(found)
-
-
-def check_target(path: str) -> None:
-    """Raises InputError where something else than a report stands."""
-    if not os.path.exists(path):
-        return
-    try:
-        with open(path, encoding="utf-8") as file:
-            ours = MARK in file.read(400)
-    except (OSError, UnicodeDecodeError):
-        ours = False
-    if not ours:
-        raise InputError(f"--to: {path} is there and is no report; name another file.")
 
 
 def check_comparable(runs: list[Run]) -> None:
@@ -138,15 +121,7 @@ def render(title: str, runs: list[Run], rows: list[dict], tables: list[Table]) -
             parts += [f"<h2>{html.escape(heading)}</h2>", grid(figures), f"<p>{CAPTIONS['pareto']}{said}</p>"]
     parts += [table_html(table) for table in tables]
     parts += ["<h2>Commands</h2>", *map(run_commands, runs), *map(table_command, tables)]
-    with open(CSS, encoding="utf-8") as file:
-        style = STYLE + file.read()
-    return "\n".join([
-        "<!doctype html>", MARK, '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f"<title>{html.escape(title)}</title><style>{style}</style></head>",
-        f"<body><h1>{html.escape(title)}</h1>", *parts, "</body></html>\n",
-    ])  # fmt: skip
+    return html_page.page(title, parts)
 
 
 def comparable(rows: list[dict]) -> dict[str, list[dict]]:
@@ -165,35 +140,9 @@ def grid(figures: list[str]) -> str:
     return f'<div class="figures">{"".join(figures)}</div>'
 
 
-def table_html(table: Table) -> str:
-    """A table of results."""
-    side = lambda i: ' class="text"' if i < table.labels else ""
-    cells = lambda tag, line: "".join(f"<{tag}{side(i)}>{rich(cell)}</{tag}>" for i, cell in enumerate(line))
-    head = f"<thead><tr>{cells('th', table.head)}</tr></thead>"
-    body = "".join(f"<tr>{cells('td', line)}</tr>" for line in table.cells)
-    return (
-        f'<h2>{rich(table.title)}</h2><div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
-        f"<p>{rich(table.text)}</p>"
-    )
-
-
 def table_command(table: Table) -> str:
     """What made the last line of a table."""
     return f"<p>{rich(table.title)}, last line:</p><pre>{html.escape(table.commands[-1])}</pre>"
-
-
-def rich(text: str) -> str:
-    """`code` and **bold** of a table's cells as HTML.
-
-    Example:
-      >>> rich("`a<b` **1**")
-      '<code>a&lt;b</code> <b>1</b>'
-    """
-    text = html.escape(text)
-    for mark, tag in (("`", "code"), ("**", "b")):
-        parts = text.split(mark)
-        text = "".join(f"<{tag}>{part}</{tag}>" if i % 2 else part for i, part in enumerate(parts))
-    return text
 
 
 if __name__ == "__main__":

@@ -1,42 +1,94 @@
-"""A plan as tables, which the terminal and the HTML page show alike."""
+"""A plan as the terminal and the HTML page show it: a sentence, tables, and what is assumed."""
 
+import html
 import re
-from typing import Any
+import textwrap
+from typing import Any, NamedTuple
 
+from experiments.common.provenance import public_command
 from experiments.planning.chips import chip_of
 from experiments.planning.choices import Choice
 from experiments.planning.compiled_step import REACHED, by_kind, run_of
+from experiments.reporting import html_page
 from experiments.reporting.render import Table
 
 UNKNOWN = (
-    "How much of its peaks the chip reaches with this model; the share above is assumed. A few steps, rented "
-    "for minutes, say it.",
+    "How much of its peaks the chip reaches with this model. A few steps, rented for minutes, say it.",
     "Whether what is sent really overlaps with computing; without, a step takes the sum of both.",
     "Validation, checkpoints, the start, text that comes late, hosts that fail: none is in the days.",
 )
 
 
-def title(figures: dict[str, Any]) -> str:
-    """What was planned, in one line."""
-    mesh = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
-    return (
-        f"training step for {figures['devices']} x {figures['device']} ({mesh}; remat {figures['remat']}; "
-        f"{figures['grad_accum_steps']} microbatches), compiled in {figures['compile_s']:.0f} s"
-    )
-
-
-def tables(figures: dict[str, Any], tokens: float, tried: list[Choice]) -> list[Table]:
+class Page(NamedTuple):
     """Everything that a plan says.
+
+    Attributes:
+      title: what was planned.
+      how: the mesh, and what else was compiled.
+      summary: whether it fits, and how long the training takes.
+      tables: memory, what is sent, operations, time, what was tried.
+      notes: what is assumed, and what a plan cannot know.
+    """
+
+    title: str
+    how: str
+    summary: str
+    tables: list[Table]
+    notes: list[str]
+
+    def text(self) -> str:
+        """As a terminal shows it."""
+        tables = [as_text(table) for table in self.tables]
+        notes = [
+            textwrap.fill(note, 110, initial_indent="  - ", subsequent_indent="    ") for note in self.notes
+        ]
+        return "\n\n".join(
+            [f"{self.title}\n{self.how}\n{self.summary}", *tables, "\n".join(["Assumptions", *notes])]
+        )
+
+    def html(self) -> str:
+        """As a file for a browser."""
+        notes = "".join(f"<li>{html_page.rich(note)}</li>" for note in self.notes)
+        return html_page.page(self.title, [
+            f"<p>{html.escape(self.how)}</p><p><b>{html.escape(self.summary)}</b></p>",
+            *map(html_page.table_html, self.tables), f"<h2>Assumptions</h2><ul>{notes}</ul>", f"<pre>{html.escape(public_command())}</pre>",
+        ])  # fmt: skip
+
+
+def page(figures: dict[str, Any], tokens: float, tried: list[Choice]) -> Page:
+    """A plan.
 
     Args:
       figures: of `compile_step`.
       tokens: of the whole training.
       tried: choices, the recommended one last; empty without a search.
     """
-    made = [memory(figures), sent(figures), operations(figures)]
+    mesh = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
+    how = (
+        f"{mesh}; remat {figures['remat']}; {figures['grad_accum_steps']} microbatches; compiled in "
+        f"{figures['compile_s']:.0f} s of a processor"
+    )
+    title = f"Training step for {figures['devices']} x {figures['device']}"
+    tables = [memory(figures), sent(figures), operations(figures)]
     if "step_s" in figures:
-        made.append(times(figures, tokens))
-    return [*made, *([choices(tried, tokens)] if tried else []), assumptions(figures)]
+        tables.append(times(figures, tokens))
+    if tried:
+        tables.append(choices(tried, tokens))
+    return Page(title, how, summary(figures, tokens), tables, notes(figures))
+
+
+def summary(figures: dict, tokens: float) -> str:
+    """Whether a step fits, who says so, and how long the training takes."""
+    chip, run = chip_of(figures["device"]), run_of(figures, tokens)
+    used = figures["argument_gb"] + figures["temporary_gb"]
+    if chip is None:
+        return f"{used:.2f} GB a device; how much it has, and how fast it is, is not known here."
+    who = "its compiler says" if figures["device"].startswith("TPU") else "by its size"
+    limit = "computing" if figures["compute_s"] >= figures["network_s"] else "sending"
+    return (
+        f"It fits, {who}: {used:.2f} of {chip.memory_gb:g} GB a device. {tokens / 1e9:,.1f} G tokens take "
+        f"{run['days']:,.1f} days, {run['chip_hours']:,.0f} chip-hours, limited by {limit}."
+    )
 
 
 def memory(figures: dict) -> Table:
@@ -49,21 +101,12 @@ def memory(figures: dict) -> Table:
         "weights": figures["weights_gb"],
         "the optimizer's moments": figures["moments_gb"],
         "batch and counts": rest,
-        "temporaries: activations, gradients, gathered weights": figures["temporary_gb"],
+        "temporaries": figures["temporary_gb"],
         "all of these": all_gb,
     } | ({"most at a time": figures["peak_gb"]} if figures["peak_gb"] else {})
     cells = [[name, f"{size:.3f}", share(size)] for name, size in kinds.items()]
-    text = f"By the compiler's own account. {verdict(figures)}"
-    return _table("Memory of a device", text, ["", "GB", "of the chip's"], cells)
-
-
-def verdict(figures: dict) -> str:
-    """That a step fits, and who says so."""
-    chip = chip_of(figures["device"])
-    if chip is None:
-        return "How much such a device has is not known here."
-    who = "by the compiler's own word" if figures["device"].startswith("TPU") else "by its size"
-    return f"It fits, {who}: the device has {chip.memory_gb:g} GB."
+    text = "By the compiler's account. Temporaries: activations, gradients, gathered weights and all else."
+    return _table("Memory of a device", text, ["", "GB", "share"], cells)
 
 
 def sent(figures: dict) -> Table:
@@ -107,9 +150,7 @@ def times(figures: dict, tokens: float) -> Table:
         [f"days for {tokens / 1e9:,.1f} G tokens", f"{run['days']:.1f}"],
         ["chip-hours", f"{run['chip_hours']:,.0f}"],
     ]
-    limit = "computing" if figures["compute_s"] >= figures["network_s"] else "sending"
-    text = f"The step is limited by {limit}, if the two overlap."
-    return _table("Time", text, ["", ""], cells)
+    return _table("Time", "By arithmetic, if computing and sending overlap.", ["", ""], cells)
 
 
 def choices(tried: list[Choice], tokens: float) -> Table:
@@ -118,39 +159,37 @@ def choices(tried: list[Choice], tokens: float) -> Table:
     for one in tried:
         way = [one.remat, str(one.microbatches), str(one.parts)]
         if one.figures is None:
-            cells.append([*way, f"{_needed(one.said)}does not fit", "", ""])
+            cells.append([*way, _needed(one.said), "", ""])
             continue
-        all_gb = one.figures["argument_gb"] + one.figures["temporary_gb"]
-        step = f"{one.figures['step_s']:.3f}" if "step_s" in one.figures else ""
-        days = "".join(
-            f"{days:.1f}" for days in [run_of(one.figures, tokens).get("days")] if days is not None
-        )
-        cells.append([*way, f"{all_gb:.2f} GB: recommended", step, days])
-    text = "In turn, until one fits: what recomputes less first, and the fewest microbatches."
-    return _table(
-        "What was tried", text, ["remat", "microbatches", "mesh.model", "memory", "s a step", "days"], cells
+        values = one.figures | run_of(one.figures, tokens)
+        known = [f"{values[name]:.2f}" if name in values else "" for name in ("step_s", "days")]
+        cells.append([*way, f"{values['argument_gb'] + values['temporary_gb']:.2f} GB fits", *known])
+    text = (
+        "In turn, until one fits, which is recommended: the fewest microbatches first, and of those what "
+        "recomputes least; model: mesh.model."
     )
+    head = ["remat", "microbatches", "model", "memory", "s a step", "days"]
+    return _table("What was tried", text, head, cells)
 
 
-def assumptions(figures: dict) -> Table:
+def notes(figures: dict) -> list[str]:
     """What a plan takes for granted, and what it cannot know."""
     chip = chip_of(figures["device"])
-    taken = []
-    if chip:
-        taken = [
-            f"Peaks as the maker states them: {chip.tflops:g} TFLOP/s in bfloat16, {chip.sends_gb:g} GB/s "
-            f"along an axis of the mesh. {REACHED:.0%} of each is reached.",
-            "All units of a layer are computed, as by masked execution; memory's own bandwidth is in the "
-            "compiler's cycles alone, and Pallas kernels and collectives are not.",
-        ]
-    cells = [["assumed", line] for line in taken] + [["not known", line] for line in UNKNOWN]
-    return _table("Assumptions, and what a plan cannot know", "", ["", ""], cells, labels=2)
+    if chip is None:
+        return list(UNKNOWN)
+    return [
+        f"Peaks are the maker's: {chip.tflops:g} TFLOP/s in bfloat16, {chip.sends_gb:g} GB/s along an axis "
+        f"of the mesh. {REACHED:.0%} of each is reached.",
+        "All units of a layer are computed, as by masked execution. Memory's bandwidth is in the compiler's "
+        "cycles alone; Pallas kernels and collectives are not in them.",
+        *(f"Not known: {note[0].lower()}{note[1:]}" for note in UNKNOWN),
+    ]
 
 
 def _needed(said: str) -> str:
     """The GiB that a compiler asked for, and those that there are, where it says both."""
     found = re.findall(r"([\d.]+)G", said)
-    return f"{found[0]} of {found[1]} GiB: " if len(found) == 2 else ""
+    return f"{found[0]} of {found[1]} GiB" if len(found) == 2 else "too much"
 
 
 def _table(name: str, text: str, head: list[str], cells: list[list[str]], labels: int = 1) -> Table:

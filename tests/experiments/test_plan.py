@@ -1,8 +1,11 @@
 """Plans: what the compiler says of a step, what is reckoned from it, and what is tried until it fits."""
 
+import collections
+import html
 import importlib.util
 import math
 import pathlib
+import re
 
 import pytest
 
@@ -26,7 +29,7 @@ def test_a_plan_for_the_devices_at_hand(tmp_path):
     command = [*SMOKE, f"--results={results}", "--row=tiny", "--tokens=1e6"]
     assert "--row is missing" in call("plan", *SMOKE, f"--results={results}").err
     outcome = call("plan", *command)
-    assert outcome.code == 0 and "training step for 2 x cpu (data 2, model 1; remat none" in outcome.out
+    assert outcome.code == 0 and "Training step for 2 x cpu\ndata 2, model 1; remat none" in outcome.out
     assert "all-gather" in outcome.out and "Memory of a device" in outcome.out and "days" in outcome.out
     rows = {row["metric"]: row for row in load_results(str(results))}
     assert rows.keys() == {
@@ -41,6 +44,21 @@ def test_a_plan_for_the_devices_at_hand(tmp_path):
     written = results.read_text()
     assert "has tiny for the devices at hand" in call("plan", *command).out  # a loop goes on where it stopped
     assert results.read_text() == written
+
+
+def test_the_page_says_what_the_terminal_says(tmp_path):
+    """Word for word, in one file that loads nothing; what else stands there is not written over."""
+    path = tmp_path / "plan.html"
+    outcome = call("plan", *SMOKE, "--search", f"--html={path}")
+    assert outcome.code == 0, outcome.err
+    page = path.read_text()
+    assert "<script" not in page and "http" not in page and 'content="width=device-width' in page
+    shown = html.unescape(re.sub(r"<(style|title|pre)>.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL))
+    said = collections.Counter(re.sub(r"^  - ", "", outcome.out, flags=re.MULTILINE).split())
+    assert collections.Counter(shown.split()) == said and said["temporaries"] == 1
+    path.write_text("mine")
+    outcome = call("plan", *SMOKE, f"--html={path}")
+    assert outcome.code == 2 and "--html: " in outcome.err and "is no report" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -67,7 +85,7 @@ def test_a_plan_for_tpus_that_are_not_here(tmp_path):
         pytest.skip("the rest needs libtpu")
     results = tmp_path / "plan.jsonl"
     outcome = call("plan", *command, f"--results={results}", "--row=tiny")
-    assert outcome.code == 0 and "training step for 8 x TPU v5 lite" in outcome.out, outcome.err
+    assert outcome.code == 0 and "Training step for 8 x TPU v5 lite" in outcome.out, outcome.err
     assert "by the compiler's cycles" in outcome.out and "chip-hours" in outcome.out
     assert {row["device"] for row in load_results(str(results))} == {"tpu_v5_lite"}
     outcome = call("plan", *command, "--config.train.batch_size=8388608")
@@ -89,7 +107,7 @@ def test_what_fits_first_is_recommended(monkeypatch):
     assert outcome.code == 0, outcome.err
     assert tried == [("none", 1, 1), ("dots", 1, 1), ("full", 1, 1), ("none", 2, 1)]
     assert "remat dots, 1 microbatches, model 1: the step does not fit" in outcome.out
-    assert "17 of 16 GiB: does not fit" in outcome.out and "GB: recommended" in outcome.out
+    assert "17 of 16 GiB" in outcome.out and "GB fits" in outcome.out
 
 
 def test_times_are_arithmetic():

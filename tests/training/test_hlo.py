@@ -125,3 +125,15 @@ def test_what_libtpu_writes():
         "collective-permute": hlo.Collective("collective-permute", 24, 1, ("model",), 2),
     }
     assert hlo.cycles(hlo.read(tpu_text())) == 611
+
+
+def test_what_xla_writes_for_gpus():
+    """The start of an overlapped reduce-scatter names its operands beside what it brings."""
+    text = """ENTRY %main (x: f32[64]) -> f32[8] {
+  %r = ((f32[64,2]{1,0}, f32[64]{0}), (f32[8,2]{1,0}, f32[8]{0})) reduce-scatter-start(%a, %b), \
+replica_groups=[1,8]<=[8]
+}
+"""
+    (one,) = sent_by(text, {"data": 8})
+    assert one == hlo.Collective("reduce-scatter", 4 * (16 + 8), 1, ("data",), 8)
+    assert one.sent == 7 * one.bytes

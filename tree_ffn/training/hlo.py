@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Starts of overlapped collectives whose results repeat their operands.
+_WITH_OPERANDS = ("all-gather-start", "reduce-scatter-start", "collective-permute-start")
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1, "s64": 8, "f64": 8}
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\(")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.-]+)")
@@ -159,7 +161,7 @@ def _size(result: str, operation: str) -> int:
     """Bytes of a result; of the start of an overlapped collective, of what it brings, not of its operand."""
     arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
     sizes = [_BYTES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n])) for dtype, shape in arrays]
-    if operation in ("all-gather-start", "collective-permute-start") and len(sizes) > 1:
+    if operation in _WITH_OPERANDS and len(sizes) > 1:
         sizes = [size for (dtype, shape), size in zip(arrays, sizes) if shape or dtype != "u32"]
         sizes = sizes[len(sizes) // 2 :]
     return sum(sizes)
