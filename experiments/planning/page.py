@@ -51,7 +51,8 @@ class Page(NamedTuple):
         notes = "".join(f"<li>{html_page.rich(note)}</li>" for note in self.notes)
         return html_page.page(self.title, [
             f"<p>{html.escape(self.how)}</p><p><b>{html.escape(self.summary)}</b></p>",
-            *map(html_page.table_html, self.tables), f"<h2>Assumptions</h2><ul>{notes}</ul>", f"<pre>{html.escape(public_command())}</pre>",
+            *map(html_page.table_html, self.tables), f"<h2>Assumptions</h2><ul>{notes}</ul>",
+            f"<pre>{html.escape(public_command())}</pre>",
         ])  # fmt: skip
 
 
