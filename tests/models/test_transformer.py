@@ -14,6 +14,7 @@ from tests.models.kinds import KINDS, forward, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer, spec_from_dict, spec_to_dict, unrolled, update_model_routing
 from tree_ffn.models.spec import REMAT
+from tree_ffn.training.step import count_usage, empty_usage
 
 DENSE, TREE, MOE = KINDS["dense"], KINDS["straight_through"], KINDS["leaf_softmax"]
 # What these tests are about does not depend on how trees are computed; masked compiles fastest.
@@ -172,7 +173,7 @@ def test_routing_of_every_run_is_updated():
     spec = model_spec(DENSE, tree, tree, MOE)
     variables = random_variables(spec)
     _, infos = forward(spec)(variables, TOKENS)
-    new = update_model_routing(spec, variables["routing"], infos)
+    new = update_model_routing(spec, variables["routing"], count_usage(empty_usage(spec), infos))
     assert jax.tree.structure(new) == jax.tree.structure(variables["routing"])
     assert np.asarray(new["run_1"]["ffn"]["threshold"]).any()
     assert np.asarray(new["run_2"]["ffn"]["selection_bias"]).any()

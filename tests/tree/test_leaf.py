@@ -17,6 +17,7 @@ from tree_ffn.models.ffn import ROUTING_NAMES, ffn_params, products
 from tree_ffn.tree import IMPLEMENTATIONS, Info, LeafSpec, leaf_ffn
 from tree_ffn.tree.leaf import balance_update, init_params, route
 from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS
+from tree_ffn.tree.usage import visit_counts
 
 E, T = 6, 20
 SPECS = cases.LEAVES
@@ -213,12 +214,18 @@ def test_balance_moves_the_choice_against_the_load():
     one = {"n_experts": 4, "expert_width": 1, "top_k": 1, "gate_norm": "none"}
     flat = LeafSpec(**one, router="softmax", balance_rate=0.5)
     ids = jnp.asarray([[0], [0], [0], [1]])  # loads 3, 1, 0, 0 about a mean of 1
-    assert balance_update({"selection_bias": jnp.zeros(4)}, ids, flat).tolist() == [-0.5, 0.0, 0.5, 0.5]
+    assert balance_update({"selection_bias": jnp.zeros(4)}, visit_counts(ids, 1, 4), flat).tolist() == [
+        -0.5,
+        0.0,
+        0.5,
+        0.5,
+    ]
     # Two trees of depth 2, rows: both roots, then level 1 of each tree. Loads: 2 1 0 0 and 0 0 1 2.
     trees = LeafSpec(n_experts=8, expert_width=1, top_k=2, n_trees=2, balance_rate=0.5)
     ids = jnp.asarray([[0, 1], [0, 7], [6, 7]])
     wanted = [0.5, -0.5, 0.5, 0.0, 0.0, -0.5]
-    assert balance_update({"selection_bias": jnp.zeros(6)}, ids, trees).tolist() == wanted
+    counts = visit_counts(ids, 1, 8)
+    assert balance_update({"selection_bias": jnp.zeros(6)}, counts, trees).tolist() == wanted
     updated = update_routing(trees, {"selection_bias": jnp.zeros(6)}, Info(ids))
     assert updated["selection_bias"].tolist() == wanted
 
@@ -233,11 +240,11 @@ def test_balance_evens_the_load(router, rng):
     lean = lean.at[0].set(3.0) if router == "tree" else lean.at[16:].set(0.1)
     x = jnp.asarray(rng.normal(size=(512, 16)), jnp.float32)
     ids_of = cases.jit(lambda bias: route(params | {"selection_bias": bias + lean}, x, spec)[0])
-    update = cases.jit(lambda bias, ids: balance_update({"selection_bias": bias}, ids, spec))
+    update = cases.jit(lambda bias, ids: update_routing(spec, {"selection_bias": bias}, Info(ids)))
     bias = jnp.zeros_like(lean)
     before = np.bincount(np.ravel(ids_of(bias)), minlength=32)
     for _ in range(400):
-        bias = update(bias, ids_of(bias))
+        bias = update(bias, ids_of(bias))["selection_bias"]
     after = np.bincount(np.ravel(ids_of(bias)), minlength=32)
     assert before[:16].sum() < 0.2 * before.sum() < 0.45 * after.sum() < after[:16].sum()
     assert after.min() > 0.3 * after.mean() > before.min()

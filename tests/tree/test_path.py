@@ -15,6 +15,7 @@ from tree_ffn.tree import ACTIVATIONS, IMPLEMENTATIONS, TreeShape, TreeSpec, tre
 from tree_ffn.tree.combine import fastest
 from tree_ffn.tree.path import balance_update, init_params, route
 from tree_ffn.tree.path.route import straight_through, visits
+from tree_ffn.tree.usage import leaf_counts
 
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -297,7 +298,7 @@ def test_balance_update(T, rng):
     threshold = cases.on_grid(rng, 3, 15)
     leaf = rng.integers(0, 8, (T, 3), np.int32)
     leaf[:, 2] = 5  # one leaf takes all: unvisited nodes stay
-    got = balance_update({"threshold": jnp.asarray(threshold)}, jnp.asarray(leaf), spec)
+    got = balance_update({"threshold": jnp.asarray(threshold)}, leaf_counts(jnp.asarray(leaf), 8), spec)
     np.testing.assert_array_equal(got, balanced(threshold, leaf, 0.125, 3))
     np.testing.assert_array_equal(got[:, 7:], threshold[:, 7:])
 
@@ -310,7 +311,7 @@ def test_balance_evens_out_a_skewed_router(rng):
     x = jnp.asarray(rng.normal(size=(501, 4)), jnp.float32)
     for _ in range(60):
         leaf_TP = run_route(params, x, spec)[0]
-        params["threshold"] = balance_update(params, leaf_TP, spec)
+        params["threshold"] = balance_update(params, leaf_counts(leaf_TP, 2), spec)
     assert abs(float(leaf_TP.mean()) - 0.5) < 0.05
 
 

@@ -14,6 +14,7 @@ from tree_ffn.models.sharded import sharded_tree_ffn
 from tree_ffn.models.spec import FFNSpec
 from tree_ffn.tree import Info, LeafSpec, TreeSpec, leaf, path
 from tree_ffn.tree.path import pruned
+from tree_ffn.tree.usage import visit_counts
 
 # Leaves that no optimizer touches; they live in the collection "routing".
 ROUTING_NAMES = ("threshold", "router", "selection_bias", "salt", "kept_row", *pruned.STRUCTURE)
@@ -137,16 +138,33 @@ def update_routing(spec: FFNSpec, routing: dict, info: Info) -> dict:
     Returns:
       the new collection.
     """
-    if isinstance(spec, DenseSpec) or not spec.balance_rate:
+    if not balances(spec):
         return routing
-    if isinstance(spec, TreeSpec):
-        name, update = "threshold", lambda routing, leaf_TP: path.balance_update(routing, leaf_TP, spec)
-    else:
-        name = "selection_bias"
-        update = lambda routing, ids_TK: leaf.balance_update(routing, ids_TK, spec)
-    if info.leaf_TP.ndim == 3:
-        update = jax.vmap(update)
-    return {**routing, name: update(routing, info.leaf_TP)}
+    return balanced(spec, routing, visit_counts(info.leaf_TP, *count_shape(spec)))
+
+
+def balances(spec: FFNSpec) -> bool:
+    """Whether `update_routing` changes anything."""
+    return not isinstance(spec, DenseSpec) and spec.balance_rate > 0
+
+
+def count_shape(spec: TreeSpec | LeafSpec) -> tuple[int, int]:
+    """Of the visits of a layer: trees and leaves, or 1 and experts."""
+    return (spec.shape.n_trees, spec.shape.n_leaves) if isinstance(spec, TreeSpec) else (1, spec.n_experts)
+
+
+def balanced(spec: TreeSpec | LeafSpec, routing: dict, counts: jax.Array) -> dict:
+    """`update_routing` by visits.
+
+    Args:
+      spec: a layer that `balances`.
+      routing: as of `update_routing`.
+      counts: int32 [P, J], of `usage.visit_counts`; stacked as `routing` is.
+    """
+    name, rule = ("threshold", path) if isinstance(spec, TreeSpec) else ("selection_bias", leaf)
+    update = lambda routing, counts_PJ: rule.balance_update(routing, counts_PJ, spec)
+    update = jax.vmap(update) if counts.ndim == 3 else update
+    return {**routing, name: update(routing, counts)}
 
 
 def blend(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.models.attention import Attention, KeyValue
-from tree_ffn.models.ffn import FFN, update_routing
+from tree_ffn.models.ffn import FFN, balanced, balances
 from tree_ffn.models.sharded import by_rows
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree.meshes import platform
@@ -268,18 +268,18 @@ def scores(spec: ModelSpec, head_RE: jax.Array, y_BCE: jax.Array) -> jax.Array:
     return jnp.where(row < spec.vocab_size, logits_BCR, NEVER)
 
 
-def update_model_routing(spec: ModelSpec, routing: dict, infos) -> dict:
+def update_model_routing(spec: ModelSpec, routing: dict, counts) -> dict:
     """The model's "routing" collection after a step's balancing (see `ffn.update_routing`).
 
     Args:
       spec: the model.
       routing: its collection before.
-      infos: of the step, one a run of layers.
+      counts: visits of the step, one int32 [layers, P, J] a run of layers.
     """
     new = dict(routing)
-    for i, ((ffn, _), info) in enumerate(zip(spec.runs, infos, strict=True)):
-        if f"run_{i}" in routing:
-            new[f"run_{i}"] = {"ffn": update_routing(ffn, routing[f"run_{i}"]["ffn"], info)}
+    for i, ((ffn, _), visits) in enumerate(zip(spec.runs, counts, strict=True)):
+        if balances(ffn):
+            new[f"run_{i}"] = {"ffn": balanced(ffn, routing[f"run_{i}"]["ffn"], visits)}
     return new
 
 

@@ -4,18 +4,18 @@ Nothing here compiles, prints or reads a clock; `loop` does. A batch is int32
 [B, C + 1]: the first C tokens are read, the last C are predicted.
 """
 
-import functools
 from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from tree_ffn.models.ffn import count_shape
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer, update_model_routing
 from tree_ffn.training.losses import next_token_loss, row_mean
 from tree_ffn.tree import Info, LeafSpec, TreeSpec
-from tree_ffn.tree.usage import leaf_counts
+from tree_ffn.tree.usage import visit_counts
 
 
 class TrainState(NamedTuple):
@@ -76,15 +76,10 @@ def empty_usage(model: ModelSpec) -> tuple[jax.Array | None, ...]:
 
     Trees: int32 [layers, P, 2^D]. Experts: int32 [layers, 1, X].
     """
-    usage = []
-    for ffn, n_layers in model.runs:
-        if isinstance(ffn, TreeSpec):
-            usage.append(jnp.zeros((n_layers, ffn.shape.n_trees, ffn.shape.n_leaves), jnp.int32))
-        elif isinstance(ffn, LeafSpec):
-            usage.append(jnp.zeros((n_layers, 1, ffn.n_experts), jnp.int32))
-        else:
-            usage.append(None)
-    return tuple(usage)
+    return tuple(
+        jnp.zeros((n_layers, *count_shape(ffn)), jnp.int32) if isinstance(ffn, TreeSpec | LeafSpec) else None
+        for ffn, n_layers in model.runs
+    )
 
 
 def tokens_of(batch, n_rows: jax.Array | None) -> jax.Array | None:
@@ -107,38 +102,31 @@ def count_usage(usage, infos: tuple[Info, ...], n_tokens: jax.Array | None = Non
         leaf = info.leaf_TP
         if n_tokens is not None:
             leaf = jnp.where((jnp.arange(leaf.shape[1]) < n_tokens)[None, :, None], leaf, -1)
-        if counts.shape[1] == 1:  # the top-k experts of a token count alike
-            leaf = leaf.reshape(leaf.shape[0], -1, 1)
-        return counts + jax.vmap(functools.partial(leaf_counts, n_leaves=counts.shape[2]))(leaf)
+        return counts + visit_counts(leaf, *counts.shape[1:])
 
     return tuple(add(counts, info) for counts, info in zip(usage, infos))
 
 
-def _gradients(params, batch, loss, accumulation: int):
-    """Gradient, cross-entropy and infos of a batch, in `accumulation` microbatches."""
+def _gradients(params, batch, loss, accumulation: int, unused):
+    """Gradient, cross-entropy and visits of a batch, in `accumulation` microbatches; `unused`: no visits."""
     grad_fn = jax.value_and_grad(loss, has_aux=True)
     if accumulation == 1:
         (_, (nll, infos)), grads = grad_fn(params, batch)
-        return grads, nll, infos
+        return grads, nll, count_usage(unused, infos)
 
     # Rows a, a + n, a + 2n, ... are microbatch a: every device keeps its own rows.
     micro = batch.reshape(-1, accumulation, batch.shape[1]).swapaxes(0, 1)
 
     def one(carry, rows):
+        # Visits are counted here: the choices of all tokens of a step would not fit beside the rest.
+        sums, counts = carry
         (_, (nll, infos)), grads = grad_fn(params, rows)
-        return jax.tree.map(jnp.add, carry, (grads, nll)), infos
+        return (jax.tree.map(jnp.add, sums, (grads, nll)), count_usage(counts, infos)), None
 
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
-    (grads, nll), infos = jax.lax.scan(one, zeros, micro)
-    grads, nll = jax.tree.map(lambda total: total / accumulation, (grads, nll))
-    return grads, nll, tuple(_join(info) for info in infos)
-
-
-def _join(info: Info) -> Info:
-    """Infos [microbatches, layers, T, ...] of one run as one info of all tokens."""
-    leaf = jnp.moveaxis(info.leaf_TP, 0, 1)
-    leaf = leaf.reshape(leaf.shape[0], leaf.shape[1] * leaf.shape[2], leaf.shape[3])
-    return Info(leaf)
+    (sums, counts), _ = jax.lax.scan(one, (zeros, unused), micro)
+    grads, nll = jax.tree.map(lambda total: total / accumulation, sums)
+    return grads, nll, counts
 
 
 def train_step(
@@ -176,10 +164,10 @@ def train_step(
     if loss is None:
         done = None if steps is None else state.step.astype(jnp.float32) / steps
         loss = lambda params, rows: loss_fn(params, state.routing, rows, model, done)
-    grads, nll, infos = _gradients(state.params, batch, loss, accumulation)
+    grads, nll, counts = _gradients(state.params, batch, loss, accumulation, empty_usage(model))
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    routing = update_model_routing(model, state.routing, infos)
+    routing = update_model_routing(model, state.routing, counts)
     params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": nll,
@@ -188,7 +176,7 @@ def train_step(
         "update_norm": optax.tree.norm(updates),
     }
     state = TrainState(state.step + 1, params, routing, opt_state)
-    return state, count_usage(usage, infos) if count else usage, metrics
+    return state, jax.tree.map(jnp.add, usage, counts) if count else usage, metrics
 
 
 def eval_step(variables: dict, usage, batch, n_rows: jax.Array | None = None, *, model: ModelSpec):

@@ -1,5 +1,6 @@
 """How much of a tree is used, and how fast that changes: counts and metrics from leaf ids alone."""
 
+import functools
 import math
 
 import jax
@@ -26,6 +27,20 @@ def leaf_counts(leaf_TP: jax.Array, n_leaves: int) -> jax.Array:
     high, low = ((digit[..., None] == jnp.arange(n)[None, None]).astype(jnp.float32) for digit, n in digits)
     counts_PHL = jnp.einsum("TPH,TPL->PHL", high, low)
     return counts_PHL.astype(jnp.int32).reshape(leaf_TP.shape[1], -1)[:, :n_leaves]
+
+
+def visit_counts(leaf_TP: jax.Array, n_trees: int, n_leaves: int) -> jax.Array:
+    """`leaf_counts` of a layer or of stacked ones, int32 [P, J] or [layers, P, J].
+
+    Args:
+      leaf_TP: int32 [T, P] or [layers, T, P].
+      n_trees: P; 1: the K experts of a token count alike.
+      n_leaves: J.
+    """
+    if n_trees == 1:
+        leaf_TP = leaf_TP.reshape(*leaf_TP.shape[:-2], -1, 1)
+    count = functools.partial(leaf_counts, n_leaves=n_leaves)
+    return jax.vmap(count)(leaf_TP) if leaf_TP.ndim == 3 else count(leaf_TP)
 
 
 def counts_by_level(counts_J):

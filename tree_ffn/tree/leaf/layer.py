@@ -12,7 +12,7 @@ from tree_ffn.tree.leaf.routers import ROUTERS
 from tree_ffn.tree.leaf.spec import LeafSpec
 from tree_ffn.tree.meshes import partitioned
 from tree_ffn.tree.undifferentiable import undifferentiable
-from tree_ffn.tree.usage import by_level, leaf_counts, sides
+from tree_ffn.tree.usage import by_level, sides
 
 _UNTOLD = (
     "done: is missing in the training of a layer with a dense start; give the share of the training that is "
@@ -103,7 +103,7 @@ def leaf_ffn(
     return partitioned(layer, x_TE)(params, x_TE, token_T, leak)
 
 
-def balance_update(routing: dict, ids_TK: jax.Array, spec: LeafSpec) -> jax.Array:
+def balance_update(routing: dict, counts_PJ: jax.Array, spec: LeafSpec) -> jax.Array:
     """selection_bias after a step: what is balanced moves by `balance_rate` against its load.
 
         flat:   bias[j] += rate sign(mean load - load[j])
@@ -113,13 +113,13 @@ def balance_update(routing: dict, ids_TK: jax.Array, spec: LeafSpec) -> jax.Arra
 
     Args:
       routing: `selection_bias`; of a pruned layer `kept_row` too.
-      ids_TK: experts of the step's tokens.
+      counts_PJ: int32 [1, X], how many of the step's tokens took each expert.
       spec: the layer.
 
     Source: Wang et al. 2024 (arXiv 2408.15664) for flat routers; of trees, the same at every decision.
     """
     bias_R = routing["selection_bias"]
-    load_X = leaf_counts(ids_TK.reshape(-1, 1), spec.n_experts)[0]
+    load_X = counts_PJ[0]
     is_there_X = routing["kept_row"] >= 0 if spec.n_kept else jnp.ones(spec.n_experts, bool)
     if not ROUTERS[spec.router].trees:
         load_X = load_X.astype(jnp.float32)

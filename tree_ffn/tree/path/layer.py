@@ -14,7 +14,7 @@ from tree_ffn.tree.path import pruned
 from tree_ffn.tree.path.route import decision_logits, route, straight_through, visits
 from tree_ffn.tree.path.spec import PrunedSpec, TreeSpec
 from tree_ffn.tree.undifferentiable import undifferentiable
-from tree_ffn.tree.usage import leaf_counts, sides
+from tree_ffn.tree.usage import sides
 
 
 def init_params(
@@ -186,7 +186,7 @@ def finish(params: dict, s_TE: jax.Array, spec: TreeSpec) -> jax.Array:
     return s_TE + params["b_out"].astype(s_TE.dtype)[None]
 
 
-def balance_update(routing: dict, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Array:
+def balance_update(routing: dict, counts_PJ: jax.Array, spec: TreeSpec) -> jax.Array:
     """Thresholds after a step of sign balancing, which moves them until both children of a node have tokens.
 
         threshold += balance_rate * sign(visits right - visits left)
@@ -196,13 +196,13 @@ def balance_update(routing: dict, leaf_TP: jax.Array, spec: TreeSpec) -> jax.Arr
 
     Args:
       routing: `threshold` [P, N]; of a pruned layer [R] and its structure.
-      leaf_TP: int32 leaves of the step's tokens.
+      counts_PJ: int32 [P, 2^D], how many of the step's tokens reached each leaf.
       spec: `balance_rate` is read.
 
     Source: the bias rule of auxiliary-loss-free balancing (arXiv 2408.15664), applied to the two children of
     a node.
     """
-    threshold, counts_PJ = routing["threshold"], leaf_counts(leaf_TP, spec.shape.n_leaves)
+    threshold = routing["threshold"]
     if isinstance(spec, PrunedSpec):
         left, right = pruned.sides(routing, counts_PJ, spec)
         forks_R = routing["child"][:, 0] != routing["child"][:, 1]
