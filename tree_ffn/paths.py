@@ -49,6 +49,18 @@ def local(path: str, field: str) -> str:
     return found
 
 
+def local_or_bucket(path: str, field: str) -> str:
+    """`local`, but that a place in a bucket, gs://BUCKET/PATH, is itself.
+
+    Example:
+      >>> local_or_bucket("gs://runs/tree/", "workdir"), local_or_bucket("runs/tree", "workdir")
+      ('gs://runs/tree', 'runs/tree')
+    """
+    if re.match(r"gs://[^/]+/.*[^/]", path):
+        return path.rstrip("/")
+    return local(path, field)
+
+
 def local_each(paths: str, field: str) -> str:
     """`local` of paths or glob patterns that are joined by commas.
 

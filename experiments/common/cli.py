@@ -43,6 +43,7 @@ def run(
       >>> if __name__ == "__main__":       # doctest: +SKIP
       ...     run(main)
     """
+    sys.unraisablehook = _unraisable
     parse, argv, suite = functools.partial(_parse, main), list(sys.argv if argv is None else argv), []
     if "suite" in inspect.signature(main).parameters and argv[1:] and not argv[1].startswith("-"):
         suite = [argv.pop(1)]
@@ -50,6 +51,12 @@ def run(
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with streams.lasting(lambda: not flags.FLAGS.is_parsed() or prints()):  # --help is read before
         app.run(lambda rest: _main(lambda: main(*suite), rest), argv=argv, flags_parser=parse)
+
+
+def _unraisable(args) -> None:
+    """As Python's own; but on a full disk orbax closes its event loop while tensorstore still writes."""
+    if "Event loop is closed" not in str(args.exc_value):
+        sys.__unraisablehook__(args)
 
 
 def _parse(main: Callable[..., None], argv: list[str]) -> list[str]:

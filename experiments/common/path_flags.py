@@ -13,7 +13,7 @@ from absl import flags
 
 from tree_ffn.data.compressed import SUFFIXES
 from tree_ffn.errors import InputError
-from tree_ffn.paths import local, local_each
+from tree_ffn.paths import local, local_each, local_or_bucket
 
 flags.disclaim_key_flags()  # they are those of the module that calls `define`
 
@@ -47,6 +47,11 @@ class _List(flags.ListParser):
 def define(name: str, default: str | None, help: str) -> Any:
     """A flag with one path or glob pattern; as flags.DEFINE_string."""
     return flags.DEFINE(_Path(local, name), name, default, help)
+
+
+def define_workdir(help: str) -> Any:
+    """The flag --workdir, of a run that may be in a bucket."""
+    return flags.DEFINE(_Path(local_or_bucket, "workdir"), "workdir", None, help)
 
 
 def define_written(name: str, default: str | None, help: str, packs: tuple[str, ...] = ()) -> Any:

@@ -20,66 +20,17 @@ import signal
 import sys
 import tempfile
 import time
-from typing import NamedTuple
 
 import numpy as np
 
 from experiments.reporting.record import append_result
-from tests.training.several import HEARTBEAT, Several, losses
-from tests.training.tiny import write_texts
-from tree_ffn.training.checkpoint import steps_on_disk
+from tests.training import faults_of_one
+from tests.training.outcomes import NotHere, Outcome, Place, checkpoints, ended, outcome, same_losses
+from tests.training.several import HEARTBEAT, losses
 
 LONG = ("--config.train.steps=100000",)
 OFTEN = ("--config.train.checkpoint_every=4", "--config.train.eval_every=4", "--config.train.eval_batches=1")
 LOST, STOPPED, REFUSED = -signal.SIGABRT, 128 + signal.SIGTERM, 2
-
-
-class Outcome(NamedTuple):
-    """What followed a fault: seconds until all had ended, exit codes, the last line of each process."""
-
-    seconds: float
-    codes: list[int]
-    said: list[str]
-
-
-class Place:
-    """A directory with text, and names of workdirs in it that are new."""
-
-    def __init__(self, directory: pathlib.Path):
-        self.directory, self.n = directory, 0
-        self.texts = directory / "texts"
-        self.texts.mkdir()
-        write_texts(self.texts)
-
-    def new(self) -> pathlib.Path:
-        self.n += 1
-        return self.directory / f"run{self.n}"
-
-    def run(self, n: int, *flags: str, workdir: pathlib.Path | None = None, **how) -> Several:
-        return Several(n, workdir or self.new(), self.texts, *flags, **how)
-
-
-def outcome(run: Several, since: float, limit: float) -> Outcome:
-    """Waits for the end of all, at most `limit` seconds after the fault."""
-    codes = run.wait(limit)
-    return Outcome(time.monotonic() - since, codes, [lines[-1] if lines else "" for lines in run.said()])
-
-
-def ended(run: Several, *codes: int) -> Outcome:
-    """An end without a fault; seconds are those of the whole run."""
-    found = outcome(run, run.began, 600)
-    assert tuple(found.codes) == codes, found
-    return found
-
-
-def checkpoints(workdir: pathlib.Path) -> list[int]:
-    return steps_on_disk(str(workdir / "checkpoints"))
-
-
-def same_losses(workdir, other, rtol=1e-6) -> None:
-    ours, theirs = losses(workdir), losses(other)
-    assert ours.keys() == theirs.keys() and ours
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=rtol)
 
 
 def straight(place: Place) -> Outcome:
@@ -320,12 +271,12 @@ def kills_while_saving(place: Place, kills: int = 20, steps: int = 160) -> Outco
         done += not finished
         half += unfinished(workdir) and not finished
         assert finished or -signal.SIGKILL in codes, (codes, run.said())
-        assert checkpoints(workdir)[-1] >= known[-1], "a whole checkpoint was lost"
+        assert checkpoints(workdir)[-1:] >= known[-1:], "a whole checkpoint was lost"
         resumed = [line for line in run.said()[0] if line.startswith("resumed at step")]
         assert not before or resumed == [f"resumed at step {before[-1]} of {steps}"], (before, run.said())
         got = {key: loss for key, loss in losses(workdir).items() if key[0] == "valid"}
         assert got.items() <= want.items(), (len(got), "a loss is not the straight run's")
-        lines.append(f"kill {done}: {codes}, step {checkpoints(workdir)[-1]}")
+        lines.append(f"kill {done}: {codes}, step {checkpoints(workdir)[-1:]}")
         print(lines[-1], flush=True)
         if finished:
             assert got == want
@@ -339,7 +290,8 @@ FAULTS = [
     sigterm_before_the_first_step, kill_of_the_first, kill_of_another, kill_of_one_of_four,
     a_process_that_hangs, another_config, another_text, another_commit, a_workdir_of_its_own,
     input_that_one_refuses, a_process_without_devices, a_torn_newest_checkpoint,
-    a_newest_checkpoint_without_a_part, an_empty_newest_checkpoint, kills_while_saving,
+    a_newest_checkpoint_without_a_part, an_empty_newest_checkpoint, *faults_of_one.FAULTS,
+    kills_while_saving,
 ]  # fmt: skip
 
 
@@ -358,7 +310,11 @@ def main() -> None:
             if fault.__name__ not in names:
                 continue
             more = {"kills": args.kills} if fault is kills_while_saving else {}
-            found = fault(place, **more)
+            try:
+                found = fault(place, **more)
+            except NotHere as reason:
+                print(f"{fault.__name__}: left out, {reason}", flush=True)
+                continue
             said = [line.replace(directory, "PATH") for line in found.said]
             print(f"{fault.__name__}: {found.codes} in {found.seconds:.1f} s; {said[0]}", flush=True)
             if args.results:

@@ -49,12 +49,15 @@ class Several:
       *flags: of all processes; a run is configs/smoke.py.
       devices: of each process.
       of_one: (process, its more flags, its more environment).
+      variables: more environment of all.
+      before: words before the command, as of `faketime`.
       slurm: the environment is that of `srun`, and not the one that our guide says.
     """
 
     def __init__(
         self, n: int, workdir: pathlib.Path, texts: pathlib.Path, *flags: str, devices: int = 1,
         of_one: tuple[int, list[str], dict[str, str]] = (0, [], {}), slurm: bool = False,
+        variables: dict[str, str] | None = None, before: tuple[str, ...] = (),
     ):  # fmt: skip
         self.workdir, self.processes, self.began = workdir, [], time.monotonic()
         self.logs = workdir.with_name(f"{workdir.name}.logs")
@@ -64,16 +67,16 @@ class Several:
             f"--config.data.files={texts}/*.txt", f"--config.data.cache_dir={texts}/cache",
             f"--workdir={workdir}",
         ]  # fmt: skip
-        environment = os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        environment = os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)} | (variables or {})
         port = free_port(SLURM_PORTS + random.randrange(2**11) if slurm else 0)
         for process in range(n):
-            more, variables = of_one[1:] if process == of_one[0] else ([], {})
+            more, own = of_one[1:] if process == of_one[0] else ([], {})
             with open(self.logs / str(process), "w") as log:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "experiments.train", *common, *flags, *more],
+                        [*before, sys.executable, "-m", "experiments.train", *common, *flags, *more],
                         cwd=ROOT,
-                        env=environment | announced(n, process, port, slurm) | variables,
+                        env=environment | announced(n, process, port, slurm) | own,
                         stdout=log,
                         stderr=log,
                     )  # fmt: skip

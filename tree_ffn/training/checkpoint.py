@@ -8,18 +8,18 @@ state is the step: row order is a pure function of it.
 
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from tree_ffn.errors import InputError, is_whole_number
+from tree_ffn.errors import InputError, is_whole_number, reason
 from tree_ffn.models.unread import check_unmoved, unread
-from tree_ffn.training import distributed
+from tree_ffn.training import bucket, distributed
 from tree_ffn.training.sharding import placed
 from tree_ffn.training.step import TrainState
 from tree_ffn.training.structure import compare_leaves, leaves_of
@@ -36,19 +36,24 @@ _policies = ocp.training.preservation_policies
 
 def checkpoint_directory(workdir: str) -> str:
     """Where the checkpoints of a run lie."""
-    return os.path.abspath(os.path.join(workdir, "checkpoints"))
+    path = os.path.join(workdir, "checkpoints")
+    return path if bucket.is_bucket(path) else os.path.abspath(path)
 
 
 def steps_on_disk(directory: str) -> list[int]:
     """Steps whose checkpoint is whole, ascending; reads names only, and removes nothing.
 
     A save gets its plain number by a rename when all of it is there; until then
-    its directory is called `7.orbax-checkpoint-tmp`.
+    its directory is called `7.orbax-checkpoint-tmp`. In a bucket nothing can be
+    renamed: there a file `commit_success.txt` comes last.
 
     Example:
       >>> steps_on_disk("nowhere")
       []
     """
+    if bucket.is_bucket(directory):
+        steps = (path for path in bucket.inside(directory) if path.name.isdecimal())
+        return sorted(int(path.name) for path in steps if (path / "commit_success.txt").exists())
     try:
         with os.scandir(directory) as entries:
             return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
@@ -80,8 +85,12 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int | None = None, keep_every: int = 0):
         self.directory = checkpoint_directory(workdir)
-        if keep is None and not os.path.isdir(self.directory):
-            raise InputError(f"workdir: {workdir} has no checkpoints; name the --workdir of a training run.")
+        self._place = epath.Path(self.directory)
+        with bucket.reached(workdir, "read"):
+            if keep is None and not self._place.is_dir():
+                raise InputError(
+                    f"workdir: {workdir} has no checkpoints; name the --workdir of a training run."
+                )
         logging.getLogger("absl").addFilter(_is_news)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         best = _policies.BestN(
@@ -90,11 +99,12 @@ class Checkpoints:
         kept = [_policies.LatestN(keep), best]
         kept += [_policies.EveryNSteps(keep_every)] if keep_every else []
         try:
-            self._orbax = ocp.training.Checkpointer(
-                self.directory,
-                preservation_policy=_policies.AnyPreservationPolicy(kept),
-                cleanup_tmp_directories=keep is not None,
-            )
+            with bucket.reached(workdir):
+                self._orbax = ocp.training.Checkpointer(
+                    self.directory,
+                    preservation_policy=_policies.AnyPreservationPolicy(kept),
+                    cleanup_tmp_directories=keep is not None,
+                )
         except OSError as error:
             raise InputError(f"workdir: {self.directory} cannot be written ({error.strerror}).") from error
 
@@ -248,17 +258,16 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Removes checkpoints that were replaced; where nothing has taken a place yet, it is theirs again."""
         if distributed.is_first():
-            for name in os.listdir(self.directory):
-                step, ending = os.path.splitext(name)
-                if ending == _REPLACED and int(step) in steps_on_disk(self.directory):
-                    shutil.rmtree(f"{self.directory}/{name}")
-                elif ending == _REPLACED:
-                    os.rename(f"{self.directory}/{name}", f"{self.directory}/{step}")
+            for path in bucket.inside(self.directory):
+                if path.suffix == _REPLACED and int(path.stem) in steps_on_disk(self.directory):
+                    path.rmtree()
+                elif path.suffix == _REPLACED:
+                    path.rename(path.parent / path.stem)
         self._look_again()
 
     def _rename(self, name: str, to: str) -> None:
         if distributed.is_first():
-            os.rename(f"{self.directory}/{name}", f"{self.directory}/{to}")
+            (self._place / name).rename(self._place / to)
         self._look_again()
 
     def _look_again(self) -> None:
@@ -329,12 +338,15 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
-            cause = disk_error(error)
+            in_bucket = bucket.is_bucket(self.directory)
+            cause = disk_error(error) or (reason(error) if in_bucket else None)
             if cause is None:
                 raise
-            # Orbax's list of steps has already lost those that the failed save was to replace.
-            steps = steps_on_disk(self.directory)
-            whole = f"checkpoints up to step {steps[-1]} are whole" if steps else "no checkpoint is whole"
+            whole = "earlier checkpoints stay"
+            if not in_bucket:
+                # Orbax's list of steps has already lost those that the failed save was to replace.
+                steps = steps_on_disk(self.directory)
+                whole = f"checkpoints up to step {steps[-1]} are whole" if steps else "no checkpoint is whole"
             raise InputError(f"workdir: {self.directory} cannot be written ({cause}); {whole}.") from error
 
 

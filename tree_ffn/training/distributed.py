@@ -21,13 +21,14 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from tree_ffn.errors import InputError, is_whole_number, reason
 from tree_ffn.json_output import json_text
 from tree_ffn.paths import writing
 from tree_ffn.plain import flat
-from tree_ffn.training import last_words
+from tree_ffn.training import bucket, last_words
 from tree_ffn.training.signals import STOPS, Diverged, Interrupted, StopSignals
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -198,17 +199,17 @@ def check_shared(workdir: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    path = os.path.join(workdir, ".shared")
+    path = epath.Path(workdir) / ".shared"
     with together():
         written = str(uuid.uuid4()) if is_first() else ""
         if is_first():
-            with writing(path), open(path, "w", encoding="utf-8") as file:
-                file.write(written)
+            with bucket.reached(workdir), writing(str(path)):
+                path.write_text(written)
     written = texts_of_all(written)[0]
     with together():
         try:
-            with open(path, encoding="utf-8") as file:
-                found = file.read()
+            with bucket.reached(workdir, "read"):
+                found = path.read_text()
         except OSError:
             found = ""
         if found != written:
@@ -216,7 +217,7 @@ def check_shared(workdir: str) -> None:
                 f"workdir: {workdir} is not the directory that process 0 sees; name one that all hosts share."
             )
     if is_first():
-        os.remove(path)
+        path.unlink()
 
 
 def check_mesh(mesh: jax.sharding.Mesh) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from tree_ffn.data.pipeline import Batches, valid_batches
 from tree_ffn.locks import only_writer
-from tree_ffn.paths import local
-from tree_ffn.training import distributed
+from tree_ffn.paths import local_or_bucket
+from tree_ffn.training import bucket, distributed
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.clock import Clock
@@ -60,7 +60,7 @@ def train(
     clock = Clock()
     with contextlib.ExitStack() as stack:
         with distributed.together():
-            workdir, plan = local(workdir, "workdir"), plan_run(config)
+            workdir, plan = local_or_bucket(workdir, "workdir"), plan_run(config)
             known, began = stamped(resolved(config)), origin() if origin else {}
         if plan.train.compile_cache:
             jax.config.update("jax_compilation_cache_dir", plan.train.compile_cache)
@@ -68,26 +68,29 @@ def train(
         distributed.check_mesh(plan.mesh)
         first = distributed.is_first()
         with distributed.together():
-            if first:
+            if first and bucket.is_bucket(workdir):
+                bucket.check_writable(workdir)
+            elif first:
                 stack.enter_context(only_writer(workdir))
                 stack.enter_context(workdirs.unmade_if_empty(workdir))
         distributed.check_shared(workdir)
         with distributed.together():
             checkpoints = stack.enter_context(workdirs.open_workdir(workdir, config, plan.train, log))
             plan = workdirs.with_own_model(plan, checkpoints)
+            folder = stack.enter_context(bucket.folder(workdir, first))
             data = prepare(config, plan.model, log)
         distributed.check_same(data=data.meta)
         stack.enter_context(jax.set_mesh(plan.mesh))
         stop = stack.enter_context(distributed.stop_signals())
         with distributed.together():
-            run = Run(plan, data, known, workdir, checkpoints, compile(plan), log, clock)
+            run = Run(plan, data, known, folder, checkpoints, compile(plan), log, clock)
         if first:
             workdirs.write_json(workdir, "config.json", known)
             workdirs.write_json(workdir, "data.json", data.meta)
             if origin:
                 workdirs.add_origin(workdir, {"step": run.step, **began})
         bytes_per_token = data.meta["bytes_per_token"]
-        report = stack.enter_context(Report(workdir, plan, bytes_per_token, run.step, log, bar, first))
+        report = stack.enter_context(Report(folder.path, plan, bytes_per_token, run.step, log, bar, first))
         report.passes = plan.train.passes(len(data.train))
         if run.step:
             report.say(f"resumed at step {run.step} of {plan.train.steps}")
@@ -106,8 +109,8 @@ class Run:
       plan: the checked config.
       data: prepared corpus.
       config: resolved config, for the checkpoints.
-      workdir: directory of the run.
-      checkpoints: of the workdir; the latest is restored if there is one.
+      folder: where files of the run grow.
+      checkpoints: of its workdir; the latest is restored if there is one.
       programs: what runs on devices.
       log: takes lines of text.
       clock: began with the run.
@@ -118,19 +121,19 @@ class Run:
     """
 
     def __init__(
-        self, plan, data, config: dict, workdir: str, checkpoints: Checkpoints, programs: Programs, log,
-        clock: Clock,
+        self, plan, data, config: dict, folder: bucket.Folder, checkpoints: Checkpoints,
+        programs: Programs, log, clock: Clock,
     ):  # fmt: skip
         self.plan, self.data, size = plan, data, plan.train.batch_size
         self._here = rows_here(plan.mesh, size)
         self.batches = Batches(data.train, size, plan.seed, plan.corpus.workers, self._here)
-        self.workdir, self.checkpoints = workdir, checkpoints
+        self.folder, self.checkpoints = folder, checkpoints
         self._meta = {"config": config, "data": data.meta, **workdirs.kept_meta(checkpoints)}
         self._programs, self._clock = programs, clock
         if checkpoints.latest is None:
             self.state = self._programs.init(jax.random.key(plan.seed))
         else:
-            workdirs.check_same_data(workdir, checkpoints.meta()["data"], data.meta)
+            workdirs.check_same_data(folder.workdir, checkpoints.meta()["data"], data.meta)
             self.state = checkpoints.restore_newest(self._programs.abstract, log)
             clock.goes_on(checkpoints.meta().get("spent"))
         self.step = int(self.state.step)
@@ -201,6 +204,8 @@ class Run:
 
     def _save(self, val_loss: float | None = None) -> None:
         with self._clock.during("saving"):
+            if distributed.is_first():
+                self.folder.upload()
             self.checkpoints.save(self.state, self._meta | {"spent": self._clock.spent()}, val_loss)
 
     def _wait(self) -> None:
@@ -249,6 +254,6 @@ class Run:
         self._wait()
         raise Interrupted(
             f"stopped by {why} after step {self.step} of {self.plan.train.steps}; "
-            f"the state is saved in {self.workdir}: run the same command again to resume.",
+            f"the state is saved in {self.folder.workdir}: run the same command again to resume.",
             signum,
         )

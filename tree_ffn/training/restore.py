@@ -15,7 +15,7 @@ from tree_ffn.models.cost import abstract_variables
 from tree_ffn.models.finite import check_finite_variables
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec, spec_from_dict
-from tree_ffn.paths import local
+from tree_ffn.paths import local_or_bucket
 from tree_ffn.plain import Namespace, namespace
 from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory
 from tree_ffn.training.sharding import make_mesh, placed
@@ -61,7 +61,7 @@ def restore_for_inference(workdir: str, step: int | str = "best", mesh: Mesh | N
       >>> Transformer(run.model).apply(run.variables, tokens_BC)            # doctest: +SKIP
     """
     mesh = mesh or make_mesh(1, 1, jax.devices()[:1])
-    workdir = local(workdir, "workdir")
+    workdir = local_or_bucket(workdir, "workdir")
     if jax.process_count() > 1 or not in_use(workdir):  # of several processes, one of them may still hold it
         return _restore(workdir, step, mesh)
     with tempfile.TemporaryDirectory() as copy:

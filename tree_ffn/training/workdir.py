@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from tree_ffn.errors import InputError
 from tree_ffn.json_output import json_text
@@ -23,6 +24,7 @@ from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec, spec_to_dict
 from tree_ffn.paths import replacing, writing
 from tree_ffn.plain import flat, namespace
+from tree_ffn.training import bucket
 from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory, steps_on_disk
 from tree_ffn.training.optimizer import learning_rate, make_optimizer
 from tree_ffn.training.plan import Plan, TrainSpec, check_trainable, differing_keys, optim_spec, resolved
@@ -98,7 +100,7 @@ def unmade_if_empty(workdir: str) -> Iterator[None]:
     first; data that cannot be used are known only then.
     """
     path = checkpoint_directory(workdir)
-    new = not os.path.exists(path)
+    new = not bucket.is_bucket(path) and not os.path.exists(path)
     try:
         yield
     finally:
@@ -180,8 +182,10 @@ def read_json(workdir: str, name: str) -> dict | None:
     """
     path = os.path.join(workdir, name)
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
+        with bucket.reached(path, "read"):
+            value = json.loads(epath.Path(path).read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -228,6 +232,10 @@ def write_json(workdir: str, name: str, value: dict) -> None:
     """
     path = os.path.join(workdir, name)
     text = json_text(value, path, indent=2)
+    if bucket.is_bucket(path):  # where a file is there as a whole, or not at all
+        with bucket.reached(path):
+            epath.Path(path).write_text(text + "\n")
+        return
     with writing(path):
         os.makedirs(workdir, exist_ok=True)
     with replacing(path) as file:
