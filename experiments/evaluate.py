@@ -32,7 +32,7 @@ from tree_ffn.training.evaluate import evaluate, other_corpus
 from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.training.sharding import make_mesh
 
-_WORKDIR = path_flags.define_workdir("Directory of a training run.")
+_WORKDIR = path_flags.define_place("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
 _CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Another corpus than the run's.")
 _FILES = path_flags.define_each("files", None, "Text files to score (glob patterns, comma separated).")

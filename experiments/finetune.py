@@ -24,7 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run, e.g. configs/finetune.py; --config.finetune.kl=1 changes one value.",
     lock_config=True,
 )  # fmt: skip
-_WORKDIR = path_flags.define_workdir("Directory of the run; a run that is there goes on.")
+_WORKDIR = path_flags.define_place("workdir", None, "Directory of the run; a run that is there goes on.")
 _RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
 _TABLE = flags.DEFINE_string("table", "conversion", "Table of the results rows: ours, or one of your own.")
 _TEXTS = flags.DEFINE_list("texts", [], texts.HELP)

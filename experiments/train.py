@@ -35,7 +35,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "The run, e.g. configs/quickstart.py; --config.optim.lr=1e-3 changes one value.",
     lock_config=True,
 )
-_WORKDIR = path_flags.define_workdir("Directory of the run; a run that is there goes on.")
+_WORKDIR = path_flags.define_place("workdir", None, "Directory of the run; a run that is there goes on.")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "Print sizes and FLOPs of the model; train nothing.")
 _NOJIT = flags.DEFINE_bool("nojit", False, "Run without compiling: slow, but print and breakpoints work.")
 _RESULTS = path_flags.define_written(

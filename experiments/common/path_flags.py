@@ -49,9 +49,9 @@ def define(name: str, default: str | None, help: str) -> Any:
     return flags.DEFINE(_Path(local, name), name, default, help)
 
 
-def define_workdir(help: str) -> Any:
-    """The flag --workdir, of a run that may be in a bucket."""
-    return flags.DEFINE(_Path(local_or_bucket, "workdir"), "workdir", None, help)
+def define_place(name: str, default: str | None, help: str) -> Any:
+    """A flag with one path that may be in a bucket."""
+    return flags.DEFINE(_Path(local_or_bucket, name), name, default, help)
 
 
 def define_written(name: str, default: str | None, help: str, packs: tuple[str, ...] = ()) -> Any:
