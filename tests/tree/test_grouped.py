@@ -96,15 +96,13 @@ def test_compiled_for_a_gpu_it_calls_kernels_and_exported_it_does_not(chosen, rn
 def test_what_kernels_are_not_made_for(change):
     sizes = {"X": 8, "W": 3, "E": 64, "T": 40, "dtype": jnp.bfloat16} | change
     x = jax.ShapeDtypeStruct((sizes["T"], sizes["E"]), sizes["dtype"])
-    ids = jax.ShapeDtypeStruct((sizes["T"], 16), jnp.int32)
-    assert not experts.fit(x, ids, (sizes["X"], sizes["W"], sizes["E"]))
+    assert not experts.fit(x, 16, (sizes["X"], sizes["W"], sizes["E"]))
 
 
 def test_an_exported_number_of_tokens_is_left_to_xla():
     (n,) = export.symbolic_shape("n")
-    x, ids = jax.ShapeDtypeStruct((n, 64), jnp.bfloat16), jax.ShapeDtypeStruct((n, 2), jnp.int32)
-    assert not experts.fit(x, ids, (8, 3, 64))
-    assert experts.fit(jnp.ones((40, 64), jnp.bfloat16), np.zeros((40, 2)), (8, 3, 64))
+    assert not experts.fit(jax.ShapeDtypeStruct((n, 64), jnp.bfloat16), 2, (8, 3, 64))
+    assert experts.fit(jnp.ones((40, 64), jnp.bfloat16), 2, (8, 3, 64))
 
 
 needs_kernels = pytest.mark.skipif(

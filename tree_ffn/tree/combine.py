@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.tree import rows
-from tree_ffn.tree.grouped import flat, grouped
+from tree_ffn.tree.grouped import by_kernels, flat, grouped
 from tree_ffn.tree.masked import masked as by_rows
 from tree_ffn.tree.meshes import platform
 from tree_ffn.tree.products import weighed_units
@@ -55,16 +55,22 @@ def combine(
 
 
 def fastest(params: dict, x_TE: jax.Array, spec) -> str:
-    """What was fastest for so many tokens: results/speed_layer.jsonl, E = 768, F = 3,072, A = 96, on a CPU.
+    """What was fastest for so many tokens: results/speed_layer.jsonl.
 
-    In times of masked's, for 512 experts of 6 of which 16 are chosen, a tree of W = 12, and 12 of W = 1:
+    On a CPU, in times of masked's, E = 768, F = 3,072, A = 96, for 512 experts of 6 of which 16 are chosen, a
+    tree of W = 12, and 12 of W = 1:
 
         forward, 1 token            gather .16 .12 .26, after `make kernels` .08 .03 .04
         forward, 16 tokens          gather .62 .51 1.2, after `make kernels` .37 .15 .26
         forward, 256 tokens         gather 2.8 1.9 2.5, after `make kernels` .32 .17 .68, in training 2.2 2.5
         training, 4,096 tokens      grouped .87 .22; forward 1.2 .58 2.4
 
-    Rows are read by XLA where derivatives are taken. A GPU has masked from 17 tokens on.
+    Rows are read by XLA where derivatives are taken.
+
+    On an H200, bfloat16, after `make kernels`, 512 experts of which 16 are chosen, E = 768, 2,048, 4,096:
+
+        training, 16,384 tokens     grouped .73 .42 -
+        forward, 4,096 tokens       grouped - .56 .38
 
     Args:
       params: the layer's arrays.
@@ -76,12 +82,16 @@ def fastest(params: dict, x_TE: jax.Array, spec) -> str:
         return "masked"
     learns = getattr(spec, "routing", "") == "straight_through"  # by masked alone
     by_xla = n_tokens <= 16 and n_tokens * share <= 1
-    by_kernels = n_tokens <= 256 and share <= 1 / 16 and rows.in_place(x_TE.dtype, params["w_in"].dtype)
-    if by_xla or (by_kernels and not learns):
+    in_place = n_tokens <= 256 and share <= 1 / 16 and rows.in_place(x_TE.dtype, params["w_in"].dtype)
+    if by_xla or (in_place and not learns):
         return "gather"
-    many = platform() == "cpu" and n_tokens >= max(4096, 8 * spec.n_experts)
+    if learns:
+        return "masked"
     # A dense start is trained by masked alone: of such a layer only forward passes come here.
-    return "grouped" if many and not learns and not getattr(spec, "dense_start", 0) else "masked"
+    trains = not getattr(spec, "dense_start", 0)
+    on_cpu = platform() == "cpu" and trains and n_tokens >= max(4096, 8 * spec.n_experts)
+    on_gpu = x_TE.size >= 2**23 and by_kernels(params, x_TE, getattr(spec, "top_k", 0), spec)
+    return "grouped" if on_cpu or on_gpu else "masked"
 
 
 def masked(params, x_TE, ids_TK, gates_TK, spec, leak=None) -> jax.Array:

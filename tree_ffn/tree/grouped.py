@@ -28,25 +28,25 @@ def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
       gates_TK: float32, their gates.
       spec: the layer.
     """
-    if not by_kernels(params, x_TE, ids_TK, spec):
+    if not by_kernels(params, x_TE, ids_TK.shape[1], spec):
         return _by_blocks(params, x_TE, ids_TK, gates_TK, spec)
     return _sum(spec, x_TE, *(params[name] for name in UNITS), ids_TK, gates_TK)
 
 
-def by_kernels(params, x_TE, ids_TK, spec) -> bool:
+def by_kernels(params, x_TE, top_k: int, spec) -> bool:
     """Whether a GPU's kernels compute `grouped`: built, and for tokens and layers that they are made for.
 
     Args:
       params: the layer's arrays.
-      x_TE: tokens.
-      ids_TK: the chosen experts.
+      x_TE: tokens; only their shape and dtype count.
+      top_k: K.
       spec: the layer.
     """
     if platform() != "gpu" or jax.device_count() != 1 or not experts.is_loaded():  # XLA splits no kernel
         return False
     shape = params["w_in"].shape
     owns = len(shape) == 3 and shape[0] == spec.n_experts  # an expert is units of its own: [X, W, E]
-    return owns and experts.fit(x_TE, ids_TK, shape)
+    return owns and experts.fit(x_TE, top_k, shape)
 
 
 def _by_blocks(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:

@@ -59,15 +59,15 @@ class Saved(NamedTuple):
     z_NU: jax.Array
 
 
-def fit(x_TE, ids_TK, units: tuple[int, ...]) -> bool:
+def fit(x_TE, top_k: int, units: tuple[int, ...]) -> bool:
     """Whether the kernels compute sums of such tokens: bfloat16, of a width that they load in whole pieces.
 
     Args:
       x_TE: tokens.
-      ids_TK: the chosen experts.
+      top_k: K.
       units: X, W, E.
     """
-    n_pairs = ids_TK.size
+    n_pairs = x_TE.shape[0] * top_k
     if not isinstance(n_pairs, int) or not 0 < n_pairs <= MOST_PAIRS or x_TE.dtype != jnp.bfloat16:
         return False
     return units[1] <= 128 and units[2] % INNER == 0
