@@ -10,7 +10,9 @@
 No text is read, and weights are random. The configs take turns, ratios are of medians in one run, to the
 first config. train compiles each as training does; batches are of random tokens whose frequencies fall as
 those of words do (Zipf); `counting` is the share of a step that its visit counts take: the median of (with -
-without) / with. decode makes --new tokens after --context others in each of --batch texts, drawn at random.
+without) / with. Of one config alone it says the memory too: what the compiler said, which is `plan`'s figure,
+and the most that was in use. decode makes --new tokens after --context others in each of --batch texts, drawn
+at random.
 """
 
 import os
@@ -39,6 +41,7 @@ _NEW = flags.DEFINE_integer("new", 32, "decode: tokens of a turn.")
 _RESULTS = path_flags.define_written("results", None, "Append rows of speed_steps or speed_decode here.")
 
 SUITES = ("train", "decode")
+UNITS = {"time_ms": "ms", "tokens_per_s": "tokens/s", "planned_gb": "GB", "peak_gb": "GB"}
 
 
 def main(suite: str = "train") -> None:
@@ -58,6 +61,8 @@ def main(suite: str = "train") -> None:
     print(f"{'ms ' + what:>11} {'tokens/s':>10} {'speed':>6} {'counting':>9} {'active':>7}")
     for name, one in timed.items():
         figures = one.figures(first)
+        if isinstance(one, Steps) and len(timed) == 1:
+            figures |= one.say_memory()
         counting = f"{figures['counting']:.2%}" if "counting" in figures else ""
         print(
             f"{figures['time_ms']:11.2f} {figures['tokens_per_s']:10,.0f} {figures['ratio_to_first']:6.2f} "
@@ -104,7 +109,7 @@ def write(name: str, one: Steps | Decoding, figures: dict[str, float]) -> None:
         record.append_result(
             _RESULTS.value, table="speed_decode" if isinstance(one, Decoding) else "speed_steps",
             row=row.replace("=", "").replace(",", "_"), metric=metric, value=value,
-            unit={"time_ms": "ms", "tokens_per_s": "tokens/s"}.get(metric, "1"), seed=None, config=config,
+            unit=UNITS.get(metric, "1"), seed=None, config=config,
         )  # fmt: skip
 
 

@@ -77,14 +77,16 @@ class Steps:
 
     def run(self, counted: bool) -> None:
         """One step on a fresh batch; its time is kept."""
-        tokens = self.model.vocab_size ** self._rng.random(self.shape) - 1
-        batch = sharding.put_batch(tokens.astype(np.int32), self.mesh)
-        jax.block_until_ready(batch)
+        batch = jax.block_until_ready(self._batch())
         start = time.perf_counter()
         program = self._step if counted else self._plain
         self._state, self._usage, metrics = program(self._state, self._usage, batch)
         jax.block_until_ready((self._state, metrics))
         self._times[counted].append(time.perf_counter() - start)
+
+    def _batch(self) -> jax.Array:
+        tokens = self.model.vocab_size ** self._rng.random(self.shape) - 1
+        return sharding.put_batch(tokens.astype(np.int32), self.mesh)
 
     def turn(self, n: int) -> None:
         """A step with visits counted and one without. Which goes first changes: neither always meets the
@@ -95,6 +97,24 @@ class Steps:
     def seconds(self) -> float:
         """Median of a step as in training."""
         return statistics.median(self._times[True])
+
+    def say_memory(self) -> dict[str, float]:
+        """Prints and returns the GB that a step needs on a device by its compiler, as `plan` says it, and the
+        most that was in use of one: by the whole process, and where devices say it."""
+        in_use = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in self.mesh.devices.flat]
+        with jax.set_mesh(self.mesh):
+            said = self._step.lower(self._state, self._usage, self._batch()).compile().memory_analysis()
+        assert said is not None, "this backend tells nothing of its programs"
+        planned = (said.argument_size_in_bytes + said.temp_size_in_bytes) / 1e9
+        if None in in_use:
+            print(
+                f"memory: {planned:.3f} GB a device by the compiler; these devices do not say what is in use"
+            )
+            return {"planned_gb": planned}
+        peak = max(in_use) / 1e9
+        off = planned / peak - 1
+        print(f"memory: {planned:.3f} GB a device by the compiler, {peak:.3f} GB in use at most ({off:+.1%})")
+        return {"planned_gb": planned, "peak_gb": peak}
 
     def figures(self, first: "Steps") -> dict[str, float]:
         """time_ms, tokens_per_s, ratio_to_first, and counting where there is something to count."""

@@ -9,6 +9,7 @@ import pytest
 from experiments.benchmarks.decode_times import Decoding
 from experiments.benchmarks.step_times import Steps, load_config
 from experiments.benchmarks.timing import take_turns
+from experiments.planning.compiled_step import compile_step
 from experiments.reporting.record import load_results
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
@@ -40,6 +41,15 @@ def test_only_one_of_the_two_programs_counts(steps):
     steps.run(True)
     assert visits() == before + 2 * 2 * 8 * 32  # layers, trees, rows, tokens
     assert int(steps._state.step) == taken + 2
+
+
+def test_a_step_needs_what_its_plan_says(steps, capsys):
+    config = load_config("configs/smoke.py:kind=tree")
+    config.mesh.data = 1
+    plan = compile_step(config, jax.devices()[:1])
+    found = steps.say_memory()
+    assert found == {"planned_gb": pytest.approx(plan["argument_gb"] + plan["temporary_gb"], rel=0.01)}
+    assert f"{found['planned_gb']:.3f} GB a device by the compiler; these devices" in capsys.readouterr().out
 
 
 def test_figures_are_of_medians_in_turns(steps):
