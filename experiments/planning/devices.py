@@ -8,8 +8,12 @@ import jax
 from experiments.planning.chips import Slice, chip_of
 from tree_ffn.errors import InputError
 
-# libtpu, asked for a topology where there is no TPU: it looks for no cloud, and writes no log files.
-ALONE = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled"}
+# libtpu, asked for a topology where there is no TPU: it looks for no cloud, writes no log files, and does not
+# complain of what it did not find; the topology is the one that it is asked for, whatever stands here.
+ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",
+    "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+}  # fmt: skip
 # What XLA asks of a GPU for which it compiles; the H200's, as its maker states it.
 H200 = """
 gpu_device_info {
