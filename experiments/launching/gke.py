@@ -43,6 +43,7 @@ metadata:
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool  # a slice is one node pool
 spec:
+  ttlSecondsAfterFinished: 3600  # then the same name can be launched again
   failurePolicy:
     maxRestarts: {job.restarts}
     rules:

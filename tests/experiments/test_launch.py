@@ -1,7 +1,9 @@
 """Jobs as text: what tools say of it, what a real shell does with it, and what is refused."""
 
+import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -282,3 +284,45 @@ def test_bad_words_for_a_table(launch, said):
     table = ["--sweep=configs/sweeps/t4_cpu.py", "--results=/shared/t4.jsonl", "--workdir=/shared/runs/t4"]
     outcome = call("ablate", *table, f"--launch={launch}")
     assert outcome.code == 2 and said in outcome.err and len(outcome.err.splitlines()) == 1, outcome
+
+
+@pytest.mark.slow
+def test_a_requeued_job_ends_as_one_that_ran_through(texts, tmp_path, monkeypatch):
+    """On a real cluster, where one answers; SLURM lets a job wait two minutes that is queued again."""
+    ask = lambda *words: subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    if (
+        shutil.which("sinfo") is None
+        or subprocess.run(["sinfo"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no SLURM cluster answers")
+    monkeypatch.setenv("XLA_FLAGS", "")  # a task has one device
+    files = [f"--config.data.files={texts}/*.txt", f"--config.data.cache_dir={texts}/cache"]
+    own = ["--config.data.workers=0", "--config.train.steps=400", "--topology=1x2", "--submit=--time=30"]
+    lines = {}
+
+    def until(happens):
+        deadline = time.monotonic() + 500
+        while not happens():
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+    def ends(run, requeued):
+        """What SLURM says of a job at its end."""
+        workdir = f"{tmp_path}/{run}"
+        name = Job([], "1x2", slice_named("1x2", of_tpus=False), workdir).name
+        assert call("launch", "slurm", SMOKE[0], *files, *own, f"--workdir={workdir}").code == 0
+        job = ask("squeue", "-h", "-o", "%i", f"--name={name}").strip()
+        metrics = tmp_path / run / "metrics.jsonl"
+        if requeued:
+            until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 20)
+            ask("scontrol", "requeue", job)
+        until(lambda: not re.search("PENDING|RUNNING|COMPLETING", ask("scontrol", "show", "job", job)))
+        lines[run] = metrics.read_text().splitlines()
+        (ROOT / f"{name}.log").unlink()
+        return ask("scontrol", "show", "job", job)
+
+    assert "JobState=COMPLETED" in ends("through", requeued=False)
+    said = ends("requeued", requeued=True)
+    assert "JobState=COMPLETED" in said and "Restarts=1" in said
+    through, requeued = (json.loads(lines[run][-1]) for run in ("through", "requeued"))
+    assert through == requeued and through["step"] == 400
