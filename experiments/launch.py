@@ -13,10 +13,11 @@
 that machines of a slice run as they boot, a batch script, or lines of ssh. Without it that command runs.
 `ablate --launch='gke --topology=v5e-16 ...'` starts every run of a table so.
 
-Before anything starts: the config divides over all devices of --topology, and --workdir is on a disk that its
-hosts share. A run that is told to stop saves within --grace seconds and is started again. So is one that
-fails, --restarts times, but for wrong input. Compiled programs are kept in jax_cache beside the workdir.
-gke and queued run an --image (Dockerfile); slurm and ssh this folder with this Python, which all hosts see.
+Before anything starts: the config divides over all devices of --topology, and --workdir is in a bucket or on
+a disk that its hosts share. A run that is told to stop saves within --grace seconds and is started again. So
+is one that fails, --restarts times, but for wrong input. Compiled programs are kept in jax_cache beside the
+workdir. gke and queued run an --image (Dockerfile); slurm and ssh this folder with this Python, which all
+hosts see.
 """
 
 from absl import flags
@@ -31,7 +32,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run, e.g. configs/recipe.py; --config.optim.lr=1e-3 changes one value.",
     lock_config=True,
 )  # fmt: skip
-_WORKDIR = path_flags.define("workdir", None, "Directory of the run, as its hosts see it.")
+_WORKDIR = path_flags.define_place("workdir", None, "Directory of the run, as its hosts see it.")
 options.define(flags.FLAGS)
 
 

@@ -106,12 +106,12 @@ def check_config(config, slice: Slice) -> None:
 
 
 def check_shared(field: str, path: str, job: Job) -> None:
-    """Raises InputError where a path is on a disk that one host of the job sees alone."""
+    """Raises InputError where a path is in no bucket, but on a disk that one host of the job sees alone."""
     said = f"{field}: {path!r} is on a disk that one host sees alone"
     if "://" in path:
         return
     if job.image and not (job.mount and path.startswith(f"{job.mount[1]}/")):
-        raise InputError(f"{said}; name a place below that of --mount.")
+        raise InputError(f"{said}; name gs://BUCKET/PATH, or a place below --mount.")
     if not job.image and job.slice.hosts > 1 and os.path.abspath(path).startswith(OF_ONE_HOST):
         raise InputError(f"{said}; name one that all {job.slice.hosts} share.")
 

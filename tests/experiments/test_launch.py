@@ -193,6 +193,18 @@ def test_a_run_is_started_again(tmp_path, ends, restarts, said, runs):
     assert len((tmp_path / "runs").read_text()) == runs
 
 
+def test_a_workdir_in_a_bucket_needs_no_disk():
+    (container,) = inner(dry("gke", "--mount=", "--workdir=gs://b/runs/one")[1])["template"]["spec"][
+        "containers"
+    ]
+    assert container["env"][0]["value"] == "gs://b/runs/jax_cache" and "volumeMounts" not in container
+    assert container["command"][-1] == "--workdir=gs://b/runs/one"
+    assert (
+        "export JAX_COMPILATION_CACHE_DIR=gs://b/runs/jax_cache\n"
+        in dry("slurm", "--workdir=gs://b/runs/one")[1]
+    )
+
+
 def test_names():
     """Two runs never share one, and all places take them."""
     places = "/a/t1/Dense_lr0.002", "/b/t1/Dense_lr0.002", "/7", "gs://b/" + 40 * "ä.x"
