@@ -30,7 +30,7 @@ from tree_ffn import recipe
 from tree_ffn.errors import InputError, check_choice, is_whole_number
 from tree_ffn.models.ffn import apply_ffn, ffn_flops, init_ffn, products, separate_routers
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, TreeShape, TreeSpec, activation
-from tree_ffn.tree.kernels import experts
+from tree_ffn.tree.kernels import cuda
 from tree_ffn.tree.leaf import beam
 from tree_ffn.tree.path.spec import ROUTINGS
 from tree_ffn.tree.rows import in_place
@@ -85,10 +85,14 @@ class Case:
         return f"d{self.width}_T{self.n_tokens}_{layer}_{self.direction}"
 
     def layers(self) -> int:
-        """Length of the chain: enough for 128 MiB of dense weights, at most 32 layers."""
+        """Length of the chain: enough for 128 MiB of dense weights, at most 32 layers.
+
+        On an accelerator for 4 GiB: what a call costs there is some layers of few tokens.
+        """
         layer_bytes = 2 * self.spec.total_units * self.width * jnp.dtype(self.dtype).itemsize
         most = 32 if self.n_tokens <= 16 else 4 if self.n_tokens <= 256 else 1
-        return max(1, min(most, 2**27 // layer_bytes))
+        room = 2**27 if jax.default_backend() == "cpu" else 2**32
+        return max(1, min(most, room // layer_bytes))
 
 
 def layer_spec(shape_name: str, width: int, depth: int, routing: str, act: str) -> LeafSpec | TreeSpec:
@@ -363,7 +367,7 @@ def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
             "new_tokens": True,  # at every call; rows without it are of one input again and again
             "spec": dataclasses.asdict(case.spec),
             "products": products(case.spec),
-            "kernels": in_place(case.dtype) or experts.is_loaded(),
+            "kernels": in_place(case.dtype) or cuda.is_loaded("experts"),
             "cores": len(os.sched_getaffinity(0)),
             "copy_gb_per_s": bandwidth / 1e9,
             "product_gflop_per_s": rate / 1e9,

@@ -11,7 +11,7 @@ from jax import export
 
 from tests import oracle
 from tree_ffn.tree import LeafSpec, combine, grouped
-from tree_ffn.tree.kernels import experts
+from tree_ffn.tree.kernels import cuda, experts
 
 
 def spec_of(X, W, K, activation="gelu"):
@@ -106,7 +106,8 @@ def test_an_exported_number_of_tokens_is_left_to_xla():
 
 
 needs_kernels = pytest.mark.skipif(
-    jax.default_backend() != "gpu" or not experts.is_loaded(), reason="needs an NVIDIA GPU and make kernels"
+    jax.default_backend() != "gpu" or not cuda.is_loaded("experts"),
+    reason="needs an NVIDIA GPU and make kernels",
 )
 ids_of_all = lambda T, K: np.tile(np.arange(K), (T, 1))
 

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.tree import rows
-from tree_ffn.tree.kernels import experts
-from tree_ffn.tree.meshes import platform
+from tree_ffn.tree.kernels import cuda, experts
 
 BLOCK = 64  # pairs of a token and an expert that are multiplied at a time
 UNITS = ("w_in", "b_in", "w_out")
@@ -42,7 +41,7 @@ def by_kernels(params, x_TE, top_k: int, spec) -> bool:
       top_k: K.
       spec: the layer.
     """
-    if platform() != "gpu" or jax.device_count() != 1 or not experts.is_loaded():  # XLA splits no kernel
+    if not cuda.in_use("experts"):
         return False
     shape = params["w_in"].shape
     owns = len(shape) == 3 and shape[0] == spec.n_experts  # an expert is units of its own: [X, W, E]

@@ -32,6 +32,7 @@ struct int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 struct float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { uint32_t x, y; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
 
@@ -58,12 +59,8 @@ uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t which) {
   for (int i = 0; i < 4; ++i) to |= (both >> 8 * (which >> 4 * i & 7) & 0xFF) << 8 * i;
   return to;
 }
-uint32_t __float_as_uint(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-uint32_t atomicOr(uint32_t* at, uint32_t bits) { return std::exchange(*at, *at | bits); }
+template <typename T>
+T atomicOr(T* at, T bits) { return std::exchange(*at, *at | bits); }
 
 float FromBf16(uint32_t bits) {
   bits <<= 16;
@@ -133,8 +130,8 @@ void Launch(dim3 grid, int threads, F f) {
   body = f, blockDim = {static_cast<unsigned>(threads)}, gridDim = grid;
   std::vector<int> warps(threads / 32);
   for (size_t i = 0; i < warps.size(); ++i) warps[i] = i;
-  for (unsigned block = 0; block < grid.x * grid.y; ++block) {
-    blockIdx = {block % grid.x, block / grid.x};
+  for (unsigned block = 0; block < grid.x * grid.y * grid.z; ++block) {
+    blockIdx = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
     std::memset(shared, 0xFF, sizeof(shared));
     barriers.assign(1 + threads / 32, {});
     fibers = std::vector<Fiber>(threads);
@@ -179,6 +176,13 @@ T __shfl_sync(uint32_t, T value, int lane) { return OfWarp(value)[lane]; }
 template <typename T>
 T __shfl_xor_sync(uint32_t, T value, int mask) { return OfWarp(value)[threadIdx.x % 32 ^ mask]; }
 
+uint32_t __ballot_sync(uint32_t, bool mine) {
+  const auto all = OfWarp(mine);
+  uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= uint32_t{all[i]} << i;
+  return bits;
+}
+
 int __shfl_up_sync(uint32_t, int value, int far) {
   const int lane = threadIdx.x % 32;
   return OfWarp(value)[lane < far ? lane : lane - far];
@@ -200,6 +204,18 @@ unsigned char* At(uint32_t address, int bytes) {
   Check(address % bytes == 0 && address + bytes <= kMostShared, "shared memory: no such address");
   return shared + address;
 }
+
+uint4 Fixed16(const void* from) {
+  Check(reinterpret_cast<uintptr_t>(from) % 16 == 0, "global memory: not aligned");
+  return *static_cast<const uint4*>(from);
+}
+
+// A line that is not there ends the process.
+void Prefetch(const void* from) { static_cast<void>(*static_cast<const volatile unsigned char*>(from)); }
+
+// Kernels run one after the other.
+void LetNextStart() {}
+void WaitForLast() {}
 
 void Load(void* to, const void* from, int bytes, bool there) {
   At(Address(to), bytes);
@@ -263,6 +279,8 @@ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Multiply8(c, a[0], a[1], b0);
   Multiply8(c, a[2], a[3], b1);
 }
+
+float Widened(bf16 value) { return FromBf16(value.bits); }
 
 template <typename T>
 T Rounded(float value);

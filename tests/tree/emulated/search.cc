@@ -7,7 +7,7 @@ namespace {
 template <int kC>
 void SearchWith(Tree tree, int warps, const float* r, const float* b, const float* bias, int* ids, float* log_p) {
   const unsigned blocks = (tree.tokens + warps - 1) / warps;
-  Check(4 * warps * tree.stride <= kMostShared, "too much shared");
+  Check(warps * SearchBytes(tree) <= kMostShared, "too much shared");
   if (bias) return Launch({blocks}, 32 * warps, [=] { Search<kC, true>(tree, r, b, bias, ids, log_p); });
   Launch({blocks}, 32 * warps, [=] { Search<kC, false>(tree, r, b, bias, ids, log_p); });
 }

@@ -25,10 +25,12 @@ import jax
 from tree_ffn.errors import InputError
 from tree_ffn.paths import local
 from tree_ffn.tree.kernels import compilers
+from tree_ffn.tree.meshes import platform
 
 FLAGS = ("-std=c++17", "-O3", "-w", "-shared", "-Xcompiler=-fPIC")
 NVCC = "/usr/local/cuda/bin/nvcc"  # where it is if no PATH names it
 HOPPER = "9.0"
+LIKE_HOPPER = ("9.", "10.")  # 227 KiB of shared memory a block; kernels that start while the last one ends
 DIRECTORY = pathlib.Path(__file__).parent
 # Of every source: what XLA calls its functions, and what they are called there.
 TARGETS: dict[str, dict[str, str]] = {
@@ -38,8 +40,10 @@ TARGETS: dict[str, dict[str, str]] = {
         "tree_ffn_sums": "TreeFfnSums",
         "tree_ffn_grads": "TreeFfnGrads",
     },
+    "decode": {"tree_ffn_decode": "TreeFfnDecode"},
     "search": {"tree_ffn_search": "TreeFfnSearch", "tree_ffn_search_gradient": "TreeFfnSearchGradient"},
 }
+NEED_HOPPER = ("experts", "decode")
 
 
 def nvcc() -> str | None:
@@ -65,7 +69,8 @@ def build(say: Callable[[str], object] = print) -> list[pathlib.Path]:
         libraries = dict(zip(TARGETS, pool.map(one, TARGETS)))
     if _capability_at_hand():
         for name, library in libraries.items():
-            _keep_if_right(name, library)
+            if _is_for(name, capability):
+                _keep_if_right(name, library)
     return list(libraries.values())
 
 
@@ -155,6 +160,21 @@ def _is_nvidia(capability: str) -> bool:
     return re.fullmatch(r"\d+\.\d", capability) is not None
 
 
+def _is_for(name: str, capability: str) -> bool:
+    return name not in NEED_HOPPER or capability.startswith(LIKE_HOPPER)
+
+
+def in_use(name: str) -> bool:
+    """Whether a program that is traced now may call a source's functions: for the one GPU of this machine.
+
+    Of several, XLA splits no kernel over them.
+
+    Args:
+      name: of the source, as in TARGETS.
+    """
+    return platform() == "gpu" and jax.device_count() == 1 and is_loaded(name)
+
+
 def device_capability() -> str:
     """The compute capability of JAX's first device; empty: it is no GPU of NVIDIA's."""
     capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
@@ -172,7 +192,7 @@ def is_loaded(name: str) -> bool:
       InputError: it is there and cannot be loaded.
     """
     capability = device_capability()
-    if not capability or not shared_object(name, capability).exists():
+    if not capability or not _is_for(name, capability) or not shared_object(name, capability).exists():
         return False
     library = shared_object(name, capability)
     try:

@@ -25,8 +25,6 @@ MOST_ROWS, ITEM, INNER, MOST_PAIRS = 192, 128, 64, 2**26
 MOST_BYTES = 2**28  # of what pairs add to their tokens, in memory at a time
 MOST_SIBLINGS, SIBLINGS_UNITS = 4, 32  # what was fastest: results/speed_layer.jsonl
 
-LIKE_HOPPER = ("9.", "10.")  # 227 KiB of shared memory a block
-
 
 class Plan(NamedTuple):
     """Where pairs stand, and what the blocks of a kernel do.
@@ -71,11 +69,6 @@ def fit(x_TE, top_k: int, units: tuple[int, ...]) -> bool:
     if not isinstance(n_pairs, int) or not 0 < n_pairs <= MOST_PAIRS or x_TE.dtype != jnp.bfloat16:
         return False
     return units[1] <= 128 and units[2] % INNER == 0
-
-
-def is_loaded() -> bool:
-    """Whether they are built for this machine's GPU, and it has the shared memory that they ask for."""
-    return cuda.device_capability().startswith(LIKE_HOPPER) and cuda.is_loaded("experts")
 
 
 def job(width: int) -> int:
@@ -264,9 +257,7 @@ def backward(
 
 def probe() -> None:
     """Raises unless the kernels add up a small layer, with its gradients, as XLA does."""
-    if not cuda.device_capability().startswith(LIKE_HOPPER):
-        return
-    if not is_loaded():
+    if not cuda.is_loaded("experts"):
         raise ArithmeticError("it is not loaded")
     draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
     x_TE, dy_TE, ids_TK = draw(0, 100, 64), draw(1, 100, 64), (jnp.arange(100)[:, None] + jnp.arange(2)) % 8

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "instructions.cuh"
+#include "before.cuh"
 
 namespace {
 
@@ -44,26 +44,6 @@ __global__ void Count(Choices chosen, int sub, int subs, int* starts) {
     }
     __syncthreads();
   }
-}
-
-// The sum of `mine` over the threads before this one, and over all. For blocks of whole warps.
-__device__ int2 Before(int mine) {
-  __shared__ int sums[32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  int sum = mine;
-  for (int far = 1; far < 32; far *= 2) {
-    const int other = __shfl_up_sync(~0u, sum, far);
-    sum += lane >= far ? other : 0;
-  }
-  if (lane == 31) sums[warp] = sum;
-  __syncthreads();
-  int before = sum - mine, total = 0;
-  for (int w = 0; w < warps; ++w) {
-    before += w < warp ? sums[w] : 0;
-    total += sums[w];
-  }
-  __syncthreads();
-  return make_int2(before, total);
 }
 
 // From counts to the first pair of every expert and part; at the end the number of pairs. One block.

@@ -25,6 +25,26 @@ __device__ void Load16(void* shared, const void* global, bool there) {
                "r"(there ? 16 : 0));
 }
 
+// 16 bytes of global memory that no kernel at work writes.
+__device__ uint4 Fixed16(const void* global) { return __ldg(static_cast<const uint4*>(global)); }
+
+// Makes a line of global memory come into the L2 cache.
+__device__ void Prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
+// The next kernel of the stream may start, if it was launched to start early; it waits for our results itself.
+__device__ void LetNextStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Until the last kernel of the stream is done, where this one was launched to start early.
+__device__ void WaitForLast() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Closes a group of loads.
 __device__ void Commit() { asm volatile("cp.async.commit_group;"); }
 
@@ -68,6 +88,8 @@ __device__ uint32_t Packed(float low, float high) {
 
 // One of the two numbers of a word.
 __device__ float Number(uint32_t two, int which) { return __uint_as_float(which ? two & 0xFFFF0000 : two << 16); }
+
+__device__ float Widened(bf16 value) { return __bfloat162float(value); }
 
 // The nearest number of a type.
 template <typename T>

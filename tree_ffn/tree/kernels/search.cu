@@ -40,9 +40,9 @@ ffi::Error RunSearch(cudaStream_t stream, ffi::Buffer<ffi::F32> r_TS, ffi::Buffe
                      ffi::Buffer<ffi::F32> bias_R, int64_t trees, int64_t depth, int64_t top_k,
                      ffi::ResultBuffer<ffi::S32> ids_TK, ffi::ResultBuffer<ffi::F32> log_p_TK) {
   const Tree tree = Shape(r_TS, b_R.element_count(), trees, depth, top_k);
-  const int row = 4 * tree.stride, warps = Warps(row, tree.tokens < 4096 ? 4 : 8);
+  const int own = SearchBytes(tree), warps = Warps(own, tree.tokens < 4096 ? 4 : 8);
   auto run = [&](auto kernel) {
-    return Launch(kernel, (tree.tokens + warps - 1) / warps, warps, warps * row, stream, tree, r_TS.typed_data(),
+    return Launch(kernel, (tree.tokens + warps - 1) / warps, warps, warps * own, stream, tree, r_TS.typed_data(),
                   b_R.typed_data(), bias_R.typed_data(), ids_TK->typed_data(), log_p_TK->typed_data());
   };
   const bool balanced = bias_R.element_count() > 0;

@@ -1,8 +1,8 @@
 // The beam of leaf/beam.py, and the gradient of what it finds: a warp takes a token.
 //
 // A token's row of logits is read once, into shared memory. The candidates of a level stand one to a lane, kC of
-// them where there are more than 32; a bitonic sort of 64-bit keys puts the likeliest first. No atomics: each sum
-// has one order.
+// them where there are more than 32, in the order of their ids; each counts those that are ahead of it. No atomics:
+// each sum has one order.
 
 #pragma once
 
@@ -10,37 +10,48 @@
 
 namespace {
 
-constexpr int kNodeBits = 25, kSlotBits = 7;  // of a key's lower half: the lower id first, then where it stood
-
 // ---- Order, as in `leaf.order`: NaN and -inf are the lowest, ties go to the lower id ----
 
-__device__ uint64_t Key(float score, int node, int slot) {
+// Of candidates in the order of their ids, how many are ahead of each; lane + 32 j is [j]. Unless `exactly`, only who
+// is among the `best` is right.
+template <int kC>
+__device__ void Rank(const float (&score)[kC], int count, int best, bool exactly, int (&rank)[kC]) {
   const float least = -3.402823466e38f;
-  const uint32_t bits = __float_as_uint((score > least ? score : least) + 0.0f);  // no -0
-  const uint32_t ordered = bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-  const uint32_t id = (1u << kNodeBits) - 1 - node;
-  return static_cast<uint64_t>(ordered) << 32 | id << kSlotBits | slot;
+  const int lane = threadIdx.x % 32;
+  float key[kC];
+#pragma unroll
+  for (int j = 0; j < kC; ++j) {
+    key[j] = lane + 32 * j < count ? (score[j] > least ? score[j] : least) : -INFINITY;
+    rank[j] = 0;
+  }
+#pragma unroll
+  for (int slot = 0; slot < 32 * kC; ++slot) {
+    const float other = __shfl_sync(~0u, key[slot / 32], slot % 32);
+#pragma unroll
+    for (int j = 0; j < kC; ++j) rank[j] += other > key[j];
+  }
+  int among = 0;  // more than `best` are, where the last of them are equal
+#pragma unroll
+  for (int j = 0; j < kC; ++j) among += __popc(__ballot_sync(~0u, rank[j] < best));
+  if (among == best && !exactly) return;
+#pragma unroll
+  for (int slot = 0; slot < 32 * kC; ++slot) {
+    const float other = __shfl_sync(~0u, key[slot / 32], slot % 32);
+#pragma unroll
+    for (int j = 0; j < kC; ++j) rank[j] += other == key[j] && slot < lane + 32 * j;
+  }
 }
 
-// Largest first; element lane + 32 j is key[j].
+// From the ranks of the best to their places in the order of their ids; of others to `best`.
 template <int kC>
-__device__ void Sort(uint64_t (&key)[kC], int lane) {
+__device__ void Compact(int (&rank)[kC], int best) {
+  int before = 0;
 #pragma unroll
-  for (int size = 2; size <= 32 * kC; size *= 2) {
-#pragma unroll
-    for (int step = size / 2; step > 0; step /= 2) {
-      uint64_t other[kC];
-#pragma unroll
-      for (int j = 0; j < kC; ++j) {
-        other[j] = step >= 32 ? key[j ^ step / 32] : __shfl_xor_sync(~0u, key[j], step);
-      }
-#pragma unroll
-      for (int j = 0; j < kC; ++j) {
-        const int e = lane + 32 * j;
-        const bool larger = ((e & step) == 0) == ((e & size) == 0);
-        key[j] = (other[j] > key[j]) == larger ? other[j] : key[j];
-      }
-    }
+  for (int j = 0; j < kC; ++j) {
+    const uint32_t among = __ballot_sync(~0u, rank[j] < best);
+    const int place = before + __popc(among & ((1u << threadIdx.x % 32) - 1));
+    rank[j] = rank[j] < best ? place : best;
+    before += __popc(among);
   }
 }
 
@@ -50,9 +61,57 @@ struct Tree {
   int tokens, rows, stride, trees, depth, top_k;  // R rows of logits, S of memory
 };
 
-__device__ float OfChild(float log_p, float r, int side) {
-  const float both = log1pf(expf(-fabsf(r)));
-  return log_p + (fminf(side ? r : -r, 0.0f) - both);
+// A node that is kept, its log p, and what decides.
+struct alignas(16) Kept {
+  int node;
+  float log_p, score;
+};
+
+// log s(r) to the right (side 1), log s(-r) to the left.
+__device__ float LogS(float r, int side) {
+  return fminf(side ? r : -r, 0.0f) - log1pf(expf(-fabsf(r)));
+}
+
+// The leaves that a token's search finds, the likeliest first. A warp's; `kept` is shared memory for top_k.
+// of_child(node, side): what log p and, where the load is balanced, the score become less on that side.
+template <int kC, bool kBalanced, typename OfChild>
+__device__ void Beam(Tree tree, OfChild of_child, Kept* kept, int* ids_K, float* log_p_K) {
+  const int lane = threadIdx.x % 32;
+  for (int n = lane; n < tree.trees; n += 32) kept[n] = {n, 0.0f, 0.0f};
+  for (int level = 0, count = tree.trees; level < tree.depth; ++level) {
+    count *= 2;
+    __syncwarp();
+    int node[kC], to[kC];
+    float p[kC], by[kC];
+#pragma unroll
+    for (int j = 0; j < kC; ++j) {  // slot e holds the child e % 2 of the node in slot e / 2
+      const int slot = lane + 32 * j, side = lane & 1;
+      node[j] = 0, p[j] = by[j] = 0.0f, to[j] = slot;
+      if (slot < count) {
+        const Kept above = kept[slot / 2];
+        const float2 less = of_child(above.node, side);
+        node[j] = 2 * above.node + tree.trees + side;
+        p[j] = above.log_p + less.x;
+        by[j] = kBalanced ? above.score + less.y : p[j];
+      }
+    }
+    const bool last = level + 1 == tree.depth;
+    if (count > tree.top_k) {
+      Rank<kC>(by, count, tree.top_k, last, to);
+      if (!last) Compact<kC>(to, tree.top_k);
+      count = tree.top_k;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < kC; ++j) {
+      if (to[j] >= count) continue;
+      if (last) {
+        ids_K[to[j]] = node[j] - tree.rows, log_p_K[to[j]] = p[j];
+      } else {
+        kept[to[j]] = {node[j], p[j], by[j]};
+      }
+    }
+  }
 }
 
 __device__ void Load(const float* from, float* to, int n, int lane) {
@@ -62,65 +121,23 @@ __device__ void Load(const float* from, float* to, int n, int lane) {
   __syncwarp();
 }
 
+// Bytes of shared memory of a warp of Search.
+__host__ __device__ int SearchBytes(Tree tree) { return 4 * tree.stride + tree.top_k * sizeof(Kept); }
+
 template <int kC, bool kBalanced>
 __global__ void Search(Tree tree, const float* r_TS, const float* b_R, const float* bias_R, int* ids_TK,
                        float* log_p_TK) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int token = blockIdx.x * (blockDim.x / 32) + warp;
+  const int64_t token = blockIdx.x * (blockDim.x / 32) + warp;
   if (token >= tree.tokens) return;
-  float* row = reinterpret_cast<float*>(Shared()) + warp * tree.stride;
-  Load(r_TS + static_cast<int64_t>(token) * tree.stride, row, tree.stride, lane);
-  int node[kC], count = tree.trees;
-  float log_p[kC] = {}, score[kC] = {};
-#pragma unroll
-  for (int j = 0; j < kC; ++j) node[j] = lane + 32 * j;
-  for (int level = 0; level < tree.depth; ++level) {
-    count *= 2;
-    int child[kC];
-    float p[kC], by[kC];
-#pragma unroll
-    for (int j = 0; j < kC; ++j) {  // slot e holds the child e % 2 of the node in slot e / 2
-      const int from = lane / 2 + 16 * (j & 1), side = lane & 1;
-      const int parent = __shfl_sync(~0u, node[j / 2], from);
-      const float above = __shfl_sync(~0u, log_p[j / 2], from);
-      const float moved = kBalanced ? __shfl_sync(~0u, score[j / 2], from) : 0.0f;
-      child[j] = 2 * parent + tree.trees + side;
-      p[j] = by[j] = 0.0f;
-      if (lane + 32 * j < count) {
-        const float r = row[parent] + __ldg(b_R + parent);
-        p[j] = OfChild(above, r, side);
-        by[j] = kBalanced ? OfChild(moved, r + __ldg(bias_R + parent), side) : p[j];
-      }
-    }
-    if (count <= tree.top_k) {
-#pragma unroll
-      for (int j = 0; j < kC; ++j) node[j] = child[j], log_p[j] = p[j], score[j] = by[j];
-      continue;
-    }
-    uint64_t key[kC];
-#pragma unroll
-    for (int j = 0; j < kC; ++j) key[j] = lane + 32 * j < count ? Key(by[j], child[j], lane + 32 * j) : 0;
-    Sort<kC>(key, lane);
-    count = tree.top_k;
-#pragma unroll
-    for (int j = 0; j < kC; ++j) {
-      const uint32_t low = static_cast<uint32_t>(key[j]), slot = low & ((1u << kSlotBits) - 1);
-      node[j] = (1 << kNodeBits) - 1 - static_cast<int>(low >> kSlotBits);
-#pragma unroll
-      for (int i = 0; i < kC; ++i) {
-        const float a = __shfl_sync(~0u, p[i], slot % 32);
-        const float b = kBalanced ? __shfl_sync(~0u, by[i], slot % 32) : a;
-        if (slot / 32 == i) log_p[j] = a, score[j] = b;
-      }
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kC; ++j) {
-    const int e = lane + 32 * j;
-    if (e >= tree.top_k) continue;
-    ids_TK[static_cast<int64_t>(token) * tree.top_k + e] = node[j] - tree.rows;
-    log_p_TK[static_cast<int64_t>(token) * tree.top_k + e] = log_p[j];
-  }
+  float* row = reinterpret_cast<float*>(Shared() + warp * SearchBytes(tree));
+  Load(r_TS + token * tree.stride, row, tree.stride, lane);
+  auto of_child = [&](int node, int side) {
+    const float r = row[node] + __ldg(b_R + node);
+    return make_float2(LogS(r, side), kBalanced ? LogS(r + __ldg(bias_R + node), side) : 0.0f);
+  };
+  Beam<kC, kBalanced>(tree, of_child, reinterpret_cast<Kept*>(row + tree.stride), ids_TK + token * tree.top_k,
+                      log_p_TK + token * tree.top_k);
 }
 
 // ---- Gradient: each node's share of what arrives at the leaves below it ----

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tree_ffn.tree.kernels import cuda
-from tree_ffn.tree.meshes import platform
 
 MOST_TOP_K, MOST_ROWS, MOST_BLOCKS = (
     64,
@@ -21,7 +20,7 @@ def in_use(n_tokens, spec) -> bool:
       n_tokens: T; of an exported batch no number.
       spec: a LeafSpec with trees.
     """
-    if platform() != "gpu" or jax.device_count() != 1 or not cuda.is_loaded("search"):  # XLA splits no kernel
+    if not cuda.in_use("search"):
         return False
     sizes = spec.top_k <= MOST_TOP_K and spec.router_rows <= MOST_ROWS
     return isinstance(n_tokens, int) and n_tokens > 0 and sizes and spec.depth > 0 and not spec.n_kept

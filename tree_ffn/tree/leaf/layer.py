@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tree_ffn.tree.combine import combine
+from tree_ffn.tree.combine import combine, fastest
 from tree_ffn.tree.info import Info
+from tree_ffn.tree.kernels import decode
+from tree_ffn.tree.kernels.primitives import by_kernel_on
 from tree_ffn.tree.leaf import pruned
 from tree_ffn.tree.leaf.route import route
 from tree_ffn.tree.leaf.routers import ROUTERS
@@ -94,13 +96,36 @@ def leaf_ffn(
     """
 
     def layer(params, x_TE, token_T, leak):
-        ids_TK, gates_TK = route(params, x_TE, spec, token_T)
-        if leak is None and spec.dense_start:
-            gates_TK = undifferentiable(gates_TK, x_TE, _UNTOLD)
-        s_TE = combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak)
+        if leak is None and _is_decoded(params, x_TE, spec, implementation):
+            s_TE, ids_TK = _decoded.bind(x_TE, *(params[name] for name in decode.ARRAYS), spec=spec)
+        else:
+            s_TE, ids_TK = _routed(params, x_TE, spec, implementation, token_T, leak)
         return s_TE + params["b_out"].astype(x_TE.dtype)[None], Info(ids_TK)
 
     return partitioned(layer, x_TE)(params, x_TE, token_T, leak)
+
+
+def _routed(params, x_TE, spec: LeafSpec, implementation, token_T=None, leak=None):
+    """The sum of the chosen experts, and which they are."""
+    ids_TK, gates_TK = route(params, x_TE, spec, token_T)
+    if leak is None and spec.dense_start:
+        gates_TK = undifferentiable(gates_TK, x_TE, _UNTOLD)
+    return combine(params, x_TE, ids_TK, gates_TK, spec, implementation, leak), ids_TK
+
+
+def _is_decoded(params, x_TE, spec: LeafSpec, implementation) -> bool:
+    """Whether a GPU's kernels compute both halves at once: `gather` is asked for, or the fastest."""
+    if not decode.in_use(params, x_TE, spec):
+        return False
+    return (implementation or fastest(params, x_TE, spec)) == "gather"
+
+
+_decoded = by_kernel_on(
+    "cuda",
+    "tree_ffn_decode",
+    lambda x_TE, *arrays, spec: _routed(dict(zip(decode.ARRAYS, arrays)), x_TE, spec, "gather"),
+    decode.layer,
+)
 
 
 def balance_update(routing: dict, counts_PJ: jax.Array, spec: LeafSpec) -> jax.Array:
