@@ -371,9 +371,15 @@ def _name_what_is_recomputed(config: dict) -> None:
             model["remat"] = "full" if model["remat"] else "none"
 
 
+def _add_guards(config: dict) -> None:
+    """Version 10: no step was skipped, and the optimizer had no weights of its own."""
+    for optim in _sections(config, "optim"):
+        _add(optim, {"skip_above": 0.0, "skip_at_most": 10, "master_weights": False})
+
+
 UPGRADES: tuple[Callable[[dict], None], ...] = (
     _add_what_came_without_a_version, _drop_routers_until, _drop_negative_slope,
     _drop_z_loss, _two_layers, _one_search, _field_names, _drop_data_format,
-    _name_what_is_recomputed,
+    _name_what_is_recomputed, _add_guards,
 )  # fmt: skip
 VERSION = len(UPGRADES)

@@ -38,7 +38,7 @@ UNITS = {
     "tokens_per_s": "tokens/s", "seconds_per_step": "s", "time_ms": "ms",
     "kept": "1", "kept_experts": "1", "kept_oracle": "1", "kept_static": "1", "flops_share": "1",
     "loss_before": "nats/token", "loss_teacher": "nats/token", "tokens_until_near": "tokens",
-    "oracle_loss": "nats/token", "moved": "1", "passes": "1",
+    "oracle_loss": "nats/token", "moved": "1", "passes": "1", "skipped": "steps",
     "loss_rise": "nats/token", "units_kept": "units", "units_share": "1", "bytes": "bytes",
 }  # fmt: skip
 RENAMED = {"kept_paths": "kept_experts"}  # metrics of rows from before 2026-11-30

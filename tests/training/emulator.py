@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import sys
@@ -30,7 +31,8 @@ class Bucket:
     """
 
     def __init__(self, directory: pathlib.Path):
-        self._directory, self._port = directory, free_port()
+        # Below those that connections begin at: one could meet itself there while nobody listens.
+        self._directory, self._port = directory, free_port(9000 + random.randrange(9000))
         address = f"http://127.0.0.1:{self._port}"
         self.variables = {
             "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address,

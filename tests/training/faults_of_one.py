@@ -174,10 +174,10 @@ def foreign_files(place: Place) -> Outcome:
     ended(whole, 0)
     with open(whole.workdir / "metrics.jsonl", "a") as file:
         file.write('{"loss": 1')
-    again = place.run(1, "--config.train.steps=9", workdir=whole.workdir)
+    again = place.run(1, workdir=whole.workdir)
     ended(again, 0)
     (whole.workdir / "config.json").write_text("[]")
-    refused = place.run(1, "--config.train.steps=9", workdir=whole.workdir)
+    refused = place.run(1, workdir=whole.workdir)
     found = ended(refused, REFUSED)
     _one_sentence(refused, r"workdir: .*config\.json holds no JSON object")
     return found
@@ -254,9 +254,10 @@ def a_bucket_that_stays_away(place: Place) -> Outcome:
         _one_sentence(run, "workdir: gs://runs/run.* cannot be written")
         bucket.start()
         step = bucket.steps("run")[-1]
-        again = _in(bucket, place, 1, "run", f"--config.train.steps={step + 3}")
-        ended(again, 0)
-        assert f"resumed at step {step} of {step + 3}" in again.said()[0], again.said()
+        again = _in(bucket, place, 1, "run", *LONG)
+        again.until(lambda: bucket.steps("run")[-1] > step)
+        assert outcome(again, again.send(0, signal.SIGTERM), 60).codes == [STOPPED], again.said()
+        assert f"resumed at step {step} of 100000" in again.said()[0], again.said()
     return found
 
 

@@ -54,7 +54,8 @@ class ModelSpec:
       implementation: of tree layers: None (chosen by rule), `masked`,
         `gather` or `grouped`.
       dtype: of activations and matrix products, `float32` or `bfloat16`.
-      param_dtype: of the stored weights, `float32`, `bfloat16` or `float16`; training needs `float32`.
+      param_dtype: of the stored weights, `float32`, `bfloat16` or `float16`; training needs `float32`,
+        or `optim.master_weights` beside `bfloat16`.
       remat: what of a layer is computed again in the backward pass, for less memory: `none`, nothing; `dots`,
         all but products with weights; `full`, all, a third more time.
       norm_eps: epsilon of the layer norms.

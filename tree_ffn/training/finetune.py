@@ -210,15 +210,17 @@ def with_shares(beside: dict, shares_L: jax.Array, model: ModelSpec) -> dict:
     return new
 
 
-def of_trained(optimizer: optax.GradientTransformation, spec: FinetuneSpec) -> optax.GradientTransformation:
+def of_trained(
+    optimizer: optax.GradientTransformationExtraArgs, spec: FinetuneSpec
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer without its updates of leaves that are not trained: they keep every bit."""
 
-    def update(grads, state, params=None):
-        updates, state = optimizer.update(grads, state, params)
+    def update(grads, state, params=None, **figures):
+        updates, state = optimizer.update(grads, state, params, **figures)
         keep = lambda path, leaf: leaf if is_trained(path, spec) else -jnp.zeros_like(leaf)  # x + -0 is x
         return jax.tree_util.tree_map_with_path(keep, updates), state
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def finetune_step(

@@ -90,15 +90,34 @@ class Report:
         """
         values = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
         self._throughput.step(self._tokens)
-        for name in ("loss", "grad_norm", "update_norm"):
-            _check_finite(done.step, name, values[name])
-        self._losses.append(values["loss"])
+        if in_a_row := values.get("in_a_row"):
+            self._check_skipped(done.step, int(in_a_row), values)
+        else:
+            for name in ("loss", "grad_norm", "update_norm"):
+                _check_finite(done.step, name, values[name])
+            self._losses.append(values["loss"])
         self._progress.step(done.step, values["loss"])
         if done.usage is not None:
             self._line(done, values)
 
+    def _check_skipped(self, step: int, in_a_row: int, values: dict[str, float]) -> None:
+        """Says that a step was skipped; raises Diverged where that were too many in a row."""
+        most = self._plan.optim.skip_at_most
+        if in_a_row > most:
+            raise Diverged(
+                f"step {step}: {in_a_row} steps in a row would have been skipped, and optim.skip_at_most is "
+                f"{most}; the run stops here, and the last checkpoint stays. A lower optim.lr may help."
+            )
+        self.say(
+            f"step {step}: skipped, loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}; "
+            f"{int(values['skipped'])} so far"
+        )
+
     def _line(self, done: Done, values: dict[str, float]) -> None:
-        """A line of metrics over the window since the last one."""
+        """A line of metrics over the window since the last one; none where all its steps were skipped."""
+        if not self._losses:
+            self.usage.train(jax.device_get(done.usage))
+            return
         line = loss_metrics(sum(self._losses) / len(self._losses))
         rate, self._losses = self._throughput.take(), []
         left = None
@@ -106,7 +125,9 @@ class Report:
             line["tokens_per_s"] = rate
             left = (self._plan.train.steps - done.step) * self._tokens / rate
             self.summary |= {"tokens_per_s": rate, "seconds_per_step": self._tokens / rate}
-        line |= {name: values[name] for name in ("lr", "grad_norm", "update_norm")}
+        named = {name: value for name, value in values.items() if name not in ("loss", "in_a_row")}
+        line |= {name: value for name, value in named.items() if math.isfinite(value)}
+        self.summary |= {"skipped": values["skipped"]} if "skipped" in values else {}
         usage = jax.device_get(done.usage)
         line |= usage_metrics(usage, self._plan.model)
         self.usage.train(usage)

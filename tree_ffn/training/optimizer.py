@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from tree_ffn.errors import InputError, check_choice, check_positive_int
+from tree_ffn.training.guards import skipping, with_master
 
 SCHEDULES = ("cosine", "wsd", "constant")
 
@@ -40,6 +41,10 @@ class OptimSpec:
       b1, b2, eps: of Adam.
       weight_decay: decoupled decay, multiplied by the learning rate.
       clip_norm: largest global norm of the gradient; 0 does not clip.
+      skip_above: a step is left out whose loss or gradient norm is not finite, or so many standard deviations
+        above the mean of the last 128 (6, say); 0: all are made, and one that is not finite ends the run.
+      skip_at_most: so many left out in a row end the run.
+      master_weights: the optimizer keeps weights in float32; those of `model.param_dtype` are these, rounded.
     """
 
     steps: int
@@ -54,6 +59,9 @@ class OptimSpec:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    skip_above: float = 0.0
+    skip_at_most: int = 10
+    master_weights: bool = False
 
     def __post_init__(self):
         check_positive_int("train.steps", self.steps)
@@ -63,6 +71,7 @@ class OptimSpec:
                 f"optim.warmup_share: {self.warmup_share!r} is not allowed; use a number from 0 to 1."
             )
         check_positive_int("optim.warmup_steps", self.warmup, least=0)
+        check_positive_int("optim.skip_at_most", self.skip_at_most)
         if self.warmup > self.steps:
             raise InputError(
                 f"optim.warmup_steps: {self.warmup} is not allowed; use at most train.steps = {self.steps}."
@@ -75,6 +84,7 @@ class OptimSpec:
             ("final_share", 0 <= self.final_share <= 1, "a number from 0 to 1"),
             ("decay_share", 0 <= self.decay_share <= 1, "a number from 0 to 1"),
             ("weight_decay", self.weight_decay >= 0, "a number of at least 0"),
+            ("skip_above", 0 <= self.skip_above < math.inf, "a number of at least 0 (0 skips nothing)"),
             ("clip_norm", self.clip_norm >= 0, "a number of at least 0 (0 does not clip)"),
         ):
             if not good:
@@ -155,14 +165,19 @@ def decay_mask(params) -> dict:
 
 
 @functools.cache
-def make_optimizer(spec: OptimSpec) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled decay by name, and the learning rate, in this order.
+def make_optimizer(spec: OptimSpec) -> optax.GradientTransformationExtraArgs:
+    """Clipping, Adam, decoupled decay by name, and the learning rate, in this order; and the spec's `guards`.
+
+    Its `update` takes `loss`, by which steps are skipped.
 
     Source: AdamW, Loshchilov & Hutter 2019 (arXiv 1711.05101).
     """
-    return optax.chain(
+    made = optax.chain(
         optax.clip_by_global_norm(spec.clip_norm) if spec.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps),
         optax.add_decayed_weights(spec.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(learning_rate(spec)),
     )
+    made = with_master(made) if spec.master_weights else made
+    made = skipping(made, spec.skip_above) if spec.skip_above else made
+    return optax.with_extra_args_support(made)

@@ -149,22 +149,25 @@ def plan_run(config) -> Plan:
     check_positive_int("seed", config.seed, least=0)
     model = model_spec_from_config(config, vocab_size)
     optim = optim_spec(config)
-    check_trainable(model)
+    check_trainable(model, optim)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     train.fit(mesh)
     return Plan(model, optim, train, corpus_spec_from_config(config), mesh, config.seed)
 
 
-def check_trainable(model: ModelSpec) -> None:
+def check_trainable(model: ModelSpec, optim: optimizer.OptimSpec | None = None) -> None:
     """Raises InputError where a model can be applied, but not trained.
 
     Its implementation cannot differentiate a layer, or its weights are too coarse: in bfloat16 a norm's scale
-    of 1 stays 1 at any update below 2^-8, sums over microbatches and Adam's second moment come to a halt.
+    of 1 stays 1 at any update below 2^-8, and Adam's second moment comes to a halt, unless `optim` keeps
+    weights of its own.
     """
-    if model.param_dtype != "float32":
+    kept = optim is not None and optim.master_weights and model.param_dtype == "bfloat16"
+    if model.param_dtype != "float32" and not kept:
         raise InputError(
             f"model.param_dtype: {model.param_dtype!r} is not allowed in training, where most updates of "
-            "such weights would be lost; use 'float32' (model.dtype='bfloat16' still computes in bfloat16)."
+            "such weights would be lost; use 'float32' (model.dtype='bfloat16' still computes in bfloat16), "
+            "or 'bfloat16' with optim.master_weights=True."
         )
     for layer, ffn in enumerate(model.ffns):
         if isinstance(ffn, PrunedSpec) and ffn.routing == "straight_through":

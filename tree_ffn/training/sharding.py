@@ -54,7 +54,7 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
     # The vocabulary over "model" (model.vocab_multiple makes it divide).
     (r"embed/(tokens|head)$", (P("model", "data"), P(None, "data"), P("model"), P())),
     (r"embed/positions$", (P(None, "data"), P())),
-    (r"((ln_1|ln_2|ln_f)/(scale|bias)|step|count)$", (P(),)),
+    (r"((ln_1|ln_2|ln_f)/(scale|bias)|step|count|window|made|skipped|in_a_row)$", (P(),)),
 )
 
 

@@ -13,6 +13,7 @@ import optax
 from tree_ffn.models.ffn import count_shape
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer, update_model_routing
+from tree_ffn.training.guards import SkipState
 from tree_ffn.training.losses import next_token_loss, row_mean
 from tree_ffn.tree import Info, LeafSpec, TreeSpec
 from tree_ffn.tree.usage import visit_counts
@@ -121,9 +122,10 @@ def _gradients(params, batch, loss, accumulation: int, unused):
         # Visits are counted here: the choices of all tokens of a step would not fit beside the rest.
         sums, counts = carry
         (_, (nll, infos)), grads = grad_fn(params, rows)
-        return (jax.tree.map(jnp.add, sums, (grads, nll)), count_usage(counts, infos)), None
+        sums = jax.tree.map(lambda total, one: total + one.astype(total.dtype), sums, (grads, nll))
+        return (sums, count_usage(counts, infos)), None
 
-    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
+    zeros = (jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params), jnp.float32(0))
     (sums, counts), _ = jax.lax.scan(one, (zeros, unused), micro)
     grads, nll = jax.tree.map(lambda total: total / accumulation, sums)
     return grads, nll, counts
@@ -159,22 +161,26 @@ def train_step(
     Returns:
       (state, usage, metrics): metrics are scalars `loss` (cross-entropy alone),
       `lr`, `grad_norm` (before clipping) and `update_norm` (of the change of
-      the parameters: if it is finite, so are they).
+      the parameters: if it is finite, so are they); where steps are skipped
+      also `skipped` and `in_a_row`, as `guards.SkipState`.
     """
     if loss is None:
         done = None if steps is None else state.step.astype(jnp.float32) / steps
         loss = lambda params, rows: loss_fn(params, state.routing, rows, model, done)
     grads, nll, counts = _gradients(state.params, batch, loss, accumulation, empty_usage(model))
+    grads = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=nll)
+        params = optax.apply_updates(state.params, updates)
     routing = update_model_routing(model, state.routing, counts)
-    params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": nll,
         "lr": schedule(state.step),
         "grad_norm": optax.tree.norm(grads),
         "update_norm": optax.tree.norm(updates),
     }
+    if isinstance(opt_state, SkipState):
+        metrics |= {"skipped": opt_state.skipped, "in_a_row": opt_state.in_a_row}
     state = TrainState(state.step + 1, params, routing, opt_state)
     return state, jax.tree.map(jnp.add, usage, counts) if count else usage, metrics
 

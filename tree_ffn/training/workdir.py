@@ -291,7 +291,7 @@ def with_own_model(plan: Plan, checkpoints: Checkpoints) -> Plan:
         return plan
     how = {name: getattr(plan.model, name) for name in ("implementation", "remat", "unroll")}
     model = dataclasses.replace(saved, **how)
-    check_trainable(model)
+    check_trainable(model, plan.optim)
     return plan._replace(model=model)
 
 

@@ -28,7 +28,7 @@ def config(steps=500, lr=2e-3, sha="1" * 64, splits=None, **ffn):
     return {
         "model": {"n_layers": 4, "width": 128, "max_seq_len": 256},
         "train": {"steps": steps, "batch_size": 8, "log_every": 20},
-        "optim": {"lr": lr},
+        "optim": {"lr": lr, "skip_above": 0.0, "skip_at_most": 10, "master_weights": False},
         "data": {"corpus": "text", "sha256": sha, "vocab_size": 257, "splits": splits or {}},
         "ffn": {**FFN, **ffn},
     }
