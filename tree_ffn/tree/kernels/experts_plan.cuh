@@ -23,7 +23,7 @@ struct Choices {
 // A part's tokens that chose expert e0 + i, bit by bit: words[.][i]. Whoever comes first, bits are the same.
 __device__ void Mark(Choices chosen, int sub, int e0, uint32_t (*words)[kSome]) {
   const int base = blockIdx.x * sub, n = max(0, min(sub, chosen.T - base)) * chosen.K;
-  for (int i = threadIdx.x; i < kWords * kSome; i += blockDim.x) words[0][i] = 0;
+  for (int i = threadIdx.x; i < kWords * kSome; i += blockDim.x) words[i / kSome][i % kSome] = 0;
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
     const int e = chosen[static_cast<int64_t>(base) * chosen.K + i] - e0, row = i / chosen.K;
