@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh
 
 from experiments.planning.chips import SLICES, Slice
 from tree_ffn.errors import InputError
+from tree_ffn.training.bucket import is_bucket
 from tree_ffn.training.plan import train_spec
 from tree_ffn.training.sharding import BOTH, mesh_shape
 
@@ -108,10 +109,10 @@ def check_config(config, slice: Slice) -> None:
 def check_shared(field: str, path: str, job: Job) -> None:
     """Raises InputError where a path is in no bucket, but on a disk that one host of the job sees alone."""
     said = f"{field}: {path!r} is on a disk that one host sees alone"
-    if "://" in path:
+    if is_bucket(path):
         return
     if job.image and not (job.mount and path.startswith(f"{job.mount[1]}/")):
-        raise InputError(f"{said}; name gs://BUCKET/PATH, or a place below --mount.")
+        raise InputError(f"{said}; name a place below that of --mount.")
     if not job.image and job.slice.hosts > 1 and os.path.abspath(path).startswith(OF_ONE_HOST):
         raise InputError(f"{said}; name one that all {job.slice.hosts} share.")
 

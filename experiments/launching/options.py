@@ -12,6 +12,7 @@ from absl import flags
 from experiments.launching import gke, queued, slurm, ssh
 from experiments.launching.job import Job, check_config, check_shared, slice_named
 from tree_ffn.errors import InputError, check_choice
+from tree_ffn.training.bucket import is_bucket
 
 flags.disclaim_key_flags()  # they are those of the program that calls `define`
 
@@ -97,7 +98,7 @@ def make_job(place: str, own: flags.FlagValues, program: str, arguments: list[st
         if os.path.isabs(paths["--config"]):
             raise InputError(f"--config: {paths['--config']!r} is not in the image; name one of configs/.")
         return job
-    workdir = job.workdir if "://" in job.workdir else os.path.abspath(job.workdir)
+    workdir = job.workdir if is_bucket(job.workdir) else os.path.abspath(job.workdir)
     return job._replace(directory=os.getcwd(), python=sys.executable, workdir=workdir)
 
 
