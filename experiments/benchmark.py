@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmarks.timing import Timed, Variant, ceilings, time_all
+from experiments.benchmarks import energy
+from experiments.benchmarks.timing import Timed, Variant, ceilings, inputs, time_all
 from experiments.common import cli, path_flags
 from experiments.reporting import record
 from tree_ffn import recipe
@@ -61,6 +62,7 @@ flags.DEFINE_enum(
 )  # fmt: skip
 flags.DEFINE_string("dtype", "", "float32 or bfloat16; default: bfloat16 on accelerators, float32 on CPUs.")
 flags.DEFINE_float("seconds", 1.0, "Time to spend on a measurement of one variant.")
+flags.DEFINE_bool("energy", False, "On a GPU: measure the energy of a token, too; 2 s a variant.")
 flags.DEFINE_integer("gather_limit", 256, "Most tokens for which gather is timed (it is for few).")
 path_flags.define_written("results", "", "File to append rows to, e.g. results/speed_layer.jsonl.")
 flags.DEFINE_integer("seed", 0, "Seed of weights and inputs.")
@@ -206,6 +208,10 @@ def run_case(
     check_outputs(case, implementations, usage, key)
     timed = layers_to_time(case, implementations, usage, key)
     time_all(case, timed, seconds, key)
+    if FLAGS.energy and (joules := energy.counter()):
+        (x_NTE,) = inputs(case, key, timed[0].layers, 1)
+        for one in compared(timed):
+            one.draw(x_NTE, joules)
     return figures(timed, floor_seconds(case))
 
 
@@ -224,13 +230,18 @@ def fastest(timed: list[Timed], name: str) -> Timed:
     return min((t for t in timed if t.name.startswith(f"{name}[")), key=lambda t: t.median)
 
 
-def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
-    """{variant: {metric: value}} of the fastest dense and narrow layer, and of the implementations.
-
-    Ratios are how many times as fast as these; floor: seconds.
-    """
+def compared(timed: list[Timed]) -> list[Timed]:
+    """Dense and narrow in their fastest layouts, and all implementations."""
     layouts = [fastest(timed, name) for name in ("dense", "narrow")]
-    dense, narrow = (t.median for t in layouts)
+    return [*layouts, *(t for t in timed if "[" not in t.name)]
+
+
+def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
+    """{variant: {metric: value}} of what is `compared`.
+
+    Ratios are how many times as fast as dense and narrow; floor: seconds.
+    """
+    dense, narrow, *_ = (t.median for t in compared(timed))
     return {
         t.name: {
             "time_ms": 1e3 * t.median,
@@ -239,7 +250,8 @@ def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
             "floor_share": floor / t.median,
         }
         | ({} if (memory := t.memory()) is None else {"memory_mb": memory / 2**20})
-        for t in [*layouts, *(t for t in timed if "[" not in t.name)]
+        | ({} if t.joules is None else {"energy_mj": 1e3 * t.joules})
+        for t in compared(timed)
     }
 
 
@@ -247,12 +259,14 @@ def print_case(case: Case, rows: dict[str, dict]) -> None:
     asked = products(case.spec)
     share = f"{asked / (2 * case.spec.total_units):.1%} of dense's"
     print(f"\n{case.name}  ({case.dtype}; {asked} products, routing counted: {share})")
-    print(f"  {'layer':<16}{'ms':>11}{'x dense':>9}{'x narrow':>10}{'of floor':>10}{'MiB':>9}")
+    head = f"  {'layer':<16}{'ms':>11}{'x dense':>9}{'x narrow':>10}{'of floor':>10}{'MiB':>9}"
+    print(f"{head}{'mJ a token':>12}" if FLAGS.energy else head)
     for name, row in rows.items():
         floor = f"{100 * row['floor_share']:.1f} %" if "[" not in name else ""
         print(
             f"  {name:<16}{row['time_ms']:>11.4f}{row['ratio_to_dense']:>9.2f}"
-            f"{row['ratio_to_narrow']:>10.2f}{floor:>10}{row.get('memory_mb', 0):>9.0f}",
+            f"{row['ratio_to_narrow']:>10.2f}{floor:>10}{row.get('memory_mb', 0):>9.0f}"
+            + (f"{row['energy_mj']:>12.4f}" if "energy_mj" in row else ""),
             flush=True,
         )
 
@@ -379,7 +393,7 @@ def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
                 row=f"{case.name}.{variant.partition('[')[0]}",
                 metric=metric,
                 value=value,
-                unit={"time_ms": "ms", "memory_mb": "MiB"}.get(metric, "1"),
+                unit={"time_ms": "ms", "memory_mb": "MiB", "energy_mj": "mJ"}.get(metric, "1"),
                 seed=None,
                 config=config,
             )

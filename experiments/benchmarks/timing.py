@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import energy
+
 
 class Work(Protocol):
     """What a chain is made for: layers of some width, a number of tokens, a pass, a dtype."""
@@ -43,6 +45,7 @@ class Timed:
 
     def __init__(self, work: Work, variant: Variant, key):
         self.name, self.layers, self.eager = variant.name, work.layers(), variant.eager
+        self.n_tokens = work.n_tokens
         self.weights = [variant.init(k) for k in jax.random.split(key, self.layers)]
         chain = chained(variant.apply, self.layers)
         if work.direction != "forward":
@@ -54,6 +57,7 @@ class Timed:
             abstract = jax.ShapeDtypeStruct((self.layers + 1, work.n_tokens, work.width), work.dtype)
             self.run = jax.jit(chain).lower(self.weights, abstract).compile()
         self.times: list[float] = []
+        self.joules: float | None = None  # of a token in one layer
 
     def memory(self) -> int | None:
         """Bytes of arguments, results and temporaries of one layer's call; None where no compiler tells."""
@@ -72,6 +76,17 @@ class Timed:
             out = self.run(self.weights, x_NTE)
         jax.block_until_ready(out)
         self.times.append((time.perf_counter() - start) / len(inputs) / self.layers)
+
+    def draw(self, x_NTE, joules: Callable[[], float], seconds: float = 2.0) -> None:
+        """Notes the energy of a token in one layer, with one input again and again.
+
+        Args:
+          x_NTE: the input.
+          joules: of `energy.counter`.
+          seconds: how long.
+        """
+        call = energy.per_call(lambda: self.run(self.weights, x_NTE), joules, seconds)
+        self.joules = call / self.layers / self.n_tokens
 
     @property
     def median(self) -> float:

@@ -85,12 +85,15 @@ def speed_layer(rows: list[dict]) -> Table:
     where += "" if new else ", the same tokens again and again"
     text = (
         f"One layer in {dtype}: milliseconds, and how many times as fast as dense, the fastest of its "
-        "layouts. The fastest implementation is bold; the last two columns are about it: which share of its "
+        "layouts. The fastest implementation is bold; the last columns are about it: which share of its "
         "time memory or arithmetic alone would need, and its memory (that of dense). That floor has the "
         "bandwidth of a copy and counts weights as if tokens shared none, so a share may exceed 100%. "
         f"{gather_limit(rows)}{origin(rows)}"
     )
-    head = ["E", "T", "shape", "pass", "dense", "narrow", *shown, "floor", "MiB (dense)"]
+    head = ["E", "T", "shape", "pass", "dense", "narrow", *shown]
+    head += ["floor", "MiB (dense)", "mJ a token (dense)"]
+    if not any(line[-1] for line in cells):
+        head, cells = head[:-1], [line[:-1] for line in cells]
     return block(f"Speed of {what}, {where}", text, head, cells, line[-1], labels=4, lines=lines)
 
 
@@ -150,7 +153,7 @@ def variant(row: dict) -> str:
 
 
 def speed_cells(figures: dict[str, dict], shown: list[str]) -> list[str]:
-    """Cells of a line: {variant: {metric: value}} -> times, then floor share and memory of the fastest."""
+    """Cells of a line, {variant: {metric: value}}: times, then the fastest's floor share, memory, energy."""
     times = {name: figures[name]["time_ms"] for name in shown if "time_ms" in figures.get(name, {})}
     best = min(times, key=lambda name: times[name], default="")
     cells = [milliseconds(figures.get(name, {}).get("time_ms")) for name in ("dense", "narrow")]
@@ -160,8 +163,10 @@ def speed_cells(figures: dict[str, dict], shown: list[str]) -> list[str]:
         cells.append(f"**{text}**" if name == best else text)
     own, dense = figures.get(best, {}), figures.get("dense", {})
     floor = f"{own['floor_share']:.1%}" if "floor_share" in own else ""
-    both = "memory_mb" in own and "memory_mb" in dense
-    return [*cells, floor, f"{own['memory_mb']:,.0f} ({dense['memory_mb']:,.0f})" if both else ""]
+    both = lambda metric, form: (
+        f"{own[metric]:{form}} ({dense[metric]:{form}})" if {metric} <= own.keys() & dense.keys() else ""
+    )
+    return [*cells, floor, both("memory_mb", ",.0f"), both("energy_mj", ".3g")]
 
 
 def milliseconds(value: float | None) -> str:

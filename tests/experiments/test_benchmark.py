@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tree_ffn
-from experiments.benchmarks import timing
+from experiments.benchmarks import energy, timing
 from tests.experiments.programs import alone, call
 from tree_ffn.errors import InputError
 from tree_ffn.models import ffn as models
@@ -124,6 +124,18 @@ def test_dense_layers_have_the_layers_units_and_ratios_say_how_much_faster(bench
     assert masked == pytest.approx(
         {"time_ms": 200.0, "ratio_to_dense": 4.0, "ratio_to_narrow": 0.25, "floor_share": 0.25}
     )
+
+
+def test_the_energy_of_a_token_is_what_a_counter_rises_by(benchmark):
+    """One that counts a joule for every call."""
+    case, calls = case_of(benchmark, "forward", n_tokens=512, shape="leaf"), []
+    timed = timing.Timed(case, benchmark.layer_variant(case, "masked", "uniform"), jax.random.key(0))
+    run = timed.run
+    timed.run = lambda *arrays: calls.append(1) or run(*arrays)
+    [x_NTE] = timing.inputs(case, jax.random.key(1), timed.layers, 1)
+    timed.draw(x_NTE, lambda: float(len(calls)), seconds=0.05)
+    assert timed.joules == pytest.approx(1 / timed.layers / 512) and len(calls) > 10
+    assert energy.counter() is None or jax.default_backend() == "gpu"
 
 
 def test_an_implementation_that_computes_something_else_is_not_timed(benchmark, monkeypatch):
