@@ -15,18 +15,21 @@ over a folder of data, or without --task_data the harness's own tasks, which it 
 --shots=task puts as many solved examples before a question as the task file says. Every score comes with its
 standard error and with what chance gives; prompts that the context cuts on the left are counted.
 
+--watch=60 goes on beside a run: it looks for checkpoints every 60 seconds and scores the newest,
+until it is that of the last step.
+
 Prints loss (nats a token), perplexity, bits per byte, active share, and the use
 of every layer's leaves or experts; --json writes the same.
 """
 
 from absl import flags
 
-from experiments.common import cli, loaded, path_flags, run_config
+from experiments.common import cli, loaded, path_flags, run_config, watch
 from experiments.lm_harness import questions
 from experiments.reporting import record, texts
 from tree_ffn.data.packing import TooShort
 from tree_ffn.data.spec import CORPORA
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.json_output import json_text
 from tree_ffn.training.evaluate import evaluate, other_corpus
 from tree_ffn.training.restore import restore_for_inference
@@ -58,6 +61,9 @@ _TASK_DATA = path_flags.define("task_data", None, "Folder with the data of the t
 _SHOTS = flags.DEFINE_list("shots", ["0"], "Solved examples before a question: a number, task, or several.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task; all by default.")
 _TASK_CACHE = path_flags.define("task_cache", "data_cache/tasks", "Where task data are kept unpacked.")
+_WATCH = flags.DEFINE_integer(
+    "watch", 0, "Score the newest checkpoint as they come, looking every so many seconds; 0: score one."
+)
 _JSON = path_flags.define_written("json", None, "Write the metrics to this file.")
 _RESULTS = path_flags.define_written("results", None, "Append the metrics to this results file (JSONL).")
 _TABLE = flags.DEFINE_string("table", "cpu_small", "Table of the results rows: ours, or a name of your own.")
@@ -66,6 +72,10 @@ _ROW = flags.DEFINE_string("row", None, "Name of the results row.")
 
 def main() -> None:
     record.check_row_flag(_RESULTS.value, _ROW.value, _TABLE.value)
+    check_positive_int("--watch", _WATCH.value, least=0)
+    for flag in (_RESULTS, _TASKS, _STEP):
+        if _WATCH.value and flag.value != flag.default:
+            raise InputError(f"--{flag.name}: {flag.value!r} is not allowed with --watch; leave it out.")
     if _TASKS.value:
         answer_questions()
         return
@@ -73,8 +83,17 @@ def main() -> None:
         raise InputError("--export: is scored by --tasks alone; name tasks, or a run by --workdir.")
     if _WORKDIR.value is None:
         raise InputError("--workdir is missing; name the directory of a training run.")
+    if not _WATCH.value:
+        score(_STEP.value)
+        return
+    for step in watch.newest_steps(_WORKDIR.value, _WATCH.value):
+        score(str(step))
+
+
+def score(step: str) -> None:
+    """Scores a checkpoint, on what the flags say."""
     other = texts.parse(_TEXTS.value)
-    run = restore_for_inference(_WORKDIR.value, _STEP.value, make_mesh(data=-1, model=1))
+    run = restore_for_inference(_WORKDIR.value, step, make_mesh(data=-1, model=1))
     if other:
         found = texts.score(
             run, other, batch_size=_BATCH_SIZE.value, tokenizer=_TOKENIZER.value,

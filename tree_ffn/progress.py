@@ -73,8 +73,9 @@ class RunProgress:
             self._bar.update(step - self._bar.n)
 
     def line(
-        self, step: int, values: dict[str, float], seconds_left: float | None, usage: bool = True
-    ) -> None:
+        self, step: int, values: dict[str, float], seconds_left: float | None, usage: bool = True,
+        more: str = "",
+    ) -> None:  # fmt: skip
         """Metrics of a window of training steps; `usage`: those of leaves and experts too.
 
         Args:
@@ -82,9 +83,10 @@ class RunProgress:
           values: metrics by name; `loss` is there.
           seconds_left: until the last step; None: not known.
           usage: also say how leaves and experts are used.
+          more: what else is to be said.
         """
         note = f", {values['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in values else ""
-        self._note = note = note + (_usage(values) if usage else "")
+        self._note = note = note + (_usage(values) if usage else "") + more
         if self._bar is None:
             left = "" if seconds_left is None else f", {duration(seconds_left)} left"
             self._log(f"step {step}/{self._steps}: loss {values['loss']:.4f}{note}{left}")

@@ -93,6 +93,19 @@ def test_figures_do_not_depend_on_the_batch_size(run, split):
 
 
 @one_kind
+def test_it_watches_a_run_to_its_end(run, tmp_path):
+    """Of a run that has come there, the last step is scored; flags that make no sense with it are refused."""
+    asked = ("evaluate", f"--workdir={run[0]}", "--watch=1", "--batches=1")
+    outcome = call(*asked)
+    assert outcome.code == 0 and outcome.out.count(", step 6 of ") == 1, outcome.err
+    for flag, value in (("step", "latest"), ("results", str(tmp_path / "rows.jsonl")), ("tasks", "all")):
+        outcome = call(*asked, f"--{flag}={value}", "--row=dense")
+        assert outcome.code == 2 and f"--{flag}: " in outcome.err and "--watch" in outcome.err, outcome.err
+    outcome = call("evaluate", f"--workdir={tmp_path}", "--watch=1")
+    assert outcome.code == 2 and "holds no run" in outcome.err
+
+
+@one_kind
 def test_other_text(run, tmp_path):
     (tmp_path / "a.txt").write_text("to be or not to be " * 500)
     (tmp_path / "b.txt").write_text("that is the question " * 500)

@@ -29,9 +29,14 @@ def test_time_is_summed_up_over_starts_and_what_is_lost_too():
     with first.during("saving"):
         now[0] = 80
         kept = first.spent()
-    assert kept["seconds"] == {"steps": 60, "validation": 0, "saving": 10, "starting": 10, "lost": 0}
+    assert kept["seconds"] == {
+        "steps": 60, "reading": 0, "validation": 0, "saving": 10, "starting": 10, "lost": 0,
+    }  # fmt: skip
     assert not first.saves(1) and not first.is_over(0.03)
     now[0] = 140
+    with first.during("reading"):
+        now[0] = 175
+    assert first.share_of_reading() == 0.2 and first.share_of_reading() == 0
     assert first.saves(1) and first.is_over(0.03) and not first.saves(0) and not first.is_over(0)
 
     later, skewed = Clock(lambda: 0.0, lambda: 1020.0), Clock(lambda: 0.0, lambda: 500.0)

@@ -7,14 +7,14 @@ from typing import Any
 
 from tree_ffn.progress import duration
 
-KINDS = ("steps", "validation", "saving", "starting", "lost")
+KINDS = ("steps", "reading", "validation", "saving", "starting", "lost")
 
 
 class Clock:
     """Sums up seconds by what they were spent on, from now on.
 
-    `starting` is all before the first step is compiled. `lost` lies between the checkpoint with which a
-    start goes on and that start: steps that are made again, and waiting.
+    `reading` is waiting for text. `starting` is all before the first step is compiled. `lost` lies between
+    the checkpoint with which a start goes on and that start: steps that are made again, and waiting.
 
     Args:
       clock: seconds that only rise.
@@ -32,6 +32,7 @@ class Clock:
         self._clock, self._wall, self._began, self._from = clock, wall, clock(), wall()
         self._kind, self._since, self._saved = "starting", self._began, self._began
         self.seconds, self.restarts = dict.fromkeys(KINDS, 0.0), 0
+        self._read = 0.0, self._began
 
     def to(self, kind: str) -> str:
         """From here on time counts as `kind`; returns as what it did before."""
@@ -49,6 +50,13 @@ class Clock:
         finally:
             self.to(before)
 
+    def share_of_reading(self) -> float:
+        """Of the time since the last call."""
+        self.to(self._kind)
+        (before, then), now = self._read, self._clock()
+        self._read = self.seconds["reading"], now
+        return (self.seconds["reading"] - before) / max(now - then, 1e-9)
+
     def spent(self) -> dict[str, Any]:
         """What a checkpoint keeps of it; from here on, time without a checkpoint counts."""
         self.to(self._kind)
@@ -63,6 +71,7 @@ class Clock:
             self.seconds[kind] += seconds
         self.seconds["lost"] += max(0.0, self._from - spent["until"])
         self.restarts = spent["restarts"] + 1
+        self._read = self.seconds["reading"], self._clock()
 
     def saves(self, minutes: float) -> bool:
         """Whether there was no checkpoint for so many minutes; 0: never."""

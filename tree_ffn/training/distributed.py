@@ -154,6 +154,26 @@ def as_first_says(flag: bool) -> bool:
     return texts_of_all(str(flag))[0] == str(True)
 
 
+def shares_of_all(share: float) -> list[float]:
+    """A number of each process, in their order; every process calls it."""
+    return [float(text) for text in texts_of_all(repr(share))]
+
+
+def slowest(shares: list[float]) -> str:
+    """Which of several processes waits longest for its text, if it is 5 % of the time; all wait for it.
+
+    Args:
+      shares: of the time, of each process.
+
+    Example:
+      >>> slowest([0.01, 0.4, 0.0]), slowest([0.4]), slowest([0.0, 0.04])
+      (', process 1 waits for text 40 %', '', '')
+    """
+    worst = max(range(len(shares)), key=shares.__getitem__)
+    is_said = len(shares) > 1 and shares[worst] >= 0.05
+    return f", process {worst} waits for text {100 * shares[worst]:.0f} %" if is_said else ""
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """What one process refuses within, all refuse, and say which one it was.

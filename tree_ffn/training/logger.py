@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,10 @@ from tree_ffn.tree import LeafSpec, TreeSpec
 # (protobuf makes its classes when it is imported)
 
 
+# A function (step, scalars) that writes them; the step None closes it.
+Writer = Callable[[int | None, dict[str, float]], None]
+
+
 class Done(NamedTuple):
     """A step that was dispatched: its number, and metrics that may not be there yet.
 
@@ -35,11 +40,13 @@ class Done(NamedTuple):
       step: finished steps, this one included.
       metrics: scalars on the device, as `step.train_step` gives them.
       usage: visit counts since the last line, where a line is due; else None.
+      note: what else the line says.
     """
 
     step: int
     metrics: dict
     usage: tuple | None
+    note: str = ""
 
 
 class Report:
@@ -53,6 +60,7 @@ class Report:
       log: takes plain lines.
       bar: draw a bar; None where stderr is a terminal.
       writes: False in all but one of several processes: figures are computed, nothing is written or said.
+      also: one more writer of metrics, as `extras.wandb_writer`.
 
     Attributes:
       passes: how often the whole run reads the training text; 0 where that is not known.
@@ -60,10 +68,10 @@ class Report:
 
     def __init__(
         self, workdir: str, plan, bytes_per_token: float, start: int, log, bar: bool | None,
-        writes: bool = True,
+        writes: bool = True, also: Writer | None = None,
     ):  # fmt: skip
         self._plan, self._bytes_per_token = plan, bytes_per_token
-        self._writer = MetricsWriter(workdir, start) if writes else NoWriter()
+        self._writer = MetricsWriter(workdir, start, also) if writes else NoWriter()
         self.usage = UsageLog(workdir, plan.model, start, writes)
         log, bar = (log, bar) if writes else (lambda _: None, False)
         self._progress = RunProgress(plan.train.steps, start, log, bar)
@@ -136,7 +144,7 @@ class Report:
         is_warm = (
             done.step > self._plan.optim.warmup
         )  # before, nearly all leaves of a healthy tree are unvisited
-        self._progress.line(done.step, line, left, usage=is_warm)
+        self._progress.line(done.step, line, left, usage=is_warm, more=done.note)
 
     def valid(self, step: int, score: Score, probed: tuple | None, write: bool = True) -> dict[str, float]:
         """Figures of a validation: written, said and returned.
@@ -219,18 +227,19 @@ class MetricsWriter:
       workdir: directory of the run.
       step: the step at which the run starts or resumes; later lines of an
         interrupted run are dropped, so that the file has every step once.
+      also: one more writer.
 
     Raises:
       InputError: a file cannot be written.
     """
 
-    def __init__(self, workdir: str, step: int = 0):
+    def __init__(self, workdir: str, step: int = 0, also: Writer | None = None):
         self._directory = os.path.join(workdir, "tensorboard")
         with contextlib.ExitStack() as opened:  # closes the first where a later one cannot be opened
             self._metrics = _Lines(os.path.join(workdir, "metrics.jsonl"), step)
             opened.callback(self._metrics.close)
             with writing(self._directory):
-                self._events = _event_writer(self._directory, step)
+                self._others = [one for one in (_event_writer(self._directory, step), also) if one]
             opened.pop_all()
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -246,9 +255,9 @@ class MetricsWriter:
         """
         values = {name: value for name, value in values.items() if not math.isnan(value)}
         self._metrics.write({"step": step, "split": split, **values})
-        if self._events:
+        for write in self._others:
             with writing(self._directory):
-                self._events(step, {f"{split}/{name}": value for name, value in values.items()})
+                write(step, {f"{split}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
         """Flushes and closes both, one even where the other fails.
@@ -257,9 +266,9 @@ class MetricsWriter:
           InputError: a file cannot be written; closing flushes what `write` could not.
         """
         with contextlib.ExitStack() as stack:
-            if self._events:
+            for write in self._others:
                 stack.enter_context(writing(self._directory))
-                stack.callback(self._events, None, {})
+                stack.callback(write, None, {})
             self._metrics.close()
 
 

@@ -1,6 +1,7 @@
 """The loop: restore, step, report, validate, save, stop."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.clock import Clock
 from tree_ffn.training.compiled import Programs, compile_programs
+from tree_ffn.training.extras import Trace, check_wandb, wandb_writer
 from tree_ffn.training.logger import Done, Report
 from tree_ffn.training.plan import many_passes, plan_run, prepare_data, resolved
 from tree_ffn.training.sharding import put_rows, rows_here
@@ -68,6 +70,7 @@ def train(
         distributed.check_mesh(plan.mesh)
         first = distributed.is_first()
         with distributed.together():
+            check_wandb(plan.train.wandb)
             if first and bucket.is_bucket(workdir):
                 bucket.check_writable(workdir)
             elif first:
@@ -89,8 +92,13 @@ def train(
             workdirs.write_json(workdir, "data.json", data.meta)
             if origin:
                 workdirs.add_origin(workdir, {"step": run.step, **began})
+        also = None
+        if first and plan.train.wandb:
+            run_id = workdirs.wandb_id(workdir)
+            also = wandb_writer(plan.train.wandb, run_id, folder.path, known)
         bytes_per_token = data.meta["bytes_per_token"]
-        report = stack.enter_context(Report(folder.path, plan, bytes_per_token, run.step, log, bar, first))
+        report = Report(folder.path, plan, bytes_per_token, run.step, log, bar, first, also)
+        stack.enter_context(report)
         report.passes = plan.train.passes(len(data.train))
         if run.step:
             report.say(f"resumed at step {run.step} of {plan.train.steps}")
@@ -147,17 +155,20 @@ class Run:
             self._save(self.validate(report)["loss"])
         if self.step < spec.steps:
             report.say("compiling the training step ...")
-        with contextlib.closing(self._rows()) as rows:
+        with contextlib.closing(self._rows()) as rows, self._trace() as trace:
             while self.step < spec.steps:
-                batch = put_rows(next(rows), self._here, spec.batch_size, self.plan.mesh)
+                with self._clock.during("reading"):
+                    batch = next(rows)
+                batch = put_rows(batch, self._here, spec.batch_size, self.plan.mesh)
                 self.state, usage, metrics = self._train_step(report)(self.state, usage, batch)
                 self.step += 1
                 self._clock.to("steps")  # it has compiled
+                trace.step(self.step, metrics)
                 if waiting:  # the metrics of a step are fetched when the next one is under way
                     report.step(waiting)
                 waiting = Done(self.step, metrics, None)
                 if self._due(spec.log_every):
-                    waiting = waiting._replace(usage=usage)
+                    waiting = waiting._replace(usage=usage, note=self._note())
                     usage = self._programs.scorer.empty_usage()
                 save, why = self._due(spec.checkpoint_every), self._stops(stop)
                 scores = save or self._due(spec.eval_every)
@@ -211,6 +222,13 @@ class Run:
     def _wait(self) -> None:
         with self._clock.during("saving"):
             self.checkpoints.wait()
+
+    def _note(self) -> str:
+        return distributed.slowest(distributed.shares_of_all(self._clock.share_of_reading()))
+
+    def _trace(self) -> Trace:
+        at = self.plan.train.profile_at if distributed.is_first() else 0
+        return Trace(os.path.join(self.folder.path, "profile"), at)
 
     def _by_time(self, asked: Callable[[], bool]) -> bool:
         """What the clock of process 0 says; it is asked every `log_every` steps, but for the last."""

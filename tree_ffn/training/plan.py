@@ -13,6 +13,7 @@ from tree_ffn.models.spec import ModelSpec
 from tree_ffn.paths import local
 from tree_ffn.plain import Namespace, flat, namespace, plain
 from tree_ffn.training import optimizer, sharding
+from tree_ffn.training.extras import TRACED
 from tree_ffn.training.optimizer import with_warmup
 from tree_ffn.tree import PrunedSpec, TreeSpec
 from tree_ffn.upgrades import is_gone
@@ -42,6 +43,9 @@ class TrainSpec:
         `checkpoint_every`. 0: none.
       max_hours: after so many hours the run saves and stops, unfinished, as SIGTERM stops it: less than a
         queue's limit. 0: it goes on to its end.
+      profile_at: after so many steps the next 3 are traced by jax.profiler, into `profile/` of the workdir;
+        0: none.
+      wandb: the project of Weights & Biases to which metrics go, too; none: they do not.
       compile_cache: directory where compiled programs are kept for the next start; none: as
         JAX_COMPILATION_CACHE_DIR says.
     """
@@ -58,15 +62,22 @@ class TrainSpec:
     keep: int = 2
     keep_every: int = 0
     max_hours: float = 0.0
+    profile_at: int = 0
+    wandb: str = ""
     compile_cache: str = ""
 
     def __post_init__(self):
         for field in ("batch_size", "steps", "grad_accum_steps", "log_every", "keep"):
             check_positive_int(f"train.{field}", getattr(self, field))
-        for field in ("eval_every", "eval_batches", "checkpoint_every", "keep_every"):
+        for field in ("eval_every", "eval_batches", "checkpoint_every", "keep_every", "profile_at"):
             check_positive_int(f"train.{field}", getattr(self, field), least=0)
         for field in ("checkpoint_minutes", "max_hours"):
             check_number(f"train.{field}", getattr(self, field), least=0)
+        if self.profile_at and self.profile_at + TRACED > self.steps:
+            raise InputError(
+                f"train.profile_at: {self.profile_at} is not allowed; "
+                f"use at most train.steps - {TRACED} = {self.steps - TRACED}, or 0."
+            )
         if self.keep_every and self.keep_every % (self.checkpoint_every or self.keep_every + 1):
             raise InputError(
                 f"train.keep_every: {self.keep_every} is not allowed; "

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterator
 
 import jax
@@ -40,6 +41,7 @@ PLACES_OF_DATA = r"^data\.(files|valid_files|tfds_dir|cache_dir|workers)$"
 MAY_DIFFER = (
     r"^train\.(grad_accum_steps|log_every|eval_every|eval_batches|probe)$",
     r"^train\.(checkpoint_every|checkpoint_minutes|keep|keep_every|max_hours|compile_cache)$",
+    r"^train\.(profile_at|wandb)$",
     r"^mesh\.",
     r"^model\.(remat|unroll)$",
     r"^ffn\.implementation$",
@@ -203,6 +205,13 @@ def read_config(workdir: str) -> dict | None:
     """
     known = read_json(workdir, "config.json")
     return None if known is None else readable(known, f"workdir: {workdir}")
+
+
+def wandb_id(workdir: str) -> str:
+    """By which W&B knows the run; made at its first start."""
+    known = read_json(workdir, "wandb.json") or {"id": uuid.uuid4().hex[:16]}
+    write_json(workdir, "wandb.json", known)
+    return known["id"]
 
 
 def add_origin(workdir: str, start: dict) -> None:
