@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from tree_ffn.errors import InputError
-from tree_ffn.training.checkpoint import checkpoint_directory, steps_on_disk
+from tree_ffn.training.checkpoint_files import checkpoint_directory, steps_on_disk
 from tree_ffn.training.workdir import read_config
 
 

@@ -18,7 +18,7 @@ from tree_ffn.errors import InputError, is_whole_number
 from tree_ffn.models.spec import spec_to_dict
 from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
-from tree_ffn.training.checkpoint import checkpoint_directory, steps_on_disk
+from tree_ffn.training.checkpoint_files import checkpoint_directory, steps_on_disk
 from tree_ffn.training.compiled import Scorer
 from tree_ffn.training.finetune import FinetuneSpec, check_teacher, compile_finetuning, score_step
 from tree_ffn.training.loop import train

@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.training.several import Several, losses
 from tests.training.tiny import write_texts
-from tree_ffn.training.checkpoint import steps_on_disk
+from tree_ffn.training.checkpoint_files import steps_on_disk
 
 
 class Outcome(NamedTuple):

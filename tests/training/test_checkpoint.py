@@ -17,7 +17,8 @@ from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.training import sharding
-from tree_ffn.training.checkpoint import Checkpoints, disk_error, steps_on_disk
+from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.checkpoint_files import disk_error, steps_on_disk
 from tree_ffn.training.plan import resolved
 from tree_ffn.training.restore import restore_for_inference
 from tree_ffn.training.step import TrainState

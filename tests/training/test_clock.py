@@ -7,7 +7,7 @@ import pytest
 
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
-from tree_ffn.training.checkpoint import steps_on_disk
+from tree_ffn.training.checkpoint_files import steps_on_disk
 from tree_ffn.training.clock import Clock
 from tree_ffn.training.loop import train
 from tree_ffn.training.plan import TrainSpec

@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
-from tree_ffn.training.checkpoint import steps_on_disk
+from tree_ffn.training.checkpoint_files import steps_on_disk
 from tree_ffn.training.guards import WINDOW, skipping, with_master
 from tree_ffn.training.loop import train
 from tree_ffn.training.optimizer import OptimSpec

@@ -15,7 +15,7 @@ from tests.training.several import Several, losses
 from tests.training.tiny import tiny_config
 from tree_ffn.errors import InputError
 from tree_ffn.training import distributed, last_words
-from tree_ffn.training.checkpoint import steps_on_disk
+from tree_ffn.training.checkpoint_files import steps_on_disk
 from tree_ffn.training.loop import train
 from tree_ffn.training.sharding import make_mesh, put_rows, rows_here
 

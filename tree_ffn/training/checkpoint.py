@@ -20,45 +20,16 @@ from orbax.checkpoint import v1 as ocp
 from tree_ffn.errors import InputError, is_whole_number, reason
 from tree_ffn.models.unread import check_unmoved, unread
 from tree_ffn.training import bucket, distributed
+from tree_ffn.training.checkpoint_files import checkpoint_directory, disk_error, steps_on_disk
 from tree_ffn.training.sharding import placed
 from tree_ffn.training.step import TrainState
 from tree_ffn.training.structure import compare_leaves, leaves_of
 from tree_ffn.upgrades import readable
 
-# What a full or read-only disk says through tensorstore, which raises no OSError.
-DISK_ERRORS = ("No space left on device", "File too large", "Read-only file system", "Disk quota exceeded")
-
 # Ends the name of a checkpoint that another is to replace.
 _REPLACED = ".replaced"
 
 _policies = ocp.training.preservation_policies
-
-
-def checkpoint_directory(workdir: str) -> str:
-    """Where the checkpoints of a run lie."""
-    path = os.path.join(workdir, "checkpoints")
-    return path if bucket.is_bucket(path) else os.path.abspath(path)
-
-
-def steps_on_disk(directory: str) -> list[int]:
-    """Steps whose checkpoint is whole, ascending; reads names only, and removes nothing.
-
-    A save gets its plain number by a rename when all of it is there; until then
-    its directory is called `7.orbax-checkpoint-tmp`. In a bucket nothing can be
-    renamed: there a file `commit_success.txt` comes last.
-
-    Example:
-      >>> steps_on_disk("nowhere")
-      []
-    """
-    if bucket.is_bucket(directory):
-        steps = (path for path in bucket.inside(directory) if path.name.isdecimal())
-        return sorted(int(path.name) for path in steps if (path / "commit_success.txt").exists())
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
-    except OSError:
-        return []
 
 
 class Damaged(InputError):
@@ -364,15 +335,3 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _val_loss(metrics: dict) -> float:
     return metrics["val_loss"]
-
-
-def disk_error(error: BaseException | None) -> str | None:
-    """What the operating system said, if `error` comes from a file; looks at causes too."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return error.strerror or str(error)
-        for said in DISK_ERRORS:
-            if said in str(error):
-                return said
-        error = error.__cause__ or error.__context__
-    return None

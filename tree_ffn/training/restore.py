@@ -17,7 +17,8 @@ from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.models.spec import ModelSpec, spec_from_dict
 from tree_ffn.paths import local_or_bucket
 from tree_ffn.plain import Namespace, namespace
-from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory
+from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.checkpoint_files import checkpoint_directory
 from tree_ffn.training.sharding import make_mesh, placed
 
 # How often a step is looked up that is removed while it is copied.

@@ -26,7 +26,8 @@ from tree_ffn.models.spec import ModelSpec, spec_to_dict
 from tree_ffn.paths import replacing, writing
 from tree_ffn.plain import flat, namespace
 from tree_ffn.training import bucket
-from tree_ffn.training.checkpoint import Checkpoints, checkpoint_directory, steps_on_disk
+from tree_ffn.training.checkpoint import Checkpoints
+from tree_ffn.training.checkpoint_files import checkpoint_directory, steps_on_disk
 from tree_ffn.training.optimizer import learning_rate, make_optimizer
 from tree_ffn.training.plan import Plan, TrainSpec, check_trainable, differing_keys, optim_spec, resolved
 from tree_ffn.training.restore import Restored, own_model
