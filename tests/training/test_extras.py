@@ -16,6 +16,7 @@ def run(texts, workdir, **changes):
     train(tiny_config(texts, "dense", **changes), str(workdir), log=lambda _: None, bar=False)
 
 
+@pytest.mark.slow
 def test_three_steps_are_traced(texts, tmp_path):
     run(texts, tmp_path, steps=5, train__profile_at=1)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")

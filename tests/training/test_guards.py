@@ -74,6 +74,7 @@ def test_a_run_skips_what_is_not_finite_and_gives_up_in_time(texts, tmp_path):
     assert steps_on_disk(str(tmp_path / "checkpoints")) == [3]
 
 
+@pytest.mark.slow
 def test_a_run_with_guards_goes_on_as_the_straight_one(texts, tmp_path):
     guarded = {
         "optim__skip_above": 6.0, "optim__master_weights": True, "model__param_dtype": "bfloat16",

@@ -1,5 +1,6 @@
 """Which configs may go on in a workdir, and how the others are refused."""
 
+import importlib.util
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from tree_ffn.errors import InputError
 from tree_ffn.paths import replacing
 from tree_ffn.plain import namespace
 from tree_ffn.training import workdir as workdirs
+from tree_ffn.training.loop import train
 from tree_ffn.training.plan import TrainSpec, differing_keys, resolved
 
 
@@ -128,6 +130,12 @@ def begun_before(texts, tmp_path, **changes):
     config["ffn"] = OLD_FFN | {"kind": "tree", "n_trees": 2, "depth": 3, "node_width": [1]} | changes
     workdirs.write_json(str(tmp_path), "config.json", config)
     return str(tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
+def test_a_bucket_needs_a_package(texts):
+    with pytest.raises(InputError, match=r"gs://runs/tree needs the package gcsfs; install tree_ffn\[gcs\]"):
+        train(tiny_config(texts), "gs://runs/tree", log=lambda _: None, bar=False)
 
 
 def test_a_run_begun_before_a_key_was_added_goes_on_with_what_was_computed(texts, tmp_path):
