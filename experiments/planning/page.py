@@ -88,8 +88,14 @@ def summary(figures: dict, tokens: float) -> str:
     limit = "computing" if figures["compute_s"] >= figures["network_s"] else "sending"
     return (
         f"It fits, {who}: {used:.2f} of {chip.memory_gb:g} GB a device. {tokens / 1e9:,.1f} G tokens take "
-        f"{run['days']:,.1f} days, {run['chip_hours']:,.0f} chip-hours, limited by {limit}."
+        f"{run['days']:,.2f} days, {run['chip_hours']:,.0f} chip-hours, limited by {limit}{slower(figures)}."
     )
+
+
+def slower(figures: dict) -> str:
+    """How much longer a step takes by the compiler's cycles, where it does."""
+    times = figures.get("compiler_s", 0.0) / figures["step_s"]
+    return f"; {times:.1f} times as long by the compiler's cycles" if times > 1.05 else ""
 
 
 def memory(figures: dict) -> Table:
@@ -148,7 +154,7 @@ def times(figures: dict, tokens: float) -> Table:
         *([name, f"{value:.3f} s"] for name, value in seconds.items()),
         ["tokens a second", f"{figures['tokens_per_s']:,.0f}"],
         ["useful operations, of the peak", f"{of_peak:.0%}"],
-        [f"days for {tokens / 1e9:,.1f} G tokens", f"{run['days']:.1f}"],
+        [f"days for {tokens / 1e9:,.1f} G tokens", f"{run['days']:,.2f}"],
         ["chip-hours", f"{run['chip_hours']:,.0f}"],
     ]
     return _table("Time", "By arithmetic, if computing and sending overlap.", ["", ""], cells)

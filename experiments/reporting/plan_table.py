@@ -8,7 +8,7 @@ COLUMNS = (
     ("argument_gb", "state, GB", ",.2f"), ("temporary_gb", "temporaries, GB", ",.2f"),
     ("sent_gb", "sent, GB", ",.1f"), ("compute_s", "computing, s", ",.2f"),
     ("compiler_s", "by its compiler, s", ",.2f"), ("network_s", "sending, s", ",.2f"),
-    ("days", "days", ",.1f"), ("chip_hours", "chip-hours", ",.0f"),
+    ("days", "days", ",.2f"), ("chip_hours", "chip-hours", ",.0f"),
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from experiments.planning import choices, compiled_step
+from experiments.planning import choices, compiled_step, page
 from experiments.planning.chips import CHIPS, SLICES, chip_of, slice_of
 from experiments.reporting.record import load_results
 from tests.experiments.programs import call
@@ -51,9 +51,9 @@ def test_the_page_says_what_the_terminal_says(tmp_path):
     path = tmp_path / "plan.html"
     outcome = call("plan", *SMOKE, "--search", f"--html={path}")
     assert outcome.code == 0, outcome.err
-    page = path.read_text()
-    assert "<script" not in page and "http" not in page and 'content="width=device-width' in page
-    shown = html.unescape(re.sub(r"<(style|title|pre)>.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL))
+    text = path.read_text()
+    assert "<script" not in text and "http" not in text and 'content="width=device-width' in text
+    shown = html.unescape(re.sub(r"<(style|title|pre)>.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL))
     said = collections.Counter(re.sub(r"^  - ", "", outcome.out, flags=re.MULTILINE).split())
     assert collections.Counter(shown.split()) == said and said["temporaries"] == 1
     path.write_text("mine")
@@ -121,6 +121,11 @@ def test_times_are_arithmetic():
     )
     run = compiled_step.run_of(figures | found, tokens=8_640_000)
     assert run == pytest.approx({"days": 0.2, "chip_hours": 76.8})
+    said = page.summary(figures | found | {"argument_gb": 1.0, "temporary_gb": 2.0, "compiler_s": 5.0}, 1e9)
+    assert said == (
+        "It fits, its compiler says: 3.00 of 16.9 GB a device. 1.0 G tokens take 23.15 days, 8,889 chip-"
+        "hours, limited by computing; 2.5 times as long by the compiler's cycles."
+    )
     assert compiled_step.reckoned({**figures, "sent_gb": 450.0})["step_s"] == 10.0
     assert compiled_step.reckoned({**figures, "device": "cpu"}) == compiled_step.run_of(figures, 1e9) == {}
 

@@ -533,5 +533,5 @@ def test_the_plan_of_a_large_model(tmp_path):
         add(path, "dense", None, "plan", figures=figures | more, of=of)
     assert cells(render(str(path)), "`dense`") == [
         ["`dense`", "h200-8", "remat full", "4", "15.75", "38.90", "", "", "", "50%", "", "", ""],
-        ["`dense`", "v5e-16", "remat full", "4", "15.75", "38.90", "15.3", "", "0.38", "50%", "", "2.0", ""],
+        ["`dense`", "v5e-16", "remat full", "4", "15.75", "38.90", "15.3", "", "0.38", "50%", "", "2.00", ""],
     ]  # fmt: skip
