@@ -42,6 +42,15 @@ def test_a_signal_to_one_stops_both_at_the_same_step(texts, tmp_path):
     assert steps_on_disk(str(run.workdir / "checkpoints"))[-1] == int(step)
 
 
+@pytest.mark.slow
+def test_processes_keep_what_they_have_compiled(texts, tmp_path):
+    cache = tmp_path / "compiled"
+    variables = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_COMPILATION_CACHE_DIR": ""}
+    run = Several(2, tmp_path / "run", texts, f"--config.train.compile_cache={cache}", variables=variables)
+    assert run.wait() == [0, 0], run.said()
+    assert any("train_step" in path.name for path in cache.iterdir())
+
+
 def test_processes_that_differ_are_refused_and_named(texts, tmp_path):
     run = Several(2, tmp_path / "run", texts, of_one=(1, ["--config.optim.lr=0.5"], {}))
     assert run.wait(60) == [2, 2], run.said()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tree_ffn.models.spec import ModelSpec
@@ -20,6 +21,13 @@ from tree_ffn.tree.combine import fastest
 def bound(function: Callable, **static: Any) -> Callable:
     """functools.partial, one object for equal arguments: by it jax.jit knows what it has compiled."""
     return functools.partial(function, **static)
+
+
+def keep_compiled(directory: str) -> None:
+    """From here on compiled programs are looked up and kept there; "" changes nothing."""
+    if directory:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        compilation_cache.reset_cache()  # it looks once, and processes that have met have compiled
 
 
 class Score(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from tree_ffn.errors import InputError
+from tree_ffn.errors import InputError, reason
 
 TRACED = 3  # steps
 
@@ -55,14 +55,23 @@ def wandb_writer(project: str, run: str, directory: str, config: dict) -> Callab
       run: id of the run there; the same one goes on with it.
       directory: takes the package's files.
       config: of the run.
+
+    Raises:
+      InputError: it cannot be reached.
     """
     import wandb  # pyright: ignore[reportMissingImports]
 
     os.makedirs(directory, exist_ok=True)
     quiet = wandb.Settings(silent=True, console="off")
-    there = wandb.init(
-        project=project, id=run, resume="allow", dir=directory, config=config, settings=quiet
-    )  # fmt: skip
+    try:
+        there = wandb.init(
+            project=project, id=run, resume="allow", dir=directory, config=config, settings=quiet
+        )  # fmt: skip
+    except Exception as error:  # of the network, of the account
+        raise InputError(
+            f"train.wandb: {project!r} cannot be reached ({reason(error)}); with WANDB_MODE=offline metrics "
+            "stay here."
+        ) from error
     there.define_metric("*", step_metric="step")  # a resumed run may come to a step again
 
     def write(step: int | None, scalars: dict) -> None:

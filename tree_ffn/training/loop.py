@@ -15,7 +15,7 @@ from tree_ffn.training import bucket, distributed
 from tree_ffn.training import workdir as workdirs
 from tree_ffn.training.checkpoint import Checkpoints
 from tree_ffn.training.clock import Clock
-from tree_ffn.training.compiled import Programs, compile_programs
+from tree_ffn.training.compiled import Programs, compile_programs, keep_compiled
 from tree_ffn.training.extras import Trace, check_wandb, wandb_writer
 from tree_ffn.training.logger import Done, Report
 from tree_ffn.training.plan import many_passes, plan_run, prepare_data, resolved
@@ -64,8 +64,7 @@ def train(
         with distributed.together():
             workdir, plan = local_or_bucket(workdir, "workdir"), plan_run(config)
             known, began = stamped(resolved(config)), origin() if origin else {}
-        if plan.train.compile_cache:
-            jax.config.update("jax_compilation_cache_dir", plan.train.compile_cache)
+        keep_compiled(plan.train.compile_cache)
         distributed.check_same(**workdirs.compared(known, began))
         distributed.check_mesh(plan.mesh)
         first = distributed.is_first()
@@ -87,15 +86,15 @@ def train(
         stop = stack.enter_context(distributed.stop_signals())
         with distributed.together():
             run = Run(plan, data, known, folder, checkpoints, compile(plan), log, clock)
-        if first:
-            workdirs.write_json(workdir, "config.json", known)
-            workdirs.write_json(workdir, "data.json", data.meta)
-            if origin:
-                workdirs.add_origin(workdir, {"step": run.step, **began})
         also = None
-        if first and plan.train.wandb:
-            run_id = workdirs.wandb_id(workdir)
-            also = wandb_writer(plan.train.wandb, run_id, folder.path, known)
+        with distributed.together():
+            if first:
+                workdirs.write_json(workdir, "config.json", known)
+                workdirs.write_json(workdir, "data.json", data.meta)
+                if origin:
+                    workdirs.add_origin(workdir, {"step": run.step, **began})
+                if project := plan.train.wandb:
+                    also = wandb_writer(project, workdirs.wandb_id(workdir), folder.path, known)
         bytes_per_token = data.meta["bytes_per_token"]
         report = Report(folder.path, plan, bytes_per_token, run.step, log, bar, first, also)
         stack.enter_context(report)

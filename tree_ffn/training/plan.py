@@ -10,7 +10,7 @@ from tree_ffn.data.spec import with_corpus
 from tree_ffn.errors import InputError, check_number, check_positive_int
 from tree_ffn.models.from_config import keys_in_force, model_spec_from_config, with_sizes
 from tree_ffn.models.spec import ModelSpec
-from tree_ffn.paths import local
+from tree_ffn.paths import local_or_bucket
 from tree_ffn.plain import Namespace, flat, namespace, plain
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.extras import TRACED
@@ -83,7 +83,7 @@ class TrainSpec:
                 f"train.keep_every: {self.keep_every} is not allowed; "
                 f"use a multiple of train.checkpoint_every = {self.checkpoint_every}, or 0."
             )
-        object.__setattr__(self, "compile_cache", local(self.compile_cache, "train.compile_cache"))
+        object.__setattr__(self, "compile_cache", local_or_bucket(self.compile_cache, "train.compile_cache"))
         if self.batch_size % self.grad_accum_steps:
             raise InputError(
                 f"train.batch_size: {self.batch_size} is not allowed; "
