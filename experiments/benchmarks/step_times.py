@@ -50,7 +50,7 @@ class Steps:
         self.config, self.mesh = config, mesh
         self.model = model_spec_from_config(config, vocab_size)
         train, optim = train_spec(config), optim_spec(config)
-        check_trainable(self.model)
+        check_trainable(self.model, optim)
         train.fit(mesh)
         self.shape = (train.batch_size, self.model.max_seq_len + 1)
         self._optimizer = optimizer.make_optimizer(optim)

@@ -25,10 +25,10 @@ def check_config(config) -> None:
     if config.data.corpus != "start":
         model = model_spec_from_config(config, _vocab_size(config.data.tokenizer))
     train_spec(config)
-    optim_spec(config)
+    optim = optim_spec(config)
     if model is None:
         return
-    check_trainable(model)
+    check_trainable(model, optim)
     corpus_spec_from_config(config)
 
 

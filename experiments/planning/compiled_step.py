@@ -53,7 +53,7 @@ def compile_step(config, devices: list | None = None) -> dict[str, Any]:
     """
     model = model_spec_from_config(config, load_tokenizer(config.data.tokenizer).vocab_size)
     train, optim = train_spec(config), optim_spec(config)
-    check_trainable(model)
+    check_trainable(model, optim)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model, devices)
     train.fit(mesh)
     # A plan without a corpus: compiling asks for none.

@@ -1,4 +1,4 @@
-"""The table of faults: what followed when something failed in a run of several processes."""
+"""The table of faults: what followed when something failed in a run or around it."""
 
 from experiments.reporting.aggregate import block, origin
 from experiments.reporting.render import Table

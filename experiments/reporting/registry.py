@@ -264,5 +264,5 @@ TOPICS = {
     "speed_programs": Topic(
         "Speed of training, scoring and answers", "Whole models: training, training steps alone, questions."
     ),
-    "faults": Topic("Faults", "What follows when something fails in a run of several processes."),
+    "faults": Topic("Faults", "What follows when something fails in a run or around it."),
 }

@@ -59,8 +59,6 @@ def reached(path: str, what: str = "written") -> Iterator[None]:
 
 def check_writable(workdir: str) -> None:
     """Raises InputError where nothing can be written to a bucket."""
-    if not is_bucket(workdir):
-        return
     probe = epath.Path(workdir) / ".writable"
     try:
         with reached(workdir):
