@@ -59,7 +59,7 @@ def spec_of(X, W, K, P=1, norm="rms", activation="gelu"):
 # One token and several; experts of less and of more than a tile; more experts than threads; few for many.
 CASES = [
     (1, 64, spec_of(64, 6, 16), 1),
-    (1, 320, spec_of(48, 20, 7, P=3, norm="l1"), 1),
+    (1, 64, spec_of(24, 20, 7, P=3, norm="l1"), 1),
     (2, 128, spec_of(32, 20, 7, P=2), 5),
     (5, 192, spec_of(384, 3, 4, P=3, norm="l2"), 9),
     (9, 64, spec_of(16, 33, 2, norm="l1"), 5),
@@ -69,7 +69,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("T, E, spec, blocks", CASES)
-@pytest.mark.parametrize("bias_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("bias_dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_kernels_compute_the_layer(T, E, spec, blocks, bias_dtype, emulated, rng):
     params, x = drawn(rng, spec, T, E, bias_dtype)
     y, ids = run(emulated, params, x, spec, blocks)
@@ -81,7 +81,7 @@ def test_kernels_compute_the_layer(T, E, spec, blocks, bias_dtype, emulated, rng
 @pytest.mark.parametrize("activation", decode.ACTIVATIONS)
 def test_every_activation(activation, emulated, rng):
     spec = spec_of(8, 16, 4, activation=activation)
-    params, x = drawn(rng, spec, 1, 64, jnp.float32)
+    params, x = drawn(rng, spec, 1, 64, jnp.bfloat16)
     params["w_in"] = np.asarray(4 * params["w_in"].astype(np.float32), jnp.bfloat16)
     y, _ = run(emulated, params, x, spec)
     want, _, _ = leaf_oracle.leaf_layer(params, np.asarray(x, np.float64), spec)
