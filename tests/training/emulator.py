@@ -67,11 +67,12 @@ class Bucket:
             "--host", "127.0.0.1", "--port", str(self._port), "--default-bucket", NAME, "-q",
         ]  # fmt: skip
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, env=os.environ | self.variables, **quiet)
-        deadline = time.monotonic() + 60
+        self._process, deadline = None, time.monotonic() + 60
         while not self._listens():
-            assert self._process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+            assert time.monotonic() < deadline
+            if self._process is None or self._process.poll() is not None:  # the port may still be taken
+                self._process = subprocess.Popen(command, env=os.environ | self.variables, **quiet)
+            time.sleep(0.2)
 
     def stop(self) -> None:
         """Kills it; its objects stay."""
