@@ -1,5 +1,6 @@
 """A bucket on this machine: gcp-storage-emulator, a process, where it and gcsfs are installed."""
 
+import errno
 import importlib.util
 import os
 import pathlib
@@ -67,18 +68,18 @@ class Bucket:
             "--host", "127.0.0.1", "--port", str(self._port), "--default-bucket", NAME, "-q",
         ]  # fmt: skip
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process, deadline = None, time.monotonic() + 60
+        self._process = subprocess.Popen(command, env=os.environ | self.variables, **quiet)
+        deadline = time.monotonic() + 60
         while not self._listens():
-            assert time.monotonic() < deadline
-            if self._process is None or self._process.poll() is not None:  # the port may still be taken
-                self._process = subprocess.Popen(command, env=os.environ | self.variables, **quiet)
-            time.sleep(0.2)
+            assert self._process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Kills it; its objects stay."""
         self._process.kill()
         self._process.wait()
 
-    def _listens(self) -> bool:  # one request at a time, so another's may be under way
+    def _listens(self) -> bool:
         with socket.socket() as asked:
-            return asked.connect_ex(("127.0.0.1", self._port)) == 0
+            asked.settimeout(0.5)  # it answers one request at a time: others wait, but none is refused
+            return asked.connect_ex(("127.0.0.1", self._port)) != errno.ECONNREFUSED
