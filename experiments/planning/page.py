@@ -187,8 +187,8 @@ def notes(figures: dict) -> list[str]:
     return [
         f"Peaks are the maker's: {chip.tflops:g} TFLOP/s in bfloat16, {chip.sends_gb:g} GB/s along an axis "
         f"of the mesh. {REACHED:.0%} of each is reached.",
-        "All units of a layer are computed, as by masked execution. Memory's bandwidth is in the compiler's "
-        "cycles alone; Pallas kernels and collectives are not in them.",
+        "All units of a layer are computed, as in a dense start and by masked execution. Memory's bandwidth "
+        "is in the compiler's cycles alone; Pallas kernels and collectives are not in them.",
         *(f"Not known: {note[0].lower()}{note[1:]}" for note in UNKNOWN),
     ]
 
