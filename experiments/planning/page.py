@@ -81,7 +81,7 @@ def page(figures: dict[str, Any], tokens: float, tried: list[Choice]) -> Page:
 def summary(figures: dict, tokens: float) -> str:
     """Whether a step fits, who says so, and how long the training takes."""
     chip, run = chip_of(figures["device"]), run_of(figures, tokens)
-    used = figures["argument_gb"] + figures["temporary_gb"]
+    used = most_gb(figures)
     if chip is None:
         return f"{used:.2f} GB a device; how much it has, and how fast it is, is not known here."
     who = "its compiler says" if figures["device"].startswith("TPU") else "by its size"
@@ -90,6 +90,11 @@ def summary(figures: dict, tokens: float) -> str:
         f"It fits, {who}: {used:.2f} of {chip.memory_gb:g} GB a device. {tokens / 1e9:,.1f} G tokens take "
         f"{run['days']:,.2f} days, {run['chip_hours']:,.0f} chip-hours, limited by {limit}{slower(figures)}."
     )
+
+
+def most_gb(figures: dict) -> float:
+    """GB of a device that are in use at a time; all together where its compiler does not say it."""
+    return figures["peak_gb"] or figures["argument_gb"] + figures["temporary_gb"]
 
 
 def slower(figures: dict) -> str:
@@ -170,7 +175,7 @@ def choices(tried: list[Choice], tokens: float) -> Table:
             continue
         values = one.figures | run_of(one.figures, tokens)
         known = [f"{values[name]:.2f}" if name in values else "" for name in ("step_s", "days")]
-        cells.append([*way, f"{values['argument_gb'] + values['temporary_gb']:.2f} GB fits", *known])
+        cells.append([*way, f"{most_gb(values):.2f} GB fits", *known])
     text = (
         "In turn, until one fits, which is recommended: the fewest microbatches first, and of those what "
         "recomputes least; model: mesh.model."

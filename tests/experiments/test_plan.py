@@ -130,7 +130,8 @@ def test_times_are_arithmetic():
     )
     run = compiled_step.run_of(figures | found, tokens=8_640_000)
     assert run == pytest.approx({"days": 0.2, "chip_hours": 76.8})
-    said = page.summary(figures | found | {"argument_gb": 1.0, "temporary_gb": 2.0, "compiler_s": 5.0}, 1e9)
+    memory = {"argument_gb": 2.0, "temporary_gb": 2.0, "peak_gb": 3.0}
+    said = page.summary(figures | found | memory | {"compiler_s": 5.0}, 1e9)
     assert said == (
         "It fits, its compiler says: 3.00 of 16.9 GB a device. 1.0 G tokens take 23.15 days, 8,889 chip-"
         "hours, limited by computing; 2.5 times as long by the compiler's cycles."
