@@ -69,7 +69,7 @@ def test_every_place_of_the_library(tmp_path, monkeypatch):
         load_tokenizer("gs://b/tokenizer.json")
     with pytest.raises(InputError, match="^data.tokenizer: .*home/tokenizer.json' is not a file"):
         load_tokenizer("~/tokenizer.json")
-    for use in (lambda: train(tiny_config(here), "gs://b/run"), lambda: restore_for_inference("gs://b/run")):
-        with pytest.raises(InputError, match="^workdir: 'gs://b/run' is not on this machine"):
+    for use in (lambda: train(tiny_config(here), "s3://b/run"), lambda: restore_for_inference("s3://b/run")):
+        with pytest.raises(InputError, match="^workdir: 's3://b/run' is not on this machine"):
             use()
     assert not list(here.iterdir()) and [path.name for path in home.iterdir()] == ["a.txt"]

@@ -28,7 +28,7 @@ PLACES = {
         "--topology=v5p-128", "--image=eu-docker.pkg.dev/p/x:1", "--mount=10.0.0.2:/export:/shared",
         "--workdir=/shared/runs/first", "--submit=--zone=us-west4-a --spot",
     ],
-    "slurm": ["--topology=2x8", "--workdir=runs/it's first", "--submit=--time=60", "--grace=90"],
+    "slurm": ["--topology=2x8", "--workdir=/nfs/runs/it's first", "--submit=--time=60", "--grace=90"],
     "ssh": ["--topology=2x8", "--hosts=a,me@b", "--workdir=/nfs/runs/first"],
 }  # fmt: skip
 TOOLS = {"gke": "kubectl", "queued": "gcloud", "slurm": "sbatch", "ssh": "ssh"}
