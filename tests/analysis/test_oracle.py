@@ -41,7 +41,10 @@ TREES = TreeSpec(TreeShape(n_trees=2, depth=2, node_width=2), routing="straight_
 FROZEN = TreeSpec(TreeShape(n_trees=3, depth=2, node_width=(1, 2, 3)), router="frozen")
 
 
-@pytest.mark.parametrize("ffn, layer", [(TREES, 0), (TREES, 1), (FROZEN, 0)])
+@pytest.mark.parametrize(
+    "ffn, layer",
+    [(TREES, 0), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((TREES, 1), (FROZEN, 0)))],
+)
 def test_the_loss_begins_as_the_models_own_and_never_rises(rng, ffn, layer):
     spec, variables = model_of(ffn, ffn)
     rows = rows_of(rng, 4, 6)

@@ -147,6 +147,7 @@ def test_one_path_is_a_static_dense_layer(spec, static, rng):
     assert (np.abs(dense_y - y).max() < 1e-5) == static  # the activation of a sum comes after it
 
 
+@pytest.mark.slow
 def test_static_models(trained):
     """Trees of one path become dense, and those of an activation after the sum stay trees."""
     model, variables = trained

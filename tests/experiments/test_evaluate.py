@@ -72,8 +72,11 @@ def test_the_validation_split_scores_as_in_training(run, tmp_path):
 @pytest.mark.parametrize(
     "run, split",
     [
-        ("leaf", "valid"), ("tree", "all"),
-        *(pytest.param(*other, marks=pytest.mark.slow) for other in (("leaf", "all"), ("tree", "valid"))),
+        ("leaf", "valid"),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (("leaf", "all"), ("tree", "all"), ("tree", "valid"))
+        ),
     ],
     indirect=["run"],
 )  # fmt: skip

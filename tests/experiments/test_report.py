@@ -111,7 +111,14 @@ def test_what_is_refused(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key,value", [("train.steps", 12), ("model.max_seq_len", 24), ("data.sha256", "0" * 64)]
+    "key,value",
+    [
+        ("train.steps", 12),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in (("model.max_seq_len", 24), ("data.sha256", "0" * 64))
+        ),
+    ],
 )
 def test_runs_that_cannot_be_compared_are_refused_unless_asked(runs, tmp_path, key, value):
     section, name = key.split(".")

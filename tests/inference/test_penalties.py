@@ -76,6 +76,7 @@ def test_the_distribution_is_the_one_defined(asked):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_follow_each_row_s_own_history():
     """Rows with and without penalties, joining and leaving, take what the plain forward pass says."""
     spec = model_spec(KINDS["dense"], max_seq_len=24)

@@ -31,7 +31,9 @@ def test_scores_of_a_sequence_are_float32():
     check(y_BCHK[0, 1, 0])
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    "mesh", [(2, 2), *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((1, 1), (4, 1)))]
+)
 def test_the_kernel_of_tpus_is_the_definition(mesh, rng):
     """Its outputs and gradients, also where devices have rows and heads of their own; by its interpreter."""
     q, k, v, dy = (jnp.asarray(rng.normal(size=(2, 128, 2, 8)), jnp.float32) for _ in range(4))

@@ -56,7 +56,11 @@ def test_scan_equals_layers_one_by_one():
     )
 
 
-@pytest.mark.parametrize("ffn", [DENSE, TREE, MOE], ids=["dense", "tree", "mixture"])
+@pytest.mark.parametrize(
+    "ffn",
+    [TREE, *(pytest.param(ffn, marks=pytest.mark.slow) for ffn in (DENSE, MOE))],
+    ids=["tree", "dense", "mixture"],
+)
 def test_what_is_computed_again_changes_nothing_else(ffn):
     specs = [model_spec(ffn, ffn, remat=name) for name in REMAT]
     variables = random_variables(specs[0])
