@@ -94,9 +94,7 @@ def trained_leaves():
     return model, random_variables(model)
 
 
-@pytest.mark.parametrize(
-    "ffns", [(TREES, FROZEN, LEAVES), pytest.param(LAYERS, marks=pytest.mark.slow)], ids=len
-)
+@pytest.mark.parametrize("ffns", [(TREES, LEAVES), pytest.param(LAYERS, marks=pytest.mark.slow)], ids=len)
 def test_threshold_0_loses_no_bit_on_the_calibration_tokens(ffns, jit_as_users):
     alone = model_spec(*ffns, implementation="gather")
     alone, variables_alone = unrolled(alone, random_variables(alone))
@@ -162,6 +160,7 @@ def test_static_models(trained):
     np.testing.assert_allclose(run(pruned, new), run(static, static_variables), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_decoding_of_a_pruned_leaf_model_is_its_forward_pass(trained_leaves):
     """Greedily, token by token with a cache, what one pass over the whole text finds likeliest, masked."""
     model, variables = trained_leaves

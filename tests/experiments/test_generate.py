@@ -74,6 +74,7 @@ def made(*flags):
     return outcome.out
 
 
+@pytest.mark.slow
 def test_several_prompts_are_continued_as_each_alone(exported, tmp_path):
     prompts = ["tree", "leaf and branch and root", "née"]
     flags = (f"--export={exported}", "--tokens=9", "--top_k=5", "--seed=3")

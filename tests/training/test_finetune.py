@@ -121,6 +121,7 @@ def test_microbatches_change_no_gradient(teacher, student, accumulation):
     assert max(jax.tree.leaves(apart)) < 1e-4
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing(teacher, student, monkeypatch):
     """Of what is learned from targets and of a teacher, where some targets do not count."""
     rows = ROWS.copy()

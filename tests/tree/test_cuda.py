@@ -44,6 +44,7 @@ def twice(tmp_path, monkeypatch):
 needs_nvcc = pytest.mark.skipif(cuda.nvcc() is None, reason="needs NVIDIA's compiler, nvcc")
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_a_source_is_compiled_once_for_hopper_where_no_gpu_is(twice, monkeypatch):
     said = []
