@@ -2,22 +2,13 @@
 
 #pragma once
 
+#include "both.cuh"
 #include "experts_units.cuh"
 
 namespace {
 
 constexpr int kBlock = 64;      // columns that a warp multiplies at a time
 constexpr int kSumThreads = 256;
-
-// Eight numbers of two rows, side by side: column j of both in to[j].
-__device__ void Paired(uint32_t (&to)[8], uint4 upper, uint4 lower) {
-  const uint32_t a[4] = {upper.x, upper.y, upper.z, upper.w}, b[4] = {lower.x, lower.y, lower.z, lower.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    to[2 * i] = __byte_perm(a[i], b[i], 0x5410);
-    to[2 * i + 1] = __byte_perm(a[i], b[i], 0x7632);
-  }
-}
 
 // The products of an item's pairs with some columns, from `column` on; s has `columns` of them. A matrix of 8
 // columns takes every eighth of 64, so that a thread loads 16 bytes of a row and four write 64 bytes in a row.
@@ -38,8 +29,10 @@ __global__ void __launch_bounds__(kThreads) Products(const bf16* c_NU, const bf1
   };
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    Paired(low[k], row(16 * k + 2 * t), row(16 * k + 2 * t + 1));
-    if constexpr (U > 8) Paired(high[k], row(16 * k + 8 + 2 * t), row(16 * k + 9 + 2 * t));
+    const uint4 w[4] = {row(16 * k + 2 * t), row(16 * k + 2 * t + 1), U > 8 ? row(16 * k + 8 + 2 * t) : uint4{},
+                        U > 8 ? row(16 * k + 9 + 2 * t) : uint4{}};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) low[k][j] = Both(w[0], w[1], j), high[k][j] = Both(w[2], w[3], j);
   }
   uint32_t a[kSteps][4];  // of the next 16 pairs
   auto load = [&](int m) {
