@@ -53,7 +53,7 @@ def sigterm_in_a_validation(place: Place) -> Outcome:
         "--config.train.checkpoint_every=0",
     )
     scored = lambda run: any("step 2: validation loss" in line for line in run.said()[0])
-    run = place.run(1, *LONG, *flags, "--config.train.checkpoint_every=0")
+    run = place.run(1, *LONG, *flags)
     run.until(lambda: run.steps() == 2)
     assert not scored(run)
     found = outcome(run, run.send(0, signal.SIGTERM), 60)
