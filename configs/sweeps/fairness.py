@@ -10,7 +10,8 @@ tokens. Here every kind tries the same four rates at 60 M tokens, with Adam's b2
 times the others'. Mixtures begin dense, and one kind of them has rows of two more rates of balancing.
 
 `LOUDER` came later, when the leaf layer gained by first output weights four times as large
-(configs/sweeps/leaves.py): dense and mixture get weights two and four times as large too, at their own rates.
+(configs/sweeps/leaves.py): all others get weights two and four times as large too, at their own rates, and
+dense, whose best of those was the edge, eight times. The loudness that is best with seed 0 gets seeds 1 and 2.
 
 Protocol, written before the runs: a kind's rate is that of the lowest validation loss on Wikipedia, seed 0;
 a best at the edge of the grid extends it by factors of two; of each layer the better b2 stands for it, and
@@ -30,6 +31,9 @@ LAYERS = {
 LOUDER = {  # a row: what else it is like, its first output weights, its rate
     "dense_w_out1131_b99": ("dense_w_out565_b99", 0.5654, 1.5e-3),
     "dense_w_out2262_b99": ("dense_w_out565_b99", 1.1308, 1.5e-3),
+    "dense_w_out4523_b99": ("dense_w_out565_b99", 2.2616, 1.5e-3),
+    "narrow_A96_b99_out2": ("narrow_A96_b99", 0.1, 1.5e-3),
+    "narrow_A96_b99_out4": ("narrow_A96_b99", 0.2, 1.5e-3),
     f"{MOE}_b95_out2": (f"{MOE}_b95", 0.1, 2.12e-3),
     f"{MOE}_b95_out4": (f"{MOE}_b95", 0.2, 2.12e-3),
 }

@@ -32,7 +32,7 @@ N_ROWS = {
     "t4_small": 22,
     "quickstart": 18,
     "conversion": 12,
-    "fairness": 14,
+    "fairness": 17,
     "leaves": 34,
     "longer": 5,
 }
