@@ -18,7 +18,6 @@ operations over the rate of a large matrix product, both measured first.
 import dataclasses
 import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -223,8 +222,7 @@ def layers_to_time(case: Case, implementations: list[str], usage: str, key) -> l
         *dense_variants(case, case.spec.active_units, "narrow"),
         *(layer_variant(case, name, usage) for name in implementations),
     ]
-    with ThreadPoolExecutor() as pool:  # compilers take most of a case's time
-        return list(pool.map(lambda variant: Timed(case, variant, key), variants))
+    return [Timed(case, variant, key) for variant in variants]
 
 
 def fastest(timed: list[Timed], name: str) -> Timed:
