@@ -57,6 +57,7 @@ def test_the_search_and_its_gradient(X, K, P, T, values, balanced, emulated, rng
     np.testing.assert_allclose(log_p, wanted[1], rtol=1e-5, atol=1e-6)
 
     d = rng.normal(size=(T, K)).astype(np.float32)
+    d[0] = rng.choice([-1.0, 0.0, 1.0], K)  # where two meet, nothing may be left
     dr, db = np.full(r.shape, np.nan, np.float32), np.full((3, R), np.nan, np.float32)
     rounded = np.full(r.shape, np.nan, jnp.bfloat16)
     call(emulated.GradientOf, *shape, len(db), r, b, ids, d, dr, rounded, db)

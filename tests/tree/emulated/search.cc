@@ -26,7 +26,7 @@ void SearchOf(int T, int R, int S, int P, int D, int K, int warps, const float* 
 void GradientOf(int T, int R, int S, int P, int D, int K, int warps, int blocks, const float* r, const float* b,
                 const int* ids, const float* d, float* dr, bf16* rounded, float* db) {
   const Tree tree = {T, R, S, P, D, K};
-  Check(4 * warps * (2 * S + Nodes(tree)) <= kMostShared, "too much shared");
+  Check(warps * GradientBytes<float>(tree) <= kMostShared, "too much shared");
   const dim3 grid = {static_cast<unsigned>(blocks)};
   Launch(grid, 32 * warps, [=] { Gradient<float>(tree, r, b, ids, d, dr, db); });
   Launch(grid, 32 * warps, [=] { Gradient<bf16>(tree, r, b, ids, d, rounded, db); });

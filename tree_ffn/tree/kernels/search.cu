@@ -55,12 +55,11 @@ ffi::Error RunGradient(cudaStream_t stream, ffi::Buffer<ffi::F32> r_TS, ffi::Buf
                        ffi::Buffer<ffi::S32> ids_TK, ffi::Buffer<ffi::F32> d_TK, int64_t trees, int64_t depth,
                        ffi::Result<ffi::AnyBuffer> d_TS, ffi::ResultBuffer<ffi::F32> d_BR) {
   const Tree tree = Shape(r_TS, b_R.element_count(), trees, depth, ids_TK.dimensions()[1]);
-  const int own = 4 * (2 * tree.stride + Nodes(tree));
-  const int warps = Warps(own, 8), blocks = d_BR->dimensions()[0];
   auto run = [&](auto* to) {
-    return Launch(Gradient<std::remove_pointer_t<decltype(to)>>, blocks, warps, warps * own, stream, tree,
-                  r_TS.typed_data(), b_R.typed_data(), ids_TK.typed_data(), d_TK.typed_data(), to,
-                  d_BR->typed_data());
+    using Out = std::remove_pointer_t<decltype(to)>;
+    const int own = GradientBytes<Out>(tree), warps = Warps(own, 8), blocks = d_BR->dimensions()[0];
+    return Launch(Gradient<Out>, blocks, warps, warps * own, stream, tree, r_TS.typed_data(), b_R.typed_data(),
+                  ids_TK.typed_data(), d_TK.typed_data(), to, d_BR->typed_data());
   };
   if (d_TS->element_type() == ffi::BF16) return run(static_cast<__nv_bfloat16*>(d_TS->untyped_data()));
   return run(static_cast<float*>(d_TS->untyped_data()));

@@ -142,44 +142,76 @@ __global__ void Search(Tree tree, const float* r_TS, const float* b_R, const flo
 
 // ---- Gradient: each node's share of what arrives at the leaves below it ----
 
-// Numbers that a warp of Gradient has for nodes.
-__host__ __device__ int Nodes(Tree tree) { return (2 * tree.rows + tree.trees + 4) / 4 * 4; }
+constexpr int kMostClimbing = 2;  // leaves of a lane
+
+// Floats that a warp of Gradient has for the nodes and leaves.
+__host__ __device__ int Nodes(Tree tree) { return (2 * tree.rows + tree.trees + 3) / 4 * 4; }
+
+// Bytes of shared memory of a warp of Gradient.
+template <typename Out>
+__host__ __device__ int GradientBytes(Tree tree) {
+  return 4 * (2 * tree.stride + Nodes(tree)) + sizeof(Out) * tree.stride;
+}
 
 // d r[n] = s(-r) right - s(r) left, where left and right are sums over the leaves found on the two sides.
+// A leaf's gradient climbs to its root; where two meet, the left one goes on. Other nodes have none.
 template <typename Out>
 __global__ void Gradient(Tree tree, const float* r_TS, const float* b_R, const int* ids_TK, const float* d_TK,
                          Out* d_TS, float* d_BR) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const int leaves = tree.rows + tree.trees, nodes = Nodes(tree);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, nodes = Nodes(tree);
   float* all = reinterpret_cast<float*>(Shared());
-  float* sums = all + warp * tree.stride;             // of what rows got, over this warp's tokens
-  float* right = all + (warps + warp) * tree.stride;  // s(r)
-  float* d = all + 2 * warps * tree.stride + warp * nodes + (tree.trees & 1);  // pairs of children are aligned
-  for (int n = lane; n < tree.stride; n += 32) sums[n] = 0.0f;
+  float* sums = all + warp * tree.stride;  // of what rows got, over this warp's tokens
+  float* r = all + (warps + warp) * tree.stride;
+  float* d = all + 2 * warps * tree.stride + warp * nodes;  // what arrives; 0 between tokens, as is `row`
+  Out* row = reinterpret_cast<Out*>(all + warps * (2 * tree.stride + nodes)) + warp * tree.stride;
+  for (int n = lane; n < tree.stride; n += 32) sums[n] = 0.0f, row[n] = Rounded<Out>(0.0f);
+  for (int n = lane; n < nodes; n += 32) d[n] = 0.0f;
   for (int token = blockIdx.x * warps + warp; token < tree.tokens; token += gridDim.x * warps) {
     const int64_t at = token;
-    Load(r_TS + at * tree.stride, right, tree.stride, lane);
-    for (int n = lane; n < leaves; n += 32) d[tree.rows + n] = 0.0f;
-    for (int n = lane; n < tree.rows; n += 32) {
-      const float r = right[n] + __ldg(b_R + n);
-      right[n] = isnan(r) ? 0.5f : 1.0f / (1.0f + expf(-r));
+    int node[kMostClimbing];  // -1: none is left
+    float value[kMostClimbing];
+#pragma unroll
+    for (int j = 0; j < kMostClimbing; ++j) {
+      const int k = lane + 32 * j;
+      value[j] = k < tree.top_k ? d_TK[at * tree.top_k + k] : 0.0f;
+      node[j] = value[j] != 0.0f ? tree.rows + ids_TK[at * tree.top_k + k] : -1;
     }
+    Load(r_TS + at * tree.stride, r, tree.stride, lane);
+#pragma unroll
+    for (int j = 0; j < kMostClimbing; ++j)
+      if (node[j] >= 0) d[node[j]] = value[j];
     __syncwarp();
-    for (int k = lane; k < tree.top_k; k += 32) {
-      d[tree.rows + ids_TK[at * tree.top_k + k]] = d_TK[at * tree.top_k + k];
-    }
-    for (int level = tree.depth - 1; level >= 0; --level) {
-      __syncwarp();
-      const int first = tree.trees * ((1 << level) - 1), wide = tree.trees << level;
-      for (int n = first + lane; n < first + wide; n += 32) {
-        const float2 both = *reinterpret_cast<const float2*>(d + 2 * n + tree.trees);
-        const float p = right[n], got = (1.0f - p) * both.y - p * both.x;
-        d[n] = both.x + both.y;
-        sums[n] += got;
-        d_TS[at * tree.stride + n] = Rounded<Out>(got);
+    for (int level = 0; level < tree.depth; ++level) {
+      float left[kMostClimbing], right[kMostClimbing];
+#pragma unroll
+      for (int j = 0; j < kMostClimbing; ++j) {
+        const int first = node[j] - ((node[j] - tree.trees) & 1);  // of the two children
+        left[j] = node[j] >= 0 ? d[first] : 0.0f, right[j] = node[j] >= 0 ? d[first + 1] : 0.0f;
+        if (node[j] != first && left[j] != 0.0f) node[j] = -1;
       }
+      __syncwarp();
+#pragma unroll
+      for (int j = 0; j < kMostClimbing; ++j) {
+        if (node[j] < 0) continue;
+        const int above = (node[j] - tree.trees) / 2;
+        const float logit = r[above] + __ldg(b_R + above), p = isnan(logit) ? 0.5f : 1.0f / (1.0f + expf(-logit));
+        const float got = (1.0f - p) * right[j] - p * left[j], sum = left[j] + right[j];
+        sums[above] += got;
+        row[above] = Rounded<Out>(got);
+        d[2 * above + tree.trees] = d[2 * above + tree.trees + 1] = 0.0f;
+        d[above] = sum;
+        node[j] = sum != 0.0f ? above : -1;
+      }
+      __syncwarp();
     }
-    for (int n = tree.rows + lane; n < tree.stride; n += 32) d_TS[at * tree.stride + n] = Rounded<Out>(0.0f);
+#pragma unroll
+    for (int j = 0; j < kMostClimbing; ++j)
+      if (node[j] >= 0) d[node[j]] = 0.0f;
+    float2* to = reinterpret_cast<float2*>(d_TS + at * tree.stride);
+    for (int n = lane; n < tree.stride * static_cast<int>(sizeof(Out)) / 8; n += 32) {
+      to[n] = reinterpret_cast<float2*>(row)[n];
+      reinterpret_cast<float2*>(row)[n] = float2{};
+    }
     __syncwarp();
   }
   __syncthreads();
