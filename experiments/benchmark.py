@@ -98,7 +98,15 @@ class Case:
 
 
 def layer_spec(shape_name: str, width: int, depth: int, routing: str, act: str) -> LeafSpec | TreeSpec:
-    """A layer with A = E / 8: the paper's, of one tree or many; `tree_ffn.recipe`; or a flat mixture."""
+    """A layer with A = E / 8: the paper's, of one tree or many; `tree_ffn.recipe`; or a flat mixture.
+
+    Args:
+      shape_name: one of --shapes.
+      width: E.
+      depth: of trees of paths.
+      routing: of trees of paths.
+      act: the activation.
+    """
     check_choice("--shapes", shape_name, SHAPES)
     if width % 128:
         raise InputError(f"--widths: {width} is not allowed; use a multiple of 128.")
@@ -118,6 +126,14 @@ def layer_spec(shape_name: str, width: int, depth: int, routing: str, act: str) 
 
 
 def layer_variant(case: Case, implementation: str, usage: str) -> Variant:
+    """The sparse layer of a case, by one implementation.
+
+    Args:
+      case: what is timed.
+      implementation: how the layer is computed.
+      usage: how unevenly experts or paths are used, one of --usage.
+    """
+
     def init(key):
         params = init_ffn(key, case.spec, case.width, param_dtype=case.dtype)
         if usage == "skewed" and isinstance(case.spec, LeafSpec):
@@ -134,7 +150,13 @@ def layer_variant(case: Case, implementation: str, usage: str) -> Variant:
 
 
 def dense_variants(case: Case, units: int, name: str) -> list[Variant]:
-    """Four weight layouts of one two-layer perceptron; forward on a CPU its two products by OpenBLAS, too."""
+    """Four weight layouts of one two-layer perceptron; forward on a CPU its two products by OpenBLAS, too.
+
+    Args:
+      case: what is timed.
+      units: of the perceptron.
+      name: dense or narrow; the layout is appended.
+    """
     act = activation(case.spec.activation)
     shapes = {"EF": (case.width, units), "FE": (units, case.width)}
     variants = []
@@ -162,7 +184,14 @@ def dense_variants(case: Case, units: int, name: str) -> list[Variant]:
 
 
 def check_outputs(case: Case, implementations: list[str], usage: str, key) -> None:
-    """Refuses to time implementations whose outputs differ from the masked one's."""
+    """Refuses to time implementations whose outputs differ from the masked one's.
+
+    Args:
+      case: what is timed.
+      implementations: those to compare.
+      usage: as in `layer_variant`.
+      key: of weights and inputs.
+    """
     params = layer_variant(case, "masked", usage).init(key)
     x = jax.random.normal(key, (case.n_tokens, case.width), jnp.float32).astype(case.dtype)
     run = functools.partial(jax.jit(apply_ffn, static_argnums=(2, 3)), params, x, case.spec)
@@ -199,7 +228,15 @@ def floor_seconds(case: Case) -> float:
 def run_case(
     case: Case, implementations: list[str], usage: str, seconds: float, seed: int
 ) -> dict[str, dict]:
-    """Times of dense, narrow and every implementation: {variant: {metric: value}}."""
+    """Times of dense, narrow and every implementation: {variant: {metric: value}}.
+
+    Args:
+      case: what is timed.
+      implementations: those to time.
+      usage: as in `layer_variant`.
+      seconds: of each variant.
+      seed: of weights and inputs.
+    """
     key = jax.random.key(seed)
     if case.direction == "start":
         implementations = ["masked"]  # the others compute no expert that is not chosen
@@ -216,7 +253,14 @@ def run_case(
 
 
 def layers_to_time(case: Case, implementations: list[str], usage: str, key) -> list[Timed]:
-    """Dense of F units and narrow of A, each in every layout; then every implementation."""
+    """Dense of F units and narrow of A, each in every layout; then every implementation.
+
+    Args:
+      case: what is timed.
+      implementations: those to time.
+      usage: as in `layer_variant`.
+      key: of the weights.
+    """
     variants = [
         *dense_variants(case, case.spec.total_units, "dense"),
         *dense_variants(case, case.spec.active_units, "narrow"),
@@ -369,6 +413,13 @@ def numbers(flag: str, words: list[str]) -> list[int]:
 
 
 def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
+    """Appends a row for every figure to --results.
+
+    Args:
+      table: of the rows.
+      case: what was timed.
+      rows: {variant: {metric: value}}.
+    """
     bandwidth, rate = ceilings(case.dtype)
     for variant, metrics in rows.items():
         config = {

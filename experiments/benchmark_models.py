@@ -94,7 +94,13 @@ def time_decoding(configs: dict) -> dict[str, Decoding]:
 
 
 def write(name: str, one: Steps | Decoding, figures: dict[str, float]) -> None:
-    """One row for every figure; the row is called as the config's argument says."""
+    """One row for every figure; the row is called as the config's argument says.
+
+    Args:
+      name: of the config file, with its argument.
+      one: what was timed.
+      figures: {metric: value}.
+    """
     path, _, argument = name.replace("#", ":").partition(":")
     argument = argument.replace("row=", "").replace(":", "_")
     row = "_".join([os.path.splitext(os.path.basename(path))[0], *filter(None, [argument])])

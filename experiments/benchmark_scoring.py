@@ -103,7 +103,13 @@ def hf_versions() -> dict[str, str]:
 
 
 def hellaswag(data: str, cache: str, n_rows: int) -> tuple[list, str]:
-    """The harness's requests of the first rows without examples, and the sha256 of the data."""
+    """The harness's requests of the first rows without examples, and the sha256 of the data.
+
+    Args:
+      data: directory with the task's data.
+      cache: directory that the harness may write to.
+      n_rows: how many rows are asked.
+    """
     if not os.path.isdir(data):
         raise InputError(f"--task_data: {data} is no directory.")
     [file] = task_files.choose(["hellaswag"])
@@ -162,6 +168,12 @@ def seconds(lm, requests: list) -> tuple[float, list]:
 
 def compare(ours, theirs, requests: list, turns: int) -> dict[str, float]:
     """Rows a second of both, and the ratio.
+
+    Args:
+      ours: our adapter of the harness.
+      theirs: the harness's own.
+      requests: what both answer.
+      turns: how often each is timed.
 
     Raises:
       RuntimeError: their answers differ.

@@ -92,6 +92,11 @@ def show(prompts: list[str], pieces: Iterable[tuple[int, str, bool]]) -> None:
 def write(prompts: list[str], pieces: Iterable[tuple[int, str, bool]], path: str) -> None:
     """Writes prompts with their texts to a file; what it held stays until all are there.
 
+    Args:
+      prompts: in order.
+      pieces: (prompt's place, text, whether it is the last) as they come.
+      path: of the file.
+
     Raises:
       InputError: the file cannot be written.
     """

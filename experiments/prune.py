@@ -129,7 +129,14 @@ def _number(word: str) -> float:
 
 
 def curve(run: Restored, held_out, calibration: Calibration, thresholds: list[float]) -> list[Point]:
-    """Figures of the model as it is, and pruned at every threshold."""
+    """Figures of the model as it is, and pruned at every threshold.
+
+    Args:
+      run: the model.
+      held_out: text on which it is scored.
+      calibration: visits by which it is pruned.
+      thresholds: ascending.
+    """
     points = [_point(None, run, held_out, None)]
     for threshold in thresholds:
         model, variables = prune_model(run.model, run.variables, calibration, threshold, _STATIC.value)
@@ -185,7 +192,15 @@ def table(points: list[Point]) -> str:
 
 
 def append_results(run: Restored, points, calibration: Calibration, text_meta: dict, data_meta: dict) -> None:
-    """One row a figure and threshold, of table prune_small."""
+    """One row a figure and threshold, of table prune_small.
+
+    Args:
+      run: the model.
+      points: of `curve`.
+      calibration: visits by which it was pruned.
+      text_meta: of the calibration's text.
+      data_meta: of the held-out text.
+    """
     said = {"tokens": calibration.tokens, "sha256": text_meta["sha256"], "step": run.meta["step"]}
     for point in points:
         config = {
@@ -197,7 +212,13 @@ def append_results(run: Restored, points, calibration: Calibration, text_meta: d
 
 
 def write_run(run: Restored, held_out, calibration: Calibration) -> None:
-    """The model pruned by --threshold as a run of its own."""
+    """The model pruned by --threshold as a run of its own.
+
+    Args:
+      run: the model.
+      held_out: text on which it is scored.
+      calibration: visits by which it is pruned.
+    """
     model, variables = prune_model(run.model, run.variables, calibration, _THRESHOLD.value, _STATIC.value)
     pruned = run._replace(model=model, variables=placed(variables, run))
     train = run.config.train  # scored as training will score it, so that its best checkpoint is known

@@ -106,7 +106,14 @@ def workdir(kind: str, seed: int) -> str:
 
 
 def record_run(kind: str, config, data_meta: dict, figures: dict) -> None:
-    """Appends the figures of one run to --results."""
+    """Appends the figures of one run to --results.
+
+    Args:
+      kind: of layers.
+      config: of the run.
+      data_meta: of the text.
+      figures: {metric: value}.
+    """
     record.append_figures(
         _RESULTS.value, figures, table="quickstart", row=row_name(kind), config=config, data_meta=data_meta
     )
@@ -118,7 +125,14 @@ def row_name(kind: str) -> str:
 
 
 def table(models: dict, data_meta: dict, config, figures: dict) -> str:
-    """The one table: what was run, a row a kind, and whether the recommended layer ended below narrow."""
+    """The one table: what was run, a row a kind, and whether the recommended layer ended below narrow.
+
+    Args:
+      models: {kind: ModelSpec}.
+      data_meta: of the text.
+      config: of any of the runs.
+      figures: {kind: {metric: a value a seed}}.
+    """
     head = ("", "bits per byte", "active units", "products a token", "tokens/s", "ms a step")
     rows = [head]
     for kind, name in KINDS.items():
@@ -191,7 +205,13 @@ def spread(values: list[float]) -> str:
 
 
 def sample(tokenizer, directory: str, n_samples: int = 2) -> str:
-    """Text with which a model goes on after --prompt, as far as its context reaches."""
+    """Text with which a model goes on after --prompt, as far as its context reaches.
+
+    Args:
+      tokenizer: of the run.
+      directory: of the run.
+      n_samples: how many texts.
+    """
     run = restore_for_inference(directory, "latest")
     prompt = tokenizer.encode(_PROMPT.value)[: run.model.max_seq_len // 2].tolist()
     sampling = Sampling(temperature=0.8, top_k=40)

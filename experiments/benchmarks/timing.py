@@ -123,6 +123,13 @@ def time_all(work: Work, timed: list[Timed], seconds: float, key, rounds: int = 
     """Times the variants in turns until each had its seconds: at least 3 rounds, at most `rounds`.
 
     No tokens are used twice: those of a token that came before would find its experts in the caches.
+
+    Args:
+      work: sizes of the inputs.
+      timed: the variants; their times are appended to.
+      seconds: of each variant.
+      key: of the inputs.
+      rounds: at most.
     """
     timed = sorted(timed, key=lambda t: t.eager)  # OpenBLAS's threads spin for a while after their work
     repeats = {}
@@ -147,7 +154,14 @@ _draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
 
 
 def inputs(work: Work, key, layers: int, n: int) -> list:
-    """Tokens [layers + 1, T, E] of n calls."""
+    """Tokens [layers + 1, T, E] of n calls.
+
+    Args:
+      work: sizes of the inputs.
+      key: a new one gives new tokens.
+      layers: that run one after the other.
+      n: number of calls.
+    """
     shape = (layers + 1, work.n_tokens, work.width)
     return jax.block_until_ready([_draw(k, shape, work.dtype) for k in jax.random.split(key, n)])
 

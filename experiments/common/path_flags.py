@@ -45,12 +45,24 @@ class _List(flags.ListParser):
 
 
 def define(name: str, default: str | None, help: str) -> Any:
-    """A flag with one path or glob pattern; as flags.DEFINE_string."""
+    """A flag with one path or glob pattern; as flags.DEFINE_string.
+
+    Args:
+      name: of the flag.
+      default: its value where none is given.
+      help: its sentence in --help.
+    """
     return flags.DEFINE(_Path(local, name), name, default, help)
 
 
 def define_place(name: str, default: str | None, help: str) -> Any:
-    """A flag with one path that may be in a bucket."""
+    """A flag with one path that may be in a bucket.
+
+    Args:
+      name: of the flag.
+      default: its value where none is given.
+      help: its sentence in --help.
+    """
     return flags.DEFINE(_Path(local_or_bucket, name), name, default, help)
 
 
@@ -58,6 +70,12 @@ def define_written(name: str, default: str | None, help: str, packs: tuple[str, 
     """A flag with the path of a file that is written: packed by the suffixes `packs`, and plain otherwise.
 
     A name that says another packing is refused: who reads the file goes by it.
+
+    Args:
+      name: of the flag.
+      default: its value where none is given.
+      help: its sentence in --help.
+      packs: suffixes by which the file is packed.
     """
 
     def read(path: str, field: str) -> str:
@@ -71,10 +89,22 @@ def define_written(name: str, default: str | None, help: str, packs: tuple[str, 
 
 
 def define_each(name: str, default: str | None, help: str) -> Any:
-    """A flag with paths or glob patterns joined by commas, as one string."""
+    """A flag with paths or glob patterns joined by commas, as one string.
+
+    Args:
+      name: of the flag.
+      default: its value where none is given.
+      help: its sentence in --help.
+    """
     return flags.DEFINE(_Path(local_each, name), name, default, help)
 
 
 def define_list(name: str, default: list[str], help: str) -> Any:
-    """A flag with a list of paths or glob patterns; as flags.DEFINE_list."""
+    """A flag with a list of paths or glob patterns; as flags.DEFINE_list.
+
+    Args:
+      name: of the flag.
+      default: its values where none are given.
+      help: its sentence in --help.
+    """
     return flags.DEFINE(_List(name), name, default, help)

@@ -84,6 +84,11 @@ def check_fit(tokenizer: Tokenizer, said: Said, beside: bool = False) -> None:
 
     Its ids must be rows of the token table, and nearly all of them if it is not the one `beside` the model;
     its end token must be the model's: GPT-2's files have as many tokens as OPT's, in another order.
+
+    Args:
+      tokenizer: the one to check.
+      said: rows and end tokens, as the checkpoint says.
+      beside: its files lie beside the model's.
     """
     rows, ends = said.rows, said.end_ids
     if rows is not None and tokenizer.vocab_size > rows and beside:

@@ -111,7 +111,13 @@ def arithmetic(run: Restored, recipe: Recipe) -> float:
 
 
 def figures_of(found: list[Kept], score: dict, dense: dict) -> dict[str, float]:
-    """Figures of a conversion, per layer where they have a number: kept/0, ..., and losses."""
+    """Figures of a conversion, per layer where they have a number: kept/0, ..., and losses.
+
+    Args:
+      found: what each layer keeps.
+      score: of the converted model.
+      dense: score of the dense model.
+    """
     figures = {"loss": score["loss"], "loss_rise": score["loss"] - dense["loss"]}
     for layer, share in enumerate(found):
         names = {"kept": share.layer, "kept_experts": share.experts, "kept_oracle": share.oracle}
@@ -141,7 +147,13 @@ def head(n_layers: int) -> str:
 
 
 def line(name: str, shares: list[float], figures: dict | None = None) -> str:
-    """A line of the table: shares of the layers' outputs and, of a conversion, its loss."""
+    """A line of the table: shares of the layers' outputs and, of a conversion, its loss.
+
+    Args:
+      name: first cell.
+      shares: one a layer; their mean is appended.
+      figures: loss and its rise, of a conversion.
+    """
     cells = " ".join(f"{share:>9.3f}" for share in [*shares, sum(shares) / len(shares)])
     losses = f" {figures['loss']:>9.4f} {figures['loss_rise']:>+9.4f}" if figures else ""
     return f"{name:<18} {cells}{losses}"

@@ -88,6 +88,11 @@ def until_near(workdir: str, dense_loss: float, tokens_per_step: int) -> dict[st
     """{"tokens_until_near": tokens trained on at the first validation within 2 % of the dense perplexity}.
 
     Empty where there was none; {"tokens": all that were trained on} is always there.
+
+    Args:
+      workdir: of the fine-tuning.
+      dense_loss: validation loss of the dense model.
+      tokens_per_step: of a training step.
     """
     with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
         lines = [line for line in map(json.loads, file) if line["split"] == "valid"]
@@ -170,7 +175,13 @@ def on_text_of(start: Restored, config):
 
 
 def say_text(config, start: Restored, data: PreparedCorpus) -> None:
-    """Prints what text is trained on, and whether the start was."""
+    """Prints what text is trained on, and whether the start was.
+
+    Args:
+      config: of the fine-tuning.
+      start: the model that it begins with.
+      data: the text.
+    """
     then, now = start.meta["data"].get("sha256"), data.meta["sha256"]
     named = config.data.files or config.data.tfds_name or config.data.tfds_dir or config.data.corpus
     known = {None: "", now: ", the text of finetune.start"}.get(
@@ -180,7 +191,13 @@ def say_text(config, start: Restored, data: PreparedCorpus) -> None:
 
 
 def load_teacher(config, start: Restored, spec: FinetuneSpec) -> Restored | None:
-    """The model that `finetune.teacher` names; it and the start have the config's tokenizer."""
+    """The model that `finetune.teacher` names; it and the start have the config's tokenizer.
+
+    Args:
+      config: of the fine-tuning.
+      start: the model that it begins with.
+      spec: of the fine-tuning, checked.
+    """
     values = config.finetune
     teacher = starts.load(values.teacher, field="finetune.teacher") if values.teacher else None
     fingerprint = load_tokenizer(config.data.tokenizer).fingerprint
@@ -196,7 +213,14 @@ def load_teacher(config, start: Restored, spec: FinetuneSpec) -> Restored | None
 
 
 def prepare_rows(config, model, log=print, *, spec: FinetuneSpec) -> PreparedCorpus:
-    """The rows of `config.data`: of text, or of questions."""
+    """The rows of `config.data`: of text, or of questions.
+
+    Args:
+      config: whose `data` is read.
+      model: whose context is the length of a row.
+      log: is given each line of progress.
+      spec: of the fine-tuning, which says text or questions.
+    """
     if spec.task == "lm":
         return prepare_data(config, model, log)
     fields = config.finetune.prompt_field, config.finetune.answer_field
@@ -204,7 +228,15 @@ def prepare_rows(config, model, log=print, *, spec: FinetuneSpec) -> PreparedCor
 
 
 def begin(workdir: str, config, start: Restored, teacher: Restored | None, data: PreparedCorpus) -> None:
-    """Scores start and teacher as validations will score, and writes the run's step 0."""
+    """Scores start and teacher as validations will score, and writes the run's step 0.
+
+    Args:
+      workdir: of the fine-tuning.
+      config: of the fine-tuning.
+      start: the model that it begins with.
+      teacher: the model that it imitates, if any.
+      data: the text.
+    """
     before = {"before": score(start, data, train_spec(config))}
     if teacher:
         before["teacher"] = score(teacher, data, train_spec(config))
@@ -220,7 +252,13 @@ def begin(workdir: str, config, start: Restored, teacher: Restored | None, data:
 
 
 def score(run: Restored, data: PreparedCorpus, spec: TrainSpec) -> dict[str, float]:
-    """Loss and its other units on the validation batches of training."""
+    """Loss and its other units on the validation batches of training.
+
+    Args:
+      run: the model.
+      data: its validation rows are read.
+      spec: says how many, and in batches of what size.
+    """
     with jax.set_mesh(run.mesh):
         scorer = Scorer(run.model, run.mesh, score_step)
         found = scorer(run.variables, valid_batches(data.valid, spec.batch_size, spec.eval_batches))

@@ -107,7 +107,13 @@ def check_config(config, slice: Slice) -> None:
 
 
 def check_shared(field: str, path: str, job: Job) -> None:
-    """Raises InputError where a path is in no bucket, but on a disk that one host of the job sees alone."""
+    """Raises InputError where a path is in no bucket, but on a disk that one host of the job sees alone.
+
+    Args:
+      field: the flag that named the path.
+      path: where the job reads or writes.
+      job: its image, mount and hosts.
+    """
     said = f"{field}: {path!r} is on a disk that one host sees alone"
     if is_bucket(path):
         return

@@ -113,6 +113,11 @@ def _mount(words: str) -> tuple[str, str]:
 def start(place: str, jobs: list[Job], dry_run: bool) -> None:
     """Starts jobs one after the other, or prints what would start them.
 
+    Args:
+      place: key of `PLACES`.
+      jobs: in order.
+      dry_run: only print.
+
     Raises:
       InputError: the tool of the place is not installed.
       SystemExit: it failed; jobs after that are not started.

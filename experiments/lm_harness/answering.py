@@ -24,7 +24,14 @@ class Answerer(Protocol):
 
     def likelihoods(self, pairs: Sequence[Pair], quiet: bool) -> list[tuple[float, bool]]: ...
 
-    def texts(self, asked: Sequence[Request], stops: Sequence[list[str]], quiet: bool) -> list[str]: ...
+    def texts(self, asked: Sequence[Request], stops: Sequence[list[str]], quiet: bool) -> list[str]:
+        """The answer to each request.
+
+        Args:
+          asked: prompts and how many tokens follow each.
+          stops: of each request the strings that end its answer.
+          quiet: show no progress bar.
+        """
 
 
 class Answering:

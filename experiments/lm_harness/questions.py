@@ -93,7 +93,13 @@ def plan(names: list[str], shots: str, data: str | None) -> list[tuple[str, int,
 
 
 def plan_all(names: list[str], shots: list[str], data: str | None) -> list:
-    """`plan` for each of several `shots`; a task that has no examples is asked once."""
+    """`plan` for each of several `shots`; a task that has no examples is asked once.
+
+    Args:
+      names: of tasks.
+      shots: values of --shots.
+      data: folder with the tasks' data; None asks the hub.
+    """
     if not shots:
         raise InputError("--shots is empty; use 0, 1, 2, ... or task.")
     return list(dict.fromkeys(one for k in shots for one in plan(names, k, data)))
@@ -170,7 +176,13 @@ def _task(manager, name: str, context: int):
 
 
 def task_manager(tasks: list, data: str | None, cache: str):
-    """What the harness finds tasks with: its own, or those of the files over a folder of data."""
+    """What the harness finds tasks with: its own, or those of the files over a folder of data.
+
+    Args:
+      tasks: files of tasks, as chosen.
+      data: folder with their data; None asks the hub.
+      cache: directory that the harness may write to.
+    """
     where = {}
     if data is not None:
         where = {"include_path": task_files.prepare(tasks, data, cache), "include_defaults": False}

@@ -17,7 +17,13 @@ UNITS = {
 
 
 def is_recorded(path: str, row: str, slice_name: str) -> bool:
-    """Whether a results file has a plan of that name for that slice."""
+    """Whether a results file has a plan of that name for that slice.
+
+    Args:
+      path: of the results file.
+      row: name of the plan.
+      slice_name: of the devices.
+    """
     rows = record.load_results(path) if os.path.exists(path) else []
     return any(one["row"] == row and one["config"]["plan"]["slice"] == slice_name for one in rows)
 

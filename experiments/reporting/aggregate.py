@@ -131,7 +131,13 @@ def telling_differences(one: dict, other: dict) -> dict[str, tuple]:
 
 
 def check_same(name: str, rows: list[dict], binding: str = rf"(?!{NO_MATTER})") -> None:
-    """Raises InputError where configs of rows differ in a binding key; by default in one that matters."""
+    """Raises InputError where configs of rows differ in a binding key; by default in one that matters.
+
+    Args:
+      name: of the table's line, for the error.
+      rows: of the line.
+      binding: pattern of the config's keys that have to be equal.
+    """
     for key, (one, other) in differences([row["config"] for row in rows], binding).items():
         raise InputError(
             f"results: table {rows[0]['table']}, {name}: {key} is both {one!r} and {other!r}; "
@@ -206,7 +212,13 @@ def paired(formula: Callable, *by_seeds: dict) -> list[float]:
 
 
 def gap_closed(lines: dict[str, list[dict]], line: list[dict], metric: str = "val_loss") -> list[float]:
-    """(narrow - x) / (narrow - dense) of validation loss, or of another loss; a value a seed."""
+    """(narrow - x) / (narrow - dense) of validation loss, or of another loss; a value a seed.
+
+    Args:
+      lines: {name: rows} of the table, baselines among them.
+      line: rows of x.
+      metric: the loss.
+    """
     if any("mixed" in row for row in line):
         return []
     ends = baseline(lines, "narrow"), baseline(lines, "dense")
@@ -239,7 +251,13 @@ def spread(values: Iterable[float], form: str = ".4f") -> str:
 
 
 def mean(line: list[dict], metric: str, form: str) -> str:
-    """Mean over seeds; empty where the metric is absent."""
+    """Mean over seeds; empty where the metric is absent.
+
+    Args:
+      line: rows of all seeds.
+      metric: of which.
+      form: format of the number.
+    """
     values = by_seed(line, metric).values()
     return f"{statistics.fmean(values):{form}}" if values else ""
 

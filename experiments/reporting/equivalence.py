@@ -98,7 +98,14 @@ def differences(rows: list[dict], one: str, other: str, metric: str = "val_loss"
 def table(
     rows: list[dict], pairs: Iterable[tuple[str, str]], metric: str = "val_loss", margin: float = MARGIN
 ) -> str:
-    """A Markdown table with a line a pair of rows; of fewer than two common seeds it has no test."""
+    """A Markdown table with a line a pair of rows; of fewer than two common seeds it has no test.
+
+    Args:
+      rows: of any table.
+      pairs: names of the two rows that each line compares.
+      metric: of which.
+      margin: differences within it count as none.
+    """
     lines = [
         f"| row | less row | seeds | mean | 90 % interval | p, within {margin:g} | p, differ |",
         "|---|---|--:|--:|--:|--:|--:|",

@@ -27,6 +27,11 @@ def check_target(path: str, flag: str) -> None:
 def write(path: str, page: str, flag: str) -> None:
     """Writes a page.
 
+    Args:
+      path: of the file.
+      page: its text.
+      flag: that named the path.
+
     Raises:
       InputError: it cannot be written.
     """

@@ -57,7 +57,13 @@ OTHER_TEXTS = (
 
 
 def gap_cell(lines: dict[str, list[dict]], name: str, metric: str = "val_loss") -> str:
-    """Gap closed of a line: 1 and 0 at the two ends; empty without both of them."""
+    """Gap closed of a line: 1 and 0 at the two ends; empty without both of them.
+
+    Args:
+      lines: {name: rows} of the table.
+      name: of the line.
+      metric: the loss.
+    """
     ends = {"dense": "1", "narrow": "0"}
     both = all(baseline(lines, kind) for kind in ends)
     end = next((end for kind, end in ends.items() if both and baseline(lines, kind) is lines[name]), None)

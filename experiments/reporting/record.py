@@ -78,7 +78,11 @@ def append_result(
 
 
 def make_row(table, row, metric, value, seed, config, unit=None, device=None, command=None) -> dict:
-    """A checked row; see `append_result`."""
+    """A checked row.
+
+    Args:
+      table, row, metric, value, seed, config, unit, device, command: as `append_result` takes them.
+    """
     result = {
         "table": table, "row": row, "metric": metric, "value": value,
         "unit": unit or UNITS.get(metric), "seed": seed, "device": device or device_name(),

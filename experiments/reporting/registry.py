@@ -107,7 +107,13 @@ def tables_of(measured: list[dict], tuning: list[dict], mix: bool = False) -> li
 
 
 def by_topic(measured: list[dict], tuning: list[dict], mix: bool = False) -> list[tuple[str, Table]]:
-    """As `tables_of`, each with its topic: the page of docs/results on which it stands."""
+    """As `tables_of`, each with its topic: the page of docs/results on which it stands.
+
+    Args:
+      measured: rows of results.
+      tuning: rows of searches for learning rates.
+      mix: put rows of several commits or devices into one table.
+    """
     parts = []
     for name, (key, make) in tables_in(measured + tuning).items():
         found = [row for row in measured if row["table"] == name]

@@ -84,7 +84,13 @@ def figure(svg: str, caption: str) -> str:
 
 
 def of_split(run: Run, split: str, name: str) -> tuple[list, list]:
-    """(steps, values) of a figure in metrics.jsonl."""
+    """(steps, values) of a figure in metrics.jsonl.
+
+    Args:
+      run: with its metrics.
+      split: train or valid.
+      name: of the figure.
+    """
     lines = [line for line in run.metrics if line["split"] == split and name in line]
     return [line["step"] for line in lines], [line[name] for line in lines]
 

@@ -51,7 +51,14 @@ def _joined(words: Iterable[str]) -> list[str]:
 
 
 def score_at_end(workdir: str, config, texts: dict[str, str], **names) -> None:
-    """Scores a run that has just ended, by its latest checkpoint; `names` as `score` takes them."""
+    """Scores a run that has just ended, by its latest checkpoint; `names` as `score` takes them.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      texts: {name: files}.
+      **names: as `score` takes them.
+    """
     run = restore_for_inference(workdir, "latest", make_mesh(config.mesh.data, config.mesh.model))
     score(run, texts, batch_size=config.train.batch_size // config.train.grad_accum_steps, **names)
 
@@ -98,7 +105,13 @@ def score(
 
 
 def say_if_trained_on(run: Restored, files: str, name: str) -> None:
-    """Prints a line where a text to score is one that the run was trained on: its loss says little then."""
+    """Prints a line where a text to score is one that the run was trained on: its loss says little then.
+
+    Args:
+      run: the model.
+      files: of the text to score.
+      name: of the text.
+    """
     if known := trained_on(corpus_spec_from_config(run.config), files):
         said = f"{known[0]} and {len(known) - 1} more files" if len(known) > 1 else f"{known[0]}"
         print(f"{name}: the run was trained on {said}", flush=True)

@@ -14,7 +14,13 @@ from experiments.serving.refusal import Refusal
 
 
 def add_models(app: fastapi.FastAPI, engine: Engine, name: str) -> None:
-    """What is served, and whether it is."""
+    """What is served, and whether it is.
+
+    Args:
+      app: gets the addresses.
+      engine: what answers.
+      name: by which clients ask for the model.
+    """
     card = {
         "id": name,
         "object": "model",
@@ -41,7 +47,13 @@ def add_models(app: fastapi.FastAPI, engine: Engine, name: str) -> None:
 
 
 def add_tokenizer(app: fastapi.FastAPI, model: Loaded, most_bytes: int) -> None:
-    """Text to ids and back, by the model's own tokenizer."""
+    """Text to ids and back, by the model's own tokenizer.
+
+    Args:
+      app: gets the addresses.
+      model: with its tokenizer.
+      most_bytes: of a request's body.
+    """
     tokenizer = model.tokenizer
 
     @app.get("/tokenizer_info")

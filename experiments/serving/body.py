@@ -42,6 +42,12 @@ async def _read(request: fastapi.Request, most_bytes: int) -> bytes:
 def only(body: Any, field: str, kind: type, beside: str = ""):
     """The one field of a body; beside it may stand the model's name, and a field that the caller reads.
 
+    Args:
+      body: of the request, parsed.
+      field: its name.
+      kind: its type.
+      beside: name of a field that may stand there, too.
+
     Raises:
       Refusal: it is not of that kind, or another field is there.
     """

@@ -87,7 +87,13 @@ def stops(fields: Fields) -> tuple[str, ...]:
 
 
 def end_ids(fields: Fields, end_id: int, vocab_size: int) -> frozenset[int]:
-    """Tokens that end a text: the model's own, unless it is to be ignored, and those of the client."""
+    """Tokens that end a text: the model's own, unless it is to be ignored, and those of the client.
+
+    Args:
+      fields: of the request.
+      end_id: the model's own end token.
+      vocab_size: ids are below it.
+    """
     name = "stop_token_ids"
     found = fields.take(name, list, [])
     if not all(is_id(one) and 0 <= one < vocab_size for one in found):

@@ -68,7 +68,13 @@ def check_model(fields: Fields, name: str) -> None:
 
 
 def most_prompt(fields: Fields, model: Loaded, n_tokens: int) -> int | None:
-    """How many of a prompt's last ids are read; None: all, and a prompt that is too long is refused."""
+    """How many of a prompt's last ids are read; None: all, and a prompt that is too long is refused.
+
+    Args:
+      fields: of the request.
+      model: with its context.
+      n_tokens: that are to follow the prompt.
+    """
     name = "truncate_prompt_tokens"
     most = fields.number(name, int, None, -1, MOST_INT)
     if most == 0:
@@ -86,6 +92,15 @@ def assembled(
     echo: bool = False,
 ) -> Completion:
     """The request to continue some prompts, by what is left of the fields.
+
+    Args:
+      fields: of the request, without those already read.
+      model: what answers.
+      most: answers of one request.
+      prompts: ids and text of each.
+      n_tokens: that follow each at most.
+      logprobs: how many alternatives of each token are told; None tells none.
+      echo: the answer begins with the prompt.
 
     Raises:
       Refusal: a field is wrong, or nobody knows it.

@@ -44,7 +44,13 @@ class Fields:
         self._left = dict(body)
 
     def take(self, name: str, types, default) -> Any:
-        """A field of one of some types; null is as good as absent."""
+        """A field of one of some types; null is as good as absent.
+
+        Args:
+          name: of the field.
+          types: one or several.
+          default: value of an absent field.
+        """
         value = self._left.pop(name, None)
         if value is None:
             return default
@@ -54,7 +60,15 @@ class Fields:
         return value
 
     def number(self, name: str, kind: type, default, least, most) -> Any:
-        """A field with a number from `least` to `most`."""
+        """A field with a number from `least` to `most`.
+
+        Args:
+          name: of the field.
+          kind: int or float.
+          default: value of an absent field.
+          least: the smallest allowed.
+          most: the largest allowed.
+        """
         value = self.take(name, kind if kind is int else (int, float), default)
         if value is not None and value is not default and not least <= value <= most:
             to = f"from {least} to {most}"

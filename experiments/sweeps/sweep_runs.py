@@ -207,7 +207,13 @@ class Ablation:
         return {row.kind: first[row.kind] for row in self.rows}
 
     def tuning_run(self, kind: str, value: float, seed: int) -> Run:
-        """One point of a kind's grid."""
+        """One point of a kind's grid.
+
+        Args:
+          kind: of layers.
+          value: of the grid's key.
+          seed: of the run.
+        """
         assert self.sweep.grid is not None
         key = self.sweep.grid.key
         values = self.kinds()[kind].values | self.sweep.tuning_set | {key: value}
