@@ -32,6 +32,7 @@ class Answerer(Protocol):
           stops: of each request the strings that end its answer.
           quiet: show no progress bar.
         """
+        ...
 
 
 class Answering:
