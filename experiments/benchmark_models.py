@@ -8,11 +8,11 @@
         --run=configs/recipe.py:preset=opt_350m,kind=dense --run=configs/recipe.py:preset=opt_350m
 
 No text is read, and weights are random. The configs take turns, ratios are of medians in one run, to the
-first config. train compiles each as training does; batches are of random tokens whose frequencies fall as
-those of words do (Zipf); `counting` is the share of a step that its visit counts take: the median of (with -
-without) / with. Of one config alone it says the memory too: what the compiler said, which is `plan`'s figure,
-and the most that was in use. decode makes --new tokens after --context others in each of --batch texts, drawn
-at random.
+first config. train compiles each as training does, after the dense start of layers that have one or, by
+--start, in it; batches are of random tokens whose frequencies fall as those of words do (Zipf); `counting` is
+the share of a step that its visit counts take: the median of (with - without) / with. Of one config alone it
+says the memory too: what the compiler said, which is `plan`'s figure, and the most that was in use. decode
+makes --new tokens after --context others in each of --batch texts, drawn at random.
 """
 
 import os
@@ -35,6 +35,9 @@ _RUNS = flags.DEFINE_multi_string(
 )
 _VOCAB = flags.DEFINE_integer("vocab", 257, "Size of the vocabulary, e.g. 50257.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Time to spend on every config.")
+_START = flags.DEFINE_bool(
+    "start", False, "train: steps in the dense start of layers that have one, not after it."
+)
 _BATCH = flags.DEFINE_integer("batch", 1, "decode: texts that grow together.")
 _CONTEXT = flags.DEFINE_integer("context", 64, "decode: tokens of each text before.")
 _NEW = flags.DEFINE_integer("new", 32, "decode: tokens of a turn.")
@@ -76,7 +79,7 @@ def time_steps(configs: dict) -> dict[str, Steps]:
     """Training steps of each config, on all devices."""
     mesh = sharding.make_mesh(-1, 1)
     with jax.set_mesh(mesh):
-        timed = {name: Steps(config, _VOCAB.value, mesh) for name, config in configs.items()}
+        timed = {name: Steps(config, _VOCAB.value, mesh, _START.value) for name, config in configs.items()}
         for one in timed.values():
             one.compile()
         take_turns(list(timed.values()), _SECONDS.value)
@@ -103,7 +106,8 @@ def write(name: str, one: Steps | Decoding, figures: dict[str, float]) -> None:
     """
     path, _, argument = name.replace("#", ":").partition(":")
     argument = argument.replace("row=", "").replace(":", "_")
-    row = "_".join([os.path.splitext(os.path.basename(path))[0], *filter(None, [argument])])
+    start = "start" if _START.value else ""
+    row = "_".join([os.path.splitext(os.path.basename(path))[0], *filter(None, [argument, start])])
     config = record.resolved(one.config)
     config["data"] = {"corpus": "random", "vocab_size": one.model.vocab_size}
     if isinstance(one, Decoding):

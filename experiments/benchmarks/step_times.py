@@ -44,11 +44,13 @@ class Steps:
       config: as for training; its data are not read.
       vocab_size: V.
       mesh: where it runs.
+      in_start: a step in the dense start, of layers that have one; else after it.
     """
 
-    def __init__(self, config, vocab_size: int, mesh):
+    def __init__(self, config, vocab_size: int, mesh, in_start: bool = False):
         self.config, self.mesh = config, mesh
-        self.model = model_spec_from_config(config, vocab_size)
+        model = model_spec_from_config(config, vocab_size)
+        self.model = model if in_start else model.after_start
         train, optim = train_spec(config), optim_spec(config)
         check_trainable(self.model, optim)
         train.fit(mesh)

@@ -33,6 +33,14 @@ def steps():
         yield found
 
 
+def test_a_step_is_timed_after_the_dense_start_or_in_it():
+    config = load_config("configs/smoke.py:kind=leaf")
+    starts = [
+        Steps(config, 257, make_mesh(1, 1), in_start).model.ffns[0].dense_start for in_start in (False, True)
+    ]
+    assert starts == [0.0, 0.2]
+
+
 def test_only_one_of_the_two_programs_counts(steps):
     visits = lambda: int(np.asarray(steps._usage[0]).sum())
     before, taken = visits(), int(steps._state.step)

@@ -152,11 +152,12 @@ def _gradients_by_xla(dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, *saved, 
 
 
 def _sum_by_kernel(*arrays, spec):
-    return (experts.forward(*arrays, spec.activation, experts.siblings(spec), saves=False)[0],)
+    return (experts.forward(*arrays, act=spec.activation, n_siblings=experts.siblings(spec), saves=False)[0],)
 
 
 def _saving_by_kernel(*arrays, spec):
-    y_TE, saved = experts.forward(*arrays, spec.activation, experts.siblings(spec), saves=True)
+    options = {"act": spec.activation, "n_siblings": experts.siblings(spec)}
+    y_TE, saved = experts.forward(*arrays, **options, saves=True)
     return (y_TE, *jax.tree.leaves(saved))
 
 
