@@ -96,6 +96,11 @@ class Case:
         room = 2**27 if jax.default_backend() == "cpu" else 2**32
         return max(1, min(most, room // layer_bytes))
 
+    def passes(self) -> int:
+        """How often a call goes through the chain: of few tokens often, or a GPU would wait for its host."""
+        few = jax.default_backend() != "cpu" and self.n_tokens <= 16
+        return max(1, 64 // self.layers()) if few else 1
+
 
 def layer_spec(shape_name: str, width: int, depth: int, routing: str, act: str) -> LeafSpec | TreeSpec:
     """A layer with A = E / 8: the paper's, of one tree or many; `tree_ffn.recipe`; or a flat mixture.

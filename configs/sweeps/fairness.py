@@ -11,7 +11,7 @@ times the others'. Mixtures begin dense, and one kind of them has rows of two mo
 
 `LOUDER` came later, when the leaf layer gained by first output weights four times as large
 (configs/sweeps/leaves.py): all others get weights two and four times as large too, at their own rates, and
-dense, whose best of those was the edge, eight times. The loudness that is best with seed 0 gets seeds 1 and 2.
+dense, whose best of those was the edge, eight times. What is best with seed 0 gets seeds 1 and 2.
 
 Protocol, written before the runs: a kind's rate is that of the lowest validation loss on Wikipedia, seed 0;
 a best at the edge of the grid extends it by factors of two; of each layer the better b2 stands for it, and

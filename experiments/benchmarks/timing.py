@@ -23,6 +23,8 @@ class Work(Protocol):
 
     def layers(self) -> int: ...
 
+    def passes(self) -> int: ...
+
 
 class Variant(NamedTuple):
     """A layer to time: `init(key)` gives its weights, `apply(weights, x)` its output.
@@ -41,12 +43,12 @@ class Variant(NamedTuple):
 
 
 class Timed:
-    """A chain of layers of one variant, and its times."""
+    """A chain of layers of one variant, and its times. `layers` counts all calls of one in a chain."""
 
     def __init__(self, work: Work, variant: Variant, key):
-        self.name, self.layers, self.eager = variant.name, work.layers(), variant.eager
+        self.name, self.layers, self.eager = variant.name, work.layers() * work.passes(), variant.eager
         self.n_tokens = work.n_tokens
-        self.weights = [variant.init(k) for k in jax.random.split(key, self.layers)]
+        self.weights = [variant.init(k) for k in jax.random.split(key, work.layers())]
         chain = chained(variant.apply, self.layers)
         if work.direction != "forward":
             chain = with_gradients(chain)
@@ -94,13 +96,16 @@ class Timed:
 
 
 def chained(apply, layers: int):
-    """The chain's output from inputs [layers + 1, T, E]; the last of them is for `with_gradients`."""
+    """The chain's output from inputs [layers + 1, T, E]; the last of them is for `with_gradients`.
+
+    Where there are fewer weights than layers, they come again and again.
+    """
 
     def run(weights, x_NTE):
         y = x_NTE[0] * 0
         for layer in range(layers):
             # A whiff of the last output keeps the layers in sequence.
-            y = apply(weights[layer], x_NTE[layer] + np.asarray(1e-3, y.dtype) * y)
+            y = apply(weights[layer % len(weights)], x_NTE[layer] + np.asarray(1e-3, y.dtype) * y)
         return y
 
     return run

@@ -17,12 +17,12 @@ import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
 import time
 
 import numpy as np
 
+from experiments.common.provenance import public_command
 from experiments.reporting.record import append_result
 from tests.training import faults_of_one
 from tests.training.outcomes import NotHere, Outcome, Place, checkpoints, ended, outcome, same_losses
@@ -320,11 +320,16 @@ def main() -> None:
             if args.results:
                 what = (fault.__doc__ or "").split("\n")[0]
                 config = {"fault": {"what": what, "exit_codes": found.codes, "said": said, **more}}
-                command = " ".join(["python -m tests.training.faults", *sys.argv[1:]])
                 append_result(
-                    args.results, table="faults", row=fault.__name__, metric="seconds", value=found.seconds,
-                    unit="s", seed=None, config=config, command=command,
-                )  # fmt: skip
+                    args.results,
+                    table="faults",
+                    row=fault.__name__,
+                    metric="seconds",
+                    value=found.seconds,
+                    unit="s",
+                    seed=None,
+                    config=config,
+                )
 
 
 if __name__ == "__main__":

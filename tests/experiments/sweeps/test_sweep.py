@@ -35,6 +35,7 @@ N_ROWS = {
     "fairness": 17,
     "leaves": 34,
     "longer": 5,
+    "steps": 3,
 }
 
 
