@@ -320,16 +320,11 @@ def main() -> None:
             if args.results:
                 what = (fault.__doc__ or "").split("\n")[0]
                 config = {"fault": {"what": what, "exit_codes": found.codes, "said": said, **more}}
+                command = public_command().replace("experiments.faults", "tests.training.faults", 1)
                 append_result(
-                    args.results,
-                    table="faults",
-                    row=fault.__name__,
-                    metric="seconds",
-                    value=found.seconds,
-                    unit="s",
-                    seed=None,
-                    config=config,
-                )
+                    args.results, table="faults", row=fault.__name__, metric="seconds", value=found.seconds,
+                    unit="s", seed=None, config=config, command=command,
+                )  # fmt: skip
 
 
 if __name__ == "__main__":
