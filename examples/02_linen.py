@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 def main():
     block, x = Block(), jax.random.normal(jax.random.key(0), (8, 32, WIDTH))
-    params = block.init(jax.random.key(1), x)["params"]
+    params = jax.jit(block.init)(jax.random.key(1), x)["params"]
     optimizer = optax.adamw(3e-3)
 
     @jax.jit
@@ -38,12 +38,14 @@ def main():
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    state, losses = optimizer.init(params), []
+    state, losses = jax.jit(optimizer.init)(params), []
     for step in range(STEPS):
         params, state, value = train_step(params, state, jnp.float32(step))
         losses.append(float(value))
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-    y = block.apply({"params": params}, x)  # inference: no `done`, 16 experts of a token and nothing else
+    y = jax.jit(block.apply)(
+        {"params": params}, x
+    )  # inference: no `done`, 16 experts a token
     print(f"inference {float(jnp.square(y - x[..., ::-1]).mean()):.3f}")
     return losses
 

@@ -17,8 +17,7 @@ def main():
         LeafSpec(n_experts=8, expert_width=2, top_k=2, activation="square"),
         TreeSpec(TreeShape(n_trees=2, depth=3), activation="square"),
     ):
-        layer = FFN(spec)
-        y, _ = layer.apply(layer.init(jax.random.key(0), x), x)
+        y, _ = jax.jit(FFN(spec).init_with_output)(jax.random.key(0), x)[0]
         found[type(spec).__name__] = y
         print(type(spec).__name__, y.shape)
     return found

@@ -23,7 +23,7 @@ ROUTERS["sigmoid"] = Router(
 def main():
     spec = LeafSpec(n_experts=64, expert_width=4, top_k=4, router="sigmoid", gate_norm="rms", dense_start=0.2)
     layer, x = FFN(spec), jax.random.normal(jax.random.key(0), (256, WIDTH))
-    params = layer.init(jax.random.key(1), x)["params"]
+    params = jax.jit(layer.init)(jax.random.key(1), x)["params"]
     optimizer = optax.adamw(1e-2)
 
     @jax.jit
@@ -36,7 +36,7 @@ def main():
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    state, losses = optimizer.init(params), []
+    state, losses = jax.jit(optimizer.init)(params), []
     for step in range(STEPS):
         params, state, value = train_step(params, state, jnp.float32(step))
         losses.append(float(value))

@@ -36,6 +36,10 @@ def pytest_configure(config):
     _parse_absl_flags()
 
 
+def pytest_collection_finish():
+    gc.freeze()  # modules and tests stay to the end: no collection need look through them
+
+
 def _parse_absl_flags():
     """Code that reads absl flags meets the defaults, as if a program had been started without any."""
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.models.kinds import KINDS, forward, model_spec, random_variables
+from tests.tree.cases import first_weights
 from tree_ffn.analysis.prune import (
     Calibration,
     can_be_static,
@@ -132,16 +133,16 @@ def test_runs_are_made_anew(trained):
 @pytest.mark.parametrize("spec, static", [("hard", True), ("straight_through", True), ("summed", False)])
 def test_one_path_is_a_static_dense_layer(spec, static, rng):
     spec = (KINDS | {"summed": dataclasses.replace(KINDS["hard"], act_site="sum")})[spec]
-    params = jax.device_get(init_params(jax.random.key(0), spec, 8))
+    params = jax.tree.map(np.array, first_weights(init_params, spec, 8))
     params["b_in"] = rng.normal(size=params["b_in"].shape).astype(np.float32)
     keep = np.array([[False, True, False, False], [False, False, True, False]])
     pruned_spec, pruned = prune(params, spec, keep)
     assert can_be_static(pruned_spec) == static and not can_be_static(spec)
     x = jnp.asarray(rng.normal(size=(7, 8)), jnp.float32)
-    y, _ = tree_ffn(jax.tree.map(jnp.asarray, pruned), x, pruned_spec, "gather")
+    y, _ = jax.jit(tree_ffn, static_argnums=(2, 3))(pruned, x, pruned_spec, "gather")
     dense_spec, dense = static_layer(pruned, pruned_spec)
     assert dense_spec == DenseSpec(spec.shape.active_units)
-    dense_y, _ = dense_ffn(jax.tree.map(jnp.asarray, dense), x, dense_spec)
+    dense_y, _ = jax.jit(dense_ffn, static_argnums=2)(dense, x, dense_spec)
     assert (np.abs(dense_y - y).max() < 1e-5) == static  # the activation of a sum comes after it
 
 

@@ -208,7 +208,8 @@ def test_hashed_experts_are_their_definition():
 def test_hashes_of_layers_differ_and_fill_the_experts():
     spec = LeafSpec(n_experts=32, expert_width=2, top_k=1, gate_norm="none", router="hash")
     ids = jnp.arange(50_257)
-    layers = (FFN(spec).init(jax.random.key(seed), jnp.ones((1, E)), ids[:1]) for seed in (0, 1))
+    first = jax.jit(FFN(spec).init)
+    layers = (first(jax.random.key(seed), jnp.ones((1, E)), ids[:1]) for seed in (0, 1))
     one, other = (np.asarray(hashed(ids, layer["routing"]["salt"], 32)) for layer in layers)
     assert 0.02 < np.mean(one == other) < 0.045  # 1 / 32 by chance
     counts = np.bincount(one, minlength=32)

@@ -213,10 +213,10 @@ def test_only_the_feed_forward_layers_change(teacher, student, accumulation):
     optim = OptimSpec(steps=3, lr=0.1, weight_decay=0.5)
     optimizer = make_optimizer(optim)
     # minus zero is a number of its own, to the bit
-    params = jax.tree.map(
-        lambda a: jnp.where(jnp.arange(a.size).reshape(a.shape) == 0, -0.0, a), student["params"]
-    )
-    state = TrainState(jnp.int32(0), params, student["routing"], optimizer.init(params))
+    params = jax.tree.map(np.array, student["params"])
+    for array in jax.tree.leaves(params):
+        array.flat[0] = -0.0
+    state = TrainState(jnp.int32(0), params, student["routing"], jax.jit(optimizer.init)(params))
     run = jax.jit(
         functools.partial(
             finetune_step, model=TREES, teacher=DENSE, spec=spec, optimizer=optimizer,

@@ -173,9 +173,8 @@ def test_masked_has_gradients_where_units_that_are_not_chosen_are_no_numbers(rng
     params, _, x, ids, gates, ds = draw(rng, spec, FEW)
     params["b_in"][-1], ids[ids == 7] = np.inf, 0
     params, x, ids, gates, ds = cases.on_device((params, x, ids, gates, ds))
-    grads = jax.grad(lambda p, x, g: jnp.vdot(ds, combine(p, x, ids, g, spec, "masked")), (0, 1, 2))(
-        params, x, gates
-    )
+    loss = lambda p, x, g: jnp.vdot(ds, combine(p, x, ids, g, spec, "masked"))
+    grads = cases.jit(jax.grad(loss, (0, 1, 2)))(params, x, gates)
     assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
 
 
@@ -220,9 +219,10 @@ def test_few_tokens_are_gathered_and_a_leak_needs_all_experts(rng):
     params, _, x, ids, gates, _ = cases.on_device(draw(rng, spec, 20))
     text = lambda n: str(jax.make_jaxpr(lambda x: combine(params, x, ids[:n], gates[:n], spec))(x[:n]))
     assert "gather" in text(5) and "gather" not in text(6)  # 5 x 3 rows of 16 experts, and 6 x 3
-    with_leak = combine(params, x[:4], ids[:4], gates[:4], spec, leak=jnp.float32(1.0))
+    run = cases.jit(combine, static_argnums=(4, 5))
+    with_leak = run(params, x[:4], ids[:4], gates[:4], spec, None, jnp.float32(1.0))
     every = jnp.tile(jnp.arange(16), (4, 1))
-    cases.assert_near(with_leak, combine(params, x[:4], every, jnp.ones((4, 16)), spec, "gather"))
+    cases.assert_near(with_leak, run(params, x[:4], every, jnp.ones((4, 16)), spec, "gather"))
     with pytest.raises(InputError, match="'gather' computes no expert that is not chosen, and a dense start"):
         combine(params, x, ids, gates, spec, "gather", jnp.float32(1.0))
     with pytest.raises(InputError, match="implementation: 'fast' is not known; use one of: masked, gather"):

@@ -13,6 +13,7 @@ import pytest
 from jax import export
 
 from tests import leaf_oracle
+from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec, leaf_ffn
 from tree_ffn.tree.kernels import cuda, decode
@@ -22,8 +23,8 @@ SPEC = LeafSpec(n_experts=32, expert_width=3, top_k=4, gate_norm="rms", dense_st
 
 
 def layer(spec, E=64, dtype=jnp.bfloat16, T=5):
-    key = jax.random.key(0)
-    return init_params(key, spec, E, param_dtype=dtype), jax.random.normal(key, (T, E), dtype)
+    params = cases.first_weights(init_params, spec, E, param_dtype=dtype)
+    return params, jax.random.normal(jax.random.key(0), (T, E), dtype)
 
 
 @pytest.fixture
@@ -69,7 +70,8 @@ def test_compiled_for_a_cpu_it_is_xla_s_with_its_gradients(chosen):
 def test_a_dense_start_that_is_not_told_of_is_refused_under_differentiation(chosen):
     params, x = layer(SPEC)
     with pytest.raises(InputError, match="done: is missing in the training"):
-        jax.grad(lambda params: leaf_ffn(params, x, SPEC)[0].astype(jnp.float32).sum())(params)
+        loss = lambda params: leaf_ffn(params, x, SPEC)[0].astype(jnp.float32).sum()
+        jax.eval_shape(jax.grad(loss), params)
     y, _ = jax.jit(leaf_ffn, static_argnums=2)(params, x, SPEC)
     assert y.dtype == jnp.bfloat16
 

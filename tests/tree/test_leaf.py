@@ -23,6 +23,7 @@ E, T = 6, 20
 SPECS = cases.LEAVES
 IDS = cases.token_ids(T)
 every_layer = pytest.mark.parametrize("name", SPECS)
+routed = cases.jit(route, static_argnums=2)
 
 
 def split(params):
@@ -146,7 +147,7 @@ def chosen(logits_TR, spec, **routing) -> np.ndarray:
     """Experts of tokens with these logits, in ascending order."""
     n_rows = spec.router_rows
     params = {"w_router": jnp.eye(n_rows), "b_router": jnp.zeros(n_rows), **routing}
-    return np.sort(route(params, jnp.asarray(logits_TR, jnp.float32), spec)[0], axis=1)
+    return np.sort(routed(params, jnp.asarray(logits_TR, jnp.float32), spec)[0], axis=1)
 
 
 def test_ties_take_the_lower_id_and_nan_is_the_lowest():
@@ -184,11 +185,11 @@ def test_gates_do_not_underflow():
     """Decisions so sure that probabilities of the chosen are 0 in float32 still weigh by ratios."""
     spec = LeafSpec(n_experts=4, expert_width=1, top_k=2)
     params = {"w_router": jnp.zeros((3, E)), "b_router": jnp.asarray([200.0, 0.0, 0.0])}
-    ids, gates = route(params, jnp.zeros((1, E)), spec)
+    ids, gates = routed(params, jnp.zeros((1, E)), spec)
     assert ids.tolist() == [[2, 3]]
     np.testing.assert_allclose(gates, [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
     low = {"w_router": jnp.zeros((3, E)), "b_router": jnp.asarray([0.0, 300.0, 300.0])}
-    _, gates = route(low, jnp.zeros((1, E)), dataclasses.replace(spec, top_k=4))
+    _, gates = routed(low, jnp.zeros((1, E)), dataclasses.replace(spec, top_k=4))
     assert np.isfinite(gates).all() and gates.max() > 0.7
 
 
@@ -214,19 +215,16 @@ def test_balance_moves_the_choice_against_the_load():
     one = {"n_experts": 4, "expert_width": 1, "top_k": 1, "gate_norm": "none"}
     flat = LeafSpec(**one, router="softmax", balance_rate=0.5)
     ids = jnp.asarray([[0], [0], [0], [1]])  # loads 3, 1, 0, 0 about a mean of 1
-    assert balance_update({"selection_bias": jnp.zeros(4)}, visit_counts(ids, 1, 4), flat).tolist() == [
-        -0.5,
-        0.0,
-        0.5,
-        0.5,
-    ]
+    update = cases.jit(balance_update, static_argnums=2)
+    moved = update({"selection_bias": jnp.zeros(4)}, visit_counts(ids, 1, 4), flat)
+    assert moved.tolist() == [-0.5, 0.0, 0.5, 0.5]
     # Two trees of depth 2, rows: both roots, then level 1 of each tree. Loads: 2 1 0 0 and 0 0 1 2.
     trees = LeafSpec(n_experts=8, expert_width=1, top_k=2, n_trees=2, balance_rate=0.5)
     ids = jnp.asarray([[0, 1], [0, 7], [6, 7]])
     wanted = [0.5, -0.5, 0.5, 0.0, 0.0, -0.5]
     counts = visit_counts(ids, 1, 8)
-    assert balance_update({"selection_bias": jnp.zeros(6)}, counts, trees).tolist() == wanted
-    updated = update_routing(trees, {"selection_bias": jnp.zeros(6)}, Info(ids))
+    assert update({"selection_bias": jnp.zeros(6)}, counts, trees).tolist() == wanted
+    updated = cases.jit(update_routing, static_argnums=0)(trees, {"selection_bias": jnp.zeros(6)}, Info(ids))
     assert updated["selection_bias"].tolist() == wanted
 
 

@@ -1,5 +1,6 @@
 """Counts and figures of usage against plain counting."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,13 +32,13 @@ def test_counts(depth, rng):
     counts = usage.leaf_counts(jnp.asarray(leaf), 2**depth)
     assert counts.dtype == jnp.int32
     np.testing.assert_array_equal(counts, counted(leaf, 2**depth))
-    np.testing.assert_array_equal(usage.node_counts(counts), node_visits(np.asarray(counts)))
+    np.testing.assert_array_equal(jax.jit(usage.node_counts)(counts), node_visits(np.asarray(counts)))
 
 
 def test_figures(rng):
     counts = rng.integers(0, 40, (3, 8)) * (rng.random((3, 8)) < 0.5)
     counts[:, 0] += 1
-    got = usage.metrics(jnp.asarray(counts, jnp.int32))
+    got = jax.jit(usage.metrics)(counts.astype(np.int32))
     share = counts / counts.sum(1, keepdims=True)
     bits = [-sum(s * np.log2(s) for s in row if s > 0) for row in share]
     visits = node_visits(counts)
@@ -62,7 +63,7 @@ def test_figures(rng):
     ],
 )
 def test_figures_by_hand(counts, dead, entropy, constant, right, skew):
-    got = {name: float(value) for name, value in usage.metrics(jnp.array(counts, jnp.int32)).items()}
+    got = {name: float(value) for name, value in jax.jit(usage.metrics)(np.array(counts, np.int32)).items()}
     expected = {"dead_leaves": dead, "leaf_entropy": entropy, "constant_decisions": constant}
     assert got == pytest.approx(expected | {"right_share": right, "skew": skew})
 
@@ -90,7 +91,7 @@ def test_moved_against_paths(depth, rng):
             path.append((path[-1] - 1) // 2)
         return path[::-1][level]
 
-    got = usage.moved(jnp.asarray(now), jnp.asarray(before), depth)
+    got = jax.jit(usage.moved, static_argnums=2)(now, before, depth)
     assert got.shape == (3, depth + 1)
     for p in range(3):
         for level in range(depth + 1):

@@ -211,7 +211,7 @@ class FFN(nn.Module):
       >>> layer = FFN(LeafSpec(n_experts=8, expert_width=3, top_k=2))
       >>> x = jnp.ones((4, 5, 16))
       >>> variables = jax.jit(layer.init)(jax.random.key(0), x)
-      >>> y, info = layer.apply(variables, x)
+      >>> y, info = jax.jit(layer.apply)(variables, x)
       >>> y.shape, info.leaf_TP.shape
       ((4, 5, 16), (20, 2))
     """

@@ -90,7 +90,8 @@ def leaf_ffn(
     Example:
       >>> spec = LeafSpec(n_experts=8, expert_width=2, top_k=3)
       >>> params = init_params(jax.random.key(0), spec, width=4)
-      >>> y, info = leaf_ffn(params, jnp.ones((5, 4)), spec)
+      >>> layer = jax.jit(leaf_ffn, static_argnames="spec")
+      >>> y, info = layer(params, jnp.ones((5, 4)), spec)
       >>> y.shape, info.leaf_TP.shape
       ((5, 4), (5, 3))
     """

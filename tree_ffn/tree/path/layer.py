@@ -99,7 +99,8 @@ def tree_ffn(
       >>> from tree_ffn.tree.shape import TreeShape
       >>> spec = TreeSpec(TreeShape(n_trees=2, depth=3))
       >>> params = init_params(jax.random.key(0), spec, width=8)
-      >>> y_TE, info = tree_ffn(params, jnp.ones((5, 8)), spec)
+      >>> layer = jax.jit(tree_ffn, static_argnames="spec")
+      >>> y_TE, info = layer(params, jnp.ones((5, 8)), spec)
       >>> y_TE.shape, info.leaf_TP.shape
       ((5, 8), (5, 2))
 
