@@ -11,7 +11,8 @@ and so is whether the step fits. What devices send each other is read off the pr
 half of the peak of the chip's products and links is reached, and what is sent overlaps with computing.
 
 --search tries, until one fits: model.remat none, dots and full with the config's microbatches, then with one
-sequence a device at a time, mesh.data over all chips; then mesh.model of 8. The first that fits is planned.
+sequence a device at a time, mesh.data over all chips; the same with train.grad_sync=microbatch; at last with
+mesh.model of 8. The first that fits is planned.
 
 Many plans, of which those that the file has are left out:
 

@@ -59,6 +59,7 @@ class Steps:
         run = functools.partial(
             step.train_step, model=self.model, optimizer=self._optimizer,
             schedule=optimizer.learning_rate(optim), accumulation=train.grad_accum_steps,
+            sync=train.grad_sync,
             steps=train.steps,
         )  # fmt: skip
         self._step = jax.jit(run, donate_argnums=(0, 1))

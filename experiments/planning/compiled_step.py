@@ -20,7 +20,7 @@ from tree_ffn.training.plan import Plan, check_trainable, optim_spec, train_spec
 REACHED = 0.5  # of a chip's peak by its products, and of its links: an assumption
 PASSES = {"none": 3, "dots": 3, "full": 4}  # forward passes' worth of a step's products, by model.remat
 
-INSTEAD = "use more of them, more train.grad_accum_steps, or model.remat."
+INSTEAD = "use more of them, more train.grad_accum_steps, model.remat, or train.grad_sync=microbatch."
 
 
 class DoesNotFit(InputError):
@@ -35,7 +35,8 @@ def compile_step(config, devices: list | None = None) -> dict[str, Any]:
       devices: for which it is compiled, e.g. `devices_of` a slice; None: those at hand.
 
     Returns:
-      device, what one is called; devices, how many; mesh, remat and grad_accum_steps as they were compiled;
+      device, what one is called; devices, how many; mesh, remat, grad_accum_steps and grad_sync as they were
+      compiled;
       tokens of a step; of one device: weights_gb, moments_gb, argument_gb (both, counts and the batch),
       temporary_gb (activations, gradients and what else the step needs beside), peak_gb, sent_gb and sent
       (`hlo.Collective`s), compiler_cycles; of all devices: step_tflop (3 x forward of every token, of active
@@ -77,6 +78,7 @@ def compile_step(config, devices: list | None = None) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "remat": model.remat,
         "grad_accum_steps": train.grad_accum_steps,
+        "grad_sync": train.grad_sync,
         "tokens": tokens,
         "weights_gb": held(programs.abstract.variables),
         "moments_gb": held(programs.abstract.opt_state),

@@ -66,8 +66,8 @@ def page(figures: dict[str, Any], tokens: float, tried: list[Choice]) -> Page:
     """
     mesh = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
     how = (
-        f"{mesh}; remat {figures['remat']}; {figures['grad_accum_steps']} microbatches; compiled in "
-        f"{figures['compile_s']:.0f} s of a processor"
+        f"{mesh}; remat {figures['remat']}; {figures['grad_accum_steps']} microbatches; grad_sync "
+        f"{figures['grad_sync']}; compiled in {figures['compile_s']:.0f} s of a processor"
     )
     title = f"Training step for {figures['devices']} x {figures['device']}"
     tables = [memory(figures), sent(figures), operations(figures)]
@@ -169,7 +169,7 @@ def choices(tried: list[Choice], tokens: float) -> Table:
     """What a search has tried, the recommended last."""
     cells = []
     for one in tried:
-        way = [one.remat, str(one.microbatches), str(one.parts)]
+        way = [one.remat, str(one.microbatches), one.sync, str(one.parts)]
         if one.figures is None:
             cells.append([*way, _needed(one.said), "", ""])
             continue
@@ -177,10 +177,10 @@ def choices(tried: list[Choice], tokens: float) -> Table:
         known = [f"{values[name]:.2f}" if name in values else "" for name in ("step_s", "days")]
         cells.append([*way, f"{most_gb(values):.2f} GB fits", *known])
     text = (
-        "In turn, until one fits, which is recommended: the fewest microbatches first, and of those what "
-        "recomputes least; model: mesh.model."
+        "In turn, until one fits, which is recommended: first what sends least, of that the fewest "
+        "microbatches, and of those what recomputes least; model: mesh.model."
     )
-    head = ["remat", "microbatches", "model", "memory", "s a step", "days"]
+    head = ["remat", "microbatches", "grad_sync", "model", "memory", "s a step", "days"]
     return _table("What was tried", text, head, cells)
 
 

@@ -26,7 +26,8 @@ def plan(rows: list[dict]) -> Table:
         get = lambda key, line=line: str(setting(line[0], key))
         figures = [f"{values[metric]:{form}}" if metric in values else "" for metric, _, form in COLUMNS]
         useful = f"{values['step_tflop'] / values['executed_tflop']:.0%}"
-        how = [f"remat {get('model.remat')}", get("train.grad_accum_steps")]
+        once = ", grad_sync step" if get("train.grad_sync") == "step" and get("mesh.data") != "1" else ""
+        how = [f"remat {get('model.remat')}{once}", get("train.grad_accum_steps")]
         cells.append([f"`{name}`", slice_name, *how, *figures[:5], useful, *figures[5:]])
     get = lambda key: setting(rows[0], key)
     tokens = rows[0]["config"]["plan"]["tokens"]
@@ -36,6 +37,7 @@ def plan(rows: list[dict]) -> Table:
         "compiler's own account, GB that it sends in a step, seconds at half of the chip's peak and of its "
         "links, and by the compiler's own cycles, without collectives and flash attention. Useful: active "
         "units' share of executed operations. Days: of steps that take the longer of computing and sending. "
+        "Where no grad_sync is named, gradients are summed over devices in every microbatch. "
         f"None was run. {origin(rows)}"
     )
     head = ["", "slice", "", "microbatches", *(title for _, title, _ in COLUMNS)]

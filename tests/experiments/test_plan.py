@@ -13,6 +13,7 @@ from experiments.planning import choices, compiled_step, page
 from experiments.planning.chips import CHIPS, SLICES, chip_of, slice_of
 from experiments.reporting.record import load_results
 from tests.experiments.programs import call
+from tree_ffn.config import make_config
 from tree_ffn.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -106,7 +107,8 @@ def test_what_fits_first_is_recommended(monkeypatch):
     tried, compile_step = [], compiled_step.compile_step
 
     def small_devices(config, devices):
-        tried.append((config.model.remat, config.train.grad_accum_steps, config.mesh.model))
+        train = config.train
+        tried.append((config.model.remat, train.grad_accum_steps, train.grad_sync, config.mesh.model))
         if len(tried) < 4:
             raise compiled_step.DoesNotFit("the step does not fit its devices (17G of 16G).")
         return compile_step(config, devices)
@@ -114,9 +116,19 @@ def test_what_fits_first_is_recommended(monkeypatch):
     monkeypatch.setattr(choices, "compile_step", small_devices)
     outcome = call("plan", *SMOKE, "--search", "--config.train.batch_size=16")
     assert outcome.code == 0, outcome.err
-    assert tried == [("none", 1, 1), ("dots", 1, 1), ("full", 1, 1), ("none", 2, 1)]
-    assert "remat dots, 1 microbatches, model 1: the step does not fit" in outcome.out
+    ways = [("none", 1), ("dots", 1), ("full", 1), ("none", 2)]
+    assert tried == [(*way, "step", 1) for way in ways]
+    assert "remat dots, 1 microbatches, grad_sync step, model 1: the step does not fit" in outcome.out
     assert "17 of 16 GiB" in outcome.out and "GB fits" in outcome.out
+
+
+def test_what_sends_more_is_tried_after_what_recomputes_more():
+    config = make_config({"train.batch_size": 16, "train.grad_accum_steps": 2})
+    remats = ("none", "dots", "full")
+    of_two = [(remat, 2, 1, sync) for sync in ("step", "microbatch") for remat in remats]
+    assert [one[:4] for one in choices.choices(config, 8)] == [*of_two, ("full", 2, 8, "microbatch")]
+    of_one = [one[:4] for one in choices.choices(config, 1)]
+    assert of_one == [(remat, n, 1, "step") for n in (2, 16) for remat in remats]
 
 
 def test_times_are_arithmetic():

@@ -22,12 +22,13 @@ LAYERS = {
     "mixture": LeafSpec(n_experts=64, expert_width=8, top_k=4, router="softmax"),
     "path": TreeSpec(TreeShape(n_trees=8, depth=5)),
 }
+OTHERS = [kind for kind in LAYERS if kind != "recipe"]
 ACTIVATIONS = 4 * B * C * E  # of one layer's input, all tokens
 
 
 @functools.cache
-def compiled(kind, data, model):
-    """A step's program for so many devices, and the bytes of its matrices."""
+def compiled(kind, data, model, microbatches=1, sync="step"):
+    """A program of steps of so many microbatches for so many devices, and the bytes of its matrices."""
     spec = ModelSpec(V, C, E, 1, 4, (LAYERS[kind],))
     optim = OptimSpec(steps=10)
     optimizer, mesh = make_optimizer(optim), sharding.make_mesh(data, model)
@@ -37,20 +38,22 @@ def compiled(kind, data, model):
         model=spec,
         optimizer=optimizer,
         schedule=learning_rate(optim),
-        accumulation=1,
+        accumulation=microbatches,
+        sync=sync,
         steps=10,
     )
     with jax.set_mesh(mesh):
         state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), mesh)
         shardings = jax.tree.map(lambda array: array.sharding, state)
-        batch = jax.ShapeDtypeStruct((B, C + 1), jnp.int32, sharding=sharding.batch_sharding(mesh))
+        rows = sharding.batch_sharding(mesh)
+        batch = jax.ShapeDtypeStruct((B * microbatches, C + 1), jnp.int32, sharding=rows)
         run = jax.jit(one_step, out_shardings=(shardings, None, None), donate_argnums=(0, 1))
         program = run.lower(state, step.empty_usage(spec), batch).compile()
     return program, sum(4 * array.size for array in jax.tree.leaves(state.params) if array.ndim > 1)
 
 
 def sent(program, data, model) -> dict[str, list[int]]:
-    """Bytes of the results of every collective, by kind."""
+    """Bytes of the results of every collective, by kind; none is repeated."""
     found = collections.defaultdict(list)
     for one in hlo.collectives(hlo.read(program.as_text()), {"data": data, "model": model}):
         assert one.times == 1 and one.axes == (("data",) if data > 1 else ("model",))
@@ -78,3 +81,33 @@ def test_over_model_a_layer_adds_up_outputs_as_a_dense_one_does(kind):
     whole = lambda found: sum(size // ACTIVATIONS for size in found["all-reduce"])
     assert whole(of_kind) == whole(of_dense) >= 4  # attention and the layer, forward and backward
     assert sum(of_kind["all-reduce"]) < 1.1 * sum(of_dense["all-reduce"])
+
+
+def reduced(program) -> tuple[int, int]:
+    """Bytes of what eight devices along "data" add up in a step, and the bytes of it that are in a loop."""
+    found = [
+        (one.bytes * one.times * (8 if one.kind == "reduce-scatter" else 1), one.times)
+        for one in hlo.collectives(hlo.read(program.as_text()), {"data": 8, "model": 1})
+        if one.kind in ("all-reduce", "reduce-scatter")
+    ]
+    return sum(size for size, _ in found), sum(size for size, times in found if times > 1)
+
+
+@pytest.mark.parametrize("microbatches", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["recipe", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
+def test_gradients_are_added_up_once_a_step(kind, microbatches):
+    """Each once, whatever the microbatches; and weights are gathered once, not per layer and pass."""
+    program, weights = compiled(kind, 8, 1, microbatches)
+    found = sent(program, 8, 1)
+    size, _ = reduced(program)
+    assert size == pytest.approx(weights, rel=0.05)
+    assert size == pytest.approx(reduced(compiled(kind, 8, 1)[0])[0], rel=0.05)
+    assert sum(found["all-gather"]) == pytest.approx(weights, rel=0.05)
+    assert not found["all-to-all"] and not found["collective-permute"]
+
+
+def test_or_in_every_microbatch():
+    """By `train.grad_sync=microbatch`, which holds no whole gradient beside the layers'."""
+    program, weights = compiled("dense", 8, 1, 4, "microbatch")
+    _, in_loop = reduced(program)
+    assert in_loop > 3.9 * weights

@@ -327,6 +327,7 @@ STRAIGHT = {"ffn__routing": "straight_through"}
         ),
         ({"mesh__data": 3, "mesh__model": 3}, "mesh: data=3, model=3 does not fit 8 devices"),
         ({"train__steps": 0}, "train.steps: 0 is not allowed"),
+        ({"train__grad_sync": "layer"}, "train.grad_sync: 'layer'"),
         ({"train__log_every": 0}, "train.log_every: 0 is not allowed"),
         ({"seed": -1}, "seed: -1 is not allowed"),
         (

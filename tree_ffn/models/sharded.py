@@ -63,6 +63,7 @@ def sharded_tree_ffn(params: dict, x_TE: jax.Array, spec: TreeSpec, implementati
         walk,
         in_specs=(PartitionSpec(trees_over), PartitionSpec(over or None)),
         out_specs=(PartitionSpec(trees_over, over or None), PartitionSpec(over or None, trees_over)),
+        axis_names=_free_axes(),
     )({name: params[name] for name in TREE_NAMES if name in params}, x_TE)
     return finish(params, s_MTE.sum(axis=0), spec), Info(leaf_TP)
 
@@ -95,16 +96,22 @@ def on_own_part(attend: Callable, n_rows: int, n_heads: int) -> Callable:
     if axes["data"] * axes["model"] == 1:
         return attend
     part = PartitionSpec(rows, None, heads)
-    return jax.shard_map(attend, in_specs=part, out_specs=part, check_vma=False)
+    return jax.shard_map(attend, in_specs=part, out_specs=part, axis_names=_free_axes(), check_vma=False)
 
 
 def mesh_axes() -> dict[str, int]:
-    """Sizes of "data" and "model" in the current mesh; 1 without one, inside a split, or of explicit axes."""
+    """Sizes of "data" and "model" in the current mesh; 1 without one, of an axis that is split already, and
+    where axes are explicit."""
+    sizes, free = jax.sharding.get_abstract_mesh().shape, _free_axes()
+    return {name: sizes[name] if name in free else 1 for name in ("data", "model")}
+
+
+def _free_axes() -> set[str]:
+    """Axes of the current mesh that a partitioner divides; none where some are explicit."""
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = {}
-    if not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types):
-        sizes = dict(mesh.shape)
-    return {"data": sizes.get("data", 1), "model": sizes.get("model", 1)}
+    if mesh.empty or AxisType.Explicit in mesh.axis_types:
+        return set()
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto}
 
 
 def _size(axes: dict[str, int], names) -> int:

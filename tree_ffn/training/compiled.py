@@ -143,6 +143,7 @@ def compile_programs(plan: Plan) -> Programs:
             optimizer=optim,
             schedule=optimizer.learning_rate(plan.optim),
             accumulation=plan.train.grad_accum_steps,
+            sync=plan.train.grad_sync,
             steps=plan.train.steps,
         )
         return jax.jit(

@@ -337,6 +337,7 @@ def compile_finetuning(
             optimizer=optimizer.make_optimizer(plan.optim),
             schedule=optimizer.learning_rate(plan.optim),
             accumulation=plan.train.grad_accum_steps,
+            sync=plan.train.grad_sync,
         ),
         in_shardings=(shardings, everywhere, rows, jax.tree.map(lambda leaf: leaf.sharding, given)),
         out_shardings=(shardings, everywhere, everywhere),

@@ -7,13 +7,14 @@ from jax.sharding import Mesh
 
 from tree_ffn.data import CorpusSpec, PreparedCorpus, corpus_spec_from_config, load_tokenizer, prepare
 from tree_ffn.data.spec import with_corpus
-from tree_ffn.errors import InputError, check_number, check_positive_int
+from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
 from tree_ffn.models.from_config import keys_in_force, model_spec_from_config, with_sizes
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.paths import local_or_bucket
 from tree_ffn.plain import Namespace, flat, namespace, plain
 from tree_ffn.training import optimizer, sharding
 from tree_ffn.training.extras import TRACED
+from tree_ffn.training.gradients import SYNCS
 from tree_ffn.training.optimizer import with_warmup
 from tree_ffn.tree import PrunedSpec, TreeSpec
 from tree_ffn.upgrades import is_gone
@@ -30,6 +31,9 @@ class TrainSpec:
       batch_size: rows a step, over all devices and microbatches.
       steps: how many optimizer steps the run has.
       grad_accum_steps: microbatches a step.
+      grad_sync: how often devices along `mesh.data` exchange weights and gradients where a step has several
+        microbatches: once a `step`, for which each holds the whole model's weights, a gradient and sums, 8
+        bytes a parameter in bfloat16; or in each `microbatch`, layer by layer.
       log_every: steps between lines of metrics.
       eval_every: steps between validations; 0: with checkpoints only.
       eval_batches: batches of a validation; 0: the whole split.
@@ -53,6 +57,7 @@ class TrainSpec:
     batch_size: int = 32
     steps: int = 1000
     grad_accum_steps: int = 1
+    grad_sync: str = "step"
     log_every: int = 20
     eval_every: int = 200
     eval_batches: int = 20
@@ -83,6 +88,7 @@ class TrainSpec:
                 f"train.keep_every: {self.keep_every} is not allowed; "
                 f"use a multiple of train.checkpoint_every = {self.checkpoint_every}, or 0."
             )
+        check_choice("train.grad_sync", self.grad_sync, SYNCS)
         object.__setattr__(self, "compile_cache", local_or_bucket(self.compile_cache, "train.compile_cache"))
         if self.batch_size % self.grad_accum_steps:
             raise InputError(

@@ -6,7 +6,8 @@ width E: a layer's are gathered when it is computed, and its gradients summed
 into the parts (fully sharded data parallelism; Rajbhandari et al. 2020, arXiv
 1910.02054). For that a partitioner must be told that activations stay split by
 rows (`models.sharded.by_rows`). `jax.jit` with these shardings is all there is;
-on one device the same code runs with a 1 x 1 mesh.
+only where a step has several microbatches may devices do so once (`gradients`).
+On one device the same code runs with a 1 x 1 mesh.
 """
 
 import dataclasses

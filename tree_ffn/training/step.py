@@ -13,6 +13,7 @@ import optax
 from tree_ffn.models.ffn import count_shape
 from tree_ffn.models.spec import FFNSpec, ModelSpec
 from tree_ffn.models.transformer import Transformer, update_model_routing
+from tree_ffn.training.gradients import gradients
 from tree_ffn.training.guards import SkipState
 from tree_ffn.training.losses import next_token_loss, row_mean
 from tree_ffn.tree import Info, LeafSpec, TreeSpec
@@ -108,29 +109,6 @@ def count_usage(usage, infos: tuple[Info, ...], n_tokens: jax.Array | None = Non
     return tuple(add(counts, info) for counts, info in zip(usage, infos))
 
 
-def _gradients(params, batch, loss, accumulation: int, unused):
-    """Gradient, cross-entropy and visits of a batch, in `accumulation` microbatches; `unused`: no visits."""
-    grad_fn = jax.value_and_grad(loss, has_aux=True)
-    if accumulation == 1:
-        (_, (nll, infos)), grads = grad_fn(params, batch)
-        return grads, nll, count_usage(unused, infos)
-
-    # Rows a, a + n, a + 2n, ... are microbatch a: every device keeps its own rows.
-    micro = batch.reshape(-1, accumulation, batch.shape[1]).swapaxes(0, 1)
-
-    def one(carry, rows):
-        # Visits are counted here: the choices of all tokens of a step would not fit beside the rest.
-        sums, counts = carry
-        (_, (nll, infos)), grads = grad_fn(params, rows)
-        sums = jax.tree.map(lambda total, one: total + one.astype(total.dtype), sums, (grads, nll))
-        return (sums, count_usage(counts, infos)), None
-
-    zeros = (jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params), jnp.float32(0))
-    (sums, counts), _ = jax.lax.scan(one, (zeros, unused), micro)
-    grads, nll = jax.tree.map(lambda total: total / accumulation, sums)
-    return grads, nll, counts
-
-
 def train_step(
     state: TrainState,
     usage,
@@ -140,6 +118,7 @@ def train_step(
     optimizer,
     schedule,
     accumulation: int = 1,
+    sync: str = "step",
     steps: int | None = None,
     count: bool = True,
     loss=None,
@@ -154,6 +133,7 @@ def train_step(
       optimizer: of `make_optimizer`.
       schedule: its learning rate, to report it.
       accumulation: microbatches; divides B.
+      sync: how often devices exchange weights and gradients, as `gradients`.
       steps: of the whole training: leaks fall with the share that is over; without it nothing leaks.
       count: add this step's visits to `usage`; without it one sees what that costs.
       loss: another loss than `loss_fn`: (params, batch) to (loss, (cross-entropy, infos)).
@@ -167,7 +147,15 @@ def train_step(
     if loss is None:
         done = None if steps is None else state.step.astype(jnp.float32) / steps
         loss = lambda params, rows: loss_fn(params, state.routing, rows, model, done)
-    grads, nll, counts = _gradients(state.params, batch, loss, accumulation, empty_usage(model))
+
+    def counting(params, rows):
+        # Visits are counted here: the choices of all tokens of a step would not fit beside the rest.
+        value, (nll, infos) = loss(params, rows)
+        return value, (nll, count_usage(empty_usage(model), infos))
+
+    grads, nll, counts = gradients(
+        counting, state.params, batch, dtype=jnp.dtype(model.dtype), microbatches=accumulation, sync=sync
+    )
     grads = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its int32 step count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=nll)

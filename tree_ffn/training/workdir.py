@@ -40,7 +40,7 @@ PLACES_OF_DATA = r"^data\.(files|valid_files|tfds_dir|cache_dir|workers)$"
 # Keys that may change when a run is resumed: they say how and where it runs,
 # not what it computes.
 MAY_DIFFER = (
-    r"^train\.(grad_accum_steps|log_every|eval_every|eval_batches|probe)$",
+    r"^train\.(grad_accum_steps|grad_sync|log_every|eval_every|eval_batches|probe)$",
     r"^train\.(checkpoint_every|checkpoint_minutes|keep|keep_every|max_hours|compile_cache)$",
     r"^train\.(profile_at|wandb)$",
     r"^mesh\.",

@@ -1,0 +1,99 @@
+"""The gradient of a step on meshes, in microbatches, added up either way, beside that of one device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.tiny import random_batch
+from tree_ffn.models.spec import DenseSpec, ModelSpec
+from tree_ffn.training import sharding, step
+from tree_ffn.training.gradients import MULTIPLIED, gradients
+from tree_ffn.training.optimizer import OptimSpec, make_optimizer
+from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
+
+LAYERS = (
+    DenseSpec(32),
+    TreeSpec(TreeShape(n_trees=8, depth=2)),
+    TreeSpec(TreeShape(n_trees=2, depth=2, node_width=4), routing="straight_through"),  # E over both axes
+    TreeSpec(TreeShape(n_trees=4, depth=2), router="frozen"),
+    LeafSpec(n_experts=8, expert_width=4, top_k=3, gate_norm="rms", dense_start=0.2),
+    LeafSpec(n_experts=8, expert_width=4, top_k=2, router="softmax"),
+)
+MODEL = ModelSpec(256, 16, 64, len(LAYERS), 8, LAYERS)
+BATCH = random_batch(rows=16, context=16) % 256
+
+
+def state_of(model, mesh):
+    init = functools.partial(step.init_state, model=model, optimizer=make_optimizer(OptimSpec(steps=10)))
+    shardings = sharding.shardings_for(jax.eval_shape(init, jax.random.key(0)), mesh)
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+
+
+@functools.cache
+def step_gradients(data, model, microbatches=1, sync="step"):
+    """(gradients, cross-entropy, visits) of BATCH."""
+    mesh = sharding.make_mesh(data, model)
+    with jax.set_mesh(mesh):
+        state = state_of(MODEL, mesh)
+
+        def loss(params, rows):
+            value, (nll, infos) = step.loss_fn(params, state.routing, rows, MODEL, jnp.float32(0.1))
+            return value, (nll, step.count_usage(step.empty_usage(MODEL), infos))
+
+        run = functools.partial(gradients, loss, dtype=jnp.float32, microbatches=microbatches, sync=sync)
+        return jax.device_get(jax.jit(run)(state.params, sharding.put_batch(BATCH, mesh)))
+
+
+@pytest.mark.parametrize(
+    "data, model, microbatches, sync",
+    [
+        (4, 2, 2, "step"),
+        *(
+            pytest.param(*mesh, *way, marks=pytest.mark.slow)
+            for mesh in ((8, 1), (4, 2), (2, 4), (1, 8))
+            for way in ((1, "step"), (2, "step"), (2, "microbatch"))
+            if (mesh, way) != ((4, 2), (2, "step"))
+        ),
+    ],
+)
+def test_gradients_are_those_of_one_device(data, model, microbatches, sync):
+    """Of every kind of layer, within float32's rounding; so is the loss, and every visit is counted once."""
+    got, want = step_gradients(data, model, microbatches, sync), step_gradients(1, 1)
+    near = lambda got, want: np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    jax.tree.map(near, got[:2], want[:2])
+    jax.tree.map(np.testing.assert_array_equal, got[2], want[2])
+
+
+def test_sums_are_in_float32_whatever_layers_multiply_in():
+    """32 microbatches alike have the gradient of two; in bfloat16 each would add less to a growing sum."""
+    model = ModelSpec(256, 16, 64, 1, 8, (DenseSpec(32),), dtype="bfloat16")
+    mesh = sharding.make_mesh(2, 1)
+
+    def loss(params, rows):
+        value, (nll, _) = step.loss_fn(params, {}, rows, model)
+        return value, (nll, ())
+
+    def of_alike(microbatches):
+        run = functools.partial(gradients, loss, dtype=jnp.bfloat16, microbatches=microbatches)
+        rows = sharding.put_batch(np.repeat(BATCH[:2], microbatches, axis=0), mesh)
+        return jax.device_get(jax.jit(run)(state_of(model, mesh).params, rows)[0])
+
+    with jax.set_mesh(mesh):
+        few, many = of_alike(2), of_alike(32)
+    near = lambda got, want: np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    jax.tree.map(near, many, few)
+
+
+def test_what_is_gathered_in_the_layers_dtype_is_their_large_weights():
+    """Layers read embeddings, biases and norms in float32."""
+    mesh = sharding.make_mesh(1, 1)
+    paths = jax.tree_util.tree_leaves_with_path(state_of(MODEL, mesh).params)
+    found = {
+        name.split("/", 1)[1]
+        for name in (sharding.path_name(path) for path, _ in paths)
+        if MULTIPLIED.search(name)
+    }
+    assert found == {"attn/w_qkv", "attn/w_out", "ffn/w_in", "ffn/w_out", "ffn/w_router"}
