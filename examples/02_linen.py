@@ -43,9 +43,7 @@ def main():
         params, state, value = train_step(params, state, jnp.float32(step))
         losses.append(float(value))
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-    y = jax.jit(block.apply)(
-        {"params": params}, x
-    )  # inference: no `done`, 16 experts a token
+    y = jax.jit(block.apply)({"params": params}, x)  # inference: no `done`, 16 experts a token
     print(f"inference {float(jnp.square(y - x[..., ::-1]).mean()):.3f}")
     return losses
 

@@ -28,7 +28,7 @@ class Block(nnx.Module):
 
 def main():
     x = jax.random.normal(jax.random.key(0), (8, 32, WIDTH))
-    block = Block(x, nnx.Rngs(1))
+    block = nnx.jit(lambda: Block(x, nnx.Rngs(1)))()
     optimizer = nnx.Optimizer(block, optax.adamw(3e-3), wrt=nnx.Param)
 
     @nnx.jit

@@ -1,7 +1,6 @@
 """What `make quickstart` runs, with a tiny config; the real one is slow."""
 
 import importlib
-import os
 import pathlib
 import re
 import subprocess
@@ -16,23 +15,14 @@ from tests.experiments.programs import alone, call
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def run(*words):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     """stdout of a tiny run of all kinds, and its results file."""
     place = tmp_path_factory.mktemp("quickstart")
-    done = run(
-        "-m", "experiments.quickstart", "--config=smoke", "--steps=4", "--seeds=0,1", f"--workdir={place}",
-        f"--results={place}/rows.jsonl",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout, place
+    files = [f"--workdir={place}", f"--results={place}/rows.jsonl"]
+    outcome = call("quickstart", "--config=smoke", "--steps=4", "--seeds=0,1", *files)
+    assert outcome.code == 0, outcome.err
+    return outcome.out, place
 
 
 def test_one_table_of_all_kinds_and_a_plain_verdict(output):
@@ -92,6 +82,8 @@ def test_bad_flags_get_one_sentence(flag, said):
 
 @pytest.mark.slow
 def test_the_real_run_ends_below_narrow(tmp_path):
-    done = run("-m", "experiments.quickstart", f"--workdir={tmp_path}")
+    """As `make quickstart` starts it."""
+    words = [sys.executable, "-m", "experiments.quickstart", f"--workdir={tmp_path}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "recommended ended BELOW narrow" in done.stdout

@@ -136,16 +136,6 @@ def test_hessian_vector_product(name, how, n_tokens):
     assert jnp.abs(reverse).max() > 0.01
 
 
-@every_way
-def test_trained_parameters_alone_have_gradients(name, how):
-    """The collection "params" holds floats only: jax.grad takes it as init returns it."""
-    variables, x, layer = case(name, FEW, how)
-    rest = {collection: value for collection, value in variables.items() if collection != "params"}
-    loss = lambda params: jnp.square(layer({"params": params, **rest}, x)).sum()
-    grads = cases.jit(jax.grad(loss))(variables["params"])
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
-
-
 BATCHES = [of_way(*way, "b", quick=QUICK | {("tree", None)}) for way in WAYS]
 BATCHES += [pytest.param(*way, "16*b", marks=pytest.mark.slow) for way in WAYS]
 
@@ -164,7 +154,10 @@ def test_export_with_a_batch_of_any_size(name, how, batch):
 @every_way
 @pytest.mark.parametrize("checked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_shard_map_of_the_user(name, how, checked):
-    """Forward and gradient of weights that all devices share, with shard_map's own checks as by default."""
+    """Forward and gradient of weights that all devices share, with shard_map's own checks as by default.
+
+    The collection "params" holds floats only: jax.grad takes it as init returns it.
+    """
     n_tokens = 4  # few on each device
     variables, x, _ = case(name, n_tokens, how)
     layer = FFN(LAYERS[name], how)
@@ -180,6 +173,7 @@ def test_shard_map_of_the_user(name, how, checked):
         cases.jit(jax.value_and_grad(f))(variables["params"], x, tokens(n_tokens)) for f in (split_loss, loss)
     )
     np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(wanted))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
 
 
