@@ -60,8 +60,6 @@ uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t which) {
   return to;
 }
 template <typename T>
-T atomicAdd(T* at, T more) { return std::exchange(*at, *at + more); }
-template <typename T>
 T atomicOr(T* at, T bits) { return std::exchange(*at, *at | bits); }
 
 float FromBf16(uint32_t bits) {
@@ -290,18 +288,6 @@ template <>
 float Rounded<float>(float value) { return value; }
 template <>
 bf16 Rounded<bf16>(float value) { return {static_cast<uint16_t>(ToBf16(value))}; }
-
-uint32_t __float_as_uint(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-
-float __uint_as_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
 
 uint32_t Packed(float low, float high) { return ToBf16(low) | ToBf16(high) << 16; }
 

@@ -23,29 +23,26 @@ __device__ float Activated(float z, int activation) {
   }
 }
 
-// The same and its derivative; where there is none, the one that JAX takes.
-__device__ float2 WithSlope(float z, int activation) {
-  if (activation == 0) {
-    const float share = 0.5f * erfcf(-z * 0.70710678f);
-    return make_float2(z * share, share + 0.39894228f * z * expf(-0.5f * z * z));
-  }
-  const float h = Activated(z, activation);
+// Its derivative; where there is none, the one that JAX takes.
+__device__ float Slope(float z, int activation) {
+  const float s = 1.0f / (1.0f + expf(-z));
   switch (activation) {
+    case 0: return 0.5f * erfcf(-z * 0.70710678f) + 0.39894228f * z * expf(-0.5f * z * z);
     case 1: {
       const float t = tanhf(kTanhOfGelu * (z + 0.044715f * z * z * z));
-      return make_float2(h, 0.5f * (1.0f + t) + 0.5f * z * (1.0f - t * t) * kTanhOfGelu * (1.0f + 0.134145f * z * z));
+      return 0.5f * (1.0f + t) + 0.5f * z * (1.0f - t * t) * kTanhOfGelu * (1.0f + 0.134145f * z * z);
     }
-    case 2: return make_float2(h, z > 0.0f ? 1.0f : 0.0f);
-    case 3: return make_float2(h, 2.0f * fmaxf(z, 0.0f));
-    case 4: return make_float2(h, z >= 0.0f ? 1.0f : 0.01f);
-    case 5: {
-      const float s = 1.0f / (1.0f + expf(-z));
-      return make_float2(h, s * (1.0f + z * (1.0f - s)));
+    case 2: return z > 0.0f ? 1.0f : 0.0f;
+    case 3: return 2.0f * fmaxf(z, 0.0f);
+    case 4: return z >= 0.0f ? 1.0f : 0.01f;
+    case 5: return s * (1.0f + z * (1.0f - s));
+    case 6: {
+      const float t = tanhf(z);
+      return 1.0f - t * t;
     }
-    case 6: return make_float2(h, 1.0f - h * h);
-    case 7: return make_float2(h, 1.0f);
-    case 8: return make_float2(h, z > 0.0f ? 1.0f : z < 0.0f ? -1.0f : 0.0f);
-    default: return make_float2(h, 1.0f / (1.0f + expf(-z)));
+    case 7: return 1.0f;
+    case 8: return z > 0.0f ? 1.0f : z < 0.0f ? -1.0f : 0.0f;
+    default: return s;
   }
 }
 

@@ -84,8 +84,7 @@ template <typename Taker>
 ffi::Error UnitsFor(cudaStream_t stream, Bf16 rows, Bf16 w, S32 token, S32 counts, S32 items, int64_t units,
                     Taker taker) {
   const int E = rows.dimensions()[1], W = w.dimensions()[1];
-  if (E % kInner || w.dimensions()[2] != E || W > units || W != taker.gates.siblings * taker.gates.width ||
-      taker.gates.siblings > kMostSiblings)
+  if (E % kInner || w.dimensions()[2] != E || W > units || W != taker.gates.siblings * taker.gates.width)
     return Bad("rows and units do not fit.");
   return With(units, [&](auto units) {
     constexpr int U = units;

@@ -158,10 +158,9 @@ def _places(plan: Plan, ids_TK: jax.Array, n_siblings: int) -> tuple[jax.Array, 
 
 
 def _gates(gates_TK, plan: Plan, ids_TK, n_siblings: int) -> jax.Array:
-    """Of every pair's siblings: float32 [N, G]; one that was not chosen has kNotChosen of experts_units.cuh."""
+    """Of every pair's siblings: float32 [N, G]."""
     options = {"mode": "promise_in_bounds", "unique_indices": True}
-    not_chosen = jax.lax.bitcast_convert_type(jnp.uint32(0xFFFFFFFF), jnp.float32)
-    gate_NG = jnp.full((gates_TK.size, n_siblings), not_chosen)
+    gate_NG = jnp.zeros((gates_TK.size, n_siblings), jnp.float32)
     return gate_NG.at[_places(plan, ids_TK, n_siblings)].set(gates_TK, **options)
 
 

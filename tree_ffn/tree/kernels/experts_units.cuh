@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
 constexpr int kInner = 64;      // columns that it loads at a time
-constexpr int kMostSiblings = 8;  // of a pair
 
 // Where a chunk of 8 numbers of a row of `chunks` stands: 8 rows of one column meet all banks.
 template <int kChunks>
@@ -33,20 +32,20 @@ template <int U>
 constexpr size_t kUnitsBytes = kUnitsStages * sizeof(UnitsStage<U>);
 static_assert(kUnitsBytes<8> >= kItem * 9 * sizeof(float) && kUnitsBytes<128> >= kItem * 129 * sizeof(float));
 
-// Gates of pairs, of each of the `siblings` that a pair has; a sibling's units are `width` in a row.
+// Gates of pairs: of each of the `siblings` that a pair has, whose units are `width` in a row.
 struct Gates {
   const float* gate_NG;
   int siblings, width;
-};
 
-// What the gate of a sibling is that its token did not choose: a NaN that no arithmetic gives.
-constexpr uint32_t kNotChosen = 0xFFFFFFFF;
+  __device__ float operator()(int64_t pair, int u) const {
+    const int sibling = u / width;
+    return sibling < siblings ? gate_NG[pair * siblings + sibling] : 0.0f;
+  }
+};
 
 // A unit of gate 0 adds nothing, though it be no number.
 __device__ float Felt(float gate, float value) { return gate == 0.0f ? 0.0f : gate * value; }
 
-// Takes the units of a chosen sibling: `w` is their place among those of all experts, `at` that of the pair's in
-// [N, U], `slot` that of the gate. Each word of `units` has a sum, and gets two results.
 struct Hidden {
   Gates gates;
   int activation;
@@ -54,17 +53,23 @@ struct Hidden {
   float* z_NU;  // null: it is not kept
   bf16* c_NU;
 
-  __device__ void Take(float* units, int64_t w, int64_t at, int64_t slot, float gate) const {
-    for (int i = 0; i < gates.width; ++i) {
-      const float z = units[i] + bias_XW[w + i];
-      if (z_NU) z_NU[at + i] = z;
-      units[i] = __uint_as_float(Packed(Felt(gate, Activated(z, activation)), 0.0f));
+  // Takes what units u and u + 1 of a pair are without biases; `row` counts the pairs of the item.
+  template <int U>
+  __device__ void Take(const int4& item, int row, int u, const float (&sum)[2], float*) const {
+    const int W = gates.siblings * gates.width;
+    const int64_t pair = item.y + row;
+    float z[2], c[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      z[i] = sum[i] + (u + i < W ? bias_XW[item.x * W + u + i] : 0.0f);
+      c[i] = Felt(gates(pair, u + i), Activated(z[i], activation));
     }
+    if (z_NU) *reinterpret_cast<float2*>(z_NU + pair * U + u) = make_float2(z[0], z[1]);
+    *reinterpret_cast<uint32_t*>(c_NU + pair * U + u) = Packed(c[0], c[1]);
   }
 
-  __device__ void Store(int64_t at, const uint4& low, const uint4&) const {
-    *reinterpret_cast<uint4*>(c_NU + at) = low;
-  }
+  template <int U>
+  __device__ void End(const int4&, const float*) const {}
 };
 
 struct Moved {
@@ -74,61 +79,34 @@ struct Moved {
   bf16 *c_NU, *dz_NU;
   float* d_gate_NG;
 
-  __device__ void Take(float* units, int64_t, int64_t at, int64_t slot, float gate) const {
-    float d_gate = 0.0f;
-    for (int i = 0; i < gates.width; ++i) {
-      const float2 h = WithSlope(z_NU[at + i], activation);
-      d_gate += h.x * units[i];
-      units[i] = __uint_as_float(Packed(Felt(gate, h.x), Felt(gate, h.y * units[i])));
+  template <int U>
+  __device__ void Take(const int4& item, int row, int u, const float (&dc)[2], float* d_gates) const {
+    const int64_t pair = item.y + row;
+    const float2 both = *reinterpret_cast<const float2*>(z_NU + pair * U + u);
+    const float z[2] = {both.x, both.y};
+    float c[2], dz[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float gate = gates(pair, u + i), h = Activated(z[i], activation);
+      c[i] = Felt(gate, h);
+      dz[i] = Felt(gate, dc[i] * Slope(z[i], activation));
+      d_gates[row * (U + 1) + u + i] = h * dc[i];  // 1 more: for free banks
     }
-    d_gate_NG[slot] = d_gate;
+    *reinterpret_cast<uint32_t*>(c_NU + pair * U + u) = Packed(c[0], c[1]);
+    *reinterpret_cast<uint32_t*>(dz_NU + pair * U + u) = Packed(dz[0], dz[1]);
   }
 
-  __device__ void Store(int64_t at, const uint4& low, const uint4& high) const {
-    *reinterpret_cast<uint4*>(c_NU + at) = low;
-    *reinterpret_cast<uint4*>(dz_NU + at) = high;
+  template <int U>
+  __device__ void End(const int4& item, const float* d_gates) const {
+    __syncthreads();
+    for (int i = threadIdx.x; i < item.z * gates.siblings; i += kThreads) {
+      const float* of = d_gates + i / gates.siblings * (U + 1) + i % gates.siblings * gates.width;
+      float sum = 0.0f;
+      for (int u = 0; u < gates.width; ++u) sum += of[u];
+      d_gate_NG[static_cast<int64_t>(item.y) * gates.siblings + i] = sum;
+    }
   }
 };
-
-// The siblings of an item's pairs that were chosen are listed, and a thread takes one: others are most of them, and
-// cost nothing.
-template <int U, typename Taker>
-__device__ void TakeChosen(const Taker& taker, const int4& item, int W, float (*units)[U + 1], uint16_t* list, int* n) {
-  const auto [gate_NG, siblings, width] = taker.gates;
-  const int slots = item.z * siblings;
-  if (threadIdx.x == 0) *n = 0;
-  __syncthreads();
-  for (int first = 0; first < slots; first += kThreads) {
-    const int slot = first + threadIdx.x;
-    const bool chosen =
-        slot < slots && __float_as_uint(gate_NG[static_cast<int64_t>(item.y) * siblings + slot]) != kNotChosen;
-    if (chosen) list[atomicAdd(n, 1)] = slot;
-    if (!chosen && slot < slots)
-      for (int i = 0; i < width; ++i) units[slot / siblings][slot % siblings * width + i] = 0.0f;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < *n; i += kThreads) {
-    const int row = list[i] / siblings, first = list[i] % siblings * width;
-    const int64_t pair = item.y + row, slot = static_cast<int64_t>(item.y) * siblings + list[i];
-    taker.Take(&units[row][first], static_cast<int64_t>(item.x) * W + first, pair * U + first, slot, gate_NG[slot]);
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < item.z * (U / 8); i += kThreads) {
-    const int row = i / (U / 8), u = i % (U / 8) * 8;
-    uint32_t word[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) word[j] = u + j < W ? __float_as_uint(units[row][u + j]) : 0;
-    uint32_t both[2][4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      both[0][j] = __byte_perm(word[2 * j], word[2 * j + 1], 0x5410);
-      both[1][j] = __byte_perm(word[2 * j], word[2 * j + 1], 0x7632);
-    }
-    taker.Store((static_cast<int64_t>(item.y) + row) * U + u,
-                make_uint4(both[0][0], both[0][1], both[0][2], both[0][3]),
-                make_uint4(both[1][0], both[1][1], both[1][2], both[1][3]));
-  }
-}
 
 template <int U, typename Taker>
 __global__ void __launch_bounds__(kThreads) Units(const bf16* rows_TE, const bf16* w_XWE, const int* token_N,
@@ -194,16 +172,18 @@ __global__ void __launch_bounds__(kThreads) Units(const bf16* rows_TE, const bf1
   }
   Wait<0>();
   __syncthreads();  // stages are free
-  auto* units = reinterpret_cast<float(*)[U + 1]>(shared);  // 1 more: for free banks
+  auto* free = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int n = 0; n < U / 8; ++n)
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) units[warp * 32 + m * 16 + i / 2 * 8 + g][n * 8 + 2 * t + i % 2] = sum[m][n][i];
-  __shared__ uint16_t list[kItem * kMostSiblings];
-  __shared__ int n_listed;
-  TakeChosen<U>(taker, item, W, units, list, &n_listed);
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp * 32 + m * 16 + half * 8 + g;
+        const float two[2] = {sum[m][n][2 * half], sum[m][n][2 * half + 1]};
+        if (row < count) taker.template Take<U>(item, row, n * 8 + 2 * t, two, free);
+      }
+  taker.template End<U>(item, free);
 }
 
 }  // namespace
