@@ -3,15 +3,12 @@
 What a GPU alone can show, that XLA calls them rightly, is in test_grouped.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.tree.emulated import call, compiled
-from tree_ffn.tree import activation
-from tree_ffn.tree.activations import ACTIVATIONS
-from tree_ffn.tree.kernels import cuda, experts
+from tree_ffn.tree.kernels import experts
 
 
 @pytest.fixture(autouse=True)
@@ -65,29 +62,12 @@ def test_kernels_compute_their_sums(T, X, K, W, E, few, emulated, rng):
     float64 = lambda array: np.asarray(array, np.float64)
     rows_NE, w_NWE = float64(x)[token_N], float64(w)[expert_N]
 
+    z = np.full((T * K, U), np.nan, np.float32)
     items = (plan.counts, plan.items, len(plan.items))
-    siblings, silu = 2 - W % 2, cuda.ACTIVATIONS.index("silu")  # halves of the units have gates of their own
-    gates = rng.choice([0.0, 0.5, -1.5], (T * K, siblings)).astype(np.float32)
-    gate_NW = np.repeat(float64(gates), W // siblings, axis=1)
-    z, c = np.full((T * K, U), np.nan, np.float32), np.full((T * K, U), np.nan, jnp.bfloat16)
-    call(emulated.HiddenOf, U, x, w, b, gates, siblings, silu, token_N, *items, E, W, z, c)
+    call(emulated.UnitsOf, U, x, w, b, token_N, *items, E, W, z)
     want = np.einsum("ne,nwe->nw", rows_NE, w_NWE) + b[expert_N]
     np.testing.assert_allclose(z[:, :W], want, atol=1e-4)
-    h, slope = want / (1 + np.exp(-want)), 1 / (1 + np.exp(-want))
-    slope *= 1 + want * (1 - slope)
-    close = lambda got, right: np.testing.assert_allclose(float64(got), right, rtol=2**-8, atol=1e-4)
-    close(c[:, :W], gate_NW * h)
-    assert not z[:, W:].any() and not float64(c)[:, W:].any()
-
-    again, dz = np.full_like(c, np.nan), np.full_like(c, np.nan)
-    d_gates = np.full_like(gates, np.nan)
-    call(emulated.MovedOf, U, x, w, z, gates, siblings, silu, token_N, *items, E, W, again, dz, d_gates)
-    dc = np.einsum("ne,nwe->nw", rows_NE, w_NWE)
-    np.testing.assert_array_equal(again, c)
-    close(dz[:, :W], gate_NW * dc * slope)
-    assert not float64(dz)[:, W:].any()
-    want = (h * dc).reshape(T * K, siblings, -1).sum(axis=2)
-    np.testing.assert_allclose(d_gates, want, rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(z[:, W:], 0)
 
     c = np.full((T * K, U), 3, jnp.bfloat16)  # more units than there are add nothing
     c[:, :W] = bf16(T * K, W)
@@ -107,18 +87,6 @@ def test_kernels_compute_their_sums(T, X, K, W, E, few, emulated, rng):
     want = np.einsum("xn,nw,ne->xwe", chose_XN, float64(c)[:, :W], rows_NE, optimize=True)
     np.testing.assert_allclose(dw, want, atol=1e-4)
     np.testing.assert_allclose(db, chose_XN @ float64(c)[:, :W], atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_and_their_derivatives(name, emulated):
-    z = np.concatenate([np.linspace(-12, 12, 1001), [0.0, np.inf, -np.inf, np.nan]]).astype(np.float32)
-    h, slope = np.empty_like(z), np.empty_like(z)
-    call(emulated.ActivationOf, cuda.ACTIVATIONS.index(name), z, z.size, h, slope)
-    np.testing.assert_allclose(h, activation(name)(z), rtol=1e-5, atol=1e-6)
-    numbers = z[np.isfinite(z)].astype(np.float64)
-    with jax.enable_x64(True):
-        want = jax.vmap(jax.grad(activation(name)))(numbers)
-    np.testing.assert_allclose(slope[: numbers.size], want, rtol=1e-5, atol=1e-6)
 
 
 def test_ids_out_of_range_and_named_twice_stay_inside(emulated):

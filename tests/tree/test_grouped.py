@@ -65,7 +65,7 @@ def test_compiled_for_a_cpu_it_is_xla_s_with_its_gradients(chosen, rng):
     spec = spec_of(8, 3, 2)
     arrays = on_device(*draw(rng, spec, 40, 64))
     text = run(spec).lower(*arrays).as_text()
-    assert "tree_ffn_hidden" not in text
+    assert "tree_ffn_units" not in text
     got = run(spec)(*arrays)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouped, "by_kernels", lambda *args: False)
@@ -80,36 +80,29 @@ def test_compiled_for_a_gpu_it_calls_kernels_and_exported_it_does_not(chosen, rn
     arrays = on_device(*draw(rng, spec, 40, 64))
     forward = jax.jit(lambda params, x, ids, gates: combine(params, x, ids, gates, spec, "grouped"))
     text = forward.trace(*arrays[:4]).lower(lowering_platforms=("cuda",)).as_text()
-    calls = lambda text: [text.count(f"@tree_ffn_{name}(") for name in ("plan", "hidden", "moved", "sums", "grads")]
-    assert calls(text) == [1, 1, 0, 1, 0]
+    assert [text.count(f"@tree_ffn_{name}(") for name in ("plan", "units", "sums", "grads")] == [1, 1, 1, 0]
     text = run(spec).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
-    assert [text.count(f"@tree_ffn_{name}(") for name in ("plan", "hidden", "moved", "sums", "grads")] == [
-        1,
-        1,
-        1,
-        2,
-        2,
-    ]
+    assert [text.count(f"@tree_ffn_{name}(") for name in ("plan", "units", "sums", "grads")] == [1, 2, 2, 2]
     exported = export.export(run(spec), platforms=("cuda",))(*arrays)
-    assert "tree_ffn_hidden" not in exported.mlir_module()
+    assert "tree_ffn_units" not in exported.mlir_module()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"dtype": jnp.float32}, {"E": 96}, {"W": 129}, {"T": 0}, {"T": 2**23}, {"act": "cosine"},
+        {"dtype": jnp.float32}, {"E": 96}, {"W": 129}, {"T": 0}, {"T": 2**23},
     ],
 )  # fmt: skip
 def test_what_kernels_are_not_made_for(change):
-    sizes = {"X": 8, "W": 3, "E": 64, "T": 40, "dtype": jnp.bfloat16, "act": "gelu"} | change
+    sizes = {"X": 8, "W": 3, "E": 64, "T": 40, "dtype": jnp.bfloat16} | change
     x = jax.ShapeDtypeStruct((sizes["T"], sizes["E"]), sizes["dtype"])
-    assert not experts.fit(x, 16, (sizes["X"], sizes["W"], sizes["E"]), sizes["act"])
+    assert not experts.fit(x, 16, (sizes["X"], sizes["W"], sizes["E"]))
 
 
 def test_an_exported_number_of_tokens_is_left_to_xla():
     (n,) = export.symbolic_shape("n")
-    assert not experts.fit(jax.ShapeDtypeStruct((n, 64), jnp.bfloat16), 2, (8, 3, 64), "gelu")
-    assert experts.fit(jnp.ones((40, 64), jnp.bfloat16), 2, (8, 3, 64), "gelu")
+    assert not experts.fit(jax.ShapeDtypeStruct((n, 64), jnp.bfloat16), 2, (8, 3, 64))
+    assert experts.fit(jnp.ones((40, 64), jnp.bfloat16), 2, (8, 3, 64))
 
 
 needs_kernels = pytest.mark.skipif(

@@ -45,7 +45,7 @@ def by_kernels(params, x_TE, top_k: int, spec) -> bool:
         return False
     shape = params["w_in"].shape
     owns = len(shape) == 3 and shape[0] == spec.n_experts  # an expert is units of its own: [X, W, E]
-    return owns and experts.fit(x_TE, top_k, shape, spec.activation)
+    return owns and experts.fit(x_TE, top_k, shape)
 
 
 def _by_blocks(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
@@ -152,12 +152,11 @@ def _gradients_by_xla(dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, *saved, 
 
 
 def _sum_by_kernel(*arrays, spec):
-    return (experts.forward(*arrays, act=spec.activation, n_siblings=experts.siblings(spec), saves=False)[0],)
+    return (experts.forward(*arrays, act=spec.act, n_siblings=experts.siblings(spec))[0],)
 
 
 def _saving_by_kernel(*arrays, spec):
-    options = {"act": spec.activation, "n_siblings": experts.siblings(spec)}
-    y_TE, saved = experts.forward(*arrays, **options, saves=True)
+    y_TE, saved = experts.forward(*arrays, act=spec.act, n_siblings=experts.siblings(spec))
     return (y_TE, *jax.tree.leaves(saved))
 
 
@@ -166,7 +165,7 @@ def _gradients_by_kernel(dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, *save
     shapes = experts.saved_shapes(ids_TK, w_in.shape, n_siblings)
     saved = jax.tree.unflatten(jax.tree.structure(shapes), saved)
     arrays = (dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK)
-    return experts.backward(*arrays, saved, spec.activation, n_siblings)
+    return experts.backward(*arrays, saved, spec.act, n_siblings)
 
 
 _summed = rows.by_kernel_on("cuda", "tree_ffn_experts", _sum_by_xla, _sum_by_kernel)

@@ -31,29 +31,13 @@ void PlanOf(const int* ids, int T, int K, int siblings, int experts, int sub, in
          [=] { Spread(chosen, sub, subs, job, starts, token, slot, lists); });
 }
 
-void HiddenOf(int U, const bf16* x, const bf16* w, const float* bias, const float* gates, int siblings, int activation,
-              const int* token, const int* count, const int* items, int n_items, int E, int W, float* z, bf16* c) {
-  const Hidden taker{{gates, siblings, W / siblings}, activation, bias, z, c};
+void UnitsOf(int U, const bf16* rows, const bf16* w, const float* bias, const int* token, const int* count,
+             const int* items, int n_items, int E, int W, float* z) {
   With(U, [&](auto units) {
     Launch({static_cast<unsigned>(n_items)}, kThreads, [=] {
-      Units<decltype(units)::value>(x, w, token, count, reinterpret_cast<const int4*>(items), E, W, taker);
+      Units<decltype(units)::value>(rows, w, bias, token, count, reinterpret_cast<const int4*>(items), E, W, z);
     });
   });
-}
-
-void MovedOf(int U, const bf16* dy, const bf16* w, const float* z, const float* gates, int siblings, int activation,
-             const int* token, const int* count, const int* items, int n_items, int E, int W, bf16* c, bf16* dz,
-             float* d_gates) {
-  const Moved taker{{gates, siblings, W / siblings}, activation, z, c, dz, d_gates};
-  With(U, [&](auto units) {
-    Launch({static_cast<unsigned>(n_items)}, kThreads, [=] {
-      Units<decltype(units)::value>(dy, w, token, count, reinterpret_cast<const int4*>(items), E, W, taker);
-    });
-  });
-}
-
-void ActivationOf(int activation, const float* z, int n, float* h, float* slope) {
-  for (int i = 0; i < n; ++i) h[i] = Activated(z[i], activation), slope[i] = Slope(z[i], activation);
 }
 
 void SumsOf(int U, const bf16* c, const bf16* w, const int* slot, const int* count, const int* items, int n_items,

@@ -36,8 +36,7 @@ DIRECTORY = pathlib.Path(__file__).parent
 TARGETS: dict[str, dict[str, str]] = {
     "experts": {
         "tree_ffn_plan": "TreeFfnPlan",
-        "tree_ffn_hidden": "TreeFfnHidden",
-        "tree_ffn_moved": "TreeFfnMoved",
+        "tree_ffn_units": "TreeFfnUnits",
         "tree_ffn_sums": "TreeFfnSums",
         "tree_ffn_grads": "TreeFfnGrads",
     },
@@ -45,10 +44,6 @@ TARGETS: dict[str, dict[str, str]] = {
     "search": {"tree_ffn_search": "TreeFfnSearch", "tree_ffn_search_gradient": "TreeFfnSearchGradient"},
 }
 NEED_HOPPER = ("experts", "decode")
-# As activation.cuh numbers them.
-ACTIVATIONS = (
-    "gelu", "gelu_tanh", "relu", "relu2", "leaky_relu", "silu", "tanh", "identity", "abs", "softplus",
-)  # fmt: skip
 
 
 def nvcc() -> str | None:

@@ -11,7 +11,6 @@
 
 #pragma once
 
-#include "activation.cuh"
 #include "both.cuh"
 #include "decode_choice.cuh"
 
@@ -96,6 +95,22 @@ __global__ void __launch_bounds__(kThreads) Logits(Layer layer, const bf16* x_TE
 }
 
 // ---- Units ----
+
+// As in activations.py, in its order.
+__device__ float Activated(float z, int activation) {
+  switch (activation) {
+    case 0: return 0.5f * z * erfcf(-z * 0.70710678f);
+    case 1: return 0.5f * z * (1.0f + tanhf(0.79788456f * (z + 0.044715f * z * z * z)));
+    case 2: return isnan(z) ? z : fmaxf(z, 0.0f);
+    case 3: return isnan(z) ? z : fmaxf(z, 0.0f) * fmaxf(z, 0.0f);
+    case 4: return z >= 0.0f ? z : 0.01f * z;
+    case 5: return z / (1.0f + expf(-z));
+    case 6: return tanhf(z);
+    case 7: return z;
+    case 8: return fabsf(z);
+    default: return isnan(z) ? z : fmaxf(z, 0.0f) + log1pf(expf(-fabsf(z)));
+  }
+}
 
 // One token. z[p][k][u], the part p of <w_in, x> of unit u of the k-th expert. Blocks: experts, tiles, parts.
 __global__ void __launch_bounds__(kThreads)

@@ -13,8 +13,11 @@ from tree_ffn.tree.kernels import cuda
 
 ARRAYS = ("w_router", "b_router", "w_in", "b_in", "w_out")
 MATRICES = ("w_router", "w_in", "w_out")
-# As decode_choice.cuh numbers them.
+# As decode.cuh and decode_choice.cuh number them.
 NORMS = ("none", "l1", "l2", "rms")
+ACTIVATIONS = (
+    "gelu", "gelu_tanh", "relu", "relu2", "leaky_relu", "silu", "tanh", "identity", "abs", "softplus",
+)  # fmt: skip
 MOST_TOKENS, MOST_TOP_K, MOST_EXPERTS, COLUMNS, ROWS, CHUNK = 16, 16, 1024, 64, 16, 32
 PARTS = 8  # at most, that a sum is computed in
 BLOCKS = 256  # about two on each of Hopper's multiprocessors
@@ -46,7 +49,7 @@ def fit(params: dict, x_TE, spec) -> bool:
         return False
     if spec.n_kept or spec.balance_rate or spec.top_k > MOST_TOP_K or spec.n_experts > MOST_EXPERTS:
         return False
-    named = spec.gate_norm in NORMS and spec.activation in cuda.ACTIVATIONS
+    named = spec.gate_norm in NORMS and spec.activation in ACTIVATIONS
     biases = all(params[name].dtype in (jnp.bfloat16, jnp.float32) for name in ("b_router", "b_in"))
     return named and biases and all(params[name].dtype == jnp.bfloat16 == x_TE.dtype for name in MATRICES)
 
@@ -96,7 +99,7 @@ def layer(x_TE, w_router, b_router, w_in, b_in, w_out, spec) -> tuple[jax.Array,
         "trees": spec.n_trees,
         "depth": spec.depth,
         "norm": NORMS.index(spec.gate_norm),
-        "activation": cuda.ACTIVATIONS.index(spec.activation),
+        "activation": ACTIVATIONS.index(spec.activation),
     }
     y_JTE, ids_TK, *_ = jax.ffi.ffi_call("tree_ffn_decode", results(n_tokens, width, spec))(
         x_TE, w_router, b_router, w_in, b_in, w_out, **{name: np.int64(n) for name, n in numbers.items()}

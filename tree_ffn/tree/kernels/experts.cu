@@ -79,52 +79,21 @@ ffi::Error Plan(cudaStream_t stream, S32 ids, int64_t experts, int64_t siblings,
   return Launched();
 }
 
-// The products of pairs' rows and units, for a taker.
-template <typename Taker>
-ffi::Error UnitsFor(cudaStream_t stream, Bf16 rows, Bf16 w, S32 token, S32 counts, S32 items, int64_t units,
-                    Taker taker) {
+ffi::Error UnitsCall(cudaStream_t stream, Bf16 rows, Bf16 w, F32 bias, S32 token, S32 counts, S32 items,
+                     ffi::ResultBuffer<ffi::F32> z) {
   const int E = rows.dimensions()[1], W = w.dimensions()[1];
-  if (E % kInner || w.dimensions()[2] != E || W > units || W != taker.gates.siblings * taker.gates.width)
+  if (E % kInner || w.dimensions()[2] != E || W > z->dimensions()[1] || bias.element_count() != w.dimensions()[0] * W)
     return Bad("rows and units do not fit.");
-  return With(units, [&](auto units) {
+  if (z->dimensions()[0] != static_cast<int64_t>(token.element_count())) return Bad("there is one token a pair.");
+  return With(z->dimensions()[1], [&](auto units) {
     constexpr int U = units;
-    if (!MayShare(Units<U, Taker>, kUnitsBytes<U>)) return Launched();
-    Units<U><<<items.dimensions()[0], kThreads, kUnitsBytes<U>, stream>>>(
-        Data(rows), Data(w), token.typed_data(), counts.typed_data(),
-        reinterpret_cast<const int4*>(items.typed_data()), E, W, taker);
+    const size_t bytes = kUnitsStages * sizeof(UnitsStage<U>);
+    if (!MayShare(Units<U>, bytes)) return Launched();
+    Units<U><<<items.dimensions()[0], kThreads, bytes, stream>>>(
+        Data(rows), Data(w), bias.typed_data(), token.typed_data(), counts.typed_data(),
+        reinterpret_cast<const int4*>(items.typed_data()), E, W, z->typed_data());
     return Launched();
   });
-}
-
-bf16* Data(ffi::ResultBuffer<ffi::BF16> buffer) { return reinterpret_cast<bf16*>(buffer->untyped_data()); }
-
-Gates Of(F32 gate, Bf16 w) {
-  const int siblings = gate.dimensions()[1];
-  return {gate.typed_data(), siblings, static_cast<int>(w.dimensions()[1] / siblings)};
-}
-
-ffi::Error HiddenCall(cudaStream_t stream, Bf16 x, Bf16 w, F32 bias, F32 gate, S32 token, S32 counts, S32 items,
-                      int64_t activation, ffi::ResultBuffer<ffi::BF16> c, ffi::ResultBuffer<ffi::F32> z) {
-  const int64_t n = token.element_count();
-  const bool kept = z->element_count() > 0;
-  if (bias.element_count() != w.dimensions()[0] * w.dimensions()[1] || gate.dimensions()[0] != n ||
-      c->dimensions()[0] != n || (kept && z->element_count() != c->element_count()))
-    return Bad("units and their pairs do not fit.");
-  const Hidden taker{Of(gate, w), static_cast<int>(activation), bias.typed_data(), kept ? z->typed_data() : nullptr,
-                     Data(c)};
-  return UnitsFor(stream, x, w, token, counts, items, c->dimensions()[1], taker);
-}
-
-ffi::Error MovedCall(cudaStream_t stream, Bf16 dy, Bf16 w, F32 z, F32 gate, S32 token, S32 counts, S32 items,
-                     int64_t activation, ffi::ResultBuffer<ffi::BF16> c, ffi::ResultBuffer<ffi::BF16> dz,
-                     ffi::ResultBuffer<ffi::F32> d_gate) {
-  const int64_t n = token.element_count();
-  if (gate.dimensions()[0] != n || z.dimensions()[0] != n || c->element_count() != z.element_count() ||
-      dz->element_count() != z.element_count() || d_gate->element_count() != gate.element_count())
-    return Bad("units and their pairs do not fit.");
-  const Moved taker{Of(gate, w), static_cast<int>(activation), z.typed_data(), Data(c), Data(dz),
-                    d_gate->typed_data()};
-  return UnitsFor(stream, dy, w, token, counts, items, z.dimensions()[1], taker);
 }
 
 // s holds what pairs add to as many columns as it has; then come the next.
@@ -208,33 +177,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnPlan, Plan,
                                   .Ret<S32>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnHidden, HiddenCall,
-                              Binding()
-                                  .Arg<Bf16>()
-                                  .Arg<Bf16>()
-                                  .Arg<F32>()
-                                  .Arg<F32>()
-                                  .Arg<S32>()
-                                  .Arg<S32>()
-                                  .Arg<S32>()
-                                  .Attr<int64_t>("activation")
-                                  .Ret<Bf16>()
-                                  .Ret<F32>(),
-                              {ffi::Traits::kCmdBufferCompatible});
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnMoved, MovedCall,
-                              Binding()
-                                  .Arg<Bf16>()
-                                  .Arg<Bf16>()
-                                  .Arg<F32>()
-                                  .Arg<F32>()
-                                  .Arg<S32>()
-                                  .Arg<S32>()
-                                  .Arg<S32>()
-                                  .Attr<int64_t>("activation")
-                                  .Ret<Bf16>()
-                                  .Ret<Bf16>()
-                                  .Ret<F32>(),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnUnits, UnitsCall,
+                              Binding().Arg<Bf16>().Arg<Bf16>().Arg<F32>().Arg<S32>().Arg<S32>().Arg<S32>().Ret<F32>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnSums, SumsCall,

@@ -6,10 +6,12 @@ that it did not choose have gate 0. Pairs p are sorted by e, then by token:
 
     z[p] = <x[t], w_in[e]> + b_in[e],   c[p] = g[p] act(z[p]),   y[t] = sum over t's pairs of c[p] w_out[e]
 
-Operands are bfloat16, sums float32, and what a pair adds is rounded before a token adds it up. The G W units
-of siblings are filled up to U = 8, 16, 32, 64 or 128.
+The CUDA part multiplies; what is done to every number of z by itself is XLA's. Operands are bfloat16, sums
+float32, and what a pair adds is rounded before a token adds it up. The G W units of siblings are filled up to
+U = 8, 16, 32, 64 or 128.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -55,19 +57,18 @@ class Saved(NamedTuple):
     z_NU: jax.Array
 
 
-def fit(x_TE, top_k: int, units: tuple[int, ...], act: str) -> bool:
+def fit(x_TE, top_k: int, units: tuple[int, ...]) -> bool:
     """Whether the kernels compute sums of such tokens: bfloat16, of a width that they load in whole pieces.
 
     Args:
       x_TE: tokens.
       top_k: K.
       units: X, W, E.
-      act: the activation.
     """
     n_pairs = x_TE.shape[0] * top_k
     if not isinstance(n_pairs, int) or not 0 < n_pairs <= MOST_PAIRS or x_TE.dtype != jnp.bfloat16:
         return False
-    return units[1] <= 128 and units[2] % INNER == 0 and act in cuda.ACTIVATIONS
+    return units[1] <= 128 and units[2] % INNER == 0
 
 
 def job(width: int) -> int:
@@ -157,29 +158,20 @@ def _places(plan: Plan, ids_TK: jax.Array, n_siblings: int) -> tuple[jax.Array, 
     return jnp.maximum(plan.slot_TK, ~plan.slot_TK), ids_TK % n_siblings
 
 
-def _gates(gates_TK, plan: Plan, ids_TK, n_siblings: int) -> jax.Array:
-    """Of every pair's siblings: float32 [N, G]."""
+def _gates(gates_TK, plan: Plan, ids_TK, n_siblings: int, units: tuple[int, ...]) -> jax.Array:
+    """Of every unit of every pair: [N, U]."""
+    n, width, n_units = gates_TK.size, units[1], filled(n_siblings * units[1])
     options = {"mode": "promise_in_bounds", "unique_indices": True}
-    gate_NG = jnp.zeros((gates_TK.size, n_siblings), jnp.float32)
-    return gate_NG.at[_places(plan, ids_TK, n_siblings)].set(gates_TK, **options)
+    gate_NG = jnp.zeros((n, n_siblings), jnp.float32)
+    gate_NG = gate_NG.at[_places(plan, ids_TK, n_siblings)].set(gates_TK, **options)
+    gate_NU = jnp.broadcast_to(gate_NG[..., None], (n, n_siblings, width)).reshape(n, n_siblings * width)
+    return jnp.pad(gate_NU, ((0, 0), (0, n_units - gate_NU.shape[1])))
 
 
-def _hidden(x_TE, w_XWE, b_XW, gate_NG, plan: Plan, act: str, keeps_z: bool) -> tuple[jax.Array, jax.Array]:
-    """c, bfloat16 [N, U], and z, float32 [N, U]; of size 0 unless it is kept."""
-    shape = plan.token_N.size, filled(w_XWE.shape[1])
-    c_NU = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-    z_NU = jax.ShapeDtypeStruct(shape if keeps_z else (0, shape[1]), jnp.float32)
-    lists = (plan.token_N, plan.counts, plan.items)
-    arrays = (x_TE, w_XWE, b_XW, gate_NG, *lists)
-    return tuple(_call("hidden", (c_NU, z_NU), *arrays, activation=cuda.ACTIVATIONS.index(act)))
-
-
-def _moved(dy_TE, w_XWE, z_NU, gate_NG, plan: Plan, act: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """c and the gradient of z, bfloat16 [N, U], and of the gates, float32 [N, G]."""
-    like_c = jax.ShapeDtypeStruct(z_NU.shape, jnp.bfloat16)
-    shapes = like_c, like_c, jax.ShapeDtypeStruct(gate_NG.shape, jnp.float32)
-    arrays = (dy_TE, w_XWE, z_NU, gate_NG, plan.token_N, plan.counts, plan.items)
-    return tuple(_call("moved", shapes, *arrays, activation=cuda.ACTIVATIONS.index(act)))
+def _units(rows_TE, w_XWE, b_XW, plan: Plan) -> jax.Array:
+    """<rows[t], w[e]> + b[e] of every pair: float32 [N, U]."""
+    shape = jax.ShapeDtypeStruct((plan.token_N.size, filled(w_XWE.shape[1])), jnp.float32)
+    return _call("units", shape, rows_TE, w_XWE, b_XW, plan.token_N, plan.counts, plan.items)
 
 
 def _sums(c_NU, w_XWE, plan: Plan) -> jax.Array:
@@ -207,7 +199,7 @@ def _call(name: str, shapes, *arrays, **numbers):
 
 
 def forward(
-    x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: str, n_siblings: int, saves: bool
+    x_TE, w_in, b_in, w_out, ids_TK, gates_TK, act: Callable, n_siblings: int
 ) -> tuple[jax.Array, Saved]:
     """y, and what `backward` reads.
 
@@ -218,19 +210,18 @@ def forward(
       w_out: see w_in.
       ids_TK: int32, the chosen experts, those of a token distinct.
       gates_TK: float32.
-      act: the activation, of `cuda.ACTIVATIONS`.
+      act: the activation.
       n_siblings: G.
-      saves: whether z is written.
     """
     plan, together = _plan(ids_TK, w_in.shape, n_siblings), lambda array: _together(array, n_siblings)
-    gate_NG = _gates(gates_TK, plan, ids_TK, n_siblings)
-    w_XWE, b_XW = together(w_in.astype(x_TE.dtype)), together(b_in.astype(jnp.float32))
-    c_NU, z_NU = _hidden(x_TE, w_XWE, b_XW, gate_NG, plan, act, saves)
+    z_NU = _units(x_TE, together(w_in.astype(x_TE.dtype)), together(b_in.astype(jnp.float32)), plan)
+    gate_NU = _gates(gates_TK, plan, ids_TK, n_siblings, w_in.shape)
+    c_NU = jnp.where(gate_NU == 0, 0.0, act(z_NU) * gate_NU).astype(x_TE.dtype)
     return _sums(c_NU, together(w_out.astype(x_TE.dtype)), plan), Saved(plan, z_NU)
 
 
 def backward(
-    dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, saved: Saved, act: str, n_siblings: int
+    dy_TE, x_TE, w_in, b_in, w_out, ids_TK, gates_TK, saved: Saved, act: Callable, n_siblings: int
 ) -> tuple:
     """Gradients of x, w_in, b_in, w_out and gates, in their dtypes.
 
@@ -247,12 +238,18 @@ def backward(
       n_siblings: G.
     """
     (plan, z_NU), dtype = saved, x_TE.dtype
-    v_in, v_out = _together(w_in, n_siblings), _together(w_out, n_siblings)
-    gate_NG = _gates(gates_TK, plan, ids_TK, n_siblings)
-    c_NU, dz_NU, d_gate_NG = _moved(dy_TE, v_out.astype(dtype), z_NU, gate_NG, plan, act)
-    dw_out, _ = _grads(c_NU, dy_TE, v_out, plan)
+    together = lambda array: _together(array, n_siblings)
+    v_in, v_out = together(w_in), together(w_out)
+    dc_NU = _units(dy_TE, v_out.astype(dtype), jnp.zeros(v_in.shape[:2], jnp.float32), plan)
+    gate_NU = _gates(gates_TK, plan, ids_TK, n_siblings, w_in.shape)
+    h_NU, to_dz = jax.vjp(act, z_NU)
+    (dz_NU,) = to_dz(dc_NU * gate_NU)
+    chosen = lambda array_NU: jnp.where(gate_NU == 0, 0.0, array_NU).astype(dtype)
+    dw_out, _ = _grads(chosen(h_NU * gate_NU), dy_TE, v_out, plan)
+    dz_NU = chosen(dz_NU)
     dw_in, db_in = _grads(dz_NU, x_TE, v_in, plan)
     dx_TE = _sums(dz_NU, v_in.astype(dtype), plan)
+    d_gate_NG = (h_NU * dc_NU)[:, : v_in.shape[1]].reshape(-1, n_siblings, w_in.shape[1]).sum(axis=2)
     d_gates_TK = d_gate_NG.at[_places(plan, ids_TK, n_siblings)].get(mode="promise_in_bounds")
     like = lambda grads, array: grads.reshape(array.shape).astype(array.dtype)
     return dx_TE, like(dw_in, w_in), like(db_in, b_in), like(dw_out, w_out), d_gates_TK
@@ -273,8 +270,8 @@ def probe() -> None:
     float32 = lambda arrays: jax.tree.map(lambda array: array.astype(jnp.float32), arrays)
     want, back = jax.vjp(plain, *float32((x_TE, *units, gates_TK)))
     chosen = ids_TK, float32(gates_TK)
-    y_TE, saved = forward(x_TE, *units, *chosen, "silu", n_siblings=2, saves=True)
-    grads = backward(dy_TE, x_TE, *units, *chosen, saved, "silu", n_siblings=2)
+    y_TE, saved = forward(x_TE, *units, *chosen, jax.nn.silu, n_siblings=2)
+    grads = backward(dy_TE, x_TE, *units, *chosen, saved, jax.nn.silu, n_siblings=2)
     for got, right in zip((y_TE, *grads), (want, *back(float32(dy_TE)))):
         if not jnp.linalg.norm(got.astype(jnp.float32) - right) < 2e-2 * jnp.linalg.norm(right):
             raise ArithmeticError("its sums are not those of XLA")
