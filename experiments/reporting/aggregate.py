@@ -25,8 +25,8 @@ LEAF_KINDS = {"tree": "leaf", "softmax": "moe", "hash": "hash", "random": "rando
 # Keys that may differ within a line.
 NO_MATTER = (
     r"(seed|scored.*|mesh\..*|model\.(remat|unroll)|ffn\.implementation|data\.tokenizer"
-    r"|train\.(log_every|eval_every|checkpoint_every|checkpoint_minutes|probe|keep|keep_every|max_hours"
-    r"|profile_at|wandb|compile_cache))$"
+    r"|train\.(log_every|eval_every|checkpoint_every|checkpoint_minutes|grad_sync|probe|keep|keep_every"
+    r"|max_hours|profile_at|wandb|compile_cache))$"
 )
 # Keys that may differ between the lines of a table too: the layer, how it was made, and what is tuned for it.
 OWN = (
