@@ -67,7 +67,7 @@ def wanted_of(model):
 
 @pytest.mark.parametrize(
     "name,length",
-    [(name, length) for name in MODELS for length in (32, 5)] + [("tied", 8), ("tied", 0)],
+    [*((name, 5) for name in MODELS), ("tied", 32), ("own-padded", 32), ("tied", 8), ("tied", 0)],
 )
 def test_loss_and_all_gradients_are_those_of_all_scores(name, length, monkeypatch):
     """Of one chunk; of several, the last filled up; of whole ones; of one position each."""

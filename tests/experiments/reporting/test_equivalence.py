@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from experiments.reporting import equivalence
 from experiments.reporting.equivalence import tost
@@ -26,6 +25,8 @@ def row(name, seed, value, **changed):
 
 @pytest.mark.parametrize("n,mean", [(2, 0.0), (3, 0.004), (3, -0.012), (5, 0.009), (40, -0.0098)])
 def test_tost_is_two_t_tests_of_scipy(n, mean):
+    from scipy import stats  # takes a second
+
     found = np.random.default_rng(n).normal(mean, 0.006, n)
     said = tost(list(found), margin=0.01)
     above = stats.ttest_1samp(found, -0.01, alternative="greater").pvalue
