@@ -12,10 +12,13 @@ tokens (docs/quality.md). The share of the gap is compared with that of 60 M tok
 
 from configs.sweeps import fairness, leaves
 
+DENSE = {**fairness.LAYERS["dense_w_out565"], "optim.lr": 1.5e-3, "optim.b2": 0.99}
+MOE = {**fairness.LAYERS[fairness.MOE], "optim.lr": 2.12e-3, "optim.b2": 0.95}
 ROWS = {
-    "dense_w_out565_b99": {**fairness.LAYERS["dense_w_out565"], "optim.lr": 1.5e-3, "optim.b2": 0.99},
+    "dense_w_out565_b99": DENSE,
+    "dense_w_out2262_b99": {**DENSE, "model.init.w_out": 1.1308},
     "narrow_A96_b99": {**fairness.LAYERS["narrow_A96"], "optim.lr": 1.5e-3, "optim.b2": 0.99},
-    f"{fairness.MOE}_b95": {**fairness.LAYERS[fairness.MOE], "optim.lr": 2.12e-3, "optim.b2": 0.95},
+    f"{fairness.MOE}_b95_out2": {**MOE, "model.init.w_out": 0.1},
     "leaf_X512_K16_rms_beam_b99_lr212": leaves.QUIET,
     "recipe": leaves.RECIPE,
 }
