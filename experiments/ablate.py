@@ -7,10 +7,10 @@
     python -m experiments.ablate ... --print     # one command a run, for a cluster
     python -m experiments.ablate ... --launch='slurm --topology=1x8'     # a job a run (experiments.launch)
 
-What is in --results already, with the same config, text and seed, is not run again; an interrupted run
-goes on from its checkpoint: the same command goes on with a sweep. A run that fails is reported at the
-end, the others go on, and the exit code is 1. Of learning rates (--tune) every kind of row tries the same
-grid; where the best stands at its edge, the grid grows. Those runs are recorded beside the results, in
+The same command goes on with a sweep: what is in --results with the same config, text and seed is not run
+again, and an interrupted run goes on from its checkpoint. A run that fails is reported at the end; the
+others go on, and the exit code is 1. With --tune every kind of row tries the same grid of learning rates,
+which grows where the best stands at its edge. Those runs are recorded beside the results, in
 *_tuning.jsonl. experiments/sweeps/sweep.py says what a sweep file may hold.
 """
 

@@ -14,10 +14,10 @@ that machines of a slice run as they boot, a batch script, or lines of ssh. With
 `ablate --launch='gke --topology=v5e-16 ...'` starts every run of a table so.
 
 Before anything starts: the config divides over all devices of --topology, and --workdir is in a bucket or on
-a disk that its hosts share. A run that is told to stop saves within --grace seconds and is started again. So
-is one that fails, --restarts times, but for wrong input. Compiled programs are kept in jax_cache beside the
-workdir. gke and queued run an --image (Dockerfile); slurm and ssh this folder with this Python, which all
-hosts see.
+a disk that its hosts share. A run that is told to stop saves within --grace seconds and is started again. A
+run that fails is started again --restarts times, unless its input is wrong. Compiled programs are kept in
+jax_cache beside the workdir. gke and queued run an --image (Dockerfile); slurm and ssh run this folder with
+this Python, which all hosts see.
 """
 
 from absl import flags

@@ -3,9 +3,9 @@
     python -m experiments.oracle --workdir=runs/tree
     python -m experiments.oracle --workdir=runs/tree --results=runs/oracle.jsonl --row=tree_straight_P2_W1
 
-On a sample of held-out rows, the leaves of one layer are moved to where the loss is lower, round by round;
-the other layers decide for themselves. The loss knows the next token, which no router does: compare with a
-model whose decisions are random. Layers that are no whole trees are left out.
+On a sample of held-out rows, the leaves of one layer are moved to where the loss is lower, round by round.
+The other layers decide for themselves. The loss knows the next token, which no router does; compare with a
+model whose decisions are random. Layers that are not whole trees are left out.
 """
 
 import jax

@@ -4,11 +4,11 @@
     python -m experiments.prune --workdir=runs/tree --files='texts/*.txt.xz' --thresholds=0,1e-4,1e-2
     python -m experiments.prune --workdir=runs/tree --threshold=1e-4 --to=runs/pruned
 
-A threshold is a share of the calibration tokens: a subtree that no more than this share visits is removed,
-unless its sibling is too and is visited less; so is an expert of a leaf layer, of which the K that are chosen
-most stay; 0 removes what was never visited. Calibration text is the run's
-training split, all of --files, or the training split of another corpus. The curve gives the loss on the run's
-validation split for every threshold.
+A threshold is a share of the calibration tokens. A subtree that no more than this share visits is removed,
+unless its sibling is removed and has fewer visits. An expert of a leaf layer that no more than this share
+visits is removed, but the K that are chosen most stay. 0 removes what was never visited. Calibration text is
+the run's training split, all of --files, or the training split of another corpus. The curve gives the loss on
+the run's validation split for every threshold.
 
 --to writes a new run at step 0: experiments/evaluate, generate and export read it by its --workdir. To train
 it further, give the command of the run before with --workdir=NEW (config values of train and optim may

@@ -1,4 +1,4 @@
-"""Standard output and error of a program, which outlives whoever reads them.
+"""Standard output and error: a program goes on when nobody reads them any more.
 
 A pipe whose reader has gone (`| head`, a `tee` that died), a terminal that was closed, a full disk and a
 stream that was closed from the start (`>&-`) are no reason to lose a run: what is printed is dropped from

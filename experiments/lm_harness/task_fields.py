@@ -1,7 +1,7 @@
 """What a task file's templates ask of its data: fields that every row has to have.
 
-The harness fills a template's unknown fields with nothing and goes on; a task of another's data would get a
-score that looks like one.
+The harness fills a template's unknown fields with nothing and goes on. Over the data of another task it would
+give a score that looks valid.
 """
 
 import collections

@@ -5,9 +5,9 @@ of the summed loss by the layer's output for token t, a path is to first order w
 
     v[t, p, j] = sum_{units u on path j of tree p} act(z[t, p, u]) <w_out[p, u], g[t]>
 
-A round moves a token in the one tree where v falls most, for those tokens of which that is most: all, a half,
-a quarter, ... or none, whichever gives the lowest loss. So the loss never rises, and what is found is less
-than what the best leaves would give.
+In a round a token may move in one tree, that where its v falls most. Tokens are sorted by that fall, and the
+first of them move: all, a half, a quarter, ... or none, whichever gives the lowest loss. So the loss never
+rises, and what is found is less than what the best leaves would give.
 
 The loss knows the next token and no router does: it falls even where no decision was wrong. It bounds what
 routing can lose, and does not say what it loses; a model whose decisions are random says how to read it.

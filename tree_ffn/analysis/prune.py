@@ -7,8 +7,8 @@
 so 0 removes what was never visited. Of two children that would both go, the
 more visited one stays (the left one at a tie): every kept node of the upper
 levels has a child, and at threshold 1 each tree is down to one path. Counts are
-those of the full model: a token that what is gone turns away is not counted
-anew. What a higher threshold keeps, a lower one keeps too.
+those of the full model: a token that has to turn away from what is gone is not
+counted anew. What a higher threshold keeps, a lower one keeps too.
 """
 
 from collections.abc import Sequence

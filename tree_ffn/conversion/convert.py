@@ -1,7 +1,7 @@
 """Dense layers into sparse ones: each unit has a place in them, and what is not visited is made up for.
 
     w_in, b_in  are copied; places that are left over hold zeros
-    routers     are fitted to the calibration tokens (see `routers`): of a leaf layer its own, which go on
+    routers     are fitted to the calibration tokens (see `fit_routers`): of a leaf layer its own, which go on
                 learning; of a path layer `separate` from the units (vectors that no optimizer trains, with a
                 threshold each: D more products of E numbers a token and tree, counted in FLOPs and not in
                 A), or `spent`: each is the first unit of its node, and trains like units

@@ -6,8 +6,8 @@ With h[t, i] = gate[t, i] act(z[t, i]) of place i (see `targets`), and w0 what w
                         + PRIOR sum_i mean over its visits(h[., i]^2) ||w_out[i] - w0[i]||^2
 
 so visited units add what others would have added, as far as it goes with what they add themselves, and those
-that few tokens visit stay what they were. Routers are fitted (see `routers`) to the error that each expert
-takes away, with d the part of y that b_out and the token's other experts leave:
+that few tokens visit stay what they were. Routers are fitted (see `fit_routers`) to the error that each
+expert takes away, with d the part of y that b_out and the token's other experts leave:
 
     value[j, t] = ||d[t]||^2 - ||d[t] - y_j[t]||^2,   y_j = sum_{i of expert j} gate act(z[t, i]) w_out[i]
 

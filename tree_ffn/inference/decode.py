@@ -1,6 +1,6 @@
 """One step of making text: key-value cache, reading prompts, one more token of every row.
 
-`batch.Batch` continues sequences by these steps.
+`batching.Batch` continues sequences by these steps.
 """
 
 import jax

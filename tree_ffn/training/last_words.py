@@ -1,7 +1,7 @@
 """Why JAX aborted a process of several, as one sentence.
 
-Where another process is lost, JAX's C++ aborts this one with 20 lines and a stack trace on stderr, and asks
-no Python before. So what goes to stderr passes through a small process, which outlives this one: it is this
+Where another process is lost, JAX's C++ aborts this one with 20 lines and a stack trace on stderr. No Python
+runs before that. So what goes to stderr passes through a small process, which outlives this one. It is this
 file, run as a program.
 """
 

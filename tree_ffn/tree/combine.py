@@ -3,7 +3,7 @@
     s = sum over k of g[k] sum over the units u of expert ids[k] of act(<w_in[u], x> + b_in[u]) w_out[u]
 
 An expert of a leaf layer is some rows of units of its own; of a path layer it is a path, whose units it
-shares with others. Where they stand says the spec: `runs` of rows, or `unit_gates`, a gate for every unit.
+shares with others. The spec says where they stand: `runs` of rows, or `unit_gates`, a gate for every unit.
 """
 
 import jax

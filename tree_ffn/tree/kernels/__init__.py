@@ -2,10 +2,10 @@
 
     make kernels                     # or: python -m tree_ffn.tree.kernels
 
-An expert is a few rows of weights, others for every token, and so are the nodes that a beam keeps. XLA copies
-them into a new array before it multiplies, number by number; `rows.cc` multiplies them in place, on XLA's own
-threads. Nothing else depends on it: without it, on other platforms, in other dtypes than float32 and in
-exported programs XLA does it all.
+Each token reads a few rows of weights of its own: those of its experts, and of the nodes that a beam keeps.
+XLA copies them into a new array, number by number, before it multiplies. `rows.cc` multiplies them in place,
+on XLA's own threads. Nothing else depends on it: without it, on other platforms, in other dtypes than float32
+and in exported programs XLA does it all.
 
 The library lies beside this file, or in the directory that TREE_FFN_KERNELS names, and is called after what
 it was made from (the source, the version of jax, the processor): where one of these is another, it counts as
