@@ -26,6 +26,7 @@ from experiments.lm_harness.continued import continued
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.inference.batching import Batch, Request
 from tree_ffn.inference.sampling import Sampling
+from tree_ffn.tree.kernels import first_use
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run; its best checkpoint is used.")
 _EXPORT = path_flags.define("export", None, "Directory of an exported model (experiments/export.py).")
@@ -57,6 +58,7 @@ def main() -> None:
     if _PROMPTS.value is not None and _PROMPT.value:
         raise InputError("--prompt and --prompts: give one of them.")
     prompts = read_prompts(Path(_PROMPTS.value)) if _PROMPTS.value is not None else _PROMPT.value or [""]
+    first_use.build("cpu", "gpu")
     model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value).for_decoding()
     requests = []
     for ids in map(model.prompt, prompts):

@@ -27,6 +27,7 @@ from experiments.common import cli, loaded, path_flags
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.inference.batching import generate
 from tree_ffn.training.signals import Interrupted, StopSignals
+from tree_ffn.tree.kernels import first_use
 
 KEY_NAME = "TREE_FFN_API_KEY"
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run; its best checkpoint is used.")
@@ -58,6 +59,7 @@ def main() -> None:
         access.check_key(key, KEY_NAME if _API_KEY.value is None else "--api_key")
     listening = _listen(_HOST.value, _PORT.value)
     with listening, StopSignals() as stop:
+        first_use.build("cpu", "gpu")
         model = loaded.load(_WORKDIR.value, _EXPORT.value, _TOKENIZER.value).for_decoding()
         template = chat_template.read(model.files, model.tokenizer.end_token)
         generate(model.spec, model.variables, [model.prompt("")], 1)  # raises where its scores are no numbers

@@ -28,6 +28,7 @@ from tree_ffn.models.from_config import model_spec_from_config
 from tree_ffn.training import distributed
 from tree_ffn.training.loop import train
 from tree_ffn.training.workdir import read_json
+from tree_ffn.tree.kernels import first_use
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -65,6 +66,7 @@ def main() -> None:
 
     check_positive_int("--heartbeat", _HEARTBEAT.value)
     with distributed.started(_HEARTBEAT.value):
+        first_use.build("gpu")
         train_and_record(config)
 
 

@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; no acce
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     fast = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", fast)
+os.environ.setdefault("TREE_FFN_BUILD", "0")  # programs leave kernels to the tests of kernels
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # operations need not know their callers
 
 import jax

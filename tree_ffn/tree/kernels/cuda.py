@@ -160,6 +160,12 @@ def _is_nvidia(capability: str) -> bool:
     return re.fullmatch(r"\d+\.\d", capability) is not None
 
 
+def wanted() -> list[pathlib.Path]:
+    """The libraries that programs for the GPU at hand look for."""
+    capability = device_capability()
+    return [shared_object(name, capability) for name in TARGETS if capability and _is_for(name, capability)]
+
+
 def _is_for(name: str, capability: str) -> bool:
     return name not in NEED_HOPPER or capability.startswith(LIKE_HOPPER)
 
