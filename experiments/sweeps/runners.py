@@ -1,6 +1,7 @@
 """Two ways to make the runs of a sweep: one by one in this process, or as processes of their program."""
 
 import functools
+import itertools
 import os
 import shutil
 import time
@@ -50,12 +51,13 @@ class Runner:
           Interrupted: one of `signals.STOPS`; what was under way is saved.
         """
         clock = _Clock(len(runs), self.jobs, say)
-        for run in runs:
+        for run, following in itertools.zip_longest(runs, runs[1:]):
             say(f"\n{run.label}: {run.config.train.steps} steps in {run.workdir}")
             began = time.perf_counter()
             error = self._one(run)
-            # Compiled programs and their constants would pile up over the rows.
-            jax.clear_caches()
+            # Compiled programs and their constants would pile up over the rows; another seed has the same.
+            if following is None or record.config_hash(following.config) != record.config_hash(run.config):
+                jax.clear_caches()
             self._ended(run, error, time.perf_counter() - began, clock)
 
     def _one(self, run: Run) -> str | None:

@@ -17,6 +17,7 @@ from experiments.reporting import record
 from experiments.sweeps import runners, sweep_runs
 from tests.experiments.programs import call
 from tree_ffn.errors import InputError
+from tree_ffn.training import step
 from tree_ffn.training.signals import Interrupted, StopSignals
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -60,10 +61,13 @@ ROWS = {
 }
 
 
-def test_rows_are_run_recorded_and_not_run_again(place, tmp_path):
+def test_rows_are_run_recorded_and_not_run_again(place, tmp_path, monkeypatch):
     assert "2 to do: narrow" not in place(ROWS, "--dry").out
+    traced, train_step = [], step.train_step
+    monkeypatch.setattr(step, "train_step", lambda *a, **k: traced.append(0) or train_step(*a, **k))
     outcome = place(ROWS, "--rows=tree", "--keep_runs=false")
     assert outcome.code == 0, outcome.err
+    assert len(traced) == 1  # two seeds, one program
     assert losses(tmp_path / "r.jsonl").keys() == {("tree_hard", 0, 1e-3), ("tree_hard", 1, 1e-3)}
     left = set(os.listdir(tmp_path / "runs" / "tree_hard_seed0"))
     assert {"config.json", "metrics.jsonl"} <= left and not left & {"checkpoints", "tensorboard"}

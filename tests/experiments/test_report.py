@@ -26,7 +26,7 @@ def runs(texts, tmp_path_factory):
     for name, changes in {
         "hard": {"kind": "tree"}, "leaf": {"kind": "leaf"}, "narrow": {"kind": "narrow"},
     }.items():  # fmt: skip
-        config = tiny_config(texts, steps=9, **changes)
+        config = tiny_config(texts, **changes)
         train(config, str(directory / name), log=lambda _: None, bar=False, origin=provenance.origin)
     (directory / "empty").mkdir()
     return directory
