@@ -48,7 +48,7 @@ class Timed:
     def __init__(self, work: Work, variant: Variant, key):
         self.name, self.layers, self.eager = variant.name, work.layers() * work.passes(), variant.eager
         self.n_tokens = work.n_tokens
-        self.weights = [variant.init(k) for k in jax.random.split(key, work.layers())]
+        self.weights = list(map(jax.jit(variant.init), jax.random.split(key, work.layers())))
         chain = chained(variant.apply, self.layers)
         if work.direction != "forward":
             chain = with_gradients(chain)

@@ -86,11 +86,12 @@ def test_dense_by_numpy_has_the_same_products(benchmark):
 
 def test_experts_are_used_as_unevenly_as_after_a_training(benchmark):
     case = case_of(benchmark, "forward", n_tokens=512, shape="leaf")
-    init, spec = benchmark.layer_variant(case, "masked", "skewed").init, case.spec.after_start
+    init = jax.jit(benchmark.layer_variant(case, "masked", "skewed").init)
+    run = jax.jit(route, static_argnums=2)
 
     def entropy(seed):
         [x_NTE] = timing.inputs(case, jax.random.key(seed), 1, 1)
-        ids_TK = route(init(jax.random.key(seed)), x_NTE[0], spec)[0]
+        ids_TK, _ = run(init(jax.random.key(seed)), x_NTE[0], case.spec.after_start)
         share_X = np.bincount(np.asarray(ids_TK).reshape(-1), minlength=512) / ids_TK.size
         return -(share_X * np.log(np.maximum(share_X, 1e-30))).sum() / np.log(512)
 
@@ -195,10 +196,10 @@ def test_bad_input():
 def test_a_beam_is_timed_where_it_has_two_executions(benchmark, monkeypatch):
     case = benchmark.Routing(WIDTH, 5, tree_ffn.recipe(WIDTH), "forward", "float32")
     variant = benchmark.route_variant(case, "all_rows")
-    params, x = variant.init(jax.random.key(0)), jax.numpy.ones((5, WIDTH))
-    ids, log_p = beam.of_all_rows(params, x, case.spec)
+    params, x = jax.jit(variant.init)(jax.random.key(0)), jax.numpy.ones((5, WIDTH))
+    ids, log_p = jax.jit(beam.of_all_rows, static_argnums=2)(params, x, case.spec)
     sums = (ids.astype(log_p.dtype) + log_p).sum(axis=1)
-    assert variant.apply(params, x).tolist() == [[float(one)] * WIDTH for one in sums]
+    assert jax.jit(variant.apply)(params, x).tolist() == [[float(one)] * WIDTH for one in sums]
     monkeypatch.setattr(benchmark, "in_place", lambda dtype: False)
     with pytest.raises(InputError, match="route: the C[+][+] part is not in use; run make kernels"):
         benchmark.route_suite()

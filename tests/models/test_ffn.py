@@ -147,13 +147,13 @@ def test_balancing_moves_against_the_load_and_works_stacked():
     )
     chosen = jnp.asarray([[0], [0], [0], [1], [2], [3], [1], [2]], jnp.int32)  # mean load 2
     info = Info(chosen)
-    new = update_routing(moe, {"selection_bias": jnp.zeros(4)}, info)
+    update = jax.jit(update_routing, static_argnums=0)
+    new = update(moe, {"selection_bias": jnp.zeros(4)}, info)
     assert new["selection_bias"].tolist() == [-0.25, 0.0, 0.0, 0.25]
 
     tree = TreeSpec(SHAPE, balance_rate=0.5)
     leaves = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 11, 2)), jnp.int32)
     routing = {"threshold": jnp.zeros((3, 2, 7))}
-    update = jax.jit(update_routing, static_argnums=0)
     stacked = update(tree, routing, Info(leaves))
     for i in range(3):
         alone = update(tree, {"threshold": routing["threshold"][i]}, Info(leaves[i]))

@@ -148,7 +148,8 @@ def test_balancing_moves_forks_alone(rng):
     spec, params, x, _, kept_PJ = make("some", rng, P=2, D=3, balance_rate=0.5)
     pruned_spec, pruned = prune(params, spec, kept_PJ)
     leaf_TP = oracle.forward(params, x, spec, kept_PJ=kept_PJ).leaf
-    new = balance_update(cases.on_device(pruned), usage.leaf_counts(jnp.asarray(leaf_TP), 8), pruned_spec)
+    counts = usage.leaf_counts(jnp.asarray(leaf_TP), 8)
+    new = cases.jit(balance_update, static_argnums=2)(cases.on_device(pruned), counts, pruned_spec)
     moved = (np.asarray(new) - pruned["threshold"]) / 0.5
     alive = kept_nodes(spec, kept_PJ)
     for (p, node), step in zip([(p, n) for p, n in alive if n < 7], moved, strict=True):
