@@ -7,6 +7,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from tree_ffn.models.attention import causal_attention, flash_on_tpus, self_attention
+from tree_ffn.models.transformer import SAVED
 from tree_ffn.training.sharding import make_mesh
 
 LOW = lambda *rows: jnp.asarray(rows, jnp.bfloat16)[None]
@@ -44,3 +45,11 @@ def test_the_kernel_of_tpus_is_the_definition(mesh, rng):
         found = run(flash_on_tpus)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(run(plain)), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+def test_the_kernel_of_tpus_saves_no_padding_and_its_output_once():
+    """Rows of 128 numbers of the queries, keys, values and outputs, and the two sums of the softmax."""
+    attend = jax.checkpoint(lambda *arrays: jnp.square(flash_on_tpus(*arrays)), policy=SAVED["none"])
+    saved = lambda *arrays: jax.tree.leaves(jax.vjp(attend, *arrays)[1])
+    leaves = jax.eval_shape(saved, *[jax.ShapeDtypeStruct((2, 128, 2, 8), jnp.float32)] * 3)
+    assert sorted(leaf.shape for leaf in leaves if leaf.ndim > 1) == [(2, 2, 8, 128)] * 4 + [(2, 2, 128)] * 2

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from tests.models import kinds
 from tests.models.kinds import KINDS, forward, random_variables
 from tree_ffn.errors import InputError
 from tree_ffn.models import Transformer, spec_from_dict, spec_to_dict, unrolled, update_model_routing
+from tree_ffn.models.ffn import total_units
 from tree_ffn.models.spec import REMAT
 from tree_ffn.training.step import count_usage, empty_usage
 
@@ -77,6 +79,25 @@ def test_what_is_computed_again_changes_nothing_else(ffn):
     none, dots, full = map(products, specs)
     assert dots == none + 2  # attention's own, of queries and keys and of their weights and values
     assert full >= dots + 3  # and those with the weights of queries, of heads, of units
+
+
+@pytest.mark.parametrize("kind", ["dense", "leaf"])
+def test_without_remat_a_tpu_computes_no_product_and_no_attention_twice(kind):
+    """Of a unit it saves the product alone, once: activations and norms are computed again."""
+    spec = dataclasses.replace(model_spec(KINDS[kind], KINDS[kind]), max_seq_len=128)
+    variables, tokens = random_variables(spec), jnp.zeros((1, 128), jnp.int32)
+    loss = lambda params: jnp.sum(Transformer(spec).apply({**variables, "params": params}, tokens)[0])
+    program = lambda: str(jax.make_jaxpr(jax.grad(loss))(variables["params"]))
+    chip = AbstractDevice("TPU v5 lite", platform="tpu", num_cores=1)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 1), ("data", "model"), abstract_device=chip)):
+        there = program()
+        saved = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], variables["params"])
+    assert there.count("pallas_call[") == 3  # forward, gradients of queries, gradients of keys and values
+    products = lambda program: program.count("dot_general[")
+    assert products(there) - 9 == products(program()) - 6  # without the kernels' own, and attention's here
+    units = total_units(spec.ffns[0])
+    of_units = [leaf for leaf in jax.tree.leaves(saved) if leaf.shape == (2, 128, units)]
+    assert [leaf.dtype for leaf in of_units] == [jnp.float32]
 
 
 LIKE_OTHERS = ("narrow", "random_tree", "leaf_softmax", "leaf_hash", "pruned_leaf", "pruned_random_tree")

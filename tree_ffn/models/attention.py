@@ -1,15 +1,21 @@
 """Causal attention: its projections, its cache, and the fused kernels where there are some."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tree_ffn.models.sharded import on_own_part
 from tree_ffn.models.spec import ModelSpec
 from tree_ffn.tree.meshes import platform
+
+ATTENTION = "attention"  # the name for checkpoint policies of what a kernel's derivative reads
+LANES = 128  # numbers in a row of a TPU's memory
 
 
 class KeyValue(NamedTuple):
@@ -91,12 +97,47 @@ def flash_on_tpus(q_BCHK: jax.Array, k_BCHK: jax.Array, v_BCHK: jax.Array) -> ja
     names = [field.name for field in dataclasses.fields(flash.BlockSizes)]
     blocks = flash.BlockSizes(**{name: 1 if name == "block_b" else block for name in names})
 
+    kernel = functools.partial(
+        flash.flash_attention, causal=True, sm_scale=head_width**-0.5, block_sizes=blocks
+    )
+
     def attend(*arrays):
-        heads = [jnp.swapaxes(array, 1, 2) for array in arrays]
-        out_BHCK = flash.flash_attention(*heads, causal=True, sm_scale=head_width**-0.5, block_sizes=blocks)
-        return jnp.swapaxes(out_BHCK, 1, 2)
+        return jnp.swapaxes(compactly(kernel, *(jnp.swapaxes(array, 1, 2) for array in arrays)), 1, 2)
 
     return on_own_part(attend, q_BCHK.shape[0], q_BCHK.shape[2])(q_BCHK, k_BCHK, v_BCHK)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def compactly(attend: Callable, *arrays_BHCK: jax.Array) -> jax.Array:
+    """`attend` of arrays, which saves for its derivative no padding, under the name ATTENTION.
+
+    A TPU fills rows up to 128 numbers, and most heads have fewer: [C, K] is saved as [C K / 128, 128].
+
+    Args:
+      attend: of arrays [B, H, C, K] to one of their shape; C is a multiple of 128.
+      *arrays_BHCK: its operands.
+    """
+    return attend(*arrays_BHCK)
+
+
+def _forward(attend, *arrays_BHCK):
+    out_BHCK, derivative = jax.vjp(attend, *arrays_BHCK)
+
+    def kept(leaf):
+        leaf = leaf.reshape(*leaf.shape[:2], -1, LANES) if leaf.ndim == 4 else leaf
+        return checkpoint_name(leaf, ATTENTION)
+
+    out = kept(out_BHCK)  # once, for the derivative and for the product that follows
+    saved = jax.tree.map(lambda leaf: out if leaf is out_BHCK else kept(leaf), derivative)
+    return out.reshape(out_BHCK.shape), saved
+
+
+def _backward(attend, saved, d_out_BHCK):
+    restored = lambda leaf: leaf.reshape(d_out_BHCK.shape) if leaf.ndim == 4 else leaf
+    return jax.tree.map(restored, saved)(d_out_BHCK)
+
+
+compactly.defvjp(_forward, _backward)
 
 
 def causal_attention(q_BCHK, k_BHMK, v_BHMK, start):

@@ -56,8 +56,8 @@ class ModelSpec:
       dtype: of activations and matrix products, `float32` or `bfloat16`.
       param_dtype: of the stored weights, `float32`, `bfloat16` or `float16`; training needs `float32`,
         or `optim.master_weights` beside `bfloat16`.
-      remat: what of a layer is computed again in the backward pass, for less memory: `none`, nothing; `dots`,
-        all but products with weights; `full`, all, a third more time.
+      remat: what of a layer is computed again in the backward pass, for less memory: `none`, nothing, on TPUs
+        no product and no attention; `dots`, all but products with weights; `full`, all, a third more time.
       norm_eps: epsilon of the layer norms.
       vocab_multiple: the embedding table has V rounded up to a multiple of so many rows (64 helps GPUs);
         the rows beyond V are never scored.

@@ -17,12 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tree_ffn.models.attention import Attention, KeyValue
+from tree_ffn.models.attention import ATTENTION, Attention, KeyValue
 from tree_ffn.models.ffn import FFN, balanced, balances
 from tree_ffn.models.sharded import by_rows
 from tree_ffn.models.spec import FFNSpec, InitSpec, ModelSpec
 from tree_ffn.tree.meshes import platform
-from tree_ffn.tree.products import PRODUCT, float32_product
+from tree_ffn.tree.products import CHOICE, PRODUCT, float32_product
 
 __all__ = [
     "Cache",
@@ -40,14 +40,19 @@ __all__ = [
 # What layers hold and sow, stacked over the layers of a run; the first two are a model's own.
 COLLECTIONS = ("params", "routing", "intermediates", "leak", "beside", "gap")
 
-# What a layer's backward pass finds saved, by `ModelSpec.remat`: of "full", its input.
-SAVED = {
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(PRODUCT),
-    ),
-    "full": None,
-}
+
+def _saving(*names: str):
+    """A policy that saves products with weights, and what has these names."""
+    policies = jax.checkpoint_policies
+    return policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*names)
+    )
+
+
+# What a layer's backward pass finds saved, by `ModelSpec.remat`: of "full", its input. On TPUs, whose loop
+# over layers stores all that is saved, "none" is all products, attention and choices: activations and norms
+# between them are computed again.
+SAVED = {"none": _saving(PRODUCT, CHOICE, ATTENTION), "dots": _saving(PRODUCT), "full": None}
 
 # Score of a row that is no token: its probability is 0 in float32, and no infinity meets a gradient.
 NEVER = -1e30
@@ -190,7 +195,7 @@ class Transformer(nn.Module):
         embed = Embed(spec, name="embed")
         x_BCE = embed(tokens_BC, start)
         layer_class = Layer
-        if spec.remat != "none":
+        if spec.remat != "none" or platform() == "tpu":
             # Only a loop's border keeps a compiler from merging what is recomputed with what was first.
             layer_class = nn.remat(Layer, prevent_cse=layers_a_turn(spec) > 1, policy=SAVED[spec.remat])
         infos, new_runs = [], []

@@ -99,7 +99,8 @@ def _hidden_jvp(how, primals, tangents):
     d_product, d_b, _, *d_gates, _ = (None if is_still(d) else d for d in tangents)
 
     # Recomputed in the backward pass: to store what a derivative needs costs more than to compute it again.
-    @jax.checkpoint
+    # On TPUs models do so by layers (`transformer.SAVED`): one in another stores its inputs twice.
+    @(jax.checkpoint if platform() != "tpu" else lambda function: function)
     def moved(product_TF, b_F, gate_TX, row_TK, d_product_TF, d_b_F, d_gates_TK, d_leak):
         z_TXW = _z(product_TF, b_F, gate_TX, dtype)
         dh_TXW = jnp.zeros_like(z_TXW)

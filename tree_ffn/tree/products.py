@@ -10,7 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from tree_ffn.tree.meshes import platform
 
 ALIGNED = 8  # numbers of 2 bytes that a GPU reads at once
-PRODUCT = "product"  # the results' name for checkpoint policies, which do not look into a custom_jvp
+# Names for checkpoint policies, which do not look into a custom_jvp: of products, and of chosen experts.
+PRODUCT, CHOICE = "product", "choice"
 
 
 def float32_product(x_TE: jax.Array, w_FE: jax.Array) -> jax.Array:

@@ -17,12 +17,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tree_ffn.tree import chosen, kernels, rows
 from tree_ffn.tree.kernels import search
 from tree_ffn.tree.kernels.primitives import by_kernel_on, linear
 from tree_ffn.tree.leaf.order import best, comparable, taken
-from tree_ffn.tree.products import separate_product
+from tree_ffn.tree.products import CHOICE, separate_product
 
 
 def beam(params: dict, x_TE: jax.Array, spec) -> tuple[jax.Array, jax.Array]:
@@ -79,7 +80,7 @@ def of_all_rows(params: dict, x_TE: jax.Array, spec):
         bias_R = params.get("selection_bias", jnp.zeros(0)).astype(jnp.float32)
         ids_TK, log_p_TK = _on_gpu.bind(*fixed, bias_R, spec=spec)
         return ids_TK, _of_paths((spec, x_TE.dtype), log_p_TK, r_TS, b_R, ids_TK)
-    ids_TK, log_p_TK = of_logits(params, *fixed, spec)
+    ids_TK, log_p_TK = (checkpoint_name(found, CHOICE) for found in of_logits(params, *fixed, spec))
     return ids_TK, _of_paths((spec, None), log_p_TK, r_TS, b_R, ids_TK)
 
 

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from tree_ffn.errors import InputError
 from tree_ffn.tree.leaf.beam import beam
 from tree_ffn.tree.leaf.hashing import check_ids, hashed
 from tree_ffn.tree.leaf.order import comparable
-from tree_ffn.tree.products import float32_product
+from tree_ffn.tree.products import CHOICE, float32_product
 
 Chosen = tuple[jax.Array, jax.Array]
 
@@ -64,7 +65,7 @@ def flat(log_p: Callable[[jax.Array, int], jax.Array]) -> Callable[..., Chosen]:
         if "selection_bias" in params:
             score_TX = jnp.exp(score_TX) + params["selection_bias"].astype(jnp.float32)[None]
         is_there_TX = (params["kept_row"] >= 0)[None] if spec.n_kept else None
-        ids_TK = jax.lax.top_k(comparable(score_TX, is_there_TX), spec.top_k)[1]
+        ids_TK = checkpoint_name(jax.lax.top_k(comparable(score_TX, is_there_TX), spec.top_k)[1], CHOICE)
         return ids_TK, jnp.take_along_axis(log_p_TX, ids_TK, axis=1, mode="promise_in_bounds")
 
     return choose
