@@ -68,7 +68,7 @@ class Timed:
         stats = self.run.memory_analysis()
         assert stats is not None, "this backend reports no memory"
         parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes)
-        return sum(parts) // self.layers
+        return sum(parts) // len(self.weights)
 
     def measure(self, inputs: list) -> None:
         """Calls the chain once with each input; the mean time of a call of one layer is kept."""
