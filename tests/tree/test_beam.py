@@ -127,10 +127,10 @@ def test_few_tokens_call_the_kernels_and_derivatives_do_not(built, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_gradients_of_log_p_are_those_of_the_paths(name, platform, rng, monkeypatch):
     """Of every leaf that is found, in float64; also as accelerators do it, without an index."""
-    for module in (chosen, products):
+    for module in (chosen, products, beam):
         monkeypatch.setattr(module, "platform", lambda: platform)
     spec = SPECS[name]
     params, x, _, arrays = drawn(rng, spec)

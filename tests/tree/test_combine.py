@@ -131,6 +131,25 @@ def test_is_the_sum(name, implementation, rng):
     check(*draw(rng, SHAPES[name], FEW), SHAPES[name], implementation)
 
 
+@pytest.fixture
+def for_a_tpu(monkeypatch):
+    """Programs as they are written for a TPU, compiled for this machine."""
+    for module in (masked, chosen):
+        monkeypatch.setattr(module, "platform", lambda: "tpu")
+
+
+OF_LEAVES = [name for name in SHAPES if isinstance(SHAPES[name], LeafSpec)]
+
+
+@pytest.mark.parametrize("name", OF_LEAVES)
+def test_is_the_sum_for_a_tpu(name, for_a_tpu, rng):
+    check(*draw(rng, SHAPES[name], FEW), SHAPES[name], "masked")
+
+
+def test_for_a_tpu_units_that_are_not_chosen_may_be_no_number(for_a_tpu, rng):
+    check_without_numbers(rng, SHAPES["leaves"], np.nan, "masked")
+
+
 KINDS = ("leaves", "paths_per_level", "pruned")
 NUMBERS = [(0, "leaves"), (1, "pruned"), *((4 * BLOCK + 3, name) for name in KINDS)]
 NUMBERS += [pytest.param(0, name, marks=pytest.mark.slow) for name in KINDS[1:]]
@@ -157,10 +176,15 @@ def test_experts_without_tokens(used, implementation, rng):
 @pytest.mark.parametrize("name", ["leaves", "paths"])
 def test_units_that_are_not_chosen_may_be_no_number(name, value, implementation, rng):
     """1e30 is one, and its square is none."""
-    spec = dataclasses.replace(SHAPES[name], activation="relu2")
+    check_without_numbers(rng, SHAPES[name], value, implementation)
+
+
+def check_without_numbers(rng, spec, value, implementation):
+    spec = dataclasses.replace(spec, activation="relu2")
     params, structure, x, ids, gates, ds = draw(rng, spec, FEW)
     ids = np.where(ids == spec.n_experts - 1, ids - 1, ids)  # the last is free
-    ids[:, 1:] = np.where(ids[:, 1:] == ids[:, :1], 0, ids[:, 1:]) if name == "leaves" else ids[:, 1:]
+    if isinstance(spec, LeafSpec):
+        ids[:, 1:] = np.where(ids[:, 1:] == ids[:, :1], 0, ids[:, 1:])
     broken = params | {"b_in": params["b_in"].copy()}
     broken["b_in"][-1] = value
     total = cases.jit(lambda p, x, ids, gates: combine(p, x, ids, gates, spec, implementation))

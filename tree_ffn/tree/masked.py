@@ -32,6 +32,8 @@ def masked(
     """
     row_TK, leak = spec.row(params, ids_TK), jnp.float32(0) if leak is None else leak
     gates_TK = (1 - leak) * gates_TK
+    if platform() == "tpu":
+        return _along_lanes(params, x_TE, row_TK, gates_TK, leak, spec)
     gate_TX = leak + chosen.put(gates_TK, row_TK, spec.kept_experts)
     w_in, w_out = (params[name].astype(x_TE.dtype).reshape(-1, x_TE.shape[1]) for name in ("w_in", "w_out"))
     how = spec.activation, x_TE.dtype
@@ -39,6 +41,47 @@ def masked(
         how, float32_product(x_TE, w_in), params["b_in"].reshape(-1), gate_TX, gates_TK, leak, row_TK
     )
     return jnp.einsum("tf,fe->te", h_TF, w_out)
+
+
+def _along_lanes(params: dict, x_TE: jax.Array, row_TK, gates_TK, leak, spec) -> jax.Array:
+    """The same on a TPU, whose arrays have 128 lanes: tokens lie along them, [W, X, T].
+
+    Along them W, a few units, would leave most empty, and gates of X experts would be spread over F units.
+    """
+    dtype, shape = x_TE.dtype, (spec.expert_width, spec.kept_experts)
+    of_units = lambda name: params[name].reshape(*shape[::-1], -1).swapaxes(0, 1)
+    w_in, b_WX1, w_out = of_units("w_in").astype(dtype), of_units("b_in"), of_units("w_out").astype(dtype)
+
+    # Recomputed in the backward pass: to store what a derivative needs costs more than to compute it again.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def hidden(product_WXT, b_WX1, gates_TK, leak):
+        gate_WXT = leak + _gates(gates_TK, row_TK, shape)
+        z_WXT = jnp.where(gate_WXT == 0, 0.0, _biased(product_WXT, b_WX1, dtype))
+        return (activation(spec.activation)(z_WXT) * gate_WXT).astype(dtype)
+
+    h_WXT = hidden(float32_product(w_in, x_TE), b_WX1, gates_TK, leak)
+    return jnp.einsum("wxt,wxe->te", h_WXT, w_out)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _gates(gates_TK, row_TK, shape: tuple[int, int]):
+    """Gates where they belong, 0 elsewhere: [W, X, T], of every unit for itself.
+
+    Args:
+      gates_TK: of the chosen.
+      row_TK: int32, where they stand.
+      shape: W, X.
+    """
+    row_WX1 = jax.lax.broadcasted_iota(row_TK.dtype, (*shape, 1), 1)
+    rows_and_gates = zip(row_TK.T[:, None, None], gates_TK.T[:, None, None])
+    parts = [jnp.where(row_11T == row_WX1, gate_11T, 0) for row_11T, gate_11T in rows_and_gates]
+    return functools.reduce(jnp.add, parts)
+
+
+@_gates.defjvp
+def _gates_jvp(shape, primals, tangents):
+    d_XT = chosen.put(tangents[0], primals[1], shape[1]).T
+    return _gates(*primals, shape), jnp.stack([d_XT] * shape[0])  # so gradients add up units, then read
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -58,27 +101,27 @@ def _hidden(how: tuple, product_TF, b_F, gate_TX, gates_TK, leak, row_TK):
 
 
 def _z(product_TF, b_F, gate_TX, dtype):
-    return _biased(product_TF, b_F, dtype).reshape(*gate_TX.shape, b_F.size // gate_TX.shape[1])
+    return _biased(product_TF, b_F[None], dtype).reshape(*gate_TX.shape, b_F.size // gate_TX.shape[1])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _biased(product_TF, b_F, dtype):
+def _biased(product, b, dtype):
     """A product and its bias, float32. Both gradients are made of one array, rounded to `dtype`.
 
     So the product's, which is rounded anyway, need not be written twice.
 
     Args:
-      product_TF: float32.
-      b_F: of any floating dtype.
+      product: float32.
+      b: of any floating dtype, 1 along tokens.
       dtype: of the product's operands.
     """
-    return product_TF + b_F.astype(jnp.float32)[None]
+    return product + b.astype(jnp.float32)
 
 
 @_biased.defjvp
 def _biased_jvp(dtype, primals, tangents):
-    d_TF = tangents[0] + tangents[1].astype(jnp.float32)[None]
-    return _biased(*primals, dtype), d_TF.astype(dtype).astype(jnp.float32)
+    d = tangents[0] + tangents[1].astype(jnp.float32)
+    return _biased(*primals, dtype), d.astype(dtype).astype(jnp.float32)
 
 
 def _added(act: str, z_TXW, gate_TX):
@@ -122,9 +165,9 @@ def _hidden_jvp(how, primals, tangents):
 def _of_chosen(act: str, z_TXW, gate_TX, row_TK, d_gates_TK):
     """How g act(z) moves with the gates of the chosen: the transpose reads their rows and no others.
 
-    A TPU, which is slow to read by index, sums over all; so do divided experts, which would be sent.
+    Of divided experts, which would be sent, it sums over all.
     """
-    if platform() == "tpu" or units_are_split():
+    if units_are_split():
         d_TX = chosen.put(d_gates_TK, row_TK, gate_TX.shape[1])
         return jax.jvp(lambda gate_TX: _added(act, z_TXW, gate_TX), (gate_TX,), (d_TX,))[1]
     z_TKW = jnp.take_along_axis(z_TXW, row_TK[..., None], axis=1, mode="promise_in_bounds")

@@ -23,6 +23,7 @@ from tree_ffn.tree import chosen, kernels, rows
 from tree_ffn.tree.kernels import search
 from tree_ffn.tree.kernels.primitives import by_kernel_on, linear
 from tree_ffn.tree.leaf.order import best, comparable, taken
+from tree_ffn.tree.meshes import platform
 from tree_ffn.tree.products import CHOICE, separate_product
 
 
@@ -212,8 +213,11 @@ def _is_whole(level: int, spec) -> bool:
 
 def _at(of_rows_TR: jax.Array, level: int, node_TN: jax.Array, spec) -> jax.Array:
     """What the rows of nodes have, of an array [T, R] or one [1, R] for all tokens."""
+    of_level_TN = of_rows_TR[:, _first(level, spec) : _first(level + 1, spec)]
     if _is_whole(level, spec):
-        return of_rows_TR[:, _first(level, spec) : _first(level + 1, spec)]
+        return of_level_TN
+    if platform() == "tpu":
+        return chosen.read(of_level_TN, node_TN - _first(level, spec))
     return jnp.take_along_axis(of_rows_TR, node_TN, axis=1, mode="promise_in_bounds")
 
 
