@@ -5,6 +5,7 @@
     python -m experiments.benchmark layer --shapes=wide,narrow,leaf,mixture --widths=768,2048 \\
         --results=results/speed_layer.jsonl
     python -m experiments.benchmark route --tokens=1,4,16,64     # the two executions of the recipe's beam
+    python -m experiments.benchmark layer --topology=v5e-4 --tokens=16384 --passes=train    # compiles alone
 
 How it is measured. Every variant is compiled as a chain of layers with weights of their own (a call rotates
 through more weight memory than caches hold) where each layer's input depends on the last one's output. Every
@@ -13,6 +14,9 @@ is timed. The variants of one row take turns, and the ratios are of medians in o
 the fastest of four weight layouts, on a CPU of OpenBLAS's products (without the activation) too, found for
 each row anew. The floor is the larger of the fewest bytes over the copy bandwidth and of the fewest
 operations over the rate of a large matrix product, both measured first.
+
+With --topology nothing is timed: layers are compiled for one chip of a slice of TPUs that need not be here
+(`pip install 'tree_ffn[tpu]'`), and what the compiler says of them is printed (benchmarks/compiled.py).
 """
 
 import dataclasses
@@ -23,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmarks import energy
+from experiments.benchmarks import compiled, energy
 from experiments.benchmarks.timing import Timed, Variant, ceilings, inputs, time_all
 from experiments.common import cli, path_flags
 from experiments.reporting import record
@@ -64,6 +68,9 @@ flags.DEFINE_string("dtype", "", "float32 or bfloat16; default: bfloat16 on acce
 flags.DEFINE_float("seconds", 1.0, "Time to spend on a measurement of one variant.")
 flags.DEFINE_bool("energy", False, "On a GPU: measure the energy of a token, too; 2 s a variant.")
 flags.DEFINE_integer("gather_limit", 256, "Most tokens for which gather is timed (it is for few).")
+flags.DEFINE_string(
+    "topology", "", "Compile for a chip of this slice of TPUs, such as v5e-4, and time nothing."
+)
 path_flags.define_written("results", "", "File to append rows to, e.g. results/speed_layer.jsonl.")
 flags.DEFINE_integer("seed", 0, "Seed of weights and inputs.")
 
@@ -247,6 +254,8 @@ def run_case(
         implementations = ["masked"]  # the others compute no expert that is not chosen
     if case.n_tokens > FLAGS.gather_limit:
         implementations = [name for name in implementations if name != "gather"]
+    """Times of dense, narrow and every implementation: {variant: {metric: value}}."""
+    key, implementations = jax.random.key(seed), those_for(case, implementations)
     check_outputs(case, implementations, usage, key)
     timed = layers_to_time(case, implementations, usage, key)
     time_all(case, timed, seconds, key)
@@ -255,6 +264,13 @@ def run_case(
         for one in compared(timed):
             one.draw(x_NTE, joules)
     return figures(timed, floor_seconds(case))
+
+
+def those_for(case: Case, implementations: list[str]) -> list[str]:
+    """The implementations that compute a case, gather for few tokens only."""
+    if case.direction == "start":
+        return ["masked"]  # the others compute no expert that is not chosen
+    return [name for name in implementations if name != "gather" or case.n_tokens <= FLAGS.gather_limit]
 
 
 def layers_to_time(case: Case, implementations: list[str], usage: str, key) -> list[Timed]:
@@ -323,6 +339,8 @@ def print_case(case: Case, rows: dict[str, dict]) -> None:
 def layer_suite() -> None:
     """Times all cases that the flags name; they are checked before the first is timed."""
     cases = cases_of_flags()
+    if FLAGS.topology:
+        return compile_all(cases, compiled.chip(FLAGS.topology))
     bandwidth, rate = ceilings(cases[0].dtype)
     kind = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
@@ -333,6 +351,23 @@ def layer_suite() -> None:
         print_case(case, rows)
         if FLAGS.results:
             write_rows("speed_layer", case, rows)
+
+
+def compile_all(cases: list[Case], device) -> None:
+    """Compiles dense and every implementation of all cases for a device, one at a time."""
+    print(f"One chip, {device.device_kind}, by its compiler; nothing runs.")
+    head = "".join(f"{name:>16}" for name in compiled.UNITS)
+    for case in cases:
+        dense = dense_variants(case, case.spec.total_units, "dense")[-1]  # both weights [F, E]
+        names = those_for(case, FLAGS.implementations)
+        print(f"\n{case.name}  ({case.dtype})\n  {'layer':<16}{head}")
+        for variant in [dense, *(layer_variant(case, name, FLAGS.usage) for name in names)]:
+            found = compiled.figures(case, variant, device)
+            said = "".join(f"{found[name]:>16,.2f}" for name in compiled.UNITS)
+            print(f"  {variant.name:<16}{said}", flush=True)
+            if FLAGS.results:
+                row = f"{case.name}.{variant.name.partition('[')[0]}"
+                compiled.write(FLAGS.results, row, found, what(case, variant.name), device)
 
 
 class Routing(Case):
@@ -383,7 +418,8 @@ def cases_of_flags() -> list[Case]:
         check_choice("--passes", direction, PASSES)
     for name in FLAGS.implementations:
         check_choice("--implementations", name, IMPLEMENTATIONS)
-    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    on_cpu = jax.default_backend() == "cpu" and not FLAGS.topology
+    dtype = FLAGS.dtype or ("float32" if on_cpu else "bfloat16")
     check_choice("--dtype", dtype, ("float32", "bfloat16"))
     cases = [
         Case(width, n_tokens, spec, direction, dtype)
@@ -427,16 +463,9 @@ def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
     """
     bandwidth, rate = ceilings(case.dtype)
     for variant, metrics in rows.items():
-        config = {
-            "variant": variant,
-            "width": case.width,
-            "tokens": case.n_tokens,
-            "dtype": case.dtype,
-            "direction": case.direction,
+        config = what(case, variant) | {
             "usage": FLAGS.usage,
             "new_tokens": True,  # at every call; rows without it are of one input again and again
-            "spec": dataclasses.asdict(case.spec),
-            "products": products(case.spec),
             "kernels": in_place(case.dtype) or cuda.is_loaded("experts"),
             "cores": len(os.sched_getaffinity(0)),
             "copy_gb_per_s": bandwidth / 1e9,
@@ -453,6 +482,19 @@ def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
                 seed=None,
                 config=config,
             )
+
+
+def what(case: Case, variant: str) -> dict:
+    """A case and a variant, as rows of results name them."""
+    return {
+        "variant": variant,
+        "width": case.width,
+        "tokens": case.n_tokens,
+        "dtype": case.dtype,
+        "direction": case.direction,
+        "spec": dataclasses.asdict(case.spec),
+        "products": products(case.spec),
+    }
 
 
 SUITES = {"layer": layer_suite, "route": route_suite}

@@ -114,6 +114,10 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %while.1 = (s32[], f32[8]) while(%t), condition=%cond, body=%body
   %s = (f32[2,3]{1,0}, f32[2,3]{1,0}, u32[]{:S(2)}) collective-permute-start(%t), source_target_pairs={{0,1}}
   %other = f32[8]{0} fusion(%p), backend_config={"window_config":{"estimated_cycles":"11"}}
+  %rows = s32[2]{0} parameter(1)
+  %read = f32[2,8]{1,0} fusion(%other, /*index=1*/%rows), kind=kCustom, calls=%piece.3
+  %kernel = f32[8]{0} custom-call(%read), custom_call_target="tpu_custom_call"
+  %buffer = f32[64]{0} custom-call(), custom_call_target="AllocateBuffer"
 }
 """
 
@@ -124,7 +128,11 @@ def test_what_libtpu_writes():
         "all-gather": hlo.Collective("all-gather", 2 * 4 * 256, 6, ("data",), 4),
         "collective-permute": hlo.Collective("collective-permute", 24, 1, ("model",), 2),
     }
-    assert hlo.cycles(hlo.read(tpu_text())) == 611
+    program = hlo.read(tpu_text())
+    assert hlo.cycles(program) == 611
+    assert hlo.unestimated(program) == (32 + 8 + 64) + (
+        64 + 32
+    )  # what rows are read of, rows, result; kernel
 
 
 def test_what_xla_writes_for_gpus():

@@ -112,6 +112,40 @@ def cycles(program: Program) -> float:
     return total
 
 
+def unestimated(program: Program) -> int:
+    """Bytes that work without `cycles` reads and writes: rows read by index, sorts, Pallas kernels.
+
+    An array of which some rows are read counts whole. Collectives are not among it.
+    """
+    total = 0
+    fused = {
+        callee
+        for lines in program.lines.values()
+        for line in lines
+        for how, callee in _CALLED.findall(line)
+        if how in ("calls", "to_apply")
+    }
+    for name in program.lines.keys() - fused:
+        sizes: dict[str, int] = {}
+        for line in program.lines[name]:
+            if not (match := _INSTRUCTION.match(line)):
+                continue
+            sizes[match[1]] = size = _size(match[2], match[3])
+            if "estimated_cycles" in line or not _is_work(line, match[3]):
+                continue
+            operands = line[match.end() :].partition(")")[0]
+            size += sum(sizes.get(one, 0) for one in re.findall(r"%?([\w.-]+)", operands))
+            total += program.times[name] * size
+    return total
+
+
+def _is_work(line: str, operation: str) -> bool:
+    """Whether an instruction moves numbers that are not counted elsewhere, as those of a loop's body are."""
+    if operation == "custom-call":
+        return 'custom_call_target="tpu_custom_call"' in line
+    return operation in ("fusion", "gather", "scatter", "sort")
+
+
 def _computations(text: str) -> dict[str, list[str]]:
     found, lines = {}, None
     for line in text.splitlines():
