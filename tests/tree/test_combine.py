@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from tests import oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
-from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, PrunedSpec, chosen, combine, masked
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec, PrunedSpec, chosen, combine, grouped, masked, tiles
 from tree_ffn.tree.grouped import BLOCK
+from tree_ffn.tree.leaf.pruned import kept_row
 from tree_ffn.tree.path.pruned import init_structure
 
 E, FEW = 6, 13
@@ -84,7 +86,8 @@ def draw(rng, spec, T):
         "w_out": rng.normal(size=(F, E)),
     }
     if isinstance(spec, LeafSpec):
-        ids = np.argsort(rng.random((T, spec.n_experts)), axis=1)[:, : spec.top_k]
+        ids = np.argsort(rng.random((T, spec.kept_experts)), axis=1)[:, : spec.top_k]
+        structure = {"kept_row": kept_row(np.arange(spec.n_experts) < spec.n_kept)} if spec.n_kept else {}
     elif isinstance(spec, PrunedSpec):
         trees = [np.flatnonzero(structure["path"][:, 0] == p) for p in range(spec.shape.n_trees)]
         ids = np.stack([rng.choice(places, T) for places in trees], axis=1)
@@ -133,21 +136,42 @@ def test_is_the_sum(name, implementation, rng):
 
 @pytest.fixture
 def for_a_tpu(monkeypatch):
-    """Programs as they are written for a TPU, compiled for this machine."""
-    for module in (masked, chosen):
+    """Programs as they are written for a TPU, compiled for this machine; tiles are of 8 lanes."""
+    for module in (masked, chosen, grouped):
         monkeypatch.setattr(module, "platform", lambda: "tpu")
+    monkeypatch.setattr(tiles, "LANES", 8)
+    with pltpu.force_tpu_interpret_mode():
+        yield
 
 
-OF_LEAVES = [name for name in SHAPES if isinstance(SHAPES[name], LeafSpec)]
+def leaves(X, W, K, **fields):
+    return LeafSpec(n_experts=X, expert_width=W, top_k=K, gate_norm="none", **fields)
 
 
-@pytest.mark.parametrize("name", OF_LEAVES)
-def test_is_the_sum_for_a_tpu(name, for_a_tpu, rng):
-    check(*draw(rng, SHAPES[name], FEW), SHAPES[name], "masked")
+# Tiles of neighbours: 2, 8, 1 (wider than a tile), of a flat router 1, and with an expert too few.
+OF_TPUS = {name: spec for name, spec in SHAPES.items() if isinstance(spec, LeafSpec)} | {
+    "tiles_of_two": leaves(8, 3, 4), "tiles_of_all": leaves(8, 1, 3), "wide": leaves(4, 9, 2),
+    "pruned_leaves": leaves(8, 3, 2, n_kept=5),
+}  # fmt: skip
 
 
-def test_for_a_tpu_units_that_are_not_chosen_may_be_no_number(for_a_tpu, rng):
-    check_without_numbers(rng, SHAPES["leaves"], np.nan, "masked")
+@pytest.mark.parametrize("implementation", ["masked", "grouped"])
+@pytest.mark.parametrize("name", OF_TPUS)
+def test_is_the_sum_for_a_tpu(name, implementation, for_a_tpu, rng):
+    check(*draw(rng, OF_TPUS[name], FEW), OF_TPUS[name], implementation)
+
+
+@pytest.mark.parametrize("used", [[5], [1, 6], [0, 1, 7]])
+def test_for_a_tpu_tiles_may_be_empty_and_full(used, for_a_tpu, rng):
+    """More pairs of a tile than a block has, and none of others."""
+    spec = leaves(8, 3, 1)
+    params, structure, x, ids, gates, ds = draw(rng, spec, tiles.BLOCK + 3)
+    check(params, structure, x, np.resize(used, ids.shape), gates, ds, spec, "grouped")
+
+
+@pytest.mark.parametrize("implementation", ["masked", "grouped"])
+def test_for_a_tpu_units_that_are_not_chosen_may_be_no_number(implementation, for_a_tpu, rng):
+    check_without_numbers(rng, OF_TPUS["tiles_of_two"], np.nan, implementation)
 
 
 KINDS = ("leaves", "paths_per_level", "pruned")

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from tree_ffn.tree import rows
 from tree_ffn.tree.kernels import cuda, experts
+from tree_ffn.tree.meshes import platform
+from tree_ffn.tree.tiles import by_tiles
 
 BLOCK = 64  # pairs of a token and an expert that are multiplied at a time
 UNITS = ("w_in", "b_in", "w_out")
@@ -27,6 +29,8 @@ def grouped(params, x_TE, ids_TK, gates_TK, spec) -> jax.Array:
       gates_TK: float32, their gates.
       spec: the layer.
     """
+    if platform() == "tpu" and hasattr(spec, "row"):  # experts with units of their own
+        return by_tiles(params, x_TE, ids_TK, gates_TK, spec)
     if not by_kernels(params, x_TE, ids_TK.shape[1], spec):
         return _by_blocks(params, x_TE, ids_TK, gates_TK, spec)
     return _sum(spec, x_TE, *(params[name] for name in UNITS), ids_TK, gates_TK)

@@ -80,13 +80,15 @@ def job(width: int) -> int:
     return max(512, 2 ** ((width // 2).bit_length() - 1))
 
 
-def siblings(spec) -> int:
+def siblings(spec, most: int = MOST_SIBLINGS, units: int = SIBLINGS_UNITS) -> int:
     """G: how many leaves in a row are multiplied together.
 
     Args:
       spec: a LeafSpec.
+      most: of them.
+      units: that they have together, at most.
     """
-    most = min(MOST_SIBLINGS, 2**spec.depth, SIBLINGS_UNITS // spec.expert_width)
+    most = min(most, 2**spec.depth, units // spec.expert_width)
     return 2 ** (most.bit_length() - 1) if spec.router == "tree" and most else 1
 
 
