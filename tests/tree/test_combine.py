@@ -155,13 +155,22 @@ OF_TPUS = {name: spec for name, spec in SHAPES.items() if isinstance(spec, LeafS
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("implementation", ["masked", "grouped"])
+OFTEN = ("tiles_of_two", "pruned_leaves")  # a kernel that is interpreted takes its time
+
+
 @pytest.mark.parametrize("name", OF_TPUS)
-def test_is_the_sum_for_a_tpu(name, implementation, for_a_tpu, rng):
-    check(*draw(rng, OF_TPUS[name], FEW), OF_TPUS[name], implementation)
+def test_masked_is_the_sum_for_a_tpu(name, for_a_tpu, rng):
+    check(*draw(rng, OF_TPUS[name], FEW), OF_TPUS[name], "masked")
 
 
-@pytest.mark.parametrize("used", [[5], [1, 6], [0, 1, 7]])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in OF_TPUS]
+)
+def test_grouped_is_the_sum_for_a_tpu(name, for_a_tpu, rng):
+    check(*draw(rng, OF_TPUS[name], FEW), OF_TPUS[name], "grouped")
+
+
+@pytest.mark.parametrize("used", [pytest.param([5], marks=pytest.mark.slow), [1, 6]])
 def test_for_a_tpu_tiles_may_be_empty_and_full(used, for_a_tpu, rng):
     """More pairs of a tile than a block has, and none of others."""
     spec = leaves(8, 3, 1)

@@ -7,7 +7,8 @@ those that it did not choose have gate 0. Pairs are sorted by tile:
     z[p] = <x[t], w_in[e]> + b_in[e],   h[p] = g[p] act(z[p]),   y[t] = sum over t's pairs of h[p] w_out[e]
 
 There are T K places, as many as pairs at most; products stop at the last pair, what is read by index does
-not. What a pair adds is rounded before a token adds it up. First derivatives alone, in reverse mode.
+not. What a pair adds is rounded before a token adds it up. First derivatives alone, in reverse mode, and no
+batches of layers by `jax.vmap`.
 """
 
 import functools
@@ -63,7 +64,8 @@ def by_tiles(params: dict, x_TE: jax.Array, ids_TK: jax.Array, gates_TK: jax.Arr
         gate_NU = _gates(gates_KT, row_KT, plan, n_siblings, spec.expert_width, w_XUE.shape[1])
         z_NU = _product(_read(x_TE, plan), w_XEU, plan.sizes_X, jnp.dtype("float32"))
         z_NU += _biases(b_XU1[..., 0].astype(jnp.float32), plan)
-        h_NU = jnp.where(gate_NU == 0, 0.0, spec.act(z_NU) * gate_NU).astype(dtype)
+        z_NU = jnp.where(gate_NU == 0, 0.0, z_NU)  # where there is no pair a product may have written nothing
+        h_NU = (spec.act(z_NU) * gate_NU).astype(dtype)
         return _added(_product(h_NU, v_XUE.astype(dtype), plan.sizes_X, dtype), plan)
 
     return total(x_TE, *units, gates_TK.T, spec.row(params, ids_TK).T)
@@ -91,14 +93,12 @@ def _plan(tile_KT: jax.Array, n_tiles: int) -> Plan:
 
 def _filled(array: jax.Array, value) -> jax.Array:
     """Filled up to whole blocks along the last axis."""
-    return jnp.pad(
-        array, [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % BLOCK)], constant_values=value
-    )
+    more = [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % BLOCK)]
+    return jnp.pad(array, more, constant_values=value)
 
 
 def _gates(gates_KT, row_KT, plan: Plan, n_siblings: int, width: int, n_units: int) -> jax.Array:
     """Of every unit of every pair, 0 where it was not chosen or there is no pair: [N, U]."""
-
     each = list(zip(row_KT[:, None], gates_KT[:, None]))
 
     def of_sibling(n: int):
@@ -146,10 +146,8 @@ def _of_places(plan: Plan, x_TE):
 def _of_tokens(plan: Plan, s_NE):
     top_k, n_tokens = plan.is_pair_KT.shape
     s_KTE = _rows(s_NE, plan.place_N[: top_k * n_tokens]).reshape(top_k, n_tokens, -1)
-    of_each = [
-        jnp.where(is_T[:, None], s_TE, 0).astype(jnp.float32) for is_T, s_TE in zip(plan.is_pair_KT, s_KTE)
-    ]
-    return functools.reduce(jnp.add, of_each).astype(s_NE.dtype)
+    of_pair = lambda is_T, s_TE: jnp.where(is_T[:, None], s_TE, 0).astype(jnp.float32)
+    return functools.reduce(jnp.add, map(of_pair, plan.is_pair_KT, s_KTE)).astype(s_NE.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -169,10 +167,8 @@ def _backward(dtype, saved, dy_NO):
     x_NI, w_XIO, sizes_X = saved
     dy_NO = dy_NO.astype(x_NI.dtype)
     dx_NI = _product(dy_NO, w_XIO.swapaxes(1, 2), sizes_X, x_NI.dtype)
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):  # it counts on both
+    # Which counts on both, whatever a user has set.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         dw_XIO = tgmm(x_NI.T, dy_NO, sizes_X, preferred_element_type=w_XIO.dtype)
     return dx_NI, dw_XIO, None
 
