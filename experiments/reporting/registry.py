@@ -32,6 +32,7 @@ from experiments.reporting.aggregate import (
 )  # fmt: skip
 from experiments.reporting.conversion_table import conversion, kind_of
 from experiments.reporting.faults_table import faults
+from experiments.reporting.layer_tpu_table import compiled_for, layer_tpu
 from experiments.reporting.oracle_table import oracle
 from experiments.reporting.plan_table import plan, planned
 from experiments.reporting.prune_table import prune_small
@@ -242,6 +243,7 @@ TABLES = {
     "conversion": (kind_of, conversion),
     "speed_layer": (timed, speed_layer),
     "speed_route": (scored_on, speed_route),
+    "layer_tpu": (compiled_for, layer_tpu),
     "speed_train": (trained_on, speed_train),
     "speed_steps": (stepped, speed_steps),
     "speed_decode": (decoded, speed_decode),
@@ -267,6 +269,7 @@ TOPICS = {
     "conversion": Topic("Conversion", "Dense layers that become trees, before and after fine-tuning."),
     "speed_layer_cpu": Topic("Speed of layers on CPUs", "One layer alone, by number of tokens."),
     "speed_layer_gpu": Topic("Speed of layers on GPUs", "One layer alone, by number of tokens."),
+    "layer_tpu": Topic("Layers on TPUs", "One layer alone, compiled for chips that did not run it."),
     "speed_programs": Topic(
         "Speed of training, scoring and answers", "Whole models: training, training steps alone, questions."
     ),

@@ -1,6 +1,7 @@
 """What the benchmark times is the whole of it, and implementations that differ are refused."""
 
 import importlib
+import importlib.util
 import time
 
 import jax
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 import tree_ffn
-from experiments.benchmarks import energy, timing
+from experiments.benchmarks import compiled, energy, timing
+from experiments.reporting.record import load_results
+from experiments.reporting.registry import tables_of
 from tests.experiments.programs import alone, call
 from tree_ffn.errors import InputError
 from tree_ffn.models import ffn as models
-from tree_ffn.tree import IMPLEMENTATIONS
+from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec
 from tree_ffn.tree.leaf import beam
 from tree_ffn.tree.leaf.route import route
 
@@ -203,3 +206,48 @@ def test_a_beam_is_timed_where_it_has_two_executions(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "in_place", lambda dtype: False)
     with pytest.raises(InputError, match="route: the C[+][+] part is not in use; run make kernels"):
         benchmark.route_suite()
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'tree_ffn[tpu]'"
+)
+
+
+@pytest.mark.parametrize(
+    "topology, said", [("h200-1", "use a slice of TPUs"), ("v5e-5", "use one of v5e-4, ")]
+)
+def test_a_topology_is_one_of_tpus(topology, said):
+    outcome = call("benchmark", "layer", f"--topology={topology}")
+    assert outcome.code == 2 and said in outcome.err and len(outcome.err.strip().splitlines()) == 1
+
+
+def test_layers_for_tpus_that_are_not_here(tmp_path):
+    """By libtpu; where it is missing, the command that installs it is said."""
+    results = tmp_path / "layer_tpu.jsonl"
+    command = ["layer", "--topology=v5e-4", "--shapes=mixture", "--widths=128", "--tokens=128"]
+    command += ["--implementations=masked", f"--results={results}"]
+    outcome = call("benchmark", *command)
+    if importlib.util.find_spec("libtpu") is None:
+        assert outcome.code == 2 and "is missing; pip install 'tree_ffn[tpu]'" in outcome.err
+        return
+    assert outcome.code == 0 and "d128_T128_X128_W4_K4_softmax_forward  (bfloat16)" in outcome.out, (
+        outcome.err
+    )
+    rows = load_results(str(results))
+    assert {row["device"] for row in rows} == {"tpu_v5_lite"}
+    [table] = tables_of(rows, [])
+    assert [line[4] for line in table.cells] == ["dense", "masked"] and table.cells[0][9] == "1.00"
+
+
+@needs_libtpu
+@pytest.mark.parametrize("direction", ["forward", "train"])
+@pytest.mark.parametrize("topology", ["v5e-4", "v6e-8"])
+def test_the_leaf_layer_compiles_for_tpus(benchmark, topology, direction):
+    """In both forms: all units and no number read by index; tiles of neighbours, read by index."""
+    spec = LeafSpec(n_experts=32, expert_width=6, top_k=4)
+    case, device = benchmark.Case(WIDTH, 256, spec, direction, "bfloat16"), compiled.chip(topology)
+    variant = lambda name: benchmark.layer_variant(case, name, "uniform")
+    masked, grouped = (compiled.figures(case, variant(name), device) for name in ("masked", "grouped"))
+    products = {"forward": 2, "train": 6}[direction]
+    assert masked["executed_gflop"] > products * 2 * 256 * spec.total_units * WIDTH / 1e9
+    assert masked["unestimated_gb"] == 0 < min(masked["mcycles"], grouped["unestimated_gb"])

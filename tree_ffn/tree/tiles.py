@@ -62,8 +62,8 @@ def by_tiles(params: dict, x_TE: jax.Array, ids_TK: jax.Array, gates_TK: jax.Arr
     def total(x_TE, w_XUE, b_XU1, v_XUE, gates_KT, row_KT):
         plan, w_XEU = _plan(row_KT // n_siblings, len(w_XUE)), w_XUE.astype(dtype).swapaxes(1, 2)
         gate_NU = _gates(gates_KT, row_KT, plan, n_siblings, spec.expert_width, w_XUE.shape[1])
-        z_NU = _product(_read(x_TE, plan), w_XEU, plan.sizes_X, jnp.dtype("float32"))
-        z_NU += _biases(b_XU1[..., 0].astype(jnp.float32), plan)
+        b_NU = _biases(b_XU1[..., 0].astype(jnp.float32), plan)
+        z_NU = jnp.add(_product(_read(x_TE, plan), w_XEU, plan.sizes_X, jnp.dtype("float32")), b_NU)
         z_NU = jnp.where(gate_NU == 0, 0.0, z_NU)  # where there is no pair a product may have written nothing
         h_NU = (spec.act(z_NU) * gate_NU).astype(dtype)
         return _added(_product(h_NU, v_XUE.astype(dtype), plan.sizes_X, dtype), plan)
@@ -99,14 +99,11 @@ def _filled(array: jax.Array, value) -> jax.Array:
 
 def _gates(gates_KT, row_KT, plan: Plan, n_siblings: int, width: int, n_units: int) -> jax.Array:
     """Of every unit of every pair, 0 where it was not chosen or there is no pair: [N, U]."""
-    each = list(zip(row_KT[:, None], gates_KT[:, None]))
-
-    def of_sibling(n: int):
-        own_KT = row_KT // n_siblings * n_siblings + n
-        of_each = [jnp.where(row_1T == own_KT, gate_1T, 0) for row_1T, gate_1T in each]
-        return jnp.where(plan.is_pair_KT, functools.reduce(jnp.add, of_each), 0).reshape(-1)
-
-    gate_GN = _filled(jnp.stack([of_sibling(n) for n in range(n_siblings)]), 0)
+    row_GKT = (row_KT // n_siblings * n_siblings)[None] + jnp.arange(n_siblings)[:, None, None]
+    each = zip(row_KT[:, None, None], gates_KT[:, None, None])
+    of_each = [jnp.where(row_11T == row_GKT, gate_11T, 0) for row_11T, gate_11T in each]
+    gate_GKT = jnp.where(plan.is_pair_KT[None], functools.reduce(jnp.add, of_each), 0)
+    gate_GN = _filled(gate_GKT.reshape(n_siblings, -1), 0)
     is_its_GU = jnp.arange(n_units)[None] // width == jnp.arange(n_siblings)[:, None]
     gate_NU = _exactly(gate_GN.T, is_its_GU.astype(jnp.float32))
     to, back = (lambda by, rows: _rows(rows, by[0])), (lambda by, rows: _rows(rows, by[1]))
