@@ -14,8 +14,8 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 # Starts of overlapped collectives whose results repeat their operands.
 _WITH_OPERANDS = ("all-gather-start", "reduce-scatter-start", "collective-permute-start")
 _BYTES = {
-    "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "pred": 1, "s8": 1, "u8": 1, "s64": 8,
-    "u64": 8, "f64": 8, "token": 0,
+    "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "pred": 1, "s8": 1, "u8": 1,
+    "s64": 8, "u64": 8, "f64": 8, "token": 0,
 }  # fmt: skip
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\(")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.-]+)")
