@@ -249,12 +249,6 @@ def run_case(
       seconds: of each variant.
       seed: of weights and inputs.
     """
-    key = jax.random.key(seed)
-    if case.direction == "start":
-        implementations = ["masked"]  # the others compute no expert that is not chosen
-    if case.n_tokens > FLAGS.gather_limit:
-        implementations = [name for name in implementations if name != "gather"]
-    """Times of dense, narrow and every implementation: {variant: {metric: value}}."""
     key, implementations = jax.random.key(seed), those_for(case, implementations)
     check_outputs(case, implementations, usage, key)
     timed = layers_to_time(case, implementations, usage, key)

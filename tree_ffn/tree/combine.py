@@ -72,8 +72,8 @@ def fastest(params: dict, x_TE: jax.Array, spec) -> str:
         training, 16,384 tokens     grouped .73 .42 .28
         forward, 4,096 tokens       grouped - .56 .38
 
-    On a TPU nothing was timed. Estimated by its compiler for a v5e, in cycles of dense's, 512 experts of which
-    16 are chosen, of the same widths (results/layer_tpu.jsonl):
+    On a TPU nothing was timed. Its compiler's estimates for a v5e, in cycles of dense's, of the same experts
+    and widths (results/layer_tpu.jsonl):
 
         training, 16,384 tokens     masked 2.4 1.4 1.2; grouped 2.7 .57 .23, rows read by index left out
 
