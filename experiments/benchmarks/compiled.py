@@ -83,7 +83,15 @@ def _with_gradients(apply):
 
 
 def write(path: str, row: str, found: dict[str, float], config: dict, device) -> None:
-    """Appends the figures of one layer to a results file."""
+    """Appends the figures of one layer to a results file.
+
+    Args:
+      path: of the file.
+      row: the layer's name.
+      found: as `figures` gives them.
+      config: what was compiled.
+      device: for which.
+    """
     kind = device.device_kind.lower().replace(" ", "_")
     record.append_rows(path, [
         record.make_row("layer_tpu", row, metric, value, None, config, UNITS[metric], kind)
