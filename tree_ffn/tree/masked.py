@@ -52,14 +52,11 @@ def _along_lanes(params: dict, x_TE: jax.Array, row_TK, gates_TK, leak, spec) ->
     of_units = lambda name: params[name].reshape(*shape[::-1], -1).swapaxes(0, 1)
     w_in, b_WX1, w_out = of_units("w_in").astype(dtype), of_units("b_in"), of_units("w_out").astype(dtype)
 
-    # Recomputed in the backward pass: to store what a derivative needs costs more than to compute it again.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def hidden(product_WXT, b_WX1, gates_TK, leak):
-        gate_WXT = leak + _gates(gates_TK, row_TK, shape)
-        z_WXT = jnp.where(gate_WXT == 0, 0.0, _biased(product_WXT, b_WX1, dtype))
-        return (activation(spec.activation)(z_WXT) * gate_WXT).astype(dtype)
-
-    h_WXT = hidden(float32_product(w_in, x_TE), b_WX1, gates_TK, leak)
+    # Models compute this again in the backward pass by layers (`transformer.SAVED`): a checkpoint in another
+    # stores its inputs twice.
+    product_WXT, gate_WXT = float32_product(w_in, x_TE), leak + _gates(gates_TK, row_TK, shape)
+    z_WXT = jnp.where(gate_WXT == 0, 0.0, _biased(product_WXT, b_WX1, dtype))
+    h_WXT = (activation(spec.activation)(z_WXT) * gate_WXT).astype(dtype)
     return jnp.einsum("wxt,wxe->te", h_WXT, w_out)
 
 
@@ -142,8 +139,7 @@ def _hidden_jvp(how, primals, tangents):
     d_product, d_b, _, *d_gates, _ = (None if is_still(d) else d for d in tangents)
 
     # Recomputed in the backward pass: to store what a derivative needs costs more than to compute it again.
-    # On TPUs models do so by layers (`transformer.SAVED`): one in another stores its inputs twice.
-    @(jax.checkpoint if platform() != "tpu" else lambda function: function)
+    @jax.checkpoint
     def moved(product_TF, b_F, gate_TX, row_TK, d_product_TF, d_b_F, d_gates_TK, d_leak):
         z_TXW = _z(product_TF, b_F, gate_TX, dtype)
         dh_TXW = jnp.zeros_like(z_TXW)
