@@ -154,6 +154,7 @@ def test_lines_of_ssh():
     assert " a 'cd " in text and " me@b 'cd " in text and "JAX_PROCESS_ID=1" in text
 
 
+@pytest.mark.slow  # test_train stops the same program, test_a_job_set has the words of the command
 def test_the_command_of_a_pod_ends_with_143(texts, tmp_path):
     """Under bash, where it is told to stop; and with 2 where its input is wrong."""
     files = [f"--config.data.files={texts}/*.txt", f"--config.data.cache_dir={tmp_path}/cache"]

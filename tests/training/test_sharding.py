@@ -172,7 +172,8 @@ MIXED = ModelSpec(256, 16, 32, 2, 2, (NARROW_TREES, LEAVES))
 @pytest.mark.parametrize(
     "layers,data,model,accumulation",
     [
-        pytest.param(MIXED, 4, 2, 1, id="mixed-4-2"),
+        # test_gradients has losses, gradients and visits of one step on this mesh.
+        pytest.param(MIXED, 4, 2, 1, id="mixed-4-2", marks=pytest.mark.slow),
         pytest.param(MIXED, 8, 1, 1, id="mixed-8-1", marks=pytest.mark.slow),
         pytest.param(MODEL, 8, 1, 1, id="all-8-1", marks=pytest.mark.slow),
         pytest.param(MODEL, 4, 2, 1, id="all-4-2", marks=pytest.mark.slow),
