@@ -110,8 +110,7 @@ def cycles(program: Program) -> float:
     total = 0.0
     for name, lines in program.lines.items():
         for line in lines:
-            if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
-                total += program.times[name] * int(estimate[1])
+            total += program.times[name] * (_estimate(line) or 0)
     return total
 
 
@@ -134,12 +133,18 @@ def unestimated(program: Program) -> int:
             if not (match := _INSTRUCTION.match(line)):
                 continue
             sizes[match[1]] = size = _size(match[2], match[3])
-            if "estimated_cycles" in line or not _is_work(line, match[3]):
+            if _estimate(line) is not None or not _is_work(line, match[3]):
                 continue
             operands = line[match.end() :].partition(")")[0]
             size += sum(sizes.get(one, 0) for one in re.findall(r"%?([\w.-]+)", operands))
             total += program.times[name] * size
     return total
+
+
+def _estimate(line: str) -> int | None:
+    """The cycles of an instruction; None where there are none, for which some compilers write 2^63 - 1."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', line)
+    return int(found[1]) if found and int(found[1]) < 2**63 - 1 else None
 
 
 def _is_work(line: str, operation: str) -> bool:
