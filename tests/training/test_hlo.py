@@ -115,7 +115,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %s = (f32[2,3]{1,0}, f32[2,3]{1,0}, u32[]{:S(2)}) collective-permute-start(%t), source_target_pairs={{0,1}}
   %other = f32[8]{0} fusion(%p), backend_config={"window_config":{"estimated_cycles":"11"}}
   %rows = s32[2]{0} parameter(1)
-  %read = f32[2,8]{1,0} fusion(%other, /*index=1*/%rows), kind=kCustom, "estimated_cycles":"9223372036854775807"
+  %read = f32[2,8]{1,0} fusion(%other, /*index=1*/%rows), "estimated_cycles":"9223372036854775807"
   %kernel = f32[8]{0} custom-call(%read), custom_call_target="tpu_custom_call"
   %buffer = f32[64]{0} custom-call(), custom_call_target="AllocateBuffer"
 }
