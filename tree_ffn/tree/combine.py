@@ -75,7 +75,7 @@ def fastest(params: dict, x_TE: jax.Array, spec) -> str:
     On a TPU nothing was timed. Its compiler's estimates for a v5e, in cycles of dense's, of the same experts
     and widths (results/layer_tpu.jsonl):
 
-        training, 16,384 tokens     masked 2.4 1.4 1.2; grouped 2.7 .57 .23, rows read by index left out
+        training, 16,384 tokens     masked 2.5 1.5 1.3; grouped 2.6 .59 .27, rows read by index left out
 
     Args:
       params: the layer's arrays.
