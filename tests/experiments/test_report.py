@@ -235,5 +235,4 @@ def test_in_print(page, tmp_path):
         [*command, f"--print-to-pdf={pdf}", page.as_uri()], check=True, capture_output=True, timeout=120
     )
     content = pdf.read_bytes()
-    n_pages, n_tables = len(re.findall(rb"/Type\s*/Page\b", content)), page.read_text().count("<table")
-    assert content.startswith(b"%PDF") and 3 <= n_pages < n_tables  # they are of all results, and share pages
+    assert content.startswith(b"%PDF") and 3 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 60
