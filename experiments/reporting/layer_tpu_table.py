@@ -33,7 +33,7 @@ def layer_tpu(rows: list[dict]) -> Table:
         "ran it, so nothing here is a time. Operations; bytes that all instructions read and write; "
         "temporaries; the compiler's own cycles, also as a multiple of dense's. GB besides: read and written "
         "by what has no cycles, which are rows read by index, sorts, and products of tiles, so that a ratio "
-        f"which leaves much out compares little. Pass `start`: training in a dense start. {origin(rows)}"
+        f"which leaves much out compares little. {origin(rows)}"
     )
     head = ["E", "T", "shape", "pass", "", *(title for _, title, _ in COLUMNS)]
     head.insert(9, "x dense")

@@ -4,16 +4,15 @@ Programs call `build` before they compile anything. A library that lies there is
 told of once, and not tried again until `make kernels` is.
 """
 
-import contextlib
-import fcntl
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 
 from tree_ffn.errors import InputError
+from tree_ffn.locks import locked
 from tree_ffn.tree import kernels
 from tree_ffn.tree.kernels import cuda
 
@@ -38,7 +37,7 @@ def build(*platforms: str, say: Callable[[str], object] = _to_stderr) -> None:
         return
     directory, failed = wanted[0].parent, wanted[0].with_suffix(".failed")
     try:
-        with _alone(directory):
+        with locked(str(directory / ".building"), waits=bool):
             if failed.exists() or all(library.exists() for library in _wanted()):
                 return
             say(f"compiling kernels for this {jax.default_backend()}, once ...")
@@ -56,11 +55,3 @@ def _wanted() -> list[pathlib.Path]:
     if jax.default_backend() == "cpu":
         return [kernels.shared_object()]
     return cuda.wanted() if jax.default_backend() == "gpu" and jax.device_count() == 1 else []
-
-
-@contextlib.contextmanager
-def _alone(directory: pathlib.Path) -> Iterator[None]:
-    """Of the processes of a machine one builds, and the others wait for it."""
-    with open(directory / ".building", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
