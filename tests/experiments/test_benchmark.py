@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tree_ffn
-from experiments.benchmarks import compiled, energy, timing
+from experiments.benchmarks import compiled, energy, layers, timing
 from experiments.reporting.record import load_results
 from experiments.reporting.registry import tables_of
 from tests.experiments.programs import alone, call
@@ -102,7 +102,7 @@ def test_experts_are_used_as_unevenly_as_after_a_training(benchmark):
 
 
 def test_times_every_variant(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e11))
+    monkeypatch.setattr(layers, "ceilings", lambda dtype: (1e10, 1e11))
     train, forward = (case_of(benchmark, direction, n_tokens=512) for direction in ("train", "forward"))
     variants = [benchmark.layer_variant(train, name, "uniform") for name in IMPLEMENTATIONS]
     timed = [timing.Timed(train, variant, jax.random.key(0)) for variant in variants]
@@ -155,13 +155,13 @@ def test_an_implementation_that_computes_something_else_is_not_timed(benchmark, 
 @pytest.mark.parametrize("n_tokens", [1, 32])
 def test_the_recommended_layer_is_timed_as_it_is_used(benchmark, monkeypatch, n_tokens, capsys):
     """Its F and A are of units, and what it has to read, to multiply and to print is of routers too."""
-    monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e10, 1e30))
+    monkeypatch.setattr(layers, "ceilings", lambda dtype: (1e10, 1e30))
     case = case_of(benchmark, "forward", n_tokens, "leaf")
     assert case.spec == tree_ffn.recipe(WIDTH)
     assert (case.spec.total_units, case.spec.active_units) == (512, 16)
     units, routers = min(512, 16 * n_tokens), min(511, 95 * n_tokens)
     assert benchmark.floor_seconds(case) == 4 * WIDTH * (2 * units + routers + 2 * n_tokens) / 1e10
-    monkeypatch.setattr(benchmark, "ceilings", lambda dtype: (1e30, 1e10))
+    monkeypatch.setattr(layers, "ceilings", lambda dtype: (1e30, 1e10))
     forward = n_tokens * 2 * WIDTH * (2 * 16 + 95) / 1e10
     assert benchmark.floor_seconds(case) == forward
     train = case_of(benchmark, "train", n_tokens, "leaf")
