@@ -4,6 +4,7 @@
     python -m experiments.benchmark layer --usage=skewed --passes=forward,train --tokens=1,4,16,64,256,4096
     python -m experiments.benchmark layer --shapes=wide,narrow,leaf,mixture --widths=768,2048 \\
         --results=results/speed_layer.jsonl
+    python -m experiments.benchmark granularity --tokens=1,256     # from fine experts to coarse ones
     python -m experiments.benchmark route --tokens=1,4,16,64     # the two executions of the recipe's beam
     python -m experiments.benchmark layer --topology=v5e-4 --tokens=16384 --passes=train    # compiles alone
 
@@ -19,7 +20,9 @@ With --topology nothing is timed: layers are compiled for one chip of a slice of
 (`pip install 'tree_ffn[tpu]'`), and what the compiler says of them is printed (benchmarks/compiled.py).
 """
 
+import itertools
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +38,7 @@ from experiments.benchmarks.layers import (
     dense_variants,
     fastest,
     floor_seconds,
+    granular_spec,
     layer_spec,
     layer_variant,
     what,
@@ -42,6 +46,7 @@ from experiments.benchmarks.layers import (
 from experiments.benchmarks.timing import Timed, Variant, ceilings, inputs, time_all
 from experiments.common import cli, path_flags
 from experiments.reporting import record
+from experiments.reporting.aggregate import groups
 from tree_ffn.errors import InputError, check_choice, is_whole_number
 from tree_ffn.models.ffn import init_ffn, products
 from tree_ffn.tree import IMPLEMENTATIONS, LeafSpec
@@ -54,6 +59,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("widths", ["768"], "Model widths E.")
 flags.DEFINE_list("tokens", ["1", "16", "256"], "Token counts T.")
 flags.DEFINE_list("shapes", ["leaf"], f"Layers with A = E / 8: {', '.join(SHAPES)}.")
+flags.DEFINE_list(
+    "expert_widths",
+    ["1", "2", "3", "6", "12", "24", "48", "96"],
+    "Of granularity: units W of an expert, divisors of E / 8.",
+)
 flags.DEFINE_list(
     "passes",
     ["forward"],
@@ -94,11 +104,16 @@ def run_case(
     check_outputs(case, implementations, usage, key)
     timed = layers_to_time(case, implementations, usage, key)
     time_all(case, timed, seconds, key)
+    draw_energy(case, compared(timed), key)
+    return figures(timed, floor_seconds(case))
+
+
+def draw_energy(case: Case, timed: list[Timed], key) -> None:
+    """Measures the energy of a token, where that is asked for and counted."""
     if FLAGS.energy and (joules := energy.counter()):
         (x_NTE,) = inputs(case, key, timed[0].layers, 1)
-        for one in compared(timed):
+        for one in timed:
             one.draw(x_NTE, joules)
-    return figures(timed, floor_seconds(case))
 
 
 def those_for(case: Case, implementations: list[str]) -> list[str]:
@@ -127,26 +142,24 @@ def layers_to_time(case: Case, implementations: list[str], usage: str, key) -> l
 
 def compared(timed: list[Timed]) -> list[Timed]:
     """Dense and narrow in their fastest layouts, and all implementations."""
-    layouts = [fastest(timed, name) for name in ("dense", "narrow")]
-    return [*layouts, *(t for t in timed if "[" not in t.name)]
+    layouts = dict.fromkeys(t.name.partition("[")[0] for t in timed if "[" in t.name)
+    return [*(fastest(timed, name) for name in layouts), *(t for t in timed if "[" not in t.name)]
 
 
 def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
     """{variant: {metric: value}} of what is `compared`.
 
-    Ratios are how many times as fast as dense and narrow; floor: seconds.
+    Ratios are how many times as fast as dense and, where it was timed, narrow; floor: seconds.
     """
-    dense, narrow, *_ = (t.median for t in compared(timed))
+    shown = compared(timed)
+    baselines = {t.name.partition("[")[0]: t.median for t in shown if "[" in t.name}
     return {
-        t.name: {
-            "time_ms": 1e3 * t.median,
-            "ratio_to_dense": dense / t.median,
-            "ratio_to_narrow": narrow / t.median,
-            "floor_share": floor / t.median,
-        }
+        t.name: {"time_ms": 1e3 * t.median}
+        | {f"ratio_to_{name}": median / t.median for name, median in baselines.items()}
+        | {"floor_share": floor / t.median}
         | ({} if (memory := t.memory()) is None else {"memory_mb": memory / 2**20})
         | ({} if t.joules is None else {"energy_mj": 1e3 * t.joules})
-        for t in compared(timed)
+        for t in shown
     }
 
 
@@ -158,9 +171,10 @@ def print_case(case: Case, rows: dict[str, dict]) -> None:
     print(f"{head}{'mJ a token':>12}" if FLAGS.energy else head)
     for name, row in rows.items():
         floor = f"{100 * row['floor_share']:.1f} %" if "[" not in name else ""
+        narrow = f"{row['ratio_to_narrow']:.2f}" if "ratio_to_narrow" in row else ""
         print(
             f"  {name:<16}{row['time_ms']:>11.4f}{row['ratio_to_dense']:>9.2f}"
-            f"{row['ratio_to_narrow']:>10.2f}{floor:>10}{row.get('memory_mb', 0):>9.0f}"
+            f"{narrow:>10}{floor:>10}{row.get('memory_mb', 0):>9.0f}"
             + (f"{row['energy_mj']:>12.4f}" if "energy_mj" in row else ""),
             flush=True,
         )
@@ -168,19 +182,52 @@ def print_case(case: Case, rows: dict[str, dict]) -> None:
 
 def layer_suite() -> None:
     """Times all cases that the flags name; they are checked before the first is timed."""
-    cases = cases_of_flags()
+    cases = cases_of_flags(
+        lambda width: [
+            layer_spec(shape, width, FLAGS.depth, FLAGS.routing, FLAGS.activation) for shape in FLAGS.shapes
+        ]
+    )
     if FLAGS.topology:
         return compile_all(cases, compiled.chip(FLAGS.topology))
-    bandwidth, rate = ceilings(cases[0].dtype)
-    kind = jax.devices()[0].device_kind
-    if jax.default_backend() == "cpu":
-        print(f"The C++ part is {'' if in_place(cases[0].dtype) else 'not '}in use (make kernels).")
-    print(f"{kind}: copy {bandwidth / 1e9:.1f} GB/s, {cases[0].dtype} product {rate / 1e9:.0f} GFLOP/s")
+    print_machine(cases[0].dtype)
     for case in cases:
         rows = run_case(case, FLAGS.implementations, FLAGS.usage, FLAGS.seconds, FLAGS.seed)
         print_case(case, rows)
         if FLAGS.results:
             write_rows("speed_layer", case, rows)
+
+
+def print_machine(dtype: str) -> None:
+    """What the machine does at best, and whether a CPU's kernels are there."""
+    bandwidth, rate = ceilings(dtype)
+    if jax.default_backend() == "cpu":
+        print(f"The C++ part is {'' if in_place(dtype) else 'not '}in use (make kernels).")
+    kind = jax.devices()[0].device_kind
+    print(f"{kind}: copy {bandwidth / 1e9:.1f} GB/s, {dtype} product {rate / 1e9:.0f} GFLOP/s")
+
+
+def granularity_suite() -> None:
+    """Times leaf layers of one F and one A, from fine experts to coarse ones, in turns with dense."""
+    units = numbers("--expert_widths", FLAGS.expert_widths)
+    cases = cases_of_flags(lambda width: [granular_spec(width, W, FLAGS.activation) for W in units])
+    print_machine(cases[0].dtype)
+    key = jax.random.key(FLAGS.seed)
+    for same in groups(cases, lambda case: (case.width, case.n_tokens, case.direction)).values():
+        layouts = dense_variants(same[0], same[0].spec.total_units, "dense")
+        dense = [Timed(same[0], layout, key) for layout in layouts]
+        timed = {}
+        for case in same:
+            names = those_for(case, FLAGS.implementations)
+            check_outputs(case, names, FLAGS.usage, key)
+            timed[case] = [Timed(case, layer_variant(case, name, FLAGS.usage), key) for name in names]
+        time_all(same[0], [*dense, *itertools.chain(*timed.values())], FLAGS.seconds, key)
+        best = [min(of_case, key=lambda t: t.median) for of_case in timed.values()]
+        draw_energy(same[0], [fastest(dense, "dense"), *best], key)
+        for case, of_case in timed.items():
+            rows = figures([*dense, *of_case], floor_seconds(case))
+            print_case(case, rows)
+            if FLAGS.results:
+                write_rows("granularity", case, rows)
 
 
 def compile_all(cases: list[Case], device) -> None:
@@ -242,8 +289,8 @@ def route_suite() -> None:
                 write_rows("speed_route", case, rows)
 
 
-def cases_of_flags() -> list[Case]:
-    """Every width with every shape, number of tokens and pass."""
+def cases_of_flags(specs: Callable[[int], list]) -> list[Case]:
+    """Every width with every layer that `specs` has of it, number of tokens and pass."""
     for direction in FLAGS.passes:
         check_choice("--passes", direction, PASSES)
     for name in FLAGS.implementations:
@@ -254,8 +301,7 @@ def cases_of_flags() -> list[Case]:
     cases = [
         Case(width, n_tokens, spec, direction, dtype)
         for width in numbers("--widths", FLAGS.widths)
-        for shape in FLAGS.shapes
-        for spec in [layer_spec(shape, width, FLAGS.depth, FLAGS.routing, FLAGS.activation)]
+        for spec in specs(width)
         for n_tokens in numbers("--tokens", FLAGS.tokens)
         for direction in FLAGS.passes
     ]
@@ -314,7 +360,7 @@ def write_rows(table: str, case: Case, rows: dict[str, dict]) -> None:
             )
 
 
-SUITES = {"layer": layer_suite, "route": route_suite}
+SUITES = {"layer": layer_suite, "granularity": granularity_suite, "route": route_suite}
 
 
 def main(suite: str = "layer") -> None:

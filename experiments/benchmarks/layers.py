@@ -82,6 +82,36 @@ def layer_spec(shape_name: str, width: int, depth: int, routing: str, act: str) 
     return TreeSpec(TreeShape(n_trees, depth, node_width), routing=routing, activation=act)
 
 
+def granular_spec(width: int, expert_width: int, act: str) -> LeafSpec:
+    """A leaf layer with F = 4 E and A = E / 8 whose experts have W units: X = 4 E / W, K = E / (8 W).
+
+    It has one tree where X is a power of two, else as many as X has odd factors in a product.
+
+    Args:
+      width: E.
+      expert_width: W, a divisor of E / 8.
+      act: the activation.
+
+    Example:
+      >>> [granular_spec(768, W, "gelu").n_trees for W in (1, 2, 3, 6, 12, 24, 48, 96)]
+      [3, 3, 1, 1, 1, 1, 1, 1]
+    """
+    if width % 128 or (width // 8) % expert_width:
+        raise InputError(
+            f"--expert_widths: {expert_width} is not allowed at --widths={width}; use divisors of E / 8, E a "
+            "multiple of 128."
+        )
+    n_experts, top_k = 4 * width // expert_width, width // 8 // expert_width
+    return LeafSpec(
+        n_experts=n_experts,
+        expert_width=expert_width,
+        top_k=top_k,
+        n_trees=n_experts // (n_experts & -n_experts),
+        gate_norm="rms" if top_k > 1 else "none",
+        activation=act,
+    )
+
+
 def layer_variant(case: Case, implementation: str, usage: str) -> Variant:
     """The sparse layer of a case, by one implementation.
 

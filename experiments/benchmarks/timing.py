@@ -137,12 +137,12 @@ def time_all(work: Work, timed: list[Timed], seconds: float, key, rounds: int = 
       rounds: at most.
     """
     timed = sorted(timed, key=lambda t: t.eager)  # OpenBLAS's threads spin for a while after their work
-    repeats = {}
+    repeats: dict[Timed, int] = {}
     for t in timed:  # the first call also warms up
         first, *second = inputs(work, key, t.layers, 2)
         t.measure([first])
         t.measure(second)
-        repeats[t.name] = max(1, min(50, int(0.02 / (t.times[-1] * t.layers))))
+        repeats[t] = max(1, min(50, int(0.02 / (t.times[-1] * t.layers))))
         t.times.clear()
     spent = dict.fromkeys(repeats, 0.0)
     for index in range(rounds):
@@ -150,9 +150,9 @@ def time_all(work: Work, timed: list[Timed], seconds: float, key, rounds: int = 
             break
         fresh = inputs(work, jax.random.fold_in(key, index), timed[0].layers, max(repeats.values()))
         for t in timed:
-            if index < 3 or spent[t.name] < seconds:
-                t.measure(fresh[: repeats[t.name]])
-                spent[t.name] += t.times[-1] * t.layers * repeats[t.name]
+            if index < 3 or spent[t] < seconds:
+                t.measure(fresh[: repeats[t]])
+                spent[t] += t.times[-1] * t.layers * repeats[t]
 
 
 _draw = jax.jit(jax.random.normal, static_argnums=(1, 2))

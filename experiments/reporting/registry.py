@@ -242,6 +242,7 @@ TABLES = {
     "prune_small": (trained, prune_small),
     "conversion": (kind_of, conversion),
     "speed_layer": (timed, speed_layer),
+    "granularity": (timed, speed_layer),
     "speed_route": (scored_on, speed_route),
     "layer_tpu": (compiled_for, layer_tpu),
     "speed_train": (trained_on, speed_train),
@@ -269,6 +270,7 @@ TOPICS = {
     "conversion": Topic("Conversion", "Dense layers that become trees, before and after fine-tuning."),
     "speed_layer_cpu": Topic("Speed of layers on CPUs", "One layer alone, by number of tokens."),
     "speed_layer_gpu": Topic("Speed of layers on GPUs", "One layer alone, by number of tokens."),
+    "granularity": Topic("Granularity", "Experts of more or fewer units, as many active of as many in all."),
     "layer_tpu": Topic("Layers on TPUs", "One layer alone, compiled for chips that did not run it."),
     "speed_programs": Topic(
         "Speed of training, scoring and answers", "Whole models: training, training steps alone, questions."

@@ -3,6 +3,7 @@
 Only experiments/benchmark.py times layers; all ratios of a line come from one of its runs.
 """
 
+import itertools
 import statistics
 
 from experiments.reporting.aggregate import (
@@ -92,8 +93,8 @@ def speed_layer(rows: list[dict]) -> Table:
     )
     head = ["E", "T", "shape", "pass", "dense", "narrow", *shown]
     head += ["floor", "MiB (dense)", "mJ a token (dense)"]
-    if not any(line[-1] for line in cells):
-        head, cells = head[:-1], [line[:-1] for line in cells]
+    full = [any(line[i] for line in cells) for i in range(len(head))]
+    head, *cells = (list(itertools.compress(line, full)) for line in [head, *cells])
     return block(f"Speed of {what}, {where}", text, head, cells, line[-1], labels=4, lines=lines)
 
 

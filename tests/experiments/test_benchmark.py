@@ -176,6 +176,30 @@ def test_the_recommended_layer_is_timed_as_it_is_used(benchmark, monkeypatch, n_
     assert name in (printed := capsys.readouterr().out) and said in printed
 
 
+@pytest.mark.parametrize("width", [768, 2048, 640])
+def test_experts_of_any_width_keep_the_units_of_the_layer(width):
+    active = width // 8
+    for W in (W for W in range(1, active + 1) if active % W == 0):
+        spec = layers.granular_spec(width, W, "gelu")
+        assert (spec.total_units, spec.active_units, spec.expert_width) == (4 * width, active, W)
+    with pytest.raises(InputError, match=f"--expert_widths: 7 is not allowed at --widths={width}; use"):
+        layers.granular_spec(width, 7, "gelu")
+
+
+def test_fine_and_coarse_experts_are_timed_beside_the_same_dense_layer(tmp_path):
+    results = tmp_path / "granularity.jsonl"
+    command = ["granularity", "--widths=128", "--expert_widths=4,16", "--tokens=1", "--seconds=0"]
+    outcome = call("benchmark", *command, "--implementations=gather", f"--results={results}")
+    assert outcome.code == 0, outcome.err
+    times = {row["row"]: row["value"] for row in load_results(str(results)) if row["metric"] == "time_ms"}
+    fine, coarse = "d128_T1_X128_W4_K4_tree_forward", "d128_T1_X32_W16_K1_tree_forward"
+    assert list(times) == [f"{case}.{one}" for case in (fine, coarse) for one in ("dense", "gather")]
+    assert times[f"{fine}.dense"] == times[f"{coarse}.dense"]
+    [table] = tables_of(load_results(str(results)), [])
+    assert table.head[:6] == ["E", "T", "shape", "pass", "dense", "gather"]  # no column of narrow
+    assert [line[2] for line in table.cells] == ["X=128 W=4 K=4", "X=32 W=16 K=1"]
+
+
 @pytest.mark.parametrize(
     "shape, products",
     [("wide", 2 * 12), ("narrow", 2 * 12), ("leaf", 2 * 16 + 95), ("mixture", 2 * 16 + 128)],
