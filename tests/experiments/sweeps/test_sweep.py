@@ -35,6 +35,7 @@ N_ROWS = {
     "fairness": 17,
     "leaves": 34,
     "longer": 6,
+    "decay": 12,
     "steps": 3,
 }
 
