@@ -109,7 +109,13 @@ def run_case(
 
 
 def draw_energy(case: Case, timed: list[Timed], key) -> None:
-    """Measures the energy of a token, where that is asked for and counted."""
+    """Measures the energy of a token, where that is asked for and counted.
+
+    Args:
+      case: what was timed.
+      timed: what of it is measured, one after the other.
+      key: of the input.
+    """
     if FLAGS.energy and (joules := energy.counter()):
         (x_NTE,) = inputs(case, key, timed[0].layers, 1)
         for one in timed:
