@@ -19,7 +19,7 @@ DOCS_STAMP := $(VENV)/.docs-$(shell cat $(DEV_FILES) | cksum | tr ' ' '-')
 FAST_TESTS ?= tests/tree tests/models tests/inference tests/huggingface
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart convert-demo test test-full test-fast lint docs kernels requirements clean venv venv-dev
+.PHONY: help quickstart convert-demo test test-full test-fast lint docs kernels wheel requirements clean venv venv-dev
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,16 @@ docs: $(DOCS_STAMP) ## make the site, build/docs/index.html
 
 kernels: $(RUN_STAMP) ## compile the C++ part for this machine's CPU and, with nvcc, the CUDA parts: layers get faster (optional)
 	$(PY) -m tree_ffn.tree.kernels
+
+# A wheel of what git has, with the compiled parts beside their sources. Build it with the oldest jax: newer ones take it.
+CAPABILITY ?=
+wheel: $(RUN_STAMP) ## dist/*.whl for machines like this, with compiled kernels in it (CAPABILITY=9.0: for such GPUs)
+	rm -rf build/wheel && mkdir -p build/wheel dist
+	git ls-files -z LICENSE README.md pyproject.toml configs experiments tree_ffn | xargs -0 cp --parents -t build/wheel
+	echo 'include tree_ffn/tree/kernels/*.so' >build/wheel/MANIFEST.in
+	cd build/wheel && TREE_FFN_KERNELS= $(abspath $(PY)) -m tree_ffn.tree.kernels $(CAPABILITY:%=--capability=%)
+	$(PY) -m pip wheel -q --disable-pip-version-check --no-deps --wheel-dir dist build/wheel \
+		--config-settings=--build-option=--plat-name=$$($(PY) -c 'import sysconfig; print(sysconfig.get_platform())')
 
 requirements: $(RUN_STAMP) ## make requirements.txt from pyproject.toml
 	$(PY) .ci/requirements.py

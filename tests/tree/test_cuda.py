@@ -1,12 +1,14 @@
 """The CUDA parts: compiled where there is an nvcc, and left to XLA where there is no GPU."""
 
 import pathlib
+import sys
 
 import jax
 import pytest
 
 from tree_ffn.errors import InputError
 from tree_ffn.tree.kernels import cuda
+from tree_ffn.tree.kernels.__main__ import main
 
 SOURCE = """
 #include <cuda_runtime.h>
@@ -91,6 +93,22 @@ def test_a_directory_that_is_not_there_is_named(twice, monkeypatch):
     monkeypatch.setenv("TREE_FFN_KERNELS", str(twice / "none"))
     with pytest.raises(InputError, match="none cannot be written .*TREE_FFN_KERNELS"):
         cuda.build()
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_gpus_elsewhere_are_named_by_their_capability(twice, monkeypatch):
+    """What needs Hopper is not built for older ones."""
+    monkeypatch.setattr(cuda, "TARGETS", cuda.TARGETS | {"experts": {}})
+    (library,) = cuda.build(capability="8.0")
+    assert library == cuda.shared_object("twice", "8.0") and library.exists()
+
+
+@pytest.mark.parametrize("capability", ["90", "sm_90", "9.0a"])
+def test_a_capability_that_is_none_is_named(capability, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernels", f"--capability={capability}"])
+    assert main() == 2
+    assert f"capability: {capability!r} is no compute capability" in capsys.readouterr().err
 
 
 def test_a_program_for_the_cpu_has_none(twice):

@@ -7,18 +7,14 @@ XLA copies them into a new array, number by number, before it multiplies. `rows.
 on XLA's own threads. Nothing else depends on it: without it, on other platforms, in other dtypes than float32
 and in exported programs XLA does it all.
 
-The library lies beside this file, or in the directory that TREE_FFN_KERNELS names, and is called after what
-it was made from (the source, the version of jax, the processor): where one of these is another, it counts as
-not built.
+The library lies beside this file, where a wheel of `make wheel` brings it, or in the directory that
+TREE_FFN_KERNELS names. It serves every processor of a kind: where it is loaded, it chooses AVX-512, AVX or
+neither.
 """
 
-import ctypes
 import functools
-import hashlib
-import importlib.metadata
 import os
 import pathlib
-import platform
 import shlex
 import signal
 import subprocess
@@ -30,43 +26,22 @@ import jax
 import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
-from tree_ffn.paths import local
-from tree_ffn.tree.kernels import compilers
+from tree_ffn.tree.kernels import compilers, libraries
 
 SOURCE = pathlib.Path(__file__).parent / "rows.cc"
-TARGETS = {"dots": "TreeFfnDots", "sums": "TreeFfnSums"}
+TARGETS = {"tree_ffn_dots": "TreeFfnDots", "tree_ffn_sums": "TreeFfnSums"}
 
 
 def shared_object() -> pathlib.Path:
-    """Where the library of this source, jax and processor is, built or not."""
-    made_with = [jax.__version__, importlib.metadata.version("jaxlib"), *compilers.FLAGS, *compilers.TUNINGS]
-    made_from = [SOURCE.read_text(encoding="utf-8"), processor(), *made_with]
-    name = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
-    named = local(os.environ.get("TREE_FFN_KERNELS", ""), "TREE_FFN_KERNELS")
-    return pathlib.Path(named or SOURCE.parent) / f"rows-{name}{compilers.SUFFIX}"
-
-
-@functools.cache
-def processor() -> str:
-    """What the processor can do, as far as the system says; the library uses all of it."""
-    said = ""
-    try:
-        if sys.platform == "darwin":
-            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            said = subprocess.run(asked, capture_output=True, encoding="utf-8").stdout
-        else:
-            with open("/proc/cpuinfo", encoding="utf-8") as file:
-                said = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        pass
-    return f"{platform.machine()} {platform.processor()} {said}"
+    """Where the library of this source is for processors of this kind, built or not."""
+    return libraries.path_of("rows", [SOURCE.read_text(encoding="utf-8"), *compilers.FLAGS])
 
 
 def build(say: Callable[[str], object] = print) -> pathlib.Path:
     """Compiles the library, unless it is there and right, and returns its path.
 
-    Every compiler of `compilers.found` is tried with every tuning, until one makes a library that computes
-    what it should in a process of its own: an illegal instruction ends that process, and not a training.
+    Every compiler of `compilers.found` is tried, until one makes a library that computes what it should in a
+    process of its own: a wrong instruction ends that process, and not a training.
 
     Args:
       say: takes a line on every attempt.
@@ -74,30 +49,29 @@ def build(say: Callable[[str], object] = print) -> pathlib.Path:
     Raises:
       InputError: there is no compiler, all fail, or the directory cannot be written.
     """
-    to, failed = shared_object(), {}
-    if to.exists() and probe_elsewhere(str(to)) is None:  # else a disk was full, or it was copied in part
-        return to
+    failed = {}
     try:
+        while (to := shared_object()).exists():
+            if probe_elsewhere(str(to)) is None:
+                return to
+            to.unlink()  # a disk was full, or it was copied in part
         with tempfile.TemporaryDirectory(dir=to.parent) as folder:
             for command in compilers.found():
-                for tuning in compilers.TUNINGS:
-                    called = shlex.join([*command, *filter(None, [tuning])])
-                    made = os.path.join(folder, f"{len(failed)}{compilers.SUFFIX}")
-                    why = compilers.compile_library(command, tuning, SOURCE, jax.ffi.include_dir(), made)
-                    why = why or probe_elsewhere(made)
-                    if why is None:
-                        os.replace(made, to)  # whole or not at all, whoever else builds it
-                        say(f"{called} made it.")
-                        return to
-                    say(f"{called} did not: {why}")
-                    failed[called] = why
+                called, made = shlex.join(command), os.path.join(folder, f"{len(failed)}{libraries.SUFFIX}")
+                why = compilers.compile_library(command, SOURCE, jax.ffi.include_dir(), made)
+                why = why or probe_elsewhere(made)
+                if why is None:
+                    os.replace(made, to)  # whole or not at all, whoever else builds it
+                    say(f"{called} made it.")
+                    return to
+                say(f"{called} did not: {why}")
+                failed[called] = why
     except OSError as error:
         raise InputError(
             f"kernels: {to.parent} cannot be written ({error.strerror}); name another directory by "
             "TREE_FFN_KERNELS, here and where the layer is used."
         ) from error
-    # Without tuning a compiler says what is really wrong.
-    said = "; ".join(f"{name} failed ({why})" for name, why in failed.items() if "native" not in name)
+    said = "; ".join(f"{name} failed ({why})" for name, why in failed.items())
     raise InputError(
         f"kernels: {said or 'no C++ compiler was found'}; install g++ (on Debian or Ubuntu the package g++), "
         "or name a C++ compiler by CXX=; without these kernels all works, a little slower."
@@ -121,7 +95,7 @@ def probe_elsewhere(library: str) -> str | None:
 
 def probe(library: str) -> None:
     """Raises unless a library's functions compute small whole numbers without an error."""
-    _register(library)
+    libraries.register(pathlib.Path(library), TARGETS, "cpu")
     x_TE, h_TKW = jnp.arange(140.0).reshape(2, 70) % 7, jnp.ones((2, 1, 2))
     rows_FE, start_TK = jnp.arange(210.0).reshape(3, 70) % 5, jnp.array([[0], [1]], jnp.int32)
     run_TWE = jnp.stack([rows_FE[:2], rows_FE[1:]])
@@ -133,33 +107,14 @@ def probe(library: str) -> None:
 
 @functools.cache
 def is_loaded() -> bool:
-    """Whether the library is there and its functions are known to XLA; the first call loads it.
-
-    Raises:
-      InputError: it is there and cannot be loaded.
-    """
-    if not shared_object().exists():
-        return False
-    load_once()
-    return True
+    """Whether the library is there and its functions are known to XLA; the first call loads it, or warns."""
+    return shared_object().exists() and load_once()
 
 
 @functools.cache
-def load_once() -> None:
-    """Makes the functions known to XLA, once in a process."""
-    try:
-        _register(str(shared_object()))
-    except OSError as error:
-        raise InputError(
-            f"kernels: {shared_object()} cannot be loaded ({error}); remove it, or build it again."
-        ) from error
-
-
-def _register(library: str) -> None:
-    functions = ctypes.cdll.LoadLibrary(library)
-    for name, symbol in TARGETS.items():
-        function = jax.ffi.pycapsule(getattr(functions, symbol))
-        jax.ffi.register_ffi_target(f"tree_ffn_{name}", function, platform="cpu")
+def load_once() -> bool:
+    """Makes the functions known to XLA, once in a process; False: they cannot be."""
+    return libraries.load(shared_object(), TARGETS, "cpu")
 
 
 def dots(x_TE: jax.Array, rows_FE: jax.Array, start_TK: jax.Array, width: int) -> jax.Array:

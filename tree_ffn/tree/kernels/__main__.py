@@ -1,5 +1,6 @@
 """Builds the C++ part for this CPU and, with nvcc, the CUDA parts: python -m tree_ffn.tree.kernels."""
 
+import argparse
 import sys
 
 from tree_ffn import streams
@@ -9,9 +10,14 @@ from tree_ffn.tree.kernels import cuda
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tree_ffn.tree.kernels", description=__doc__)
+    parser.add_argument("--capability", default="", help="compute capability of the GPUs, such as 9.0")
+    capability = parser.parse_args().capability
     try:
-        print(f"{kernels.build()} is built; gather and the beams of trees use it on this machine's CPU.")
-        for library in cuda.build() if cuda.nvcc() else ():
+        if capability:
+            cuda.check_capability(capability)
+        print(f"{kernels.build()} is built; gather and the beams of trees use it on such CPUs.")
+        for library in cuda.build(capability=capability) if capability or cuda.nvcc() else ():
             print(f"{library} is built; programs for such GPUs use it.")
     except InputError as error:
         print(error, file=sys.stderr)

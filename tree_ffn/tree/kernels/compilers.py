@@ -11,11 +11,8 @@ from tree_ffn.errors import InputError
 
 NAMES = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-w")
-# For all that this processor can do: as most say it, as clang before 15 says it on arm64, and not at all.
-TUNINGS = ("-march=native", "-mcpu=native", "")
 # A library leaves names to be found where it is loaded; macOS has to be told.
 LIBRARY = ("-dynamiclib", "-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-shared",)
-SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 
 
 def found() -> list[list[str]]:
@@ -35,14 +32,11 @@ def found() -> list[list[str]]:
     return [command for command in (named, *there) if command]
 
 
-def compile_library(
-    command: list[str], tuning: str, source: pathlib.Path, include: str, to: str
-) -> str | None:
+def compile_library(command: list[str], source: pathlib.Path, include: str, to: str) -> str | None:
     """Makes a library of one source.
 
     Args:
       command: one of `found`.
-      tuning: one of TUNINGS.
       source: the file.
       include: directory of its headers.
       to: the library's path.
@@ -50,8 +44,7 @@ def compile_library(
     Returns:
       why it failed, in the compiler's own words; None where it did not.
     """
-    words = [*command, *FLAGS, *filter(None, [tuning]), *LIBRARY, f"-I{include}", str(source), "-o", to]
-    return run(words, to)
+    return run([*command, *FLAGS, *LIBRARY, f"-I{include}", str(source), "-o", to], to)
 
 
 def run(words: list[str], to: str) -> str | None:

@@ -1,16 +1,14 @@
 """The CUDA parts: every .cu file here, compiled by nvcc to a library of its own that its .py file calls.
 
     make kernels                     # where there is an nvcc; for the GPU at hand, else for NVIDIA's Hopper
+    python -m tree_ffn.tree.kernels --capability=9.0                                      # for GPUs elsewhere
 
-Programs for NVIDIA GPUs call their functions once `is_loaded`; without, XLA computes the same. A library is
-called after what it was made from and for; where one of these is another, it counts as not built.
+Programs for NVIDIA GPUs call their functions once `is_loaded`; without, XLA computes the same.
 """
 
 import concurrent.futures
 import ctypes
 import functools
-import hashlib
-import importlib.metadata
 import os
 import pathlib
 import re
@@ -23,8 +21,7 @@ from collections.abc import Callable
 import jax
 
 from tree_ffn.errors import InputError
-from tree_ffn.paths import local
-from tree_ffn.tree.kernels import compilers
+from tree_ffn.tree.kernels import compilers, libraries
 from tree_ffn.tree.meshes import platform
 
 FLAGS = ("-std=c++17", "-O3", "-w", "-shared", "-Xcompiler=-fPIC")
@@ -51,27 +48,37 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which(NVCC)
 
 
-def build(say: Callable[[str], object] = print) -> list[pathlib.Path]:
+def check_capability(capability: str) -> None:
+    """Raises InputError unless it looks like 9.0."""
+    if not _is_nvidia(capability):
+        raise InputError(
+            f"capability: {capability!r} is no compute capability of NVIDIA's; name one such as {HOPPER}."
+        )
+
+
+def build(say: Callable[[str], object] = print, capability: str = "") -> list[pathlib.Path]:
     """Compiles all sources at once, those that are there already left out, and returns the libraries' paths.
 
     Args:
       say: takes a line on every source that is compiled.
+      capability: of the GPUs that they are for, such as 9.0; empty: of the GPU at hand, else of Hopper.
 
     Raises:
       InputError: there is no nvcc, it fails, what it makes is wrong on this machine's GPU, or the directory
         cannot be written.
     """
-    compiler, capability = nvcc(), _capability_at_hand() or HOPPER
+    compiler, at_hand = nvcc(), _capability_at_hand()
+    capability = capability or at_hand or HOPPER
     if compiler is None:
         raise InputError("kernels: no nvcc was found; without the CUDA parts XLA does it all.")
+    names = [name for name in TARGETS if _is_for(name, capability)]
     one = lambda name: _build_one(compiler, name, capability, say)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        libraries = dict(zip(TARGETS, pool.map(one, TARGETS)))
-    if _capability_at_hand():
-        for name, library in libraries.items():
-            if _is_for(name, capability):
-                _keep_if_right(name, library)
-    return list(libraries.values())
+        built = list(pool.map(one, names))
+    if capability == at_hand:
+        for name, library in zip(names, built):
+            _keep_if_right(name, library)
+    return built
 
 
 def _keep_if_right(name: str, library: pathlib.Path) -> None:
@@ -138,12 +145,9 @@ def shared_object(name: str, capability: str) -> pathlib.Path:
       name: of the source, as in TARGETS.
       capability: such as 9.0.
     """
-    made_with = [jax.__version__, importlib.metadata.version("jaxlib"), *FLAGS, *_for(capability)]
     texts = [path.read_text(encoding="utf-8") for path in (_source(name), *sorted(DIRECTORY.glob("*.cuh")))]
-    made_from = [*texts, *made_with]
-    digest = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16]
-    named = local(os.environ.get("TREE_FFN_KERNELS", ""), "TREE_FFN_KERNELS")
-    return pathlib.Path(named or DIRECTORY) / f"{name}-{capability}-{digest}.so"
+    made_from = (*texts, *FLAGS, *_for(capability))
+    return libraries.path_of(f"{name}-{capability}", made_from, DIRECTORY)
 
 
 def _capability_at_hand() -> str | None:
@@ -189,24 +193,12 @@ def device_capability() -> str:
 
 @functools.cache
 def is_loaded(name: str) -> bool:
-    """Whether XLA knows the functions of a source, built for this machine's GPU; the first call loads them.
+    """Whether XLA knows a source's functions, built for the GPU at hand; the first call loads them, or warns.
 
     Args:
       name: of the source, as in TARGETS.
-
-    Raises:
-      InputError: it is there and cannot be loaded.
     """
     capability = device_capability()
     if not capability or not _is_for(name, capability) or not shared_object(name, capability).exists():
         return False
-    library = shared_object(name, capability)
-    try:
-        functions = ctypes.cdll.LoadLibrary(str(library))
-    except OSError as error:
-        raise InputError(
-            f"kernels: {library} cannot be loaded ({error}); remove it, or build it again."
-        ) from error
-    for target, symbol in TARGETS[name].items():
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(functions, symbol)), platform="CUDA")
-    return True
+    return libraries.load(shared_object(name, capability), TARGETS[name], "CUDA")

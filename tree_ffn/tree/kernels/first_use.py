@@ -33,12 +33,12 @@ def build(*platforms: str, say: Callable[[str], object] = _to_stderr) -> None:
       say: takes a line when it begins, and one that says why it failed.
     """
     unasked = os.environ.get(VARIABLE) != "0" and jax.process_count() == 1
-    if not unasked or jax.default_backend() not in platforms or not (wanted := _wanted()):
+    if not unasked or jax.default_backend() not in platforms or not (missing := _missing()):
         return
-    directory, failed = wanted[0].parent, wanted[0].with_suffix(".failed")
+    directory, failed = missing[0].parent, missing[0].with_suffix(".failed")
     try:
         with locked(str(directory / ".building"), waits=bool):
-            if failed.exists() or all(library.exists() for library in _wanted()):
+            if failed.exists() or not _missing():  # another process has built them meanwhile
                 return
             say(f"compiling kernels for this {jax.default_backend()}, once ...")
             try:
@@ -50,8 +50,10 @@ def build(*platforms: str, say: Callable[[str], object] = _to_stderr) -> None:
         return
 
 
-def _wanted() -> list[pathlib.Path]:
-    """The libraries that programs for the device at hand look for, if it is a CPU or one of NVIDIA's GPUs."""
+def _missing() -> list[pathlib.Path]:
+    """Libraries that programs for the device at hand look for in vain: a CPU, or one of NVIDIA's GPUs."""
     if jax.default_backend() == "cpu":
-        return [kernels.shared_object()]
-    return cuda.wanted() if jax.default_backend() == "gpu" and jax.device_count() == 1 else []
+        wanted = [kernels.shared_object()]
+    else:
+        wanted = cuda.wanted() if jax.default_backend() == "gpu" and jax.device_count() == 1 else []
+    return [library for library in wanted if not library.exists()]
