@@ -17,7 +17,7 @@ PROGRAMS = {
     "Trees": ("convert", "prune", "oracle"),
     "Measurements": (
         "plan", "quickstart", "ablate", "tables", "report",
-        "benchmark", "benchmark_models", "benchmark_scoring",
+        "benchmark", "benchmark_models", "benchmark_peers", "benchmark_scoring",
     ),
 }  # fmt: skip
 NAMES = tuple(name for names in PROGRAMS.values() for name in names)

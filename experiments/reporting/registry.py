@@ -59,6 +59,7 @@ from experiments.reporting.speed_tables import (
     scoring_speed,
     speed_decode,
     speed_layer,
+    speed_peers,
     speed_route,
     speed_steps,
     speed_train,
@@ -142,7 +143,7 @@ def tables_in(rows: list[dict]) -> dict[str, tuple[Callable, Callable]]:
 
 def topic(name: str, rows: list[dict]) -> str:
     """A table's topic: its name, except that the speed of layers has two and that of programs one."""
-    if name in ("speed_layer", "speed_route"):
+    if name in ("speed_layer", "speed_route", "speed_peers"):
         return f"speed_layer_{'cpu' if rows[0]['device'] == 'cpu' else 'gpu'}"
     return "speed_programs" if name in SPEED_OF_PROGRAMS else name
 
@@ -244,6 +245,7 @@ TABLES = {
     "speed_layer": (timed, speed_layer),
     "granularity": (timed, speed_layer),
     "speed_route": (scored_on, speed_route),
+    "speed_peers": (scored_on, speed_peers),
     "layer_tpu": (compiled_for, layer_tpu),
     "speed_train": (trained_on, speed_train),
     "speed_steps": (stepped, speed_steps),

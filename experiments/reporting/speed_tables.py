@@ -3,6 +3,7 @@
 Only experiments/benchmark.py times layers; all ratios of a line come from one of its runs.
 """
 
+import functools
 import itertools
 import statistics
 
@@ -113,6 +114,30 @@ def speed_route(rows: list[dict]) -> Table:
     )
     head = ["E", "T", "all rows", "asked rows", "times as fast"]
     return block(f"Speed of the beam, {rows[-1]['device']}", text, head, cells, rows[-1], labels=2)
+
+
+def speed_peers(rows: list[dict]) -> Table:
+    """A line per layer of another repository, or of ours beside it, and number of tokens."""
+    cells = []
+    rows = sorted(rows, key=lambda row: [setting(row, key) for key in ("tokens", "repository", "layer")])
+    lines = groups(rows, lambda row: row["row"])
+    for line in lines.values():
+        get, values = functools.partial(setting, line[-1]), {row["metric"]: row["value"] for row in line}
+        repository, name = get("repository"), get("layer")
+        name = f"ours (beside {repository})" if name == "ours" else f"{repository}, `{name}`"
+        times = [milliseconds(values[metric]) for metric in ("time_ms", "dense_ms")]
+        cells.append([name, f"{get('width')}", f"{get('tokens')}", *times, f"{values['ratio_to_dense']:.2f}"])
+    commits = {f"{setting(row, 'repository')} {str(setting(row, 'commit'))[:12]}": None for row in rows}
+    torch, threads = setting(rows[-1], "torch"), setting(rows[-1], "threads")
+    text = (
+        "Layers of other repositories, forward in float32, and ours of the same shape or, beside PEER, the "
+        "recommended one: milliseconds, and how many times as fast as the dense layer in turns with it: "
+        f"PyTorch's own ({torch}, {threads} threads) beside theirs, the fastest of ours beside ours. "
+        f"Repositories by commit: {', '.join(commits)}. {origin(rows)}"
+    )
+    where = f"{rows[0]['device']}" + (", ours after `make kernels`" if setting(rows[-1], "kernels") else "")
+    head = ["layer", "E", "T", "ms", "dense", "times as fast"]
+    return block(f"Speed of other layers, {where}", text, head, cells, last_of(lines), lines=lines)
 
 
 def gather_limit(rows: list[dict]) -> str:

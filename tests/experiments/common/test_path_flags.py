@@ -9,11 +9,12 @@ from tests.training.tiny import write_texts
 
 # Flags that hold text and name no file. A new string flag is one of them, or is made by `path_flags`.
 TEXT = {
-    "activation", "answer_field", "api_key", "begins_with", "dtype", "expert_widths", "gpus", "hf_batches", "host",
-    "hosts", "image", "implementations", "launch", "method", "methods", "mount", "name", "node_width", "param_dtype",
-    "passes", "prompt", "queue", "refits", "revision", "router", "routing", "row", "rows", "run", "seeds",
-    "select", "set", "shapes", "shots", "step", "stop", "submit", "table", "tasks", "text_field", "texts",
-    "tfds_name", "thresholds", "title", "tokens", "topology", "widths",
+    "activation", "answer_field", "api_key", "begins_with", "dtype", "expert_widths", "gpus",
+    "hf_batches", "host", "hosts", "image", "implementations", "launch", "method", "methods", "mount",
+    "name", "node_width", "param_dtype", "passes", "prompt", "queue", "refits", "revision", "router",
+    "routing", "row", "rows", "run", "seeds", "select", "set", "shapes", "shots", "step", "stop",
+    "submit", "table", "tasks", "text_field", "texts", "tfds_name", "thresholds", "title", "tokens",
+    "topology", "widths",
 }  # fmt: skip
 
 
