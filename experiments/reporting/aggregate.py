@@ -31,7 +31,7 @@ NO_MATTER = (
 # Keys that may differ between the lines of a table too: the layer, how it was made, and what is tuned for it.
 OWN = (
     r"((ffn|convert|finetune|prune)\..*|model\.(layers|ffns|init\.w_out)"
-    r"|optim\.(lr|b2|routers_until))$"
+    r"|optim\.(lr|b2|weight_decay|routers_until))$"
 )
 # All other keys may not.
 COMMON = rf"(?!{NO_MATTER})(?!{OWN})"
