@@ -87,6 +87,7 @@ wheel: $(RUN_STAMP) ## dist/*.whl for machines like this, with compiled kernels 
 	cd build/wheel && TREE_FFN_KERNELS= $(abspath $(PY)) -m tree_ffn.tree.kernels $(CAPABILITY:%=--capability=%)
 	$(PY) -m pip wheel -q --disable-pip-version-check --no-deps --wheel-dir dist build/wheel \
 		--config-settings=--build-option=--plat-name=$$($(PY) -c 'import sysconfig; print(sysconfig.get_platform())')
+	rm -rf build/wheel
 
 requirements: $(RUN_STAMP) ## make requirements.txt from pyproject.toml
 	$(PY) .ci/requirements.py

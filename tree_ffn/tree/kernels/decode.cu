@@ -1,22 +1,16 @@
 // XLA's call of decode.cuh.
 
 #include <algorithm>
-#include <string>
 
+#include "calls.cuh"
 #include "decode.cuh"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace {
 
-using Bf16 = ffi::Buffer<ffi::BF16>;
 using F32s = ffi::ResultBuffer<ffi::F32>;
 using S32s = ffi::ResultBuffer<ffi::S32>;
 
 constexpr int kMostBlocks = 512;  // of Units: about four on each of Hopper's multiprocessors
-
-ffi::Error Bad(const char* what) { return ffi::Error::InvalidArgument(std::string("tree_ffn decode: ") + what); }
 
 // Launches of a stream: each kernel but the first starts while the last one ends.
 struct Launches {
@@ -34,11 +28,6 @@ struct Launches {
     error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
     early = true;
   }
-
-  ffi::Error Result() const {
-    if (error == cudaSuccess) return ffi::Error::Success();
-    return ffi::Error::Internal(std::string("tree_ffn decode: ") + cudaGetErrorString(error));
-  }
 };
 
 Numbers Of(ffi::AnyBuffer buffer) { return {buffer.untyped_data(), buffer.element_type() == ffi::BF16}; }
@@ -53,7 +42,7 @@ ffi::Error Decode(cudaStream_t stream, Bf16 x, Bf16 w_router, ffi::AnyBuffer b_r
   const int parts = r->dimensions()[0], stride = r->dimensions()[2], unit_parts = z->dimensions()[0];
   if (T < 1 || T > kTokens || K > kMostTop || X > kMostExperts || E % kColumns || stride % kRows || stride < R ||
       R + trees != X || parts > kMostParts || unit_parts > kMostParts)
-    return Bad("the layer's sizes do not fit.");
+    return Bad("a layer's sizes do not fit.");
   const Tree tree = {T, R, stride, static_cast<int>(trees), static_cast<int>(depth), K};
   const Layer layer = {tree, E, W, X, parts, unit_parts, static_cast<int>(activation), static_cast<Norm>(norm),
                        Of(b_router), Of(b_in)};
@@ -85,14 +74,13 @@ ffi::Error Decode(cudaStream_t stream, Bf16 x, Bf16 w_router, ffi::AnyBuffer b_r
            ids->typed_data(), gates->typed_data(), z->typed_data());
     launch(Outputs<true>, pieces, layer, Data(w_out), of, y->typed_data());
   }
-  return launch.Result();
+  return Launched(launch.error);
 }
 
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnDecode, Decode,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::PlatformStream<cudaStream_t>>()
+                              Binding()
                                   .Arg<Bf16>()
                                   .Arg<Bf16>()
                                   .Arg<ffi::AnyBuffer>()
@@ -103,10 +91,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnDecode, Decode,
                                   .Attr<int64_t>("depth")
                                   .Attr<int64_t>("norm")
                                   .Attr<int64_t>("activation")
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::S32>>(),
+                                  .Ret<F32>()
+                                  .Ret<S32>()
+                                  .Ret<F32>()
+                                  .Ret<F32>()
+                                  .Ret<F32>()
+                                  .Ret<S32>(),
                               {ffi::Traits::kCmdBufferCompatible});

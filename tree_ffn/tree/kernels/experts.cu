@@ -7,24 +7,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <string>
 
+#include "calls.cuh"
 #include "experts_grads.cuh"
 #include "experts_plan.cuh"
 #include "experts_sums.cuh"
 #include "experts_units.cuh"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace {
-
-ffi::Error Bad(const char* what) { return ffi::Error::InvalidArgument(std::string("tree_ffn: ") + what); }
-
-ffi::Error Launched() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? ffi::Error::Success() : ffi::Error::Internal(cudaGetErrorString(error));
-}
 
 // f(std::integral_constant<int, U>) of the U that is `units`.
 template <typename F>
@@ -44,10 +34,6 @@ bool MayShare(Kernel kernel, size_t bytes) {
   const auto most = cudaFuncAttributeMaxDynamicSharedMemorySize;
   return cudaFuncSetAttribute(kernel, most, static_cast<int>(bytes)) == cudaSuccess;
 }
-
-using Bf16 = ffi::Buffer<ffi::BF16>;
-using S32 = ffi::Buffer<ffi::S32>;
-using F32 = ffi::Buffer<ffi::F32>;
 
 const bf16* Data(const Bf16& buffer) { return reinterpret_cast<const bf16*>(buffer.untyped_data()); }
 
@@ -156,8 +142,6 @@ ffi::Error GradsCall(cudaStream_t stream, Bf16 c, Bf16 rows, S32 token, S32 coun
   if (dw->element_type() == ffi::F32) return of(static_cast<float*>(nullptr));
   return Bad("gradients are bfloat16 or float32.");
 }
-
-auto Binding() { return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>(); }
 
 }  // namespace
 

@@ -1,19 +1,14 @@
 // XLA's calls of search.cuh.
 
 #include <algorithm>
-#include <string>
 #include <type_traits>
 
+#include "calls.cuh"
 #include "search.cuh"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace {
 
 constexpr int kShared = 96 << 10;  // bytes of shared memory that a block may have on any GPU since Ampere
-
-// ---- Calls by XLA ----
 
 // Warps of a block that has `bytes` of shared memory for each.
 int Warps(int bytes, int most) { return std::max(1, std::min(most, kShared / bytes)); }
@@ -26,18 +21,16 @@ ffi::Error Launch(Kernel kernel, int blocks, int warps, int bytes, cudaStream_t 
     kernel<<<blocks, 32 * warps, bytes, stream>>>(args...);
     error = cudaGetLastError();
   }
-  if (error == cudaSuccess) return ffi::Error::Success();
-  return ffi::Error::Internal(std::string("tree_ffn search: ") + cudaGetErrorString(error));
+  return Launched(error);
 }
 
-Tree Shape(ffi::Buffer<ffi::F32> r_TS, int64_t rows, int64_t trees, int64_t depth, int64_t top_k) {
+Tree Shape(F32 r_TS, int64_t rows, int64_t trees, int64_t depth, int64_t top_k) {
   auto size = r_TS.dimensions();
   auto whole = [](int64_t n) { return static_cast<int>(n); };
   return {whole(size[0]), whole(rows), whole(size[1]), whole(trees), whole(depth), whole(top_k)};
 }
 
-ffi::Error RunSearch(cudaStream_t stream, ffi::Buffer<ffi::F32> r_TS, ffi::Buffer<ffi::F32> b_R,
-                     ffi::Buffer<ffi::F32> bias_R, int64_t trees, int64_t depth, int64_t top_k,
+ffi::Error RunSearch(cudaStream_t stream, F32 r_TS, F32 b_R, F32 bias_R, int64_t trees, int64_t depth, int64_t top_k,
                      ffi::ResultBuffer<ffi::S32> ids_TK, ffi::ResultBuffer<ffi::F32> log_p_TK) {
   const Tree tree = Shape(r_TS, b_R.element_count(), trees, depth, top_k);
   const int own = SearchBytes(tree), warps = Warps(own, tree.tokens < 4096 ? 4 : 8);
@@ -51,8 +44,7 @@ ffi::Error RunSearch(cudaStream_t stream, ffi::Buffer<ffi::F32> r_TS, ffi::Buffe
   return balanced ? run(Search<4, true>) : run(Search<4, false>);
 }
 
-ffi::Error RunGradient(cudaStream_t stream, ffi::Buffer<ffi::F32> r_TS, ffi::Buffer<ffi::F32> b_R,
-                       ffi::Buffer<ffi::S32> ids_TK, ffi::Buffer<ffi::F32> d_TK, int64_t trees, int64_t depth,
+ffi::Error RunGradient(cudaStream_t stream, F32 r_TS, F32 b_R, S32 ids_TK, F32 d_TK, int64_t trees, int64_t depth,
                        ffi::Result<ffi::AnyBuffer> d_TS, ffi::ResultBuffer<ffi::F32> d_BR) {
   const Tree tree = Shape(r_TS, b_R.element_count(), trees, depth, ids_TK.dimensions()[1]);
   auto run = [&](auto* to) {
@@ -68,27 +60,25 @@ ffi::Error RunGradient(cudaStream_t stream, ffi::Buffer<ffi::F32> r_TS, ffi::Buf
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnSearch, RunSearch,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::PlatformStream<cudaStream_t>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+                              Binding()
+                                  .Arg<F32>()
+                                  .Arg<F32>()
+                                  .Arg<F32>()
                                   .Attr<int64_t>("trees")
                                   .Attr<int64_t>("depth")
                                   .Attr<int64_t>("top_k")
-                                  .Ret<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>(),
+                                  .Ret<S32>()
+                                  .Ret<F32>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(TreeFfnSearchGradient, RunGradient,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::PlatformStream<cudaStream_t>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
+                              Binding()
+                                  .Arg<F32>()
+                                  .Arg<F32>()
+                                  .Arg<S32>()
+                                  .Arg<F32>()
                                   .Attr<int64_t>("trees")
                                   .Attr<int64_t>("depth")
                                   .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::Buffer<ffi::F32>>(),
+                                  .Ret<F32>(),
                               {ffi::Traits::kCmdBufferCompatible});
