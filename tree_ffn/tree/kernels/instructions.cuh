@@ -1,4 +1,4 @@
-// The instructions that kernels are made of: tests/tree/emulated.h has the same for a CPU.
+// The instructions that kernels are made of: tests/tree/emulated/instructions.cuh has them for a CPU.
 
 #pragma once
 
