@@ -55,6 +55,20 @@ def combine(
 
 
 def fastest(params: dict, x_TE: jax.Array, spec) -> str:
+    """What was fastest for such tokens, as `fastest_on` the platform and with the kernels that are here.
+
+    Args:
+      params: the layer's arrays.
+      x_TE: tokens; only their shape and dtype count.
+      spec: the layer.
+    """
+    n_tokens, width = x_TE.shape
+    in_place = rows.in_place(x_TE.dtype, params["w_in"].dtype)
+    compiled = in_place or by_kernels(params, x_TE, getattr(spec, "top_k", 0), spec)
+    return fastest_on(platform(), compiled, n_tokens, width, spec)
+
+
+def fastest_on(platform: str, compiled: bool, n_tokens, width: int, spec) -> str:
     """What was fastest for so many tokens: results/speed_layer.jsonl.
 
     On a CPU, in times of masked's, E = 768, F = 3,072, A = 96, for 512 experts of 6 of which 16 are chosen, a
@@ -78,24 +92,26 @@ def fastest(params: dict, x_TE: jax.Array, spec) -> str:
         training, 16,384 tokens     masked 2.5 1.5 1.3; grouped 2.6 .59 .27, rows read by index left out
 
     Args:
-      params: the layer's arrays.
-      x_TE: tokens; only their shape and dtype count.
+      platform: cpu, gpu or tpu.
+      compiled: whether kernels of `make kernels` compute such layers there.
+      n_tokens: T; of an exported batch no number.
+      width: E.
       spec: the layer.
     """
-    n_tokens, share = x_TE.shape[0], spec.active_units / spec.total_units
+    share = spec.active_units / spec.total_units
     if not isinstance(n_tokens, int):  # an exported batch has no number
         return "masked"
     learns = getattr(spec, "routing", "") == "straight_through"  # by masked alone
     by_xla = n_tokens <= 16 and n_tokens * share <= 1
-    in_place = n_tokens <= 256 and share <= 1 / 16 and rows.in_place(x_TE.dtype, params["w_in"].dtype)
+    in_place = platform == "cpu" and compiled and n_tokens <= 256 and share <= 1 / 16
     if by_xla or (in_place and not learns):
         return "gather"
     if learns:
         return "masked"
     # A dense start is trained by masked alone: of such a layer only forward passes come here.
     trains = not getattr(spec, "dense_start", 0)
-    on_cpu = platform() == "cpu" and trains and n_tokens >= max(4096, 8 * spec.n_experts)
-    on_gpu = x_TE.size >= 2**23 and by_kernels(params, x_TE, getattr(spec, "top_k", 0), spec)
+    on_cpu = platform == "cpu" and trains and n_tokens >= max(4096, 8 * spec.n_experts)
+    on_gpu = platform == "gpu" and compiled and n_tokens * width >= 2**23
     return "grouped" if on_cpu or on_gpu else "masked"
 
 
