@@ -26,7 +26,7 @@ from tree_ffn.training.sharding import path_name, spec_of
 
 SYNCS = ("step", "microbatch")
 
-# Weights that layers cast to the activations' dtype before they multiply: test_gradients compares it with them.
+# Weights that layers cast to the activations' dtype before they multiply: test_gradients compares both.
 MULTIPLIED = re.compile(r"(attn/w_(qkv|out)|ffn/w_(in|out|router))$")
 
 
