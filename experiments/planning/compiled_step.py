@@ -133,14 +133,17 @@ def run_of(figures: dict, tokens: float) -> dict[str, float]:
     return {"days": hours / 24, "chip_hours": hours * figures["devices"]}
 
 
-def _fitting(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def _fitting(lowered: jax.stages.Lowered, options: dict | None = None) -> jax.stages.Compiled:
     try:
-        return lowered.compile()
+        return lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
-        raise DoesNotFit(f"the step does not fit its devices ({said}); {INSTEAD}") from error
+        if "RESOURCE_EXHAUSTED" in str(error):
+            said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+            raise DoesNotFit(f"the step does not fit its devices ({said}); {INSTEAD}") from error
+        if options is None and "output tile sizes" in str(error):
+            # Without a GPU to try them on, XLA (jax 0.10.2) finds no tiles for some products' Triton kernels.
+            return _fitting(lowered, {"xla_gpu_enable_triton_gemm": False})
+        raise
 
 
 def _check_memory(figures: dict, mesh) -> None:
