@@ -1,7 +1,7 @@
 """Makes tables from results/*.jsonl: the only source of claims.
 
     python -m experiments.tables              # prints the tables
-    python -m experiments.tables --write      # writes the pages of docs/results
+    python -m experiments.tables --write      # writes the pages of docs/results, and their picture
     python -m experiments.tables --check      # exits 1 if those are not what results/ gives
     python -m experiments.tables --latex --results=results/t1_small.jsonl      # booktabs, with the commands
 
@@ -15,6 +15,8 @@ import sys
 from absl import flags
 
 from experiments.common import cli, path_flags
+from experiments.reporting import granularity
+from experiments.reporting.drawing import alone, check_installed
 from experiments.reporting.pages import pages_of
 from experiments.reporting.registry import by_topic, read_rows, tables_of
 from tree_ffn.errors import InputError
@@ -40,11 +42,20 @@ def main() -> None:
             late = ", ".join(old)
             print(f"{late}: out of date; run python -m experiments.tables --write.", file=sys.stderr)
             sys.exit(1)
-        write(_PAGES.value, {name: pages[name] for name in old})
+        write(_PAGES.value, {name: pages[name] for name in old} | pictures(measured))
         return
     tables = tables_of(measured, tuning, _MIXED.value)
     body = "\n\n".join(table.latex() if _LATEX.value else table.markdown() for table in tables)
     print(body or f"No rows in {_RESULTS.value}.")
+
+
+def pictures(measured: list[dict]) -> dict[str, str]:
+    """{file name: SVG} of the pictures of pages. --check leaves them out: versions of matplotlib differ."""
+    timings = [row for row in measured if row["table"] == "granularity"]
+    if not timings:
+        return {}
+    check_installed("tables --write")
+    return {"granularity.svg": alone(granularity.picture(timings, measured))}
 
 
 def outdated(directory: str, pages: dict[str, str]) -> list[str]:

@@ -53,11 +53,29 @@ LOOK = {
 
 
 class Series(NamedTuple):
-    """A line of a chart: its name, and its points."""
+    """A line of a chart: its name, and its points; where panels say so, its colour and style."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    colour: int | None = None
+    style: str = "-"
+
+
+class Panel(NamedTuple):
+    """One of several charts beside each other.
+
+    Attributes:
+      title: above it.
+      y_label: name of its axis with units.
+      lines: at least one.
+      level: where there is one its axis is logarithmic, and a line stands there.
+    """
+
+    title: str
+    y_label: str
+    lines: Sequence[Series]
+    level: float | None = None
 
 
 class Point(NamedTuple):
@@ -97,7 +115,7 @@ def line_chart(
       zero: the vertical axis begins at 0.
     """
     with _axes(x_label, y_label) as (figure, axes):
-        for place, (label, x, y) in enumerate(series):
+        for place, (label, x, y, *_) in enumerate(series):
             style = ("-", "--", ":", "-.")[place // N_COLOURS % 4]
             sign = "o" if np.isfinite(np.asarray(y, float)).sum() == 1 else ""
             axes.plot(x, y, style, marker=sign, color=_colour(place), label=label, clip_on=False)
@@ -161,6 +179,55 @@ def heat_map(
         axes.set_xticks(*zip(*x_ticks))
         axes.set_yticks(*zip(*rows))
         return _svg(figure, title)
+
+
+def panels(title: str, drawn: Sequence[Panel], x_label: str, ticks: Sequence[float]) -> str:
+    """Charts beside each other, over one logarithmic axis; points say their values under a pointer.
+
+    Args:
+      title: what screen readers say.
+      drawn: at least one.
+      x_label: name of the axis below.
+      ticks: its values.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    with matplotlib.rc_context(LOOK):
+        figure = Figure((len(drawn) * 320 / 72, 430 / 72), dpi=72, layout="constrained")
+        for place, panel in enumerate(drawn, 1):
+            axes = figure.add_subplot(1, len(drawn), place, xscale="log")
+            axes.set(xlabel=x_label, ylabel=panel.y_label, xmargin=0.05, ymargin=0.05)
+            axes.set_title(panel.title, fontsize=11)
+            axes.grid(axis="y", linewidth=0.8)
+            axes.set_xticks(ticks, map("{:g}".format, ticks))
+            if panel.level is not None:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.axhline(panel.level, color=SOFT, linewidth=1)
+            axes.minorticks_off()
+            for number, (label, x, y, colour, style) in enumerate(panel.lines):
+                paint = _colour(number if colour is None else colour)
+                axes.plot(x, y, style, color=paint, label=label)
+                for at, value in zip(x, y):
+                    gid = f"said {spoken(panel.title, label, at, value)}"
+                    axes.plot(at, value, "o", color=paint, markersize=4, gid=gid)
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), handlelength=2)
+        return _svg(figure, title)
+
+
+def spoken(panel: str, line: str, x: float, y: float) -> str:
+    """What a point of `panels` says under a pointer.
+
+    Args:
+      panel: its title.
+      line: its label.
+      x: of the point.
+      y: of the point.
+    """
+    return f"{panel}, {line}, {x:g}: {y:.4g}"
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
-from experiments.reporting import record
+from experiments.reporting import granularity, record
 from experiments.reporting.aggregate import (
     NO_MATTER,
     baseline,
@@ -72,10 +72,11 @@ from tree_ffn.paths import expanded
 
 
 class Topic(NamedTuple):
-    """A page: its title, and a sentence that says what its tables answer."""
+    """A page: its title, a sentence that says what its tables answer, and what its picture shows, if any."""
 
     title: str
     text: str
+    picture: str = ""
 
 
 def read_rows(pattern: str) -> tuple[list[dict], list[dict]]:
@@ -132,6 +133,8 @@ def by_topic(measured: list[dict], tuning: list[dict], mix: bool = False) -> lis
             if name in SCORED_ELSEWHERE and (below := other_texts(rows, table.title)):
                 parts.append((name, below))
         parts += [("learning_rates", tuning_grid(rows)) for rows in grids.values()]
+    if timings := [row for row in measured if row["table"] == "granularity"]:
+        parts += [("granularity", table) for table in granularity.quality_by_width(timings, measured)]
     return parts
 
 
@@ -272,7 +275,12 @@ TOPICS = {
     "conversion": Topic("Conversion", "Dense layers that become trees, before and after fine-tuning."),
     "speed_layer_cpu": Topic("Speed of layers on CPUs", "One layer alone, by number of tokens."),
     "speed_layer_gpu": Topic("Speed of layers on GPUs", "One layer alone, by number of tokens."),
-    "granularity": Topic("Granularity", "Experts of more or fewer units, as many active of as many in all."),
+    "granularity": Topic(
+        "Granularity",
+        "Layers of one F and one A, from a few large experts to many of one unit: what they cost, in "
+        "multiples of dense, and what they are worth. Lower is better.",
+        granularity.TITLE,
+    ),
     "layer_tpu": Topic("Layers on TPUs", "One layer alone, compiled for chips that did not run it."),
     "speed_programs": Topic(
         "Speed of training, scoring and answers", "Whole models: training, training steps alone, questions."

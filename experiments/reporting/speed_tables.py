@@ -5,6 +5,7 @@ Only experiments/benchmark.py times layers; all ratios of a line come from one o
 
 import functools
 import itertools
+import re
 import statistics
 
 from experiments.reporting.aggregate import (
@@ -69,7 +70,9 @@ def speed_layer(rows: list[dict]) -> Table:
     """A line per width, tokens, shape, pass and usage; all ratios are of one run each."""
     named = lambda row: speed_name(row)[:4]
     usage = lambda row: row["config"].get("usage", "uniform")
-    lines = groups(rows, lambda row: (*named(row), usage(row)))
+    by_number = lambda shape: tuple(map(int, re.findall(r"\d+", shape)))
+    key = lambda row: (*named(row)[:2], by_number(named(row)[2]), *named(row)[2:], usage(row))
+    lines = {(*at[:2], *at[3:]): line for at, line in groups(rows, key).items()}
     for line in lines.values():
         lines_of([{**row, "row": row["row"].split(".")[0]} for row in line], SPEED_FREE, SPEED_COMMON)
     lines_of(rows, free=".", common=SPEED_COMMON)

@@ -57,6 +57,25 @@ def test_values_that_are_not_finite_leave_gaps():
     ElementTree.fromstring(drawing.line_chart("t", [Series("", [], [])], "x", "y", zero=True))
 
 
+def test_panels_share_an_axis_and_their_points_say_what_they_are():
+    loss = drawing.Panel("Loss", "nats", [Series("tree", [1, 6, 96], [4.3, 4.28, 4.31])])
+    time = drawing.Panel("cpu", "multiple", [Series("use", [1, 96], [2.0, 0.5], 3, "--")], level=1.0)
+    svg = drawing.panels("a & b", [loss, time], "W", [1, 6, 96])
+    texts = [text.text for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert [texts.count(text) for text in ("W", "96", "tree", "use", "Loss", "cpu")] == [2, 2, 1, 1, 1, 1]
+    places = signs(svg)
+    assert list(places) == [
+        "Loss, tree, 1: 4.3", "Loss, tree, 6: 4.28", "Loss, tree, 96: 4.31",
+        "cpu, use, 1: 2", "cpu, use, 96: 0.5",
+    ]  # fmt: skip
+    assert places["Loss, tree, 6: 4.28"][1] > places["Loss, tree, 96: 4.31"][1]
+    halfway = (places["Loss, tree, 6: 4.28"][0] - places["Loss, tree, 1: 4.3"][0]) / (
+        places["Loss, tree, 96: 4.31"][0] - places["Loss, tree, 1: 4.3"][0]
+    )
+    assert halfway == pytest.approx(np.log(6) / np.log(96), abs=0.01)
+    assert "var(--c3)" in svg and "var(--c0)" in svg and "var(--c1)" not in svg
+
+
 def test_colours_are_those_of_the_page():
     series = [Series(str(i), [0, 1], [i, 0]) for i in range(drawing.N_COLOURS + 1)]
     svg = drawing.line_chart("t", series, "x", "y")
