@@ -9,10 +9,11 @@ active, rms gates, b2 .99, 2.12e-3, first output weights of 0.2 / sqrt(A) (its r
 name `leaf_X512_K16_rms_beam_b99_lr212_out4`). Other names say what they have (docs/quality.md); those without
 `out` start with 0.05 / sqrt(A).
 
-Protocol, written before the rows of `NEXT` were run: with seed 0 each is compared with the recipe's seed 0
-(4.2479). One that ends more than .02 nats below gets seeds 1 and 2, and the recipe is replaced by the best of
-those whose mean of the three is lower and whose products all in are at most 5 % of dense's. `recipe_x2`
-has twice the store, `recipe_K24` 6.8 % of dense's products.
+Protocol, written before the rows of `NEXT` were run: all have a weight decay of 1 (configs/sweeps/decay.py),
+and with seed 0 each is compared with the recipe of that decay (`recipe_wd100`, 4.1498). One that ends more
+than .02 nats below gets seeds 1 and 2, and the recipe is replaced by the best of those whose mean of the three
+is lower and whose products all in are at most 5 % of dense's. `recipe_wd100_x2` has twice the store,
+`recipe_wd100_K24` 6.8 % of dense's products.
 """
 
 from configs import common
@@ -44,6 +45,7 @@ DONE = {
     "leaf_x2_X1024_K16_rms_beam_b99_lr212": TWICE,
     # Louder outputs at first, the best of which are the recipe; a longer memory; a longer dense start.
     "recipe": RECIPE,
+    "recipe_lr150": {**RECIPE, "optim.lr": 1.5e-3},
     "leaf_X512_K16_rms_beam_b99_lr212_out2": {**QUIET, "model.init.w_out": 0.1},
     "leaf_X512_K16_rms_beam_b99_lr212_out8": {**QUIET, "model.init.w_out": 0.4},
     "leaf_X512_K16_rms_beam_b999_lr212": {**QUIET, "optim.b2": 0.999},
@@ -61,21 +63,21 @@ DONE = {
     "leaf_X3072_K96_rms_keys_b99_lr212": {**RMS, **experts(3072, 96, 1), **KEYS},
     "leaf_X512_K16_rms_random_b99_lr212": {**QUIET, "ffn.router": "random"},
 }
+FORGETS = {**RECIPE, "optim.weight_decay": 1.0}
 NEXT = {
-    # Around the louder outputs: the rate, and the start.
-    "recipe_lr150": {**RECIPE, "optim.lr": 1.5e-3},
-    "recipe_lr300": {**RECIPE, "optim.lr": 3e-3},
-    "recipe_out6": {**RECIPE, "model.init.w_out": 0.2827},
-    "recipe_start10": {**RECIPE, "ffn.dense_start": 0.1},
-    "recipe_start30": {**RECIPE, "ffn.dense_start": 0.3},
+    # The rate, the start and the first outputs again.
+    "recipe_wd100_lr150": {**FORGETS, "optim.lr": 1.5e-3},
+    "recipe_wd100_lr300": {**FORGETS, "optim.lr": 3e-3},
+    "recipe_wd100_start10": {**FORGETS, "ffn.dense_start": 0.1},
+    "recipe_wd100_start30": {**FORGETS, "ffn.dense_start": 0.3},
+    "recipe_wd100_out2": {**FORGETS, "model.init.w_out": 0.1},
     # More experts at work, for 415 products; finer ones; twice the store.
-    "recipe_K24": {**RECIPE, **experts(512, 24, 6)},
-    "recipe_X1024_K24": {**RECIPE, **experts(1024, 24, 3)},
-    "recipe_x2": {**RECIPE, **experts(1024, 16, 6)},
-    # Other routers with outputs as loud.
-    "recipe_keys": {**RECIPE, **KEYS},
-    "recipe_softmax_lr150": {**RECIPE, **SOFTMAX, "ffn.balance_rate": 1e-2, "optim.lr": 1.5e-3},
-    "recipe_random": {**RECIPE, "ffn.router": "random"},
+    "recipe_wd100_K24": {**FORGETS, **experts(512, 24, 6)},
+    "recipe_wd100_X1024_K24": {**FORGETS, **experts(1024, 24, 3)},
+    "recipe_wd100_x2": {**FORGETS, **experts(1024, 16, 6)},
+    # Other routers.
+    "recipe_wd100_keys": {**FORGETS, **KEYS},
+    "recipe_wd100_random": {**FORGETS, "ffn.router": "random"},
 }
 ROWS = DONE | NEXT
 

@@ -8,9 +8,11 @@ Text and tokenizer as for configs/t1_small.py; its 44 M tokens are passed over 2
 
 Protocol, written before the runs: every layer keeps the rate and the b2 that were chosen for it at 60 M
 tokens (docs/quality.md). The share of the gap is compared with that of 60 M tokens: seed 0 against seed 0.
+Rows of `decay.py` keep their weight decay of 1, or have half of it: if weights should forget in the same
+share of a training, half is best for one of twice the length.
 """
 
-from configs.sweeps import fairness, leaves
+from configs.sweeps import decay, fairness, leaves
 
 DENSE = {**fairness.LAYERS["dense_w_out565"], "optim.lr": 1.5e-3, "optim.b2": 0.99}
 MOE = {**fairness.LAYERS[fairness.MOE], "optim.lr": 2.12e-3, "optim.b2": 0.95}
@@ -21,6 +23,10 @@ ROWS = {
     f"{fairness.MOE}_b95_out2": {**MOE, "model.init.w_out": 0.1},
     "leaf_X512_K16_rms_beam_b99_lr212": leaves.QUIET,
     "recipe": leaves.RECIPE,
+} | {
+    f"{kind}_wd{100 * amount:.0f}": {**layer, "optim.weight_decay": amount}
+    for kind, layer in decay.BEST.items()
+    for amount in (0.5, 1.0)
 }
 
 

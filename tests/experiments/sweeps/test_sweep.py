@@ -34,7 +34,7 @@ N_ROWS = {
     "conversion": 12,
     "fairness": 17,
     "leaves": 34,
-    "longer": 6,
+    "longer": 14,
     "decay": 12,
     "steps": 3,
 }
