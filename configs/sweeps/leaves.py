@@ -11,8 +11,8 @@ name `leaf_X512_K16_rms_beam_b99_lr212_out4`). Other names say what they have (d
 
 Protocol, written before the rows of `NEXT` were run: all have a weight decay of 1 (configs/sweeps/decay.py),
 and with seed 0 each is compared with the recipe of that decay (`recipe_wd100`, 4.1498). One that ends more
-than .02 nats below gets seeds 1 and 2, and the recipe is replaced by the best of those whose mean of the three
-is lower and whose products all in are at most 5 % of dense's. `recipe_wd100_x2` has twice the store,
+than .02 nats below gets seeds 1 and 2, and the recipe is replaced by the best of those whose mean of the
+three is lower and whose products all in are at most 5 % of dense's. `recipe_wd100_x2` has twice the store,
 `recipe_wd100_K24` 6.8 % of dense's products.
 """
 
