@@ -5,7 +5,8 @@
 Their code is not here: it is imported from where the flags say, and runs in PyTorch, on a CPU in float32.
 Their layers and PyTorch's dense layer of as many units take turns; then our layer of that shape and the
 fastest of our dense layers do. Each call has new tokens, and chains of layers outgrow the caches, as in
-`benchmark`. Needs torch; PEER needs einops and einx, too.
+`benchmark`. With UltraFastBERT's weights our path layer has to agree with theirs before it is timed. Needs
+torch; PEER needs einops and einx, too.
 """
 
 import importlib
@@ -27,6 +28,7 @@ from experiments.common import cli, path_flags
 from experiments.reporting import record
 from tree_ffn import recipe
 from tree_ffn.errors import InputError, check_positive_int, is_whole_number
+from tree_ffn.models.ffn import apply_ffn, init_ffn
 from tree_ffn.tree import TreeShape, TreeSpec
 from tree_ffn.tree.combine import fastest as by_rule
 from tree_ffn.tree.rows import in_place
@@ -39,6 +41,7 @@ _TOKENS = flags.DEFINE_list("tokens", ["1", "16"], "Token counts T.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Time to spend on each layer.")
 _RESULTS = path_flags.define_written("results", None, "Append rows of table speed_peers to this file.")
 
+TOLERANCE = 1e-3  # of the length of outputs
 # {flag: (folder that modules are imported from, the module that has the layers)}
 PLACES = {"ultrafastbert": ("benchmark_pytorch", "fff"), "peer": (".", "PEER_pytorch.PEER")}
 
@@ -86,9 +89,9 @@ def layers_of(flag: str, module) -> tuple[dict[str, Callable], int, object]:
     """What makes each layer of a repository, their units in all, and our layer of that shape."""
     width, depth = _WIDTH.value, _DEPTH.value
     if flag == "ultrafastbert":
-        sizes = {"input_width": width, "output_width": width, "depth": depth}
-        makers = {name: lambda name=name: getattr(module, name)(**sizes) for name in ("FFF", "FFF_Sparse")}
-        return makers, 2 ** (depth + 1) - 1, TreeSpec(TreeShape(1, depth, 1))
+        make = lambda: module.FFF(input_width=width, output_width=width, depth=depth)
+        check_same(make(), spec := TreeSpec(TreeShape(1, depth, 1)))
+        return {"FFF": make}, 2 ** (depth + 1) - 1, spec
     units = math.ceil(math.sqrt(4 * width)) ** 2  # experts of one, in a square; E / 8 of them are chosen
     chosen = {"heads": width // 128, "num_experts_per_head": 16, "non_competing_scores": False}
     peer = lambda: module.PEER(width, num_experts=units, **chosen)
@@ -98,6 +101,20 @@ def layers_of(flag: str, module) -> tuple[dict[str, Callable], int, object]:
         units,
         recipe(width),
     )
+
+
+def check_same(layer, spec: TreeSpec) -> None:
+    """Refuses to time a layer of UltraFastBERT that is not our path layer with the same weights."""
+    x = np.random.default_rng(0).standard_normal((16, layer.w1s.shape[1]), np.float32)
+    params = init_ffn(jax.random.key(0), spec, x.shape[1])
+    params |= {"b_in": params["b_in"] * 0, "b_out": params["b_out"] * 0}
+    params |= {mine: jax.numpy.asarray(weights.detach().numpy())[None]
+               for mine, weights in (("w_in", layer.w1s), ("w_out", layer.w2s))}  # fmt: skip
+    ours = np.asarray(apply_ffn(params, x, spec, "masked")[0])
+    theirs = layer(importlib.import_module("torch").from_numpy(x)).detach().numpy().reshape(x.shape)
+    error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    if not error < TOLERANCE:
+        raise RuntimeError(f"FFF differs from our path layer with the same weights by {error:.2g}")
 
 
 def times(case: Case, units: int, makers: dict[str, Callable]) -> dict[str, tuple[float, float]]:
