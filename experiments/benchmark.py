@@ -35,8 +35,10 @@ from experiments.benchmarks.layers import (
     USAGES,
     Case,
     check_outputs,
+    compared,
     dense_variants,
     fastest,
+    figures,
     floor_seconds,
     granular_spec,
     layer_spec,
@@ -144,29 +146,6 @@ def layers_to_time(case: Case, implementations: list[str], usage: str, key) -> l
         *(layer_variant(case, name, usage) for name in implementations),
     ]
     return [Timed(case, variant, key) for variant in variants]
-
-
-def compared(timed: list[Timed]) -> list[Timed]:
-    """Dense and narrow in their fastest layouts, and all implementations."""
-    layouts = dict.fromkeys(t.name.partition("[")[0] for t in timed if "[" in t.name)
-    return [*(fastest(timed, name) for name in layouts), *(t for t in timed if "[" not in t.name)]
-
-
-def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
-    """{variant: {metric: value}} of what is `compared`.
-
-    Ratios are how many times as fast as dense and, where it was timed, narrow; floor: seconds.
-    """
-    shown = compared(timed)
-    baselines = {t.name.partition("[")[0]: t.median for t in shown if "[" in t.name}
-    return {
-        t.name: {"time_ms": 1e3 * t.median}
-        | {f"ratio_to_{name}": median / t.median for name, median in baselines.items()}
-        | {"floor_share": floor / t.median}
-        | ({} if (memory := t.memory()) is None else {"memory_mb": memory / 2**20})
-        | ({} if t.joules is None else {"energy_mj": 1e3 * t.joules})
-        for t in shown
-    }
 
 
 def print_case(case: Case, rows: dict[str, dict]) -> None:

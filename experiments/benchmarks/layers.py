@@ -217,6 +217,29 @@ def fastest(timed: list[Timed], name: str) -> Timed:
     return min((t for t in timed if t.name.startswith(f"{name}[")), key=lambda t: t.median)
 
 
+def compared(timed: list[Timed]) -> list[Timed]:
+    """Dense and narrow in their fastest layouts, and all implementations."""
+    layouts = dict.fromkeys(t.name.partition("[")[0] for t in timed if "[" in t.name)
+    return [*(fastest(timed, name) for name in layouts), *(t for t in timed if "[" not in t.name)]
+
+
+def figures(timed: list[Timed], floor: float) -> dict[str, dict]:
+    """{variant: {metric: value}} of what is `compared`.
+
+    Ratios are how many times as fast as dense and, where it was timed, narrow; floor: seconds.
+    """
+    shown = compared(timed)
+    baselines = {t.name.partition("[")[0]: t.median for t in shown if "[" in t.name}
+    return {
+        t.name: {"time_ms": 1e3 * t.median}
+        | {f"ratio_to_{name}": median / t.median for name, median in baselines.items()}
+        | {"floor_share": floor / t.median}
+        | ({} if (memory := t.memory()) is None else {"memory_mb": memory / 2**20})
+        | ({} if t.joules is None else {"energy_mj": 1e3 * t.joules})
+        for t in shown
+    }
+
+
 def what(case: Case, variant: str) -> dict:
     """A case and a variant, as rows of results name them."""
     return {
