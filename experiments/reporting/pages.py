@@ -31,6 +31,7 @@ def pages_of(tables: list[tuple[str, Table]]) -> dict[str, str]:
     pages = {"index.md": "\n\n".join(parts) + "\n"}
     for name, mine in found.items():
         head = [f"# {topics[name].title}", wrapped(topics[name].text)]
-        head += [f"![{topics[name].picture}]({name}.svg)"] if topics[name].picture else []
+        if caption := topics[name].picture:
+            head += [f"![{topics[name].text}]({name}.svg)", wrapped(caption)]
         pages[f"{name}.md"] = "\n\n".join([*head, *(table.markdown() for table in mine)]) + "\n"
     return pages

@@ -72,7 +72,7 @@ from tree_ffn.paths import expanded
 
 
 class Topic(NamedTuple):
-    """A page: its title, a sentence that says what its tables answer, and what its picture shows, if any."""
+    """A page: its title, what its tables answer, and what to know of its picture, if it has one."""
 
     title: str
     text: str
@@ -276,10 +276,7 @@ TOPICS = {
     "speed_layer_cpu": Topic("Speed of layers on CPUs", "One layer alone, by number of tokens."),
     "speed_layer_gpu": Topic("Speed of layers on GPUs", "One layer alone, by number of tokens."),
     "granularity": Topic(
-        "Granularity",
-        "Layers of one F and one A, from a few large experts to many of one unit: what they cost, in "
-        "multiples of dense, and what they are worth. Lower is better.",
-        granularity.TITLE,
+        "Granularity", "From a few large experts to many of one unit: cost and quality.", granularity.CAPTION
     ),
     "layer_tpu": Topic("Layers on TPUs", "One layer alone, compiled for chips that did not run it."),
     "speed_programs": Topic(

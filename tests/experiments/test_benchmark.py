@@ -197,7 +197,7 @@ def test_fine_and_coarse_experts_are_timed_beside_the_same_dense_layer(tmp_path)
     assert times[f"{fine}.dense"] == times[f"{coarse}.dense"]
     [table] = tables_of(load_results(str(results)), [])
     assert table.head[:6] == ["E", "T", "shape", "pass", "dense", "gather"]  # no column of narrow
-    assert [line[2] for line in table.cells] == ["X=128 W=4 K=4", "X=32 W=16 K=1"]
+    assert [line[2] for line in table.cells] == ["X=32 W=16 K=1", "X=128 W=4 K=4"]
 
 
 @pytest.mark.parametrize(
