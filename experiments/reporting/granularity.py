@@ -12,9 +12,9 @@ from experiments.reporting.speed_tables import speed_name, timed
 TITLE = "What experts of more or fewer units cost, and are worth"
 CAPTION = (
     "Layers of one F = 4 E and one A = E / 8, beside one dense layer of F units in the same run: what they "
-    "cost, by the fastest implementation, and the losses of models with such layers. Lower is better. W may be "
-    "any divisor of A. Experts stand behind one tree, or behind as many as the odd factors of X multiply to: "
-    "three at E = 768 and W = 1 or 2. A GPU's kernels for few tokens take K up to 16, there W from 6 on."
+    "cost, by the fastest implementation, and the losses of models with such layers. Lower is better. W may "
+    "be any divisor of A. Experts stand behind one tree, or behind as many as the odd factors of X multiply "
+    "to: three at E = 768 and W = 1 or 2. A GPU's kernels for few tokens take K up to 16, there W from 6 on."
 )
 # What makes lines of losses comparable but for granularity, and the names of their curves.
 DESIGN = (
