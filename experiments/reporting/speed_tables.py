@@ -53,7 +53,7 @@ def timed(row: dict) -> tuple:
 
 
 def layer(row: dict) -> str:
-    """What was timed, for the table's title; of rows until 2026-11-30, layers that are gone.
+    """What was timed, for the table's title.
 
     Example:
       >>> layer({"config": {"spec": {"shape": {"depth": 7}, "routing": "hard", "router": "first_unit"}}})
@@ -61,8 +61,6 @@ def layer(row: dict) -> str:
     """
     if setting(row, "spec.n_experts") is not None:
         return f"the leaf layer, {setting(row, 'spec.router')}"
-    if setting(row, "spec.router") == "silent":
-        return "the old recipe's layer"
     return f"the path layer, {setting(row, 'spec.routing')}"
 
 
