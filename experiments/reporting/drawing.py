@@ -299,9 +299,13 @@ def _axes(x_label: str, y_label: str) -> Iterator[tuple["Figure", "Axes"]]:
 
 def _svg(figure: "Figure", title: str) -> str:
     """The drawing as SVG inside HTML, in the page's colours."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     file = io.StringIO()
     metadata = {"Title": title, **dict.fromkeys(("Creator", "Date", "Format", "Type"))}
-    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    for ground in (figure.patch, *(axes.patch for axes in figure.axes)):
+        ground.set_facecolor("none")
+    FigureCanvasSVG(figure).print_svg(file, metadata=metadata)  # `savefig` would draw it twice
     svg = file.getvalue()
     svg = re.sub(r'<g id="said (.*?)">', r"<g><title>\1</title>", svg[svg.index("<svg") :])
     svg = re.sub(r' id="[a-z0-9]+_\d+"', "", svg)  # a page has many figures

@@ -19,7 +19,8 @@ VISITS = np.random.default_rng(0).integers(0, 9, (4, 3, 8)) * np.array([1, 1, 0,
 def run(texts, tmp_path_factory):
     """The workdir of a real run: a dense layer, then a layer of trees; validations at steps 3, 6 and 8."""
     workdir = tmp_path_factory.mktemp("run")
-    config = tiny_config(texts, steps=8, model__layers="dense,tree", ffn__node_width=(1, 1, 1, 2))
+    changes = {"model__layers": "dense,tree", "ffn__node_width": (1, 1, 1, 2), "train__probe": True}
+    config = tiny_config(texts, steps=8, **changes)
     train(config, str(workdir), log=lambda _: None, bar=False)
     return workdir
 

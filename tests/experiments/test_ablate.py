@@ -29,7 +29,7 @@ def place(texts, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     common = {
         "data.files": f"{texts}/*.txt", "data.cache_dir": f"{texts}/cache",
-        "data.workers": 0, "mesh.data": 1,
+        "data.workers": 0, "mesh.data": 1, "train.probe": False,
     }  # fmt: skip
 
     def ablate(rows, *arguments, **more):

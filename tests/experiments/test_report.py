@@ -24,7 +24,8 @@ def runs(texts, tmp_path_factory):
     """A directory with runs of a path layer, a leaf layer and a dense one, and a directory that is no run."""
     directory = tmp_path_factory.mktemp("runs")
     for name, changes in {
-        "hard": {"kind": "tree"}, "leaf": {"kind": "leaf"}, "narrow": {"kind": "narrow"},
+        "hard": {"kind": "tree", "train__probe": True}, "leaf": {"kind": "leaf"},
+        "narrow": {"kind": "narrow"},
     }.items():  # fmt: skip
         config = tiny_config(texts, **changes)
         train(config, str(directory / name), log=lambda _: None, bar=False, origin=provenance.origin)
@@ -80,7 +81,7 @@ def test_everything_together(page):
 
 def test_an_older_report_is_replaced_and_nothing_else(runs, tmp_path):
     path = tmp_path / "report.html"
-    arguments = [f"--workdir={runs}/hard", f"--to={path}"]
+    arguments = [f"--workdir={runs}/narrow", f"--to={path}"]
     assert call("report", *arguments).code == 0 and call("report", *arguments).code == 0
     path.write_text("my notes")
     outcome = call("report", *arguments)
@@ -122,15 +123,15 @@ def test_what_is_refused(runs, tmp_path):
 )
 def test_runs_that_cannot_be_compared_are_refused_unless_asked(runs, tmp_path, key, value):
     section, name = key.split(".")
-    shutil.copytree(runs / "hard", tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(runs / "narrow", tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints"))
     file = tmp_path / "other" / ("data.json" if section == "data" else "config.json")
     facts = json.loads(file.read_text())
     (facts if section == "data" else facts[section])[name] = value
     file.write_text(json.dumps(facts))
     page = tmp_path / "page.html"
-    assert call("report", f"--workdir={runs}/hard", f"--to={page}").code == 0
+    assert call("report", f"--workdir={runs}/narrow", f"--to={page}").code == 0
     before = page.read_text()
-    arguments = [f"--workdir={runs}/hard,{tmp_path}/other", f"--to={page}"]
+    arguments = [f"--workdir={runs}/narrow,{tmp_path}/other", f"--to={page}"]
     refused = call("report", *arguments)
     assert refused.code == 2 and page.read_text() == before
     assert (

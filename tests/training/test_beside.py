@@ -21,7 +21,7 @@ from tree_ffn.training.restore import restore_for_inference
 def finished(texts, tmp_path_factory):
     """The workdir of a run with checkpoints 3 and 6."""
     workdir = tmp_path_factory.mktemp("finished")
-    train(tiny_config(texts, train__keep=2, train__probe=False), str(workdir), log=lambda _: None, bar=False)
+    train(tiny_config(texts, train__keep=2), str(workdir), log=lambda _: None, bar=False)
     return workdir
 
 

@@ -39,7 +39,7 @@ def lines(workdir):
 def finished(texts, tmp_path_factory):
     """(workdir, metrics, lines of the log) of a run of 6 steps."""
     workdir, log = tmp_path_factory.mktemp("finished"), []
-    return workdir, quiet(tiny_config(texts), workdir, log.append), log
+    return workdir, quiet(tiny_config(texts, train__probe=True), workdir, log.append), log
 
 
 def test_characters_without_a_token_are_said_before_and_after(tmp_path):
@@ -114,7 +114,9 @@ def test_validation_takes_a_microbatch_at_a_time(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sharding, "put_batch", lambda batch, mesh: rows.append(len(batch)) or put(batch, mesh)
     )
-    config = tiny_config(texts, steps=1, train__grad_accum_steps=4, train__eval_batches=2)
+    config = tiny_config(
+        texts, steps=1, train__grad_accum_steps=4, train__eval_batches=2, train__probe=True
+    )
     train(config, str(tmp_path), log=lambda _: None, bar=False)
     assert rows == [2] * 9  # a probe and twice four microbatches
 
@@ -125,8 +127,9 @@ def test_a_text_that_is_read_often_is_said_before_and_after(texts, tmp_path):
         shutil.copy(texts / name, tmp_path / "texts")
     log = []
     config = tiny_config(
-        tmp_path / "texts", kind="narrow", steps=40, train__eval_every=20, data__valid_share=0.4
-    )
+        tmp_path / "texts", kind="narrow", steps=40, train__eval_every=20, train__checkpoint_every=0,
+        data__valid_share=0.4,
+    )  # fmt: skip
     metrics = train(config, str(tmp_path / "run"), log=log.append, bar=False)
     rows = json.loads((tmp_path / "run/data.json").read_text())["splits"]["train"]["rows"]
     assert metrics["passes"] == 40 * 8 / rows > 4

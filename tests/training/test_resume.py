@@ -33,6 +33,7 @@ OPTIONS = {
     "train__grad_accum_steps": 2,
     "train__log_every": 1,
     "train__keep": 9,
+    "train__probe": True,
 }
 
 
@@ -42,11 +43,11 @@ def run(texts, workdir):
 
 
 def run_killed(texts, workdir, before: int) -> int:
-    """Exit status of a training process that kills itself before a step."""
+    """Exit status of a training process that kills itself before a step; it finds what this one compiled."""
     workdir.mkdir()
     options = {"texts": str(texts), "workdir": str(workdir), "kill_before": before} | OPTIONS
     command = [sys.executable, "-m", "tests.training.child", json.dumps(options)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode
 
 

@@ -22,7 +22,7 @@ from tree_ffn.training.sharding import make_mesh, put_rows, rows_here
 
 def test_two_processes_compute_what_one_computes(texts, tmp_path):
     """In two microbatches, whose gradients devices of both add up once a step."""
-    flags = ("--config.train.steps=8", "--config.train.grad_accum_steps=2")
+    flags = ("--config.train.steps=8", "--config.train.grad_accum_steps=2", "--config.train.probe=False")
     run = Several(2, tmp_path / "two", texts, *flags, devices=2)
     config = tiny_config(texts, steps=8, mesh__data=4, train__grad_accum_steps=2)
     train(config, str(tmp_path / "one"), log=lambda _: None, bar=False)

@@ -21,11 +21,12 @@ def write_texts(directory: pathlib.Path) -> pathlib.Path:
 
 
 def tiny_config(texts: pathlib.Path, kind="tree", steps=6, **changes):
-    """configs/smoke.py on those files; changes are written `optim__lr=1.0`."""
+    """configs/smoke.py on those files, without its probe; changes are written `optim__lr=1.0`."""
     config = smoke.get_config(f"kind={kind},steps={steps}")
     config.data.corpus, config.data.files = "files", f"{texts}/*.txt"
     config.data.cache_dir, config.data.workers = f"{texts}/cache", 0
     config.mesh.data = 1  # of the 8 fake devices
+    config.train.probe = False  # its program takes as long to compile as a step's
     with config.unlocked():
         for name, value in changes.items():
             section, _, key = name.partition("__")
