@@ -114,9 +114,7 @@ def test_validation_takes_a_microbatch_at_a_time(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sharding, "put_batch", lambda batch, mesh: rows.append(len(batch)) or put(batch, mesh)
     )
-    config = tiny_config(
-        texts, steps=1, train__grad_accum_steps=4, train__eval_batches=2, train__probe=True
-    )
+    config = tiny_config(texts, steps=1, train__grad_accum_steps=4, train__eval_batches=2, train__probe=True)
     train(config, str(tmp_path), log=lambda _: None, bar=False)
     assert rows == [2] * 9  # a probe and twice four microbatches
 
