@@ -52,14 +52,14 @@ def test_a_run_saves_by_time_and_stops_before_its_limit(texts, tmp_path):
     assert steps_on_disk(str(tmp_path / "run/checkpoints")) == [1, 2, 3, 4, 5]
     assert re.fullmatch(r"0:\d\d in all: .*% steps.*% saving.*% starting", said[-1])
 
-    limited = {"steps": 9, "train__max_hours": 1e-9, "train__checkpoint_every": 0, "train__keep": 9}
+    limited = {"steps": 5, "train__max_hours": 1e-9, "train__checkpoint_every": 0, "train__keep": 9}
     for step in (2, 4):  # looked at every two steps
-        said = f"stopped by train.max_hours = 1e-09 after step {step} of 9"
+        said = f"stopped by train.max_hours = 1e-09 after step {step} of 5"
         with pytest.raises(Interrupted, match=said) as stop:
             run(texts, tmp_path / "limited", **limited)
         assert stop.value.exit_code == 128 + signal.SIGTERM
     said = run(texts, tmp_path / "limited", **limited | {"train__max_hours": 0.0})
-    assert "resumed at step 4 of 9" in said and "(restarts: 2)" in said[-1]
+    assert "resumed at step 4 of 5" in said and "(restarts: 2)" in said[-1]
 
 
 def test_some_checkpoints_are_kept_for_good(texts, tmp_path):

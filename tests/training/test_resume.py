@@ -33,7 +33,6 @@ OPTIONS = {
     "train__grad_accum_steps": 2,
     "train__log_every": 1,
     "train__keep": 9,
-    "train__probe": True,
 }
 
 
@@ -102,9 +101,8 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["in four microbatches", pytest.param("on four devices", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # that microbatches and devices change nothing, test_step and test_gradients show of a step
+@pytest.mark.parametrize("name", ELSEWHERE)
 def test_resumed_elsewhere(name, texts, straight, tmp_path, record_property):
     workdir = tmp_path / "other"
     shutil.copytree(straight, workdir)

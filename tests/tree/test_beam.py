@@ -69,11 +69,16 @@ def drawn(rng, spec):
     return params, x, keep_X, cases.on_device(arrays)
 
 
+@functools.cache
+def compiled(run, spec):
+    return jax.jit(functools.partial(run, spec=spec))
+
+
 def both(arrays, x, spec):
     """Ids and log p of both executions."""
     assert kernels.is_loaded()
     runs = (beam.of_all_rows, beam.of_asked_rows)
-    return [jax.jit(functools.partial(run, spec=spec))(arrays, jnp.asarray(x, jnp.float32)) for run in runs]
+    return [compiled(run, spec)(arrays, jnp.asarray(x, jnp.float32)) for run in runs]
 
 
 @pytest.mark.parametrize("name", SPECS)

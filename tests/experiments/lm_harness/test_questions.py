@@ -12,7 +12,7 @@ from experiments.lm_harness import questions, task_fields, task_files
 from experiments.lm_harness.tasks import functions
 from experiments.reporting import record
 from tests.experiments import make_harness_fixture, questions_data
-from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, named
+from tests.experiments.make_harness_fixture import CASES, FIXTURE, LIKELIEST, POSITIONS, WITH_EXAMPLES, named
 from tests.experiments.programs import call
 from tests.models.kinds import KINDS, model_spec, random_variables
 from tree_ffn.errors import InputError, NotFinite
@@ -30,6 +30,10 @@ needs_torch = pytest.mark.skipif(
     reason="torch is not installed",
 )
 families = pytest.mark.parametrize("family", CASES)
+# Every task once, with no example and with one by turns.
+ALTERNATING = [
+    (task, k) for task, k in CASES["opt"] if task not in WITH_EXAMPLES or WITH_EXAMPLES.index(task) % 2 == k
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +60,14 @@ def test_scores_are_those_of_the_backend_of_transformers(family, models):
 
 
 @needs_harness
-@pytest.mark.parametrize("family", ["opt", pytest.param("gpt2", marks=pytest.mark.slow)])
-def test_the_harness_gets_the_same_through_our_adapter(family, models, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "family, cases",
+    [
+        pytest.param("opt", ALTERNATING, id="opt_alternating"),
+        *(pytest.param(family, CASES[family], id=family, marks=pytest.mark.slow) for family in CASES),
+    ],
+)
+def test_the_harness_gets_the_same_through_our_adapter(family, cases, models, data, tmp_path, monkeypatch):
     """Its requests in its order, with their tokens; windows of whole texts; answers; and every metric.
 
     Its answers take 256 tokens of any context, and questions that they leave no room for are cut: of those
@@ -76,7 +86,7 @@ def test_the_harness_gets_the_same_through_our_adapter(family, models, data, tmp
     recorder = make_harness_fixture.recording(harness.HarnessModel)
     monkeypatch.setattr(harness, "HarnessModel", recorder)
     _, model = models[family]
-    for task, shots in CASES[family]:
+    for task, shots in cases:
         recorder.answers = answers = {}
         planned = questions.plan([task], str(shots), str(data))
         scores = questions.answer(model, planned, data=str(data), cache=str(tmp_path), limit=None)
