@@ -20,6 +20,19 @@ from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
 from tree_ffn.tree import LeafSpec, PrunedSpec, TreeShape, TreeSpec
 
 BOTH = ("data", "model")
+# Specs of weights by kind of layer, where trees, experts or units divide by "model".
+WHOLE, EVERYWHERE, SPLIT, SPREAD = (
+    P(None, "model"),
+    P(),
+    P(None, "model", None, "data"),
+    P(None, None, None, BOTH),
+)
+TREES = {"w_in": SPLIT, "w_out": SPLIT, "b_in": WHOLE}
+DENSE = {"w_in": P(None, "model", "data"), "w_out": P(None, "model", "data"), "b_in": WHOLE}
+FLAT = TREES | {"w_router": P(None, None, "data")}
+ROUTED = FLAT | {"b_router": EVERYWHERE}
+# One tree cannot be split over two devices: its weights are spread over E, for storage.
+ONE_TREE = {"w_in": SPREAD, "w_out": SPREAD, "b_in": EVERYWHERE}
 NARROW_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), balance_rate=1e-3)
 WIDE_TREE = TreeSpec(TreeShape(n_trees=1, depth=2, node_width=3), routing="straight_through")
 RANDOM_TREES = TreeSpec(TreeShape(n_trees=4, depth=2), router="frozen")
@@ -53,32 +66,26 @@ def run_specs(ffn: dict, routing: dict, run: str) -> dict:
     return expected | {f"routing/{run}/ffn/{name}": spec for name, spec in routing.items()}
 
 
-def expected_specs():
-    whole, spread = P(None, "model"), P(None, None, None, BOTH)
-    everywhere, split = P(), P(None, "model", None, "data")
-    trees = {"w_in": split, "w_out": split, "b_in": whole}
-    dense = {"w_in": P(None, "model", "data"), "w_out": P(None, "model", "data"), "b_in": whole}
-    router = P(None, None, "data")
-    expected = {"step": P(), "params/embed/tokens": P("model", "data")}
-    expected |= {"params/embed/positions": P(None, "data")}
-    expected |= {"params/ln_f/scale": P(), "params/ln_f/bias": P()}
-    expected |= run_specs(trees, {"threshold": whole}, "run_0")
-    # One tree cannot be split over two devices: its weights are spread over E, for storage.
-    wide = {"w_in": spread, "w_out": spread, "b_in": everywhere}
-    expected |= run_specs(wide, {"threshold": everywhere}, "run_1")
-    expected |= run_specs(trees, {"threshold": whole, "router/w": split}, "run_2")
-    expected |= run_specs(trees | {"w_router": router}, {"selection_bias": everywhere}, "run_3")
-    expected |= run_specs(dense, {}, "run_4")
-    # 13 units do not divide by two devices: E is spread over both axes. 8 deciding nodes do.
-    spread_units = {"w_in": P(None, None, BOTH), "w_out": P(None, None, BOTH), "b_in": everywhere}
-    structure = dict.fromkeys(("child", "path", "leaf"), everywhere)
-    expected |= run_specs(spread_units, {"threshold": whole, "router/w": whole, **structure}, "run_5")
-    routers = {"w_router": router, "b_router": everywhere}
-    expected |= run_specs(trees | routers, {"selection_bias": everywhere}, "run_6")
+def with_the_rest(runs: dict) -> dict:
+    """Expected specs of a whole state: of its runs, what stands around them, and the moments of all."""
+    expected = {"step": P(), "params/embed/tokens": P("model", "data"), "params/ln_f/scale": P()}
+    expected |= {"params/embed/positions": P(None, "data"), "params/ln_f/bias": P()} | runs
     moments = {name.removeprefix("params/"): spec for name, spec in expected.items() if "params/" in name}
     for moment in ("mu", "nu"):
         expected |= {f"opt_state/1/{moment}/{name}": spec for name, spec in moments.items()}
     return expected | {"opt_state/1/count": P(), "opt_state/3/count": P()}
+
+
+def expected_specs():
+    runs = run_specs(TREES, {"threshold": WHOLE}, "run_0")
+    runs |= run_specs(ONE_TREE, {"threshold": EVERYWHERE}, "run_1")
+    runs |= run_specs(TREES, {"threshold": WHOLE, "router/w": SPLIT}, "run_2")
+    runs |= run_specs(FLAT, {"selection_bias": EVERYWHERE}, "run_3") | run_specs(DENSE, {}, "run_4")
+    # 13 units do not divide by two devices: E is spread over both axes. 8 deciding nodes do.
+    spread_units = {"w_in": P(None, None, BOTH), "w_out": P(None, None, BOTH), "b_in": EVERYWHERE}
+    structure = dict.fromkeys(("child", "path", "leaf"), EVERYWHERE)
+    runs |= run_specs(spread_units, {"threshold": WHOLE, "router/w": WHOLE, **structure}, "run_5")
+    return with_the_rest(runs | run_specs(ROUTED, {"selection_bias": EVERYWHERE}, "run_6"))
 
 
 def test_a_head_of_its_own_is_placed_like_the_token_table():
@@ -105,17 +112,28 @@ def test_tree_weights_take_the_first_spec_that_divides(shape, mesh, spec):
     assert sharding.spec_of("params/run_0/ffn/w_in", shape, sharding.make_mesh(*mesh)) == spec
 
 
-@pytest.mark.parametrize(
-    "preset, kind", [*((preset, "leaf") for preset in PRESETS), ("opt_125m", "dense"), ("opt_125m", "tree")]
-)
-def test_each_of_eight_devices_holds_an_eighth_of_every_preset(preset, kind):
-    """Weights and moments, but routers and positions are not split over "model"."""
-    config = make_config({"model.preset": preset, "model.vocab_multiple": 64, "ffn.kind": kind})
+OF_PRESETS = {
+    "dense": ({"ffn.kind": "dense"}, DENSE, {}),
+    "leaf": ({"ffn.kind": "leaf"}, ROUTED, {}),
+    "moe": ({"ffn.kind": "leaf", "ffn.router": "softmax"}, FLAT, {}),
+    "path": ({"ffn.kind": "tree", "ffn.n_trees": 8, "ffn.node_width": (4,)}, TREES, {"threshold": WHOLE}),
+    "one_tree": ({"ffn.kind": "tree"}, ONE_TREE, {"threshold": EVERYWHERE}),
+}
+
+
+@pytest.mark.parametrize("kind", OF_PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_exactly_these_specs(preset, kind):
+    """And each of eight devices an eighth of weights and moments, but for what "model" does not split."""
+    values, ffn, routing = OF_PRESETS[kind]
+    config = make_config({"model.preset": preset, "model.vocab_multiple": 64} | values)
     state = abstract_state(model_spec_from_config(config, 50_257))
     for data, model in ((8, 1), (2, 4)):
-        placed = sharding.placed(state, sharding.make_mesh(data, model))
+        mesh, whole = sharding.make_mesh(data, model), kind == "one_tree" and model == 1
+        of_run = (TREES, {"threshold": WHOLE}) if whole else (ffn, routing)
+        assert specs(state, mesh) == with_the_rest(run_specs(*of_run, "run_0"))
         stored = here = 0
-        for path, array in jax.tree_util.tree_leaves_with_path(placed):
+        for path, array in jax.tree_util.tree_leaves_with_path(sharding.placed(state, mesh)):
             apart = re.search("w_router|positions", sharding.path_name(path))
             stored += array.size * (8 // data if apart else 1)
             here += math.prod(array.sharding.shard_shape(array.shape))
