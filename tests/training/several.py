@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 HEARTBEAT = 5
-SLURM_PORTS = 2**16 - 2**12  # from which JAX chooses by the number of the job
+LAUNCHED_PORTS = 2**16 - 2**12  # from which JAX chooses by the number of the job
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -27,12 +27,17 @@ def free_port(lowest: int = 0) -> int:
     raise RuntimeError(f"no port from {lowest} on is free")
 
 
-def announced(n: int, process: int, port: int, slurm: bool) -> dict[str, str]:
-    """The variables by which a process learns of the others: our own, or those that srun sets for a step."""
-    if slurm:
-        job = {"JOB_ID": port - SLURM_PORTS, "STEP_NODELIST": "localhost", "NTASKS": n}
-        variables = job | {"PROCID": process, "LOCALID": process}
+def announced(n: int, process: int, port: int, launcher: str) -> dict[str, str]:
+    """The variables by which a process learns of the others: our own, or those that srun or mpirun sets."""
+    job = port - LAUNCHED_PORTS
+    if launcher == "srun":
+        variables = {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": n}
+        variables |= {"PROCID": process, "LOCALID": process}
         return {f"SLURM_{name}": str(value) for name, value in variables.items()}
+    if launcher == "mpirun":
+        variables = {"SIZE": n, "RANK": process, "LOCAL_RANK": process}
+        told = {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in variables.items()}
+        return told | {"OMPI_MCA_orte_hnp_uri": f"{job * 2**12}.0;tcp://127.0.0.1:41965"}
     return {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(n),
         "JAX_PROCESS_ID": str(process),
@@ -51,12 +56,12 @@ class Several:
       of_one: (process, its more flags, its more environment).
       variables: more environment of all.
       before: words before the command, as of `faketime`.
-      slurm: the environment is that of `srun`, and not the one that our guide says.
+      launcher: the environment is that of "srun" or "mpirun"; "": the one that our guide says.
     """
 
     def __init__(
         self, n: int, workdir: pathlib.Path, texts: pathlib.Path, *flags: str, devices: int = 1,
-        of_one: tuple[int, list[str], dict[str, str]] = (0, [], {}), slurm: bool = False,
+        of_one: tuple[int, list[str], dict[str, str]] = (0, [], {}), launcher: str = "",
         variables: dict[str, str] | None = None, before: tuple[str, ...] = (),
     ):  # fmt: skip
         self.workdir, self.processes, self.began = workdir, [], time.monotonic()
@@ -68,7 +73,7 @@ class Several:
             f"--workdir={workdir}",
         ]  # fmt: skip
         environment = os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)} | (variables or {})
-        port = free_port(SLURM_PORTS + random.randrange(2**11) if slurm else 0)
+        port = free_port(LAUNCHED_PORTS + random.randrange(2**11) if launcher else 0)
         for process in range(n):
             more, own = of_one[1:] if process == of_one[0] else ([], {})
             with open(self.logs / str(process), "w") as log:
@@ -76,7 +81,7 @@ class Several:
                     subprocess.Popen(
                         [*before, sys.executable, "-m", "experiments.train", *common, *flags, *more],
                         cwd=ROOT,
-                        env=environment | announced(n, process, port, slurm) | own,
+                        env=environment | announced(n, process, port, launcher) | own,
                         stdout=log,
                         stderr=log,
                     )  # fmt: skip

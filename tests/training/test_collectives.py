@@ -8,10 +8,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tree_ffn.models.spec import DenseSpec, ModelSpec
 from tree_ffn.training import hlo, sharding, step
+from tree_ffn.training.compiled import Scorer
 from tree_ffn.training.optimizer import OptimSpec, learning_rate, make_optimizer
 from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec
 
@@ -26,13 +28,17 @@ OTHERS = [kind for kind in LAYERS if kind != "recipe"]
 ACTIVATIONS = 4 * B * C * E  # of one layer's input, all tokens
 
 
+def abstract_state(spec, optimizer, mesh):
+    init = functools.partial(step.init_state, model=spec, optimizer=optimizer)
+    return sharding.placed(jax.eval_shape(init, jax.random.key(0)), mesh)
+
+
 @functools.cache
 def compiled(kind, data, model, microbatches=1, sync="step"):
     """A program of steps of so many microbatches for so many devices, and the bytes of its matrices."""
     spec = ModelSpec(V, C, E, 1, 4, (LAYERS[kind],))
     optim = OptimSpec(steps=10)
     optimizer, mesh = make_optimizer(optim), sharding.make_mesh(data, model)
-    init = functools.partial(step.init_state, model=spec, optimizer=optimizer)
     one_step = functools.partial(
         step.train_step,
         model=spec,
@@ -43,7 +49,7 @@ def compiled(kind, data, model, microbatches=1, sync="step"):
         steps=10,
     )
     with jax.set_mesh(mesh):
-        state = sharding.placed(jax.eval_shape(init, jax.random.key(0)), mesh)
+        state = abstract_state(spec, optimizer, mesh)
         shardings = jax.tree.map(lambda array: array.sharding, state)
         rows = sharding.batch_sharding(mesh)
         batch = jax.ShapeDtypeStruct((B * microbatches, C + 1), jnp.int32, sharding=rows)
@@ -71,6 +77,20 @@ def test_over_data_weights_are_gathered_and_activations_stay(kind):
     assert 0.8 * weights < sum(found["all-gather"]) < 2.5 * weights
     assert sum(found["all-reduce"]) + sum(found["reduce-scatter"]) < 1.1 * weights
     assert sum(found["all-to-all"]) + sum(found["collective-permute"]) < ACTIVATIONS
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_evaluating_needs_less_memory_than_training(kind):
+    """Of as many tokens at a time; the state that it reads is there anyway."""
+    spec, mesh = ModelSpec(V, C, E, 1, 4, (LAYERS[kind],)), sharding.make_mesh(8, 1)
+    variables = abstract_state(spec, make_optimizer(OptimSpec(steps=10)), mesh).variables
+    batch = jax.ShapeDtypeStruct((B, C + 1), jnp.int32, sharding=sharding.batch_sharding(mesh))
+    scorer = Scorer(spec, mesh)
+    with jax.set_mesh(mesh):
+        usage = jax.eval_shape(scorer.empty_usage)
+        evaluating = scorer._eval_step.lower(variables, usage, batch, np.int32(B)).compile()
+    temporaries = lambda program: program.memory_analysis().temp_size_in_bytes
+    assert 0 < temporaries(evaluating) < temporaries(compiled(kind, 8, 1)[0])
 
 
 @pytest.mark.parametrize("kind", ["recipe", "mixture", "path"])

@@ -36,8 +36,9 @@ def test_two_processes_compute_what_one_computes(texts, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_both_at_the_same_step(texts, tmp_path):
-    run = Several(2, tmp_path / "run", texts, "--config.train.steps=100000", slurm=True)
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_a_signal_to_one_stops_both_at_the_same_step(launcher, texts, tmp_path):
+    run = Several(2, tmp_path / "run", texts, "--config.train.steps=100000", launcher=launcher)
     run.until(lambda: run.steps() >= 4)
     told = run.send(1, signal.SIGTERM)
     assert run.wait(30) == [143, 143], (told, run.said())
