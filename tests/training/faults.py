@@ -193,6 +193,16 @@ def a_process_without_devices(place: Place) -> Outcome:
     return found
 
 
+def a_process_that_does_not_come(place: Place) -> Outcome:
+    """Two processes are announced and one is started: it ends after JAX's 300 s, with one sentence."""
+    run = place.run(1, of_one=(0, [], {"JAX_NUM_PROCESSES": "2"}))
+    found = outcome(run, run.began, 420)
+    (said,) = (line for line in run.said()[0] if line.startswith("train.py:"))
+    assert found.codes == [LOST] and "some processes of this run did not come in time" in said, found
+    assert not run.workdir.exists()
+    return found
+
+
 def _damaged(place: Place, damage, n: int = 2) -> Outcome:
     whole = place.run(2, devices=2)
     ended(whole, 0, 0)
@@ -289,9 +299,9 @@ FAULTS = [
     straight, restored_elsewhere, sigterm_to_the_first, sigterm_to_another, sigusr1_to_another,
     sigterm_before_the_first_step, kill_of_the_first, kill_of_another, kill_of_one_of_four,
     a_process_that_hangs, another_config, another_text, another_commit, a_workdir_of_its_own,
-    input_that_one_refuses, a_process_without_devices, a_torn_newest_checkpoint,
-    a_newest_checkpoint_without_a_part, an_empty_newest_checkpoint, *faults_of_one.FAULTS,
-    kills_while_saving,
+    input_that_one_refuses, a_process_without_devices, a_process_that_does_not_come,
+    a_torn_newest_checkpoint, a_newest_checkpoint_without_a_part, an_empty_newest_checkpoint,
+    *faults_of_one.FAULTS, kills_while_saving,
 ]  # fmt: skip
 
 
