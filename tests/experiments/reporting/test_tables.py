@@ -526,14 +526,15 @@ def test_dynamics_have_the_columns_that_were_measured(tmp_path):
 def test_the_plan_of_a_large_model(tmp_path):
     path = tmp_path / "plan.jsonl"
     figures = {"argument_gb": 15.754, "temporary_gb": 38.9, "step_tflop": 3970.0, "executed_tflop": 7940.0}
-    sent = {"sent_gb": 15.28, "compiler_s": 0.380, "days": 2.0}
+    sent = {"peak_gb": 16.43, "sent_gb": 15.28, "compiler_s": 0.380, "days": 2.0}
     for name, more, sync in (("h200-8", {}, {}), ("v5e-16", sent, {"grad_sync": "step"})):
         of = {**config(), "model": {"preset": "opt_1.3b", "remat": "full", "max_seq_len": 2048}}
         of |= {"train": {"batch_size": 512, "grad_accum_steps": 4, **sync}}
         of |= {"plan": {"slice": name, "devices": 16, "tokens": 26e9}}
         add(path, "dense", None, "plan", figures=figures | more, of=of)
+    assert "at a time, of 16.9 (v5e), 141 (h200); GB" in render(str(path)).replace("\n", " ")
     assert cells(render(str(path)), "`dense`") == [
-        ["`dense`", "h200-8", "remat full", "4", "15.75", "38.90", "", "", "", "50%", "", "", ""],
+        ["`dense`", "h200-8", "remat full", "4", "15.75", "38.90", "", "", "", "", "50%", "", "", ""],
         ["`dense`", "v5e-16", "remat full, grad_sync step", "4",
-         "15.75", "38.90", "15.3", "", "0.38", "50%", "", "2.00", ""],
+         "15.75", "38.90", "16.43", "15.3", "", "0.38", "50%", "", "2.00", ""],
     ]  # fmt: skip
