@@ -121,8 +121,14 @@ OF_PRESETS = {
 }
 
 
-@pytest.mark.parametrize("kind", OF_PRESETS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset, kind",
+    [
+        pytest.param(preset, kind, marks=() if kind == "leaf" or preset == "opt_125m" else pytest.mark.slow)
+        for preset in PRESETS
+        for kind in OF_PRESETS
+    ],
+)
 def test_every_preset_has_exactly_these_specs(preset, kind):
     """And each of eight devices an eighth of weights and moments, but for what "model" does not split."""
     values, ffn, routing = OF_PRESETS[kind]
