@@ -25,6 +25,7 @@ from tree_ffn.models.from_config import (
     NOT_OF_TREES,
     FFNChoice,
     ModelChoice,
+    check_set,
 )
 from tree_ffn.models.spec import InitSpec, ModelSpec
 from tree_ffn.plain import Namespace, flat
@@ -122,7 +123,7 @@ def make_config(values: dict[str, Any] | None = None) -> Namespace:
     """The config of a run, from values by their dotted keys.
 
     Raises:
-      InputError: a key is not known.
+      InputError: a key is not known, or of `ffn` and read by no layer.
 
     Example:
       >>> config = make_config({"train.steps": 30, "data.files": "a.txt"})
@@ -139,7 +140,9 @@ def make_config(values: dict[str, Any] | None = None) -> Namespace:
         for section in path:
             place = place[section]
         place[name] = value
-    return settled(config)
+    made = settled(config)
+    check_set(values or (), made)
+    return made
 
 
 def unknown(key: str, known: Iterable[str]) -> str:

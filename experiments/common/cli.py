@@ -69,6 +69,7 @@ def _parse(main: Callable[..., None], argv: list[str]) -> list[str]:
         for name in flags.FLAGS:
             # A config file that cannot be read says so when it is looked at: now, not in the midst of main.
             hasattr(flags.FLAGS[name].value, "keys")
+        _check_config()
     except Exception as error:  # flags, config files and their arguments all end here
         # absl puts the flag before what its parser says, which names it too.
         found = next((one for one in (error, error.__context__) if isinstance(one, InputError)), None)
@@ -96,6 +97,15 @@ def define_config(name: str, default: str, words: str) -> flags.FlagHolder:
         return config_flags.DEFINE_config_file(name, default, words, lock_config=True)
     except Exception as error:
         _fail(_on_config(sys.argv) or error, 2)
+
+
+def _check_config() -> None:
+    """Raises InputError if the command line sets a key of the config that does nothing."""
+    flag = flags.FLAGS["config"] if "config" in flags.FLAGS else None
+    if flag is not None and hasattr(flag.value, "keys") and flag.override_values:
+        from experiments.common.config_words import check_words  # which imports the library
+
+        check_words(flag)
 
 
 def _on_config(argv: list[str]) -> Exception | None:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from tree_ffn.config import first_values, unknown
 from tree_ffn.data import corpus_spec_from_config, load_tokenizer
 from tree_ffn.errors import InputError
-from tree_ffn.models.from_config import model_spec_from_config
+from tree_ffn.models.from_config import check_set, model_spec_from_config
 from tree_ffn.plain import flat, plain
 from tree_ffn.training.plan import check_trainable, optim_spec, train_spec
 from tree_ffn.upgrades import REMOVED
@@ -70,6 +70,8 @@ def config_of(words: list[str], flag: str = "config") -> ConfigDict:
     """
     try:
         return _read(words, flag)
+    except InputError:
+        raise
     except Exception as error:  # a file, its argument, a key or a value: absl wraps them in many ways
         said = unknown_key(words, flag) or f"{' '.join(words[:1])}: {last_line(error)}"
         raise InputError(said) from error
@@ -79,8 +81,27 @@ def _read(words: list[str], flag: str) -> ConfigDict:
     own = flags.FlagValues()
     config_flags.DEFINE_config_file(flag, flag_values=own, lock_config=True, sys_argv=list(words))
     own(["train", *words])
+    check_words(own[flag])
     config: Any = own[flag].value
     return config.copy_and_resolve_references()
+
+
+def check_words(flag) -> None:
+    """Raises InputError if the command line sets a key of a config that does nothing.
+
+    Args:
+      flag: of a config, as absl's FlagValues have it; one that names no file is not looked at.
+    """
+    config: Any = flag.value
+    if config is None or "ffn" not in config:
+        return
+    changed = config_flags.get_override_values(flag)
+    if "finetune" in config and (of_layers := [key for key in changed if key.startswith("ffn.")]):
+        raise InputError(
+            f"{of_layers[0]}: does nothing in fine-tuning, which goes on with the layers of its start; leave "
+            "it out."
+        )
+    check_set(changed, config)
 
 
 def unknown_key(words: list[str], flag: str = "config") -> str | None:

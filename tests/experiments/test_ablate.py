@@ -56,7 +56,7 @@ WILD = {"kind": "narrow", "optim.lr": 1e30, "optim.clip_norm": 0.0}
 
 
 ROWS = {
-    "tree_hard": {"set": {"ffn.routing": "hard", "ffn.node_width": (1,)}, "seeds": [0, 1]},
+    "tree_hard": {"set": {"ffn.kind": "tree", "ffn.node_width": (1,)}, "seeds": [0, 1]},
     "narrow": {"set": {"kind": "narrow"}},
 }
 
@@ -142,7 +142,7 @@ def test_commands_for_a_cluster(place, tmp_path):
     words = shlex.split(lines[0])
     assert words[:3] == ["python", "-m", "experiments.train"]
     config = config_of([word for word in words if word.startswith("--config")])
-    assert (config.seed, config.ffn.routing, config.train.steps) == (0, "hard", 2)
+    assert (config.seed, config.ffn.kind, config.train.steps) == (0, "tree", 2)
     # One of them, as a cluster would run it, is done for the sweep.
     assert call("train", *words[3:]).code == 0
     assert len(place(ROWS, "--print").out.splitlines()) == 2

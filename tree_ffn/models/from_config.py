@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +30,7 @@ PRESETS = {
 }
 
 KINDS = ("dense", "narrow", "leaf", "tree", "random_tree")
+DENSE_COUNTS = {"dense": "n_experts", "narrow": "top_k"}  # of experts, whose units they have by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class FFNChoice:
     Attributes:
       kind: of the layers: `dense`, `narrow` (a smaller dense one), `leaf`, `tree` (the paper's path layer) or
         `random_tree` (`tree` with random routers that nothing trains, and hard routing).
-      width: units of `dense` and `narrow`; 0: F and A of the leaf layer that the other fields describe.
+      width: units of `dense` and `narrow`; 0: n_experts or top_k times expert_width.
       implementation: how layers are computed: `auto` (by a measured rule), `masked`, `gather` or `grouped`.
     """
 
@@ -178,12 +180,14 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
     """
     check_choice("ffn.kind", kind, KINDS)
     with _named("ffn."):
-        if kind in ("dense", "narrow"):
+        if kind in DENSE_COUNTS:
             check_positive_int("width", ffn.width, least=0)
             if ffn.width:
                 return DenseSpec(ffn.width, ffn.activation)
-            leaves = LeafSpec(**_fields(ffn, LEAF_FIELDS))
-            return DenseSpec(leaves.active_units if kind == "narrow" else leaves.total_units, ffn.activation)
+            count = DENSE_COUNTS[kind]
+            for name in (count, "expert_width"):
+                check_positive_int(name, getattr(ffn, name))
+            return DenseSpec(getattr(ffn, count) * ffn.expert_width, ffn.activation)
         if kind == "leaf":
             return LeafSpec(**_fields(ffn, LEAF_FIELDS))
         shape = TreeShape(ffn.n_trees, ffn.depth, _node_width(ffn.node_width))
@@ -195,6 +199,47 @@ def ffn_spec(ffn, kind: str) -> FFNSpec:
 
 def _fields(section, names) -> dict[str, Any]:
     return {name: getattr(section, name) for name in names}
+
+
+def check_set(keys: Iterable[str], config) -> None:
+    """Raises InputError if somebody set a key of `config.ffn` that no layer of the model reads.
+
+    Args:
+      keys: dotted, those that were set, of any section.
+      config: what they were set in, as of `model_spec_from_config`.
+
+    Example:
+      >>> from tree_ffn.config import make_config
+      >>> make_config({"ffn.kind": "leaf", "ffn.depth": 3})
+      Traceback (most recent call last):
+      ...
+      tree_ffn.errors.InputError: ffn.depth: 3 does nothing for layers of kind leaf; leave it out.
+    """
+    ffn = plain(config.ffn)
+    kinds = named_kinds(ffn, config.model.layers)
+    if not kinds <= set(KINDS):
+        return  # `model_spec_from_config` says so
+    read, of_kind = _keys_read(kinds), " and ".join(sorted(kinds))
+    for kind, count in DENSE_COUNTS.items():
+        if kind in kinds:
+            read |= {"width"} if ffn["width"] else {"width", count, "expert_width"}
+    for key in keys:
+        section, _, name = key.partition(".")
+        if section == "ffn" and (name := name.partition("[")[0]) and name not in read:
+            of_width = f" and width {ffn['width']}" if "width" in read and ffn["width"] else ""
+            raise InputError(
+                f"ffn.{name}: {ffn[name]!r} does nothing for layers of kind {of_kind}{of_width}; leave it "
+                "out."
+            )
+
+
+def _keys_read(kinds: set[str]) -> set[str]:
+    """The keys of a section `ffn` that layers read, but for sizes of dense ones."""
+    names = {"kind", "activation"}
+    names |= {"implementation"} if kinds - DENSE_COUNTS.keys() else set()
+    names |= set(LEAF_FIELDS) if "leaf" in kinds else set()
+    names |= {"n_trees", "depth", "node_width", *TREE_FIELDS} if kinds & {"tree", "random_tree"} else set()
+    return names if kinds & {"tree"} else names - {"routing"}
 
 
 def keys_in_force(ffn: dict, layers: str = "") -> dict[str, Any]:
@@ -210,16 +255,10 @@ def keys_in_force(ffn: dict, layers: str = "") -> dict[str, Any]:
       {'kind': 'dense', 'width': 16}
     """
     kinds = named_kinds(ffn, layers)
-    names = {"kind", "activation", "implementation"}
-    names |= set(LEAF_FIELDS) if "leaf" in kinds else set()
-    names |= {"n_trees", "depth", "node_width", *TREE_FIELDS} if kinds & {"tree", "random_tree"} else set()
-    found = {name: value for name, value in ffn.items() if name in names}
-    for kind in kinds & {"dense", "narrow"}:
-        count = "n_experts" if kind == "dense" else "top_k"
-        of_leaves = ffn.get(count, 0) * ffn.get("expert_width", 0)
+    found = {name: value for name, value in ffn.items() if name in _keys_read(kinds)}
+    for kind in kinds & DENSE_COUNTS.keys():
+        of_leaves = ffn.get(DENSE_COUNTS[kind], 0) * ffn.get("expert_width", 0)
         found["width" if len(kinds) == 1 else f"width of {kind}"] = ffn["width"] or of_leaves
-    if "random_tree" in kinds and "tree" not in kinds:
-        found["routing"] = "hard"
     return found
 
 
