@@ -1,5 +1,6 @@
 """Times of whole steps: what is compared, what is counted, what is refused."""
 
+import copy
 import pathlib
 
 import jax
@@ -68,6 +69,9 @@ def test_figures_are_of_medians_in_turns(steps):
     assert steps.figures(steps) == pytest.approx(
         {"time_ms": 200.0, "tokens_per_s": 8 * 32 / 0.2, "ratio_to_first": 1.0, "counting": 0.05}
     )
+    slower = copy.copy(steps)
+    slower._times = {True: [0.3], False: [0.3]}
+    assert steps.figures(slower)["ratio_to_first"] == pytest.approx(1.5)  # how many times as fast
 
 
 def test_a_token_of_every_text_is_timed():
@@ -78,6 +82,9 @@ def test_a_token_of_every_text_is_timed():
     assert timed._cache.length.tolist() == [8, 8] and len(timed._times) == 3
     timed._times = [0.1, 0.2, 9.0]
     assert timed.figures(timed) == {"time_ms": 200.0, "tokens_per_s": 10.0, "ratio_to_first": 1.0}
+    slower = copy.copy(timed)
+    slower._times = [0.3]
+    assert timed.figures(slower)["ratio_to_first"] == pytest.approx(1.5)
     with pytest.raises(InputError, match="do not fit the model's context of 32"):
         Decoding(config, 257, batch=1, context=28, n_tokens=5)
 
