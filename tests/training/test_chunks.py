@@ -51,7 +51,7 @@ def variables_of(model):
 
 def assert_close(got, wanted, share):
     """Every array within a share of its largest entry."""
-    apart = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=share * float(jnp.abs(b).max()))
+    apart = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=share * np.abs(b).max())
     jax.tree.map(apart, got, wanted)
 
 
@@ -67,7 +67,11 @@ def wanted_of(model):
 
 @pytest.mark.parametrize(
     "name,length",
-    [*((name, 5) for name in MODELS), ("tied", 32), ("own-padded", 32), ("tied", 8), ("tied", 0)],
+    [
+        *((name, 5) for name in MODELS if name != "tied-padded-bfloat16"),
+        pytest.param("tied-padded-bfloat16", 5, marks=pytest.mark.slow),  # each of the three is shown alone
+        *(("tied", 32), ("own-padded", 32), ("tied", 8), ("tied", 0)),
+    ],
 )
 def test_loss_and_all_gradients_are_those_of_all_scores(name, length, monkeypatch):
     """Of one chunk; of several, the last filled up; of whole ones; of one position each."""

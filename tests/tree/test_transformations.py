@@ -56,7 +56,7 @@ every_way = pytest.mark.parametrize(("name", "how"), [of_way(*way) for way in WA
 few_and_many = pytest.mark.parametrize(
     ("name", "how", "n_tokens"),
     [of_way(*way, MANY, quick=QUICK - {("straight_through", None)}) for way in WAYS]
-    + [(*way, FEW) for way in FEW_TOO],
+    + [pytest.param(*way, FEW, marks=pytest.mark.slow) for way in FEW_TOO],  # whole Jacobians are of few
     ids=str,
 )
 
@@ -182,11 +182,11 @@ MESHES = [(*way, ("batch",)) for way in WAYS]
 MESHES += [("hard", "gather", axes) for axes in OUR_AXES] + [("pruned", "grouped", axes) for axes in OUR_AXES]
 MESHES += [("straight_through", "masked", ("data", "model")), ("tree", "grouped", ("data", "model"))]
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-# Where something of ours decides: explicit axes in every layer, and our own axes in path layers.
+# Where something of ours decides: explicit axes in every layer, and our own axes in path layers, of whose other
+# kinds tests/models/test_sharded.py has the gradients.
 QUICK_MESHES = {(*way, ("batch",), EXPLICIT) for way in QUICK if way != ("straight_through", None)}
 QUICK_MESHES |= {("tree", "grouped", ("batch",), AUTO)}
 QUICK_MESHES |= {("hard", "gather", axes, AUTO) for axes in OUR_AXES[1:]}
-QUICK_MESHES |= {(*way, OUR_AXES[2], AUTO) for way in (("pruned", "grouped"), ("straight_through", "masked"))}
 ON_MESHES = [
     pytest.param(*mesh, kind, marks=() if (*mesh, kind) in QUICK_MESHES else pytest.mark.slow)
     for mesh in MESHES
