@@ -182,8 +182,8 @@ MESHES = [(*way, ("batch",)) for way in WAYS]
 MESHES += [("hard", "gather", axes) for axes in OUR_AXES] + [("pruned", "grouped", axes) for axes in OUR_AXES]
 MESHES += [("straight_through", "masked", ("data", "model")), ("tree", "grouped", ("data", "model"))]
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-# Where something of ours decides: explicit axes in every layer, and our own axes in path layers, of whose other
-# kinds tests/models/test_sharded.py has the gradients.
+# Where something of ours decides: explicit axes in every layer, and our own axes in path layers
+# (tests/models/test_sharded.py has the gradients of their other kinds).
 QUICK_MESHES = {(*way, ("batch",), EXPLICIT) for way in QUICK if way != ("straight_through", None)}
 QUICK_MESHES |= {("tree", "grouped", ("batch",), AUTO)}
 QUICK_MESHES |= {("hard", "gather", axes, AUTO) for axes in OUR_AXES[1:]}
