@@ -25,6 +25,8 @@ LAYERS = {
     "path": TreeSpec(TreeShape(n_trees=8, depth=5)),
 }
 OTHERS = [kind for kind in LAYERS if kind != "recipe"]
+SLOW = pytest.param("mixture", marks=pytest.mark.slow)  # its experts lie as the recipe's do
+every_kind = pytest.mark.parametrize("kind", [*(kind for kind in LAYERS if kind != "mixture"), SLOW])
 ACTIVATIONS = 4 * B * C * E  # of one layer's input, all tokens
 
 
@@ -67,7 +69,7 @@ def sent(program, data, model) -> dict[str, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@every_kind
 def test_over_data_weights_are_gathered_and_activations_stay(kind):
     """Each device holds an eighth of the state; it sends weights and gradients, not activations."""
     program, weights = compiled(kind, 8, 1)
@@ -79,7 +81,7 @@ def test_over_data_weights_are_gathered_and_activations_stay(kind):
     assert sum(found["all-to-all"]) + sum(found["collective-permute"]) < ACTIVATIONS
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@every_kind
 def test_evaluating_needs_less_memory_than_training(kind):
     """Of as many tokens at a time; the state that it reads is there anyway."""
     spec, mesh = ModelSpec(V, C, E, 1, 4, (LAYERS[kind],)), sharding.make_mesh(8, 1)
@@ -93,7 +95,7 @@ def test_evaluating_needs_less_memory_than_training(kind):
     assert 0 < temporaries(evaluating) < temporaries(compiled(kind, 8, 1)[0])
 
 
-@pytest.mark.parametrize("kind", ["recipe", "mixture", "path"])
+@pytest.mark.parametrize("kind", ["recipe", "path", SLOW])
 def test_over_model_a_layer_adds_up_outputs_as_a_dense_one_does(kind):
     """One sum of activations forward and one backward, as often as in dense; no weights are gathered."""
     of_kind, of_dense = (sent(compiled(name, 1, 8)[0], 1, 8) for name in (kind, "dense"))

@@ -40,8 +40,13 @@ def drawn(rng, n_rows: int, n_tokens: int, values: str) -> tuple[np.ndarray, np.
 
 
 @pytest.mark.parametrize("X, K, P, T", CASES)
-@pytest.mark.parametrize("values", ["random", "ties", "no numbers"])
-@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(
+    "values, balanced",
+    [
+        *(("random", True), ("random", False), ("ties", False), ("no numbers", False)),
+        *(pytest.param(values, True, marks=pytest.mark.slow) for values in ("ties", "no numbers")),
+    ],
+)
 def test_the_search_and_its_gradient(X, K, P, T, values, balanced, emulated, rng):
     """The same leaves in the same order, ties and what is no number too; the sum over each leaf's path."""
     spec = LeafSpec(n_experts=X, expert_width=1, top_k=K, n_trees=P, gate_norm="none")
