@@ -137,6 +137,16 @@ def test_a_number_that_is_none_is_named(monkeypatch, name):
         pass
 
 
+@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:http"])
+def test_an_address_that_is_none_is_named(monkeypatch, address):
+    """Two processes that are announced without one would not wait for each other."""
+    monkeypatch.setenv(distributed.ADDRESS, address)
+    monkeypatch.setenv(distributed.COUNT, "2")
+    said = f"{distributed.ADDRESS}: '{address}' is not allowed; use host:port of process 0."
+    with pytest.raises(InputError, match=said), distributed.started(5):
+        pass
+
+
 def test_one_process_is_left_alone(monkeypatch):
     for variable in ("SLURM_STEP_NODELIST", "SLURM_NTASKS"):
         monkeypatch.setenv(variable, "1")

@@ -12,6 +12,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -90,9 +91,10 @@ def _connect(heartbeat: int) -> bool:
     """Whether this is one of several processes; then they are connected."""
     count, index = _number(COUNT), _number(INDEX)
     alone = count == 1 or (count is None and any(os.environ.get(name) == "1" for name in _COUNTS))
-    signs = any(name in os.environ for name in _SIGNS) or any(map(glob.glob, _TPU_DEVICES))
-    if alone or not signs:
+    signs = any(map(os.environ.get, _SIGNS)) or any(map(glob.glob, _TPU_DEVICES))
+    if alone or not (signs or count):
         return False
+    _check_address(is_needed=not signs)
     forget_slices()
     last_words.start()
     with warnings.catch_warnings():
@@ -113,6 +115,12 @@ def _connect(heartbeat: int) -> bool:
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which JAX has taken for its preemption service
     return jax.process_count() > 1
+
+
+def _check_address(is_needed: bool) -> None:
+    address = os.environ.get(ADDRESS, "")
+    if (address or is_needed) and not re.search(r".:\d+$", address):
+        raise InputError(f"{ADDRESS}: {address!r} is not allowed; use host:port of process 0.")
 
 
 def _number(name: str) -> int | None:
