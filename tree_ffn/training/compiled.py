@@ -184,7 +184,7 @@ def phases(plan: Plan) -> tuple[ModelSpec, ModelSpec | None]:
     params = {"w_in": jax.ShapeDtypeStruct((), model.param_dtype)}
     with jax.sharding.use_abstract_mesh(plan.mesh.abstract_mesh):  # whose devices need not be here
         used = {
-            model.implementation or fastest(params, x_TE, ffn.after_start)
+            model.implementation or fastest(params, x_TE, ffn.after_start, learns=True)
             for ffn in model.ffns
             if step.leaks(ffn)
         }

@@ -6,6 +6,8 @@ An expert of a leaf layer is some rows of units of its own; of a path layer it i
 shares with others. The spec says where they stand: `runs` of rows, or `unit_gates`, a gate for every unit.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -43,6 +45,9 @@ def combine(
     """
     if implementation is None:
         implementation = "masked" if leak is not None else fastest(params, x_TE, spec)
+        learns_by = "masked" if leak is not None else fastest(params, x_TE, spec, learns=True)
+        if learns_by != implementation:
+            return _combined((implementation, learns_by), spec, params, x_TE, ids_TK, gates_TK)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if leak is None:
         return IMPLEMENTATIONS[implementation](params, x_TE, ids_TK, gates_TK, spec)
@@ -54,21 +59,33 @@ def combine(
     return masked(params, x_TE, ids_TK, gates_TK, spec, leak)
 
 
-def fastest(params: dict, x_TE: jax.Array, spec) -> str:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _combined(names: tuple[str, str], spec, params, x_TE, ids_TK, gates_TK):
+    """The sum by the first implementation that is named; where it is differentiated, by the second."""
+    return IMPLEMENTATIONS[names[0]](params, x_TE, ids_TK, gates_TK, spec)
+
+
+@_combined.defjvp
+def _combined_jvp(names, spec, primals, tangents):
+    return jax.jvp(lambda *layer: IMPLEMENTATIONS[names[1]](*layer, spec), primals, tangents)
+
+
+def fastest(params: dict, x_TE: jax.Array, spec, learns: bool = False) -> str:
     """What was fastest for such tokens, as `fastest_on` the platform and with the kernels that are here.
 
     Args:
       params: the layer's arrays.
       x_TE: tokens; only their shape and dtype count.
       spec: the layer.
+      learns: derivatives are taken.
     """
     n_tokens, width = x_TE.shape
     in_place = rows.in_place(x_TE.dtype, params["w_in"].dtype)
     compiled = in_place or by_kernels(params, x_TE, getattr(spec, "top_k", 0), spec)
-    return fastest_on(platform(), compiled, n_tokens, width, spec)
+    return fastest_on(platform(), compiled, n_tokens, width, spec, learns)
 
 
-def fastest_on(platform: str, compiled: bool, n_tokens, width: int, spec) -> str:
+def fastest_on(platform: str, compiled: bool, n_tokens, width: int, spec, learns: bool = False) -> str:
     """What was fastest for so many tokens: results/speed_layer.jsonl.
 
     On a CPU, in times of masked's, E = 768, F = 3,072, A = 96, for 512 experts of 6 of which 16 are chosen, a
@@ -76,10 +93,9 @@ def fastest_on(platform: str, compiled: bool, n_tokens, width: int, spec) -> str
 
         forward, 1 token            gather .16 .12 .26, after `make kernels` .08 .03 .04
         forward, 16 tokens          gather .62 .51 1.2, after `make kernels` .37 .15 .26
-        forward, 256 tokens         gather 2.8 1.9 2.5, after `make kernels` .32 .17 .68, in training 2.2 2.5
+        forward, 256 tokens         gather 2.8 1.9 2.5, after `make kernels` .32 .17 .68
+        training, 256 tokens        gather - 2.2 2.5, whose rows XLA reads where derivatives are taken
         training, 4,096 tokens      grouped .87 .22; forward 1.2 .58 2.4
-
-    Rows are read by XLA where derivatives are taken.
 
     On an H200, bfloat16, after `make kernels`, 512 experts of which 16 are chosen, E = 768, 2,048, 4,096:
 
@@ -97,16 +113,18 @@ def fastest_on(platform: str, compiled: bool, n_tokens, width: int, spec) -> str
       n_tokens: T; of an exported batch no number.
       width: E.
       spec: the layer.
+      learns: derivatives are taken.
     """
     share = spec.active_units / spec.total_units
     if not isinstance(n_tokens, int):  # an exported batch has no number
         return "masked"
-    learns = getattr(spec, "routing", "") == "straight_through"  # by masked alone
-    by_xla = n_tokens <= 16 and n_tokens * share <= 1
-    in_place = platform == "cpu" and compiled and n_tokens <= 256 and share <= 1 / 16
-    if by_xla or (in_place and not learns):
+    in_a_row = spec.expert_width if hasattr(spec, "expert_width") else min(spec.shape.widths)
+    by_xla = n_tokens <= 16 and n_tokens * share <= min(1, in_a_row / 3)
+    in_place = platform == "cpu" and compiled and n_tokens <= 256 and share <= 1 / 16 and not learns
+    straight = getattr(spec, "routing", "") == "straight_through"  # whose gradients `masked` alone computes
+    if by_xla or (in_place and not straight):
         return "gather"
-    if learns:
+    if straight:
         return "masked"
     # A dense start is trained by masked alone: of such a layer only forward passes come here.
     trains = not getattr(spec, "dense_start", 0)

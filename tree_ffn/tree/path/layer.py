@@ -137,10 +137,10 @@ def sum_of_paths(
         f"implementation: {chosen!r} cannot differentiate routing 'straight_through', whose gradient "
         "needs units beside the path; use 'masked', in a layer that is not pruned."
     )
-    return _walked(params, x_TE, spec, chosen, said if spec.routing == "straight_through" else None)
+    return _walked(params, x_TE, spec, implementation, said if spec.routing == "straight_through" else None)
 
 
-def _walked(params, x_TE, spec: TreeSpec, implementation: str, said: str | None = None):
+def _walked(params, x_TE, spec: TreeSpec, implementation: str | None, said: str | None = None):
     """The units of the paths alone; `said` to whoever differentiates what needs those beside them."""
     ids_TP, gates_TP = route(params, x_TE, spec)
     if said is not None:
