@@ -120,8 +120,7 @@ def speed_route(rows: list[dict]) -> Table:
 def speed_peers(rows: list[dict]) -> Table:
     """A line per layer of another repository, or of ours beside it, and number of tokens."""
     cells = []
-    rows = sorted(rows, key=lambda row: [setting(row, key) for key in ("tokens", "repository", "layer")])
-    lines = groups(rows, lambda row: row["row"])
+    lines = groups(rows, lambda row: tuple(setting(row, key) for key in ("tokens", "repository", "layer")))
     for line in lines.values():
         get, values = functools.partial(setting, line[-1]), {row["metric"]: row["value"] for row in line}
         repository, name = get("repository"), get("layer")
