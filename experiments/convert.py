@@ -35,11 +35,10 @@ import contextlib
 
 from absl import flags
 
-from experiments.common import cli, path_flags, starts
+from experiments.common import cli, path_flags, starts, text_flags
 from experiments.conversion.converting import Sizes, convert_all
 from tree_ffn.conversion.convert import ROUTERS, Recipe, check_convertible, path_layer, tokens_needed
 from tree_ffn.conversion.placement import METHODS
-from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_choice, check_positive_int, is_whole_number
 from tree_ffn.locks import new_directory
 from tree_ffn.models import DenseSpec
@@ -71,13 +70,7 @@ _TOKENS = flags.DEFINE_integer("tokens", 0, "Calibration tokens; 0: 8,192, or mo
 _HELD_OUT = flags.DEFINE_integer(
     "held_out", 8192, "Tokens of the validation split that shares are measured on."
 )
-_CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Calibrate on another corpus than the run's.")
-_FILES = path_flags.define_each("files", None, "Text files to calibrate on (glob patterns, comma separated).")
-_TFDS_DIR = path_flags.define("tfds_dir", None, "Prepared TFDS directory to calibrate on.")
-_TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to calibrate on.")
-_TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
-_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
-_CACHE_DIR = path_flags.define("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
+_CORPUS, _FILES, *_OTHERS, _TOKENIZER, _CACHE_DIR = text_flags.define(use="calibrate on")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 20, "Batches of held-out text to score; 0 is all.")
 _METHOD = flags.DEFINE_string("method", None, "The method of the model that --to gets.")
@@ -98,7 +91,7 @@ def _convert(methods: list[str], n_tokens: int) -> None:
     recipes = [Recipe(layer, method, _SEED.value, _REFITS.value, _DROP.value) for method in methods]
     for recipe in recipes:  # before any text is read
         check_convertible(run.model, recipe)
-    places = (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR)
+    places = (_CORPUS, _FILES, *_OTHERS, _TOKENIZER, _CACHE_DIR)
     run, text = starts.with_text(run, **{flag.name: flag.value for flag in places})
     sizes = Sizes(n_tokens, _HELD_OUT.value, _BATCH_SIZE.value, _BATCHES.value)
     to = {recipe: _TO.value for recipe in recipes if _TO.value and recipe.method == _METHOD.value}

@@ -24,11 +24,10 @@ of every layer's leaves or experts; --json writes the same.
 
 from absl import flags
 
-from experiments.common import cli, loaded, path_flags, run_config, watch
+from experiments.common import cli, loaded, path_flags, run_config, text_flags, watch
 from experiments.lm_harness import questions
 from experiments.reporting import record, texts
 from tree_ffn.data.packing import TooShort
-from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.json_output import json_text
 from tree_ffn.training.evaluate import evaluate, other_corpus
@@ -37,13 +36,7 @@ from tree_ffn.training.sharding import make_mesh
 
 _WORKDIR = path_flags.define_place("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
-_CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Another corpus than the run's.")
-_FILES = path_flags.define_each("files", None, "Text files to score (glob patterns, comma separated).")
-_TFDS_DIR = path_flags.define("tfds_dir", None, "Prepared TFDS directory to score.")
-_TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to score, kept in --tfds_dir.")
-_TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
-_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
-_CACHE_DIR = path_flags.define("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
+_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD, _TOKENIZER, _CACHE_DIR = text_flags.define(use="score")
 _SPLIT = flags.DEFINE_enum(
     "split",
     None,

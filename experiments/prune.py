@@ -21,10 +21,9 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments.common import cli, path_flags
+from experiments.common import cli, path_flags, text_flags
 from experiments.reporting import record
 from tree_ffn.analysis.prune import Calibration, calibrate, check_threshold, prune_model, tokens_needed
-from tree_ffn.data.spec import CORPORA
 from tree_ffn.errors import InputError, check_positive_int
 from tree_ffn.locks import new_directory
 from tree_ffn.models import total_units
@@ -38,13 +37,7 @@ from tree_ffn.training.workdir import begin_run
 
 _WORKDIR = path_flags.define("workdir", None, "Directory of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "Checkpoint: best (by validation loss), latest, or a step.")
-_CORPUS = flags.DEFINE_enum("corpus", None, CORPORA, "Calibrate on another corpus than the run's.")
-_FILES = path_flags.define_each("files", None, "Text files to calibrate on (glob patterns, comma separated).")
-_TFDS_DIR = path_flags.define("tfds_dir", None, "Prepared TFDS directory to calibrate on.")
-_TFDS_NAME = flags.DEFINE_string("tfds_name", None, "Registered TFDS data set to calibrate on.")
-_TEXT_FIELD = flags.DEFINE_string("text_field", None, "Field of JSONL files or of a data set with the text.")
-_TOKENIZER = path_flags.define_each("tokenizer", None, "Where the model's tokenizer is now, if it has moved.")
-_CACHE_DIR = path_flags.define("cache_dir", None, "Where prepared rows are kept; as in the run by default.")
+_CORPUS, _FILES, *_OTHERS, _TOKENIZER, _CACHE_DIR = text_flags.define(use="calibrate on")
 _THRESHOLDS = flags.DEFINE_list(
     "thresholds", ["0", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1", "1"], "Shares of the calibration tokens."
 )
@@ -84,7 +77,7 @@ def _prune(thresholds: list[float]) -> None:
     run = restore_for_inference(_WORKDIR.value, _STEP.value)
     tokens_needed(run.model)  # before any text is read: something can be pruned
     places = {flag.name: flag.value for flag in (_TOKENIZER, _CACHE_DIR)}
-    other = {flag.name: flag.value for flag in (_CORPUS, _FILES, _TFDS_DIR, _TFDS_NAME, _TEXT_FIELD)}
+    other = {flag.name: flag.value for flag in (_CORPUS, _FILES, *_OTHERS)}
     held_out = other_corpus(run, **places)
     text = other_corpus(run, **other, **places) if any(other.values()) else held_out
     sources = [text.train, text.valid] if _FILES.value else [text.train]

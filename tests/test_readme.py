@@ -51,8 +51,9 @@ def program_of(command):
 def known_flags(module):
     """Names that a program's source gives to absl or argparse flags, and those of absl.app."""
     source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
-    if "options.define(" in source:
-        source += (ROOT / "experiments/launching/options.py").read_text()
+    for group in ("launching/options", "common/text_flags"):
+        if f"{pathlib.Path(group).name}.define(" in source:
+            source += (ROOT / f"experiments/{group}.py").read_text()
     tree = ast.parse(source)
     names = {"help", "helpfull"}
     for node in ast.walk(tree):
