@@ -3,13 +3,17 @@
 import types
 from typing import Any
 
+import numpy as np
+
 
 def plain(config) -> Any:
-    """A config (ConfigDict, dict or Namespace) as plain JSON values.
+    """A config (ConfigDict, dict or Namespace) as plain JSON values; numbers of NumPy become Python's.
 
     Example:
       >>> plain({"ffn": {"node_width": (1, 2)}})
       {'ffn': {'node_width': [1, 2]}}
+      >>> plain({"steps": np.int64(30)})
+      {'steps': 30}
     """
     if hasattr(config, "to_dict"):
         config = config.to_dict()
@@ -19,7 +23,7 @@ def plain(config) -> Any:
         return {name: plain(value) for name, value in config.items()}
     if isinstance(config, list | tuple):
         return [plain(value) for value in config]
-    return config
+    return config.item() if isinstance(config, np.generic) else config
 
 
 class Namespace(types.SimpleNamespace):

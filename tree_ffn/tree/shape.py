@@ -42,6 +42,8 @@ class TreeShape:
     def __post_init__(self):
         check_positive_int("n_trees", self.n_trees)
         check_positive_int("depth", self.depth, least=0)
+        for field in ("n_trees", "depth"):  # of NumPy's too
+            object.__setattr__(self, field, int(getattr(self, field)))
         if self.depth > 20:
             raise InputError(f"depth: {self.depth} is not allowed; use 0 to 20 (2**21 nodes a tree).")
         if isinstance(self.node_width, list):
