@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # what type checkers see; `_HOMES` says the same to Python
     from tree_ffn.errors import InputError
     from tree_ffn.models.dense import DenseSpec
     from tree_ffn.models.export import load, save
-    from tree_ffn.models.ffn import FFN, apply_ffn, init_ffn, update_routing
+    from tree_ffn.models.ffn import FFN, apply_ffn, init_ffn, split_params, update_routing
     from tree_ffn.models.spec import ModelSpec
     from tree_ffn.models.transformer import Transformer
     from tree_ffn.training.loop import train
@@ -54,7 +54,7 @@ _HOMES = {
     "tree.shape": ("TreeShape",),
     "models.dense": ("DenseSpec",),
     "models.export": ("load", "save"),
-    "models.ffn": ("FFN", "apply_ffn", "init_ffn", "update_routing"),
+    "models.ffn": ("FFN", "apply_ffn", "init_ffn", "split_params", "update_routing"),
     "models.spec": ("ModelSpec",),
     "models.transformer": ("Transformer",),
     "conversion.convert": ("convert_model",),

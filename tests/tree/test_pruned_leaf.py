@@ -11,7 +11,7 @@ from tests import leaf_oracle
 from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.models import FFN, update_routing
-from tree_ffn.models.ffn import ROUTING_NAMES, ffn_params, total_units
+from tree_ffn.models.ffn import ffn_params, split_params, total_units
 from tree_ffn.tree import IMPLEMENTATIONS, Info
 from tree_ffn.tree.leaf import LeafSpec, init_params, leaf_ffn, prune, route
 
@@ -56,8 +56,7 @@ def test_the_layer_is_its_definition(name, n_left, rng):
     keep_X = kept(rng, spec, spec.top_k if n_left == "K" else spec.n_experts - 3)
     wanted, chosen, grads = leaf_oracle.leaf_layer(params, x, spec, None, dy, keep_X=keep_X)
     pruned_spec, pruned = prune(params, spec, keep_X)
-    fixed = {key: value for key, value in cases.on_device(pruned).items() if key in ROUTING_NAMES}
-    trained = {key: value for key, value in cases.on_device(pruned).items() if key not in ROUTING_NAMES}
+    trained, fixed = split_params(cases.on_device(pruned))
     for implementation in IMPLEMENTATIONS:
 
         @cases.jit
@@ -116,8 +115,7 @@ def test_what_is_there_is_stored_and_nothing_else(rng):
     first = jax.eval_shape(lambda key: init_params(key, again, E), jax.random.key(0))
     shapes = {name: value.shape for name, value in first.items()}
     assert shapes == {name: value.shape for name, value in twice.items()}
-    trained = [value.size for name, value in twice.items() if name not in ROUTING_NAMES]
-    assert sum(trained) == ffn_params(again, E)
+    assert sum(value.size for value in split_params(twice)[0].values()) == ffn_params(again, E)
     variables = jax.eval_shape(FFN(again).init, jax.random.key(0), jnp.zeros((2, E)))
     assert variables["routing"].keys() == {"kept_row"}
 

@@ -28,7 +28,7 @@ from tree_ffn.conversion.refit import best_experts, output_at, refit, size_of, s
 from tree_ffn.conversion.targets import UNIT_ARRAYS, Target, empty_layer, output, routed, target_of
 from tree_ffn.errors import InputError, check_choice
 from tree_ffn.models.dense import DenseSpec
-from tree_ffn.models.ffn import ROUTING_NAMES
+from tree_ffn.models.ffn import split_params
 from tree_ffn.models.layer_stacks import split_layers, stack_layers
 from tree_ffn.models.spec import ModelSpec, kind_of
 from tree_ffn.tree import LeafSpec, TreeShape, TreeSpec, activation
@@ -258,8 +258,8 @@ def convert_model(
     for layer, spec, (params, shares) in zip(layers, model.ffns, converted, strict=True):
         assert isinstance(spec, DenseSpec)
         stored = layer["params"]["ffn"]["w_in"].dtype
-        routing = {name: params.pop(name) for name in ROUTING_NAMES if name in params}
-        layer["params"]["ffn"] = jax.tree.map(lambda a, stored=stored: np.asarray(a).astype(stored), params)
+        trained, routing = split_params(params)
+        layer["params"]["ffn"] = jax.tree.map(lambda a, stored=stored: np.asarray(a).astype(stored), trained)
         layer |= {"routing": {"ffn": routing}} if routing else {}
         ffns.append(layer_for(spec, recipe))
         found.append(shares)

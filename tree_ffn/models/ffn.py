@@ -86,7 +86,7 @@ def products(spec: FFNSpec) -> int:
 def init_ffn(
     key, spec: FFNSpec, width: int, *, w_in_scale=1.0, w_out_scale=1.0, param_dtype=jnp.float32
 ) -> dict:
-    """Initial weights of any layer, those of `ROUTING_NAMES` among them.
+    """Initial weights of any layer, those that nothing trains among them (see `split_params`).
 
     std(w_in) = w_in_scale / sqrt(E),   std(w_out) = w_out_scale / sqrt(A)
 
@@ -101,6 +101,26 @@ def init_ffn(
     inits = {DenseSpec: dense.init_params, LeafSpec: leaf.init_params}
     init = inits.get(type(spec), path.init_params)
     return init(key, spec, width, w_in_scale=w_in_scale, w_out_scale=w_out_scale, param_dtype=param_dtype)
+
+
+def split_params(params: dict) -> tuple[dict, dict]:
+    """A layer's arrays as what is trained, and what no optimizer or gradient may see, integers among them.
+
+    Args:
+      params: as `init_ffn` or a layer's `init_params` gives them.
+
+    Example:
+      >>> spec = LeafSpec(n_experts=8, expert_width=2, top_k=1, router="hash", gate_norm="none")
+      >>> trained, fixed = split_params(init_ffn(jax.random.key(0), spec, width=4))
+      >>> sorted(trained), sorted(fixed)
+      (['b_in', 'b_out', 'w_in', 'w_out'], ['salt'])
+      >>> x_TE, ids_T = jnp.ones((3, 4)), jnp.arange(3, dtype=jnp.int32)
+      >>> loss = lambda trained: apply_ffn(trained | fixed, x_TE, spec, token_T=ids_T)[0].sum()
+      >>> sorted(jax.jit(jax.grad(loss))(trained))
+      ['b_in', 'b_out', 'w_in', 'w_out']
+    """
+    fixed = {name: params[name] for name in params if name in ROUTING_NAMES}
+    return {name: params[name] for name in params if name not in fixed}, fixed
 
 
 def apply_ffn(
@@ -245,8 +265,9 @@ class FFN(nn.Module):
                 self.make_rng("params"), self.spec, width, w_in_scale=self.w_in_scale,
                 w_out_scale=self.w_out_scale, param_dtype=self.param_dtype,
             )  # fmt: skip
-            for name, value in fresh.items():
-                self.put_variable("routing" if name in ROUTING_NAMES else "params", name, value)
+            for collection, arrays in zip(("params", "routing"), split_params(fresh)):
+                for name, value in arrays.items():
+                    self.put_variable(collection, name, value)
         params = {**self.variables["params"], **self.variables.get("routing", {})}
         # For whoever asks what the units of a layer do (see training/probe.py).
         self.sow("intermediates", "x", x)
