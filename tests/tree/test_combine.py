@@ -25,7 +25,12 @@ every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS
 
 def leaf(X, W, K, activation="gelu"):
     return LeafSpec(
-        n_experts=X, expert_width=W, top_k=K, router="softmax", gate_norm="none", activation=activation
+        n_experts=X,
+        expert_width=W,
+        top_k=K,
+        router="softmax" if X > 1 else "tree",
+        gate_norm="none",
+        activation=activation,
     )
 
 

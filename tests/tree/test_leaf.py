@@ -13,7 +13,7 @@ from tests.tree import cases
 from tree_ffn.errors import InputError
 from tree_ffn.models import FFN, update_routing
 from tree_ffn.models.dense import DenseSpec, dense_ffn
-from tree_ffn.models.ffn import ROUTING_NAMES, ffn_params, products
+from tree_ffn.models.ffn import ROUTING_NAMES, ffn_params, products, split_params
 from tree_ffn.tree import IMPLEMENTATIONS, Info, LeafSpec, leaf_ffn
 from tree_ffn.tree.leaf import balance_update, init_params, route
 from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS
@@ -26,12 +26,6 @@ every_layer = pytest.mark.parametrize("name", SPECS)
 routed = cases.jit(route, static_argnums=2)
 
 
-def split(params):
-    """Trained weights, and the others."""
-    trained = {name: value for name, value in params.items() if name not in ROUTING_NAMES}
-    return trained, {name: value for name, value in params.items() if name in ROUTING_NAMES}
-
-
 def by_expert(array_TK, ids_TK):
     """Columns in ascending order of the experts."""
     return np.take_along_axis(np.asarray(array_TK), np.argsort(ids_TK, axis=1), axis=1)
@@ -41,7 +35,7 @@ def check_route(params, x, dg, spec):
     """Choices, gates, and gradients of sum(dg * gates) are the oracle's."""
     token = cases.token_ids(len(x))
     ids, gates, grads = leaf_oracle.route(params, x, spec, token, dg)
-    trained, fixed = split(cases.on_device(params))
+    trained, fixed = split_params(cases.on_device(params))
 
     @cases.jit
     def run(trained, x, dg):
@@ -74,7 +68,7 @@ def test_routers_choose_and_weigh(name, n_tokens, rng):
     check_route(params, x, rng.normal(size=(n_tokens, SPECS[name].top_k)), SPECS[name])
 
 
-BALANCED = [name for name, spec in SPECS.items() if spec.router_rows > (spec.router == "hash")]
+BALANCED = [name for name, spec in SPECS.items() if spec.router_rows and spec.top_k < spec.n_experts]
 
 
 @pytest.mark.parametrize("name", BALANCED)
@@ -83,14 +77,13 @@ def test_the_bias_acts_on_the_choice_alone(name, rng):
     spec = dataclasses.replace(SPECS[name], balance_rate=0.1)
     params, x, _ = cases.leaf_case(rng, spec, 3 * T)
     check_route(params, x, rng.normal(size=(3 * T, spec.top_k)), spec)
-    if spec.top_k < spec.n_experts > spec.n_trees:
-        without = {name: value for name, value in params.items() if name != "selection_bias"}
-        assert (leaf_oracle.route(params, x, spec)[0] != leaf_oracle.route(without, x, spec)[0]).any()
+    without = {name: value for name, value in params.items() if name != "selection_bias"}
+    assert (leaf_oracle.route(params, x, spec)[0] != leaf_oracle.route(without, x, spec)[0]).any()
 
 
 def check_layer(params, x, dy, spec, implementation, leak=0.0):
     wanted, ids, grads = leaf_oracle.leaf_layer(params, x, spec, IDS, dy, leak)
-    trained, fixed = split(cases.on_device(params))
+    trained, fixed = split_params(cases.on_device(params))
     given = jnp.float32(leak) if leak else None
 
     @cases.jit
@@ -252,7 +245,7 @@ def test_balance_evens_the_load(router, rng):
 def test_initial_weights(name):
     spec, width = SPECS[name], 64
     params = cases.first_weights(init_params, spec, width, w_in_scale=0.7, w_out_scale=0.05)
-    assert ffn_params(spec, width) == sum(value.size for value in jax.tree.leaves(split(params)[0]))
+    assert ffn_params(spec, width) == sum(value.size for value in jax.tree.leaves(split_params(params)[0]))
     assert np.std(params["w_in"]) == pytest.approx(0.7 / 8, rel=0.15)
     assert np.std(params["w_out"]) == pytest.approx(0.05 / spec.active_units**0.5, rel=0.15)
     if spec.router_rows:
@@ -281,6 +274,9 @@ def test_products_all_in():
     assert products(DenseSpec(3072)) == 2 * 3072
 
 
+ONE = {"n_experts": 1, "top_k": 1, "gate_norm": "none"}
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
@@ -297,8 +293,19 @@ def test_products_all_in():
         ({"balance_rate": -1.0}, "balance_rate: -1.0 is not allowed"),
         (
             {"n_trees": 8, "top_k": 8, "balance_rate": 0.1},
-            "balance_rate: 0.1 cannot be used with n_trees = n_experts = 8",
+            "balance_rate: 0.1 cannot be used with top_k = n_experts = 8, where every token uses all",
         ),
+        (
+            {"n_experts": 2, "balance_rate": 0.1},
+            "balance_rate: 0.1 cannot be used with top_k = n_experts = ",
+        ),
+        (
+            {"n_experts": 7, "router": "product_keys"},
+            "n_experts: 7 is not allowed with router 'product_",
+        ),
+        ({**ONE, "router": "softmax"}, "router: 'softmax' cannot be used with n_experts 1, which needs none"),
+        ({**ONE, "dense_start": 0.2}, "dense_start: 0.2 cannot be used with n_trees = n_experts = 1 and"),
+        ({"n_trees": 8, "top_k": 8, "gate_norm": "rms"}, "gate_norm: 'rms' cannot be used with n_trees = "),
         ({"dense_start": 1.5}, "dense_start: 1.5 is not allowed; use a number from 0 to 1"),
         ({"dense_start": float("nan")}, "dense_start: nan is not allowed"),
     ],
@@ -323,4 +330,6 @@ def test_a_hash_needs_an_id_for_every_token(ids, rng):
 
 def test_equal_layers_have_equal_specs():
     spec = SPECS["tree"]
+    of_numpy = LeafSpec(n_experts=np.int64(16), expert_width=np.int8(2), top_k=np.uint8(3))
+    assert of_numpy == spec and (of_numpy.depth, type(of_numpy.top_k)) == (4, int)
     assert spec == dataclasses.replace(spec) and hash(spec) == hash(dataclasses.replace(spec))

@@ -81,6 +81,7 @@ def path_layer(shape: TreeShape, router: str = "separate") -> TreeSpec:
     """
     check_choice("router", router, ROUTERS)
     how = {"routing": "straight_through"} if router == "spent" else {"router": "frozen"}
+    how = how if shape.depth else {}  # where nothing is decided
     return TreeSpec(shape, **how)
 
 

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from tree_ffn.errors import InputError, check_choice, check_number, check_positive_int
 from tree_ffn.tree import chosen
 from tree_ffn.tree.activations import ACTIVATIONS, activation
-from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS
+from tree_ffn.tree.leaf.routers import GATE_NORMS, ROUTERS, rectangle
 
 # What we recommend, but for W, which is E / 128 (see `tree_ffn.recipe`).
 RECIPE = {"n_experts": 512, "top_k": 16, "gate_norm": "rms", "dense_start": 0.2}
@@ -61,8 +61,9 @@ class LeafSpec:
     n_kept: int = 0
 
     def __post_init__(self):
-        for field in ("n_experts", "expert_width", "top_k", "n_trees"):
-            check_positive_int(field, getattr(self, field))
+        for field in ("n_experts", "expert_width", "top_k", "n_trees", "n_kept"):
+            check_positive_int(field, getattr(self, field), least=0 if field == "n_kept" else 1)
+            object.__setattr__(self, field, int(getattr(self, field)))  # of NumPy's too
         check_choice("router", self.router, ROUTERS)
         check_choice("gate_norm", self.gate_norm, GATE_NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -72,9 +73,9 @@ class LeafSpec:
             raise InputError(f"dense_start: {self.dense_start!r} is not allowed; use a number from 0 to 1.")
         self._check_kept()
         self._check_router()
+        self._check_choice()
 
     def _check_kept(self):
-        check_positive_int("n_kept", self.n_kept, least=0)
         if self.n_kept > self.n_experts:
             raise InputError(
                 f"n_kept: {self.n_kept} is not allowed; there are n_experts = {self.n_experts} to keep."
@@ -102,11 +103,6 @@ class LeafSpec:
                 f"n_trees: {self.n_trees} is not allowed with top_k = {self.top_k}, by which trees are "
                 f"searched from all their roots on; use at most {self.top_k}."
             )
-        if router.trees and self.balance_rate and not self.depth:
-            raise InputError(
-                f"balance_rate: {self.balance_rate!r} cannot be used with n_trees = n_experts = "
-                f"{self.n_experts}, where nothing is decided; use 0."
-            )
         if self.gate_norm != "none" and self.top_k == 1:
             raise InputError(
                 f"gate_norm: {self.gate_norm!r} cannot be used with top_k 1, whose gate would always be 1; "
@@ -117,6 +113,35 @@ class LeafSpec:
                 f"router: {self.router!r} cannot be used with top_k {self.top_k}, balance_rate "
                 f"{self.balance_rate!r} and n_kept {self.n_kept}; an id names one expert for good: use 1, 0 "
                 "and 0."
+            )
+
+    def _check_choice(self):
+        """The same, where little or nothing is left to choose."""
+        if self.n_experts == 1 and self.router != "tree":
+            raise InputError(
+                f"router: {self.router!r} cannot be used with n_experts 1, which needs none; use 'tree'."
+            )
+        if self.router == "product_keys" and rectangle(self.n_experts)[0] == 1:
+            raise InputError(
+                f"n_experts: {self.n_experts} is not allowed with router 'product_keys', whose rectangle "
+                "would be a line; use a number that is no prime, or router 'softmax'."
+            )
+        if self.balance_rate and self.top_k == self.n_experts:
+            raise InputError(
+                f"balance_rate: {self.balance_rate!r} cannot be used with top_k = n_experts = "
+                f"{self.n_experts}, where every token uses all; use 0."
+            )
+        if self.n_trees < self.n_experts:
+            return
+        if self.gate_norm == "rms":
+            raise InputError(
+                f"gate_norm: 'rms' cannot be used with n_trees = n_experts = {self.n_experts}, where gates "
+                "are 1 as they are; use 'none'."
+            )
+        if self.dense_start and self.gate_norm == "none":
+            raise InputError(
+                f"dense_start: {self.dense_start!r} cannot be used with n_trees = n_experts = "
+                f"{self.n_experts} and gate_norm 'none', where gates are always 1; use 0."
             )
 
     @property

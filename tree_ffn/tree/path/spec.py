@@ -56,10 +56,20 @@ class TreeSpec:
                 f"routing: {self.routing!r} cannot be used with router 'frozen': no decision learns; use "
                 "'hard'."
             )
-        if self.balance_rate and not self.shape.depth:
+        for field, value, nothing in (
+            ("balance_rate", self.balance_rate, 0),
+            ("routing", self.routing, "hard"),
+            ("router", self.router, "first_unit"),
+        ):
+            if value != nothing and not self.shape.depth:
+                raise InputError(
+                    f"{field}: {value!r} cannot be used with depth 0, where nothing is decided; use "
+                    f"{nothing!r}."
+                )
+        if self.act_site == "sum" and self.activation == "identity":
             raise InputError(
-                f"balance_rate: {self.balance_rate!r} cannot be used with depth 0, where nothing is decided; "
-                "use 0."
+                "act_site: 'sum' cannot be used with activation 'identity', of which the sum is the same at "
+                "nodes; use 'node'."
             )
 
     @property
