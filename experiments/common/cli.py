@@ -102,7 +102,7 @@ def define_config(name: str, default: str, words: str) -> flags.FlagHolder:
 def _check_config() -> None:
     """Raises InputError if the command line sets a key of the config that does nothing."""
     flag = flags.FLAGS["config"] if "config" in flags.FLAGS else None
-    if flag is not None and hasattr(flag.value, "keys") and flag.override_values:
+    if flag is not None and hasattr(flag.value, "keys") and getattr(flag, "override_values", None):
         from experiments.common.config_words import check_words  # which imports the library
 
         check_words(flag)
