@@ -240,11 +240,11 @@ def test_a_directory_that_is_not_there_is_named(not_built, monkeypatch):
 
 def test_older_headers_serve_and_newer_ones_do_not(not_built, monkeypatch):
     """A wheel has one library for all versions of jax."""
-    here = kernels.shared_object()
-    for version in ((0, 9), (1, 3)):
+    here, (major, minor) = kernels.shared_object(), libraries.ffi_version()
+    for version in ((major, minor + 2), (major + 1, minor)):
         monkeypatch.setattr(libraries, "ffi_version", lambda version=version: version)
         kernels.shared_object().write_text("of newer headers")
-    monkeypatch.setattr(libraries, "ffi_version", lambda: (0, 4))
+    monkeypatch.setattr(libraries, "ffi_version", lambda: (major, minor + 1))
     newer = kernels.shared_object()
     assert not newer.exists() and newer != here
     here.write_text("of older headers")
