@@ -88,7 +88,7 @@ def test_others_are_asked_for_by_name(chosen):
 SIZES = [{"T": 0}, {"T": 17}, {"E": 96}, {"dtype": jnp.float32}]
 OPTIONS = [
     {"router": "softmax"}, {"balance_rate": 0.1}, {"n_kept": 20}, {"top_k": 17}, {"n_experts": 2048},
-    {"n_experts": 4, "n_trees": 4, "gate_norm": "none"},
+    {"n_experts": 4, "n_trees": 4, "gate_norm": "none", "dense_start": 0.0},
 ]  # fmt: skip
 
 
