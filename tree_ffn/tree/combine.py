@@ -6,7 +6,7 @@ An expert of a leaf layer is some rows of units of its own; of a path layer it i
 shares with others. The spec says where they stand: `runs` of rows, or `unit_gates`, a gate for every unit.
 """
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,9 @@ def combine(
     Raises:
       InputError: there is no such implementation, or it is another than `masked` and there is a leak.
     """
-    if implementation is None:
-        implementation = "masked" if leak is not None else fastest(params, x_TE, spec)
-        learns_by = "masked" if leak is not None else fastest(params, x_TE, spec, learns=True)
-        if learns_by != implementation:
-            return _combined((implementation, learns_by), spec, params, x_TE, ids_TK, gates_TK)
+    if implementation is None and leak is None:
+        return _by_rule(params, x_TE, ids_TK, gates_TK, spec)
+    implementation = implementation or "masked"
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     if leak is None:
         return IMPLEMENTATIONS[implementation](params, x_TE, ids_TK, gates_TK, spec)
@@ -59,15 +57,24 @@ def combine(
     return masked(params, x_TE, ids_TK, gates_TK, spec, leak)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _combined(names: tuple[str, str], spec, params, x_TE, ids_TK, gates_TK):
-    """The sum by the first implementation that is named; where it is differentiated, by the second."""
-    return IMPLEMENTATIONS[names[0]](params, x_TE, ids_TK, gates_TK, spec)
+def _by_rule(params, x_TE, ids_TK, gates_TK, spec):
+    """The sum by what is fastest, and its derivatives by what learns fastest."""
+    names = [fastest(params, x_TE, spec, learns) for learns in (False, True)]
+    by = lambda name: lambda *layer: IMPLEMENTATIONS[name](*layer, spec)
+    layer = by(names[0]) if names[0] == names[1] else with_derivatives(*map(by, names))
+    return layer(params, x_TE, ids_TK, gates_TK)
 
 
-@_combined.defjvp
-def _combined_jvp(names, spec, primals, tangents):
-    return jax.jvp(lambda *layer: IMPLEMENTATIONS[names[1]](*layer, spec), primals, tangents)
+def with_derivatives(forward: Callable, derived: Callable) -> Callable:
+    """A function that computes as `forward` does, and is differentiated as `derived`, which equals it, is.
+
+    Args:
+      forward: of arrays and trees of them.
+      derived: of the same.
+    """
+    both = jax.custom_jvp(forward)
+    both.defjvp(lambda primals, tangents: jax.jvp(derived, primals, tangents))
+    return both
 
 
 def fastest(params: dict, x_TE: jax.Array, spec, learns: bool = False) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from tree_ffn.errors import InputError
 from tree_ffn.tree.activations import activation
-from tree_ffn.tree.combine import combine, fastest, weighed
+from tree_ffn.tree.combine import combine, fastest, weighed, with_derivatives
 from tree_ffn.tree.info import Info
 from tree_ffn.tree.meshes import partitioned
 from tree_ffn.tree.path import pruned
@@ -151,15 +151,10 @@ def _walked(params, x_TE, spec: TreeSpec, implementation: str | None, said: str 
 
 def _learned_by_masked(params, x_TE, spec: TreeSpec, implementation: str):
     """An implementation that walks one path, and masked, which sees those beside it, for its derivatives."""
-
-    @jax.custom_jvp
-    def layer(params, x_TE):
-        return _walked(params, x_TE, spec, implementation)
-
-    @layer.defjvp
-    def _(primals, tangents):
-        return jax.jvp(lambda params, x_TE: _everywhere(params, x_TE, spec), primals, tangents)
-
+    layer = with_derivatives(
+        lambda params, x_TE: _walked(params, x_TE, spec, implementation),
+        lambda params, x_TE: _everywhere(params, x_TE, spec),
+    )
     return layer(params, x_TE)
 
 
