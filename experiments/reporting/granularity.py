@@ -19,7 +19,7 @@ CAPTION = (
 # What makes lines of losses comparable but for granularity, and the names of their curves.
 DESIGN = (
     "ffn.router", "ffn.gate_norm", "ffn.dense_start", "ffn.balance_rate", "optim.lr", "optim.b2",
-    "model.init.w_out", "train.steps", "data.sha256",
+    "optim.weight_decay", "model.init.w_out", "train.steps", "data.sha256",
 )  # fmt: skip
 STEPS = {"forward": "use", "train": "training step"}
 # (metric, what a curve's name says of it, style of the curve)
